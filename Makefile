@@ -1,0 +1,52 @@
+# make demo: the whole federation on this machine.  make test: the tests.  Both install what they need first.
+
+VENV   := .venv
+STAMP  := $(VENV)/.installed
+BIN    := $(VENV)/bin
+# The first interpreter that is new enough; `make PYTHON=/path/to/python` to choose another.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$python"; break; }; done)
+
+.PHONY: help install demo test lint format clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo     train three synthetic hospitals together on this machine and write runs/demo/report.html"
+	@echo "make test     run the tests"
+	@echo "make lint     check format and style"
+	@echo "make format   put format and style right"
+	@echo "make install  only install, into $(VENV)"
+	@echo "make clean    delete $(VENV), caches and runs/demo"
+
+install: $(STAMP)
+
+# Made again when the dependencies change; otherwise a second call starts at once.
+$(STAMP): pyproject.toml constraints.txt
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "No Python 3.11 or newer was found. Install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; fi
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$(PYTHON) is not Python 3.11 or newer. Name one that is: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@"$(BIN)/python" -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear "$(VENV)" || { \
+		echo "Python could not make $(VENV). On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 2; }
+	@echo "Installing into $(VENV) (the first time takes some minutes) ..."
+	@"$(BIN)/python" -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch "$@"
+
+demo: $(STAMP)
+	@"$(BIN)/python" -m server simulate configs/demo.yaml --out runs/demo --force
+	@echo "Report: file://$(CURDIR)/runs/demo/report.html"
+
+test: $(STAMP)
+	@"$(BIN)/python" -m pytest
+
+lint: $(STAMP)
+	@"$(BIN)/ruff" format --check .
+	@"$(BIN)/ruff" check .
+
+format: $(STAMP)
+	@"$(BIN)/ruff" check --fix .
+	@"$(BIN)/ruff" format .
+
+clean:
+	rm -rf "$(VENV)" build dist *.egg-info .pytest_cache .ruff_cache runs/demo
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,106 @@
+"""What a message may ask of a site, parsed strictly: nothing in it is trusted before it is checked here."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from dusss_core.config import TrainingConfig
+
+if TYPE_CHECKING:
+    from flwr.app import ConfigRecord, RecordDict
+    from torch import Tensor
+
+PHASES = ("pretrain", "segment")
+_RUN_KEY = re.compile(r"[0-9a-f]{16,64}")
+_DIGEST = re.compile(r"([0-9a-f]{64})?")
+_MOST_ROUNDS = 10**6
+
+
+class Declined(Exception):
+    """The site does not do what was asked. The reason travels, so it never speaks of the site's data or paths.
+
+    Args:
+        reason: one sentence.
+        abstains: the site cannot take part in the phase at all, and that is no failure.
+    """
+
+    def __init__(self, reason: str, *, abstains: bool = False):
+        super().__init__(reason)
+        self.abstains = abstains
+
+
+@dataclass(frozen=True)
+class Request:
+    """The settings of one message."""
+
+    training: TrainingConfig
+    training_digest: str
+    run_key: str
+    """Names the run; the site's private state is kept by it."""
+    phase: str = "segment"
+    round: int = 1
+    vlm_digest: str = ""
+    """SHA-256 of the final vision-language model; empty before there is one."""
+    what: str = "train"
+    """train, val (validate the model) or test (evaluate the final student)."""
+
+
+def read_request(content: RecordDict) -> Request:
+    """The settings of a message.
+
+    Raises:
+        Declined: something is missing or not allowed.
+    """
+    record = content.config_records.get("config")
+    if record is None:
+        raise Declined("the message holds no settings")
+    text = _text(record, "training", re.compile(r"(?s).{1,100000}"))
+    try:
+        training = TrainingConfig.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise Declined(f"the study's settings are not valid in this release: '{where}': {first['msg']}") from None
+    if training.vlm.weights is not None:
+        raise Declined("the study names a file on this machine (vlm.weights)")
+    request = Request(
+        training=training,
+        training_digest=hashlib.sha256(text.encode()).hexdigest(),
+        run_key=_text(record, "run_key", _RUN_KEY),
+        phase=_text(record, "phase", re.compile("|".join(PHASES)), "segment"),
+        round=record.get("round", 1),
+        vlm_digest=_text(record, "vlm_digest", _DIGEST, ""),
+        what=_text(record, "what", re.compile("train|val|test"), "train"),
+    )
+    if type(request.round) is not int or not 1 <= request.round <= _MOST_ROUNDS:
+        raise Declined("'round' in the message is not a round")
+    return request
+
+
+def read_tensors(content: RecordDict, name: str) -> dict[str, Tensor] | None:
+    """The tensors of the record `name`; None if the message has no such record.
+
+    Raises:
+        Declined: they cannot be decoded.
+    """
+    import torch
+
+    record = content.array_records.get(name)
+    if record is None:
+        return None
+    try:
+        return {key: torch.from_numpy(array.numpy()) for key, array in record.items()}
+    except Exception:
+        raise Declined(f"the tensors in '{name}' cannot be decoded") from None
+
+
+def _text(record: ConfigRecord, key: str, pattern: re.Pattern, default: str | None = None) -> str:
+    value: Any = record.get(key, default)
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        raise Declined(f"'{key}' in the message is missing or not allowed")
+    return value

@@ -1,0 +1,179 @@
+"""What a site does with a message, from the settings in it to the answer.
+
+An answer holds the shared tensors, single figures, and nothing else. What goes wrong here is told in full in the
+site's own log; to the coordinator goes a sentence that was written for it (`Declined`), or the kind of error alone,
+since an error's text may name a patient's file.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from client import observe, policy
+from client.request import Declined, Request, read_request, read_tensors
+from client.state import SiteState, locked, write_log
+from client.workbench import Workbench, with_prefix, workbench
+from feddusss import __version__
+from sites.config import SiteConfig, load_site
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def answer(kind: str, content: RecordDict, site_file: Path) -> RecordDict:
+    """Work on a message for the site that `site_file` describes.
+
+    Args:
+        kind: query, train or evaluate.
+
+    Returns:
+        The content of the answer; {"config": {"declined": reason}} if the site did not do it.
+    """
+    site = None
+    try:
+        site = load_site(site_file)
+        request = read_request(content)
+        with locked(site.state_dir):
+            state = SiteState(site.state_dir, request.training.study, request.run_key)
+            bench = workbench(site_file, site, request)
+            reply = _KINDS[kind](site, request, content, state, bench)
+        write_log(site.state_dir, f"{kind} {request.phase} round {request.round}: answered")
+        return reply
+    except Declined as declined:
+        reason, abstains = str(declined), declined.abstains
+    except Exception as error:
+        reason, abstains = f"{type(error).__name__}; the site's own log says more", False
+        observe.failed(error)
+        if site is not None:
+            write_log(site.state_dir, traceback.format_exc())
+    if site is not None:
+        write_log(site.state_dir, f"{kind}: declined: {reason}")
+    return RecordDict({"config": ConfigRecord({"declined": reason, "abstains": abstains})})
+
+
+def _query(site: SiteConfig, request: Request, content: RecordDict, state: SiteState, bench: Workbench) -> RecordDict:
+    counts = bench.data.counts
+    role = "train" if counts["n_labelled"] + counts["n_unlabelled"] else "evaluate"
+    texts = {"site": site.site, "release": __version__, "role": role, "vlm": state.vlm_digest()}
+    return RecordDict({"config": ConfigRecord(texts), "metrics": _metrics(counts)})
+
+
+def _train(site: SiteConfig, request: Request, content: RecordDict, state: SiteState, bench: Workbench) -> RecordDict:
+    from dusss_core.training import can_train
+
+    started = time.perf_counter()
+    policy.check_training(site, request)
+    if reason := can_train(request.training, request.phase, bench.split("train")):
+        raise Declined(reason, abstains=True)
+    _keep_vlm(request, content, state)
+    trainer, state_round = bench.trainer(state, request)
+    policy.check_steps(site, trainer.steps_per_round)
+    _load_shared(trainer, content)
+    metrics = _prefixed("val", trainer.validate())
+    metrics |= _prefixed("train", trainer.train_round(request.round))
+    shared = trainer.shared()
+    _check_finite(shared)
+    state.save(request.phase, request.round, trainer.private())
+    bench.trained(request)
+    metrics |= {
+        "num-examples": _examples(request, bench),
+        "state.age": request.round - 1 - state_round,
+        "seconds": time.perf_counter() - started,
+    }
+    return RecordDict({"arrays": ArrayRecord(shared), "metrics": _metrics(metrics)})
+
+
+def _evaluate(site: SiteConfig, request: Request, content: RecordDict, state: SiteState, bench: Workbench) -> RecordDict:
+    started = time.perf_counter()
+    _keep_vlm(request, content, state)
+    metrics = _validate(request, content, state, bench) if request.what == "val" else _test(
+        request, content, state, bench)
+    return RecordDict({"metrics": _metrics({**metrics, "seconds": time.perf_counter() - started})})
+
+
+def _validate(request: Request, content: RecordDict, state: SiteState, bench: Workbench) -> dict[str, float]:
+    """Figures of the model in the message on the validation split, as `_train` gives before it trains."""
+    from dusss_core.training import can_train
+
+    if can_train(request.training, request.phase, bench.split("train")):
+        return {}
+    trainer, round = bench.trainer(state, request)
+    _load_shared(trainer, content)
+    metrics = _prefixed("val", trainer.validate())
+    if round:
+        bench.untouched(request, round)
+    return metrics
+
+
+def _test(request: Request, content: RecordDict, state: SiteState, bench: Workbench) -> dict[str, float]:
+    """Figures of the final student, of the text-guided masks and of the pseudo-labels, where masks are known."""
+    from dusss_core.training import evaluate_logits, evaluate_student, text_guided_masks
+
+    config, device = request.training, bench.device
+    test, train = bench.split("test"), bench.split("train")
+    student = read_tensors(content, "arrays")
+    local = bench.local_layers(state, "segment")
+    metrics = {}
+    if student is not None and (local or not config.local_norm):
+        metrics |= _prefixed("test", evaluate_student(config, {**student, **local}, test, device))
+    hidden = (train.masked & ~train.labelled & train.has_text).nonzero()[0]
+    if len(hidden) and (newest := state.newest("segment", before=10**9)):
+        if teacher := with_prefix(newest[0], "teacher."):
+            scores = evaluate_student(config, teacher, train.select(hidden), device)
+            metrics |= {"pseudo.teacher_dice": scores.get("dice", math.nan), "pseudo.n": float(len(hidden))}
+    if config.method.text_mask and request.vlm_digest:
+        vlm = bench.vlm(state, request)
+        if config.local_norm and not bench.local_layers(state, "pretrain"):
+            return metrics
+        if test.has_text.any():
+            logits = text_guided_masks(config, vlm, test, bench.text, device)
+            metrics |= _prefixed("text_mask", evaluate_logits(config, logits, test))
+        if len(hidden) and (masks := bench.text_masks(state, request)) is not None:
+            scores = evaluate_logits(config, masks[hidden], train.select(hidden))
+            metrics |= {"pseudo.text_dice": scores.get("dice", math.nan)}
+    return metrics
+
+
+def _keep_vlm(request: Request, content: RecordDict, state: SiteState) -> None:
+    tensors = read_tensors(content, "vlm")
+    if tensors is not None:
+        state.save_vlm(request.vlm_digest, tensors)
+
+
+def _load_shared(trainer, content: RecordDict) -> None:
+    tensors = read_tensors(content, "arrays")
+    expected = {name: tensor.shape for name, tensor in trainer.shared().items()}
+    if tensors is None or {name: tensor.shape for name, tensor in tensors.items()} != expected:
+        raise Declined("the model in the message does not fit the study's settings in this release")
+    trainer.load_shared(tensors)
+
+
+def _check_finite(shared: Mapping[str, Tensor]) -> None:
+    import torch
+
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in shared.values()):
+        raise Declined("training gave weights that are not finite; the state before is kept")
+
+
+def _examples(request: Request, bench: Workbench) -> int:
+    """Training pictures that the phase uses: the site's weight in the mean."""
+    train = bench.split("train")
+    return int(train.has_text.sum()) if request.phase == "pretrain" else len(train)
+
+
+def _prefixed(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    return {f"{prefix}.{name}": value for name, value in metrics.items()}
+
+
+def _metrics(values: Mapping[str, float]) -> MetricRecord:
+    return MetricRecord({name: value if isinstance(value, int) else float(value) for name, value in values.items()})
+
+
+_KINDS = {"query": _query, "train": _train, "evaluate": _evaluate}

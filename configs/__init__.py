@@ -1,0 +1,1 @@
+"""Presets of studies; they hold only what differs from the defaults."""

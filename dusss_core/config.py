@@ -1,0 +1,272 @@
+"""The settings of a study that reach a hospital: pictures, method, networks, both training phases.
+
+Typed, with unknown keys refused. Every field is documented where it is defined; the defaults are what measured
+best, `preset: paper` is the paper to the letter. No file is read here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Strict(BaseModel):
+    """Base of every settings class: unknown keys are errors, values are checked on assignment too."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, use_attribute_docstrings=True)
+
+
+class ImageConfig(Strict):
+    """How a picture becomes a tensor."""
+
+    channels: Literal[1, 3] = 1
+    """1: gray, 3: RGB. Pictures are converted."""
+    size: int = Field(224, ge=32, multiple_of=16)
+    """Height and width that the networks see, in pixels."""
+    mode: Literal["resize", "tile"] = "resize"
+    """resize: the whole picture is scaled to size x size. tile: pictures keep their scale; training cuts tiles of
+    size x size, evaluation slides a window over the whole picture."""
+    tile_overlap: float = Field(0.0, ge=0, lt=1)
+    """Overlap of neighbouring training tiles, as a share of `size`."""
+    mean: float = 0.5
+    """Subtracted from intensities in [0, 1]. A public constant, never a statistic of a site's data."""
+    std: float = Field(0.25, gt=0)
+    """Intensities are divided by it. A public constant."""
+    classes: int = Field(1, ge=1)
+    """Foreground classes. 1: one sigmoid channel; more: `classes` channels and softmax, class 0 the background."""
+
+    @model_validator(mode="after")
+    def _two_classes_are_one(self) -> ImageConfig:
+        if self.classes == 2:
+            raise ValueError("classes: 2 with softmax is the one-class sigmoid case; use classes: 1")
+        return self
+
+
+class MethodConfig(Strict):
+    """The switches of the method: every ablation is one of these, on one code path."""
+
+    preset: Literal["dusss", "paper", "mean_teacher", "supervised", "clip"] = "dusss"
+    """A named set of the switches below; keys that are given as well win over it."""
+    sss: bool = True
+    """Semantic-similarity supervision under uncertainty, Eq. 1 to 5. Off: plain cosine."""
+    dcl: bool = True
+    """Dual contrastive learning: the intra-modal losses of Eq. 9 join the cross-modal ones."""
+    ltg: bool = True
+    """The text-guided loss, Eq. 11."""
+    text_mask: bool = True
+    """Path 1: text-guided masks supervise the student. Off: no pretraining phase."""
+    teacher: bool = True
+    """Path 2: the mean teacher supervises the student."""
+    grounding_supervision: bool = True
+    """A site's labelled pictures also train the grounding decoder (CE + Dice). Not in the paper."""
+    detach_uncertainty: bool = True
+    """No gradient of the contrastive losses through the uncertainty of Eq. 2 (see Eq. 18)."""
+    pairs: Literal["multi_positive", "masked", "identity"] = "multi_positive"
+    """Pairs with the same sentence: positives of each other, left out of the negatives, or (paper) negatives."""
+    merge: Literal["logits", "probabilities"] = "logits"
+    """Eq. 15: sigmoid of the sum of logits, or (paper, literally) of the sum of probabilities."""
+    merge_text_weight: float = Field(0.5, ge=0, le=1)
+    """Weight of the text logits in the merged target, the teacher's is one minus it, both doubled, so that 0.5 is
+    the plain sum of Eq. 15."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_preset(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            preset = PRESETS.get(values.get("preset", "dusss"))
+            if preset is not None:
+                return {**preset, **values}
+        return values
+
+    @property
+    def semi_supervised(self) -> bool:
+        """Whether unlabelled pictures are used at all in the segmentation phase."""
+        return self.teacher or self.text_mask
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "dusss": {},
+    "paper": {"grounding_supervision": False, "detach_uncertainty": False, "pairs": "identity"},
+    "mean_teacher": {"text_mask": False},
+    "supervised": {"text_mask": False, "teacher": False},
+    "clip": {"sss": False, "dcl": False, "ltg": False},
+}
+
+
+class TextConfig(Strict):
+    """The text encoder and the wordings that augment a sentence."""
+
+    encoder: str = "minilm"
+    """`minilm` (MiniLM-L6, from an installed package, checked by its sha256), or a BERT's local folder or hub name."""
+    tuning: Literal["frozen", "lora", "full"] = "frozen"
+    """frozen: each distinct sentence is encoded once and its token features are cached on the site's disk."""
+    lora_rank: int = Field(8, ge=1)
+    """Rank of the adapters for tuning: lora."""
+    max_tokens: int = Field(48, ge=4)
+    """Sentences are cut to this many tokens."""
+    views: int = Field(3, ge=1)
+    """Augmented wordings per sentence (word dropout, clause order, synonyms) for the text side of Eq. 9."""
+
+
+class VLMConfig(Strict):
+    """The vision-language model of step 1."""
+
+    image_encoder: str = "resnet18"
+    """A timm model name that supports `features_only`."""
+    weights: str | None = None
+    """Path of a safetensors file with public pretrained weights for the image encoder."""
+    patch_stride: Literal[4, 8, 16, 32] = 16
+    """Pixels per patch: the coarsest feature map that is used."""
+    dim: int = Field(128, ge=8, multiple_of=4)
+    """D, the width of the joint embedding."""
+    decoder_width: int = Field(64, ge=8, multiple_of=4)
+    """Channels of the grounding decoder."""
+    skips: bool = True
+    """The grounding decoder sees the encoder's finer feature maps too. Off: patch features alone (paper)."""
+    cross_attention: bool = True
+    """Patch features attend to the sentence's tokens before they are decoded. Off: the dot product alone (paper)."""
+    text: TextConfig = TextConfig()
+
+
+class StudentConfig(Strict):
+    """The U-Net that is deployed, and its twin the EMA teacher."""
+
+    width: int = Field(64, ge=4)
+    """Channels of the first level; 64 is the paper's 14,751,873 parameters at 3 -> 1 channels."""
+    norm: Literal["batch", "group"] = "batch"
+    """Normalisation layers."""
+
+
+class OptimizerConfig(Strict):
+    """AdamW with a cosine schedule over the whole phase."""
+
+    lr: float = Field(3e-4, gt=0)
+    """Peak learning rate."""
+    min_lr_ratio: float = Field(0.05, ge=0, le=1)
+    """The learning rate ends at `lr` times this. 1: constant."""
+    warmup: float = Field(0.05, ge=0, lt=1)
+    """Share of the phase over which the learning rate rises linearly from 0."""
+    weight_decay: float = Field(1e-4, ge=0)
+    """Decoupled weight decay."""
+    clip_norm: float | None = Field(5.0, gt=0)
+    """Largest L2 norm of the gradient of one step; null: no clipping."""
+
+
+class PhaseConfig(Strict):
+    """What both phases share."""
+
+    rounds: int = Field(20, ge=0)
+    """Federated rounds; one message to each site per round."""
+    epochs: int = Field(1, ge=1)
+    """Local passes over the site's training pictures per round."""
+    batch: int = Field(32, ge=2)
+    """Pictures per step."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    patience: int = Field(20, ge=1)
+    """Early stopping: rounds without a better validation figure before the phase ends."""
+
+
+class UncertaintyConfig(Strict):
+    """Constants of the semantic-similarity supervision."""
+
+    scale: float = Field(1.0, gt=0)
+    """a of Eq. 2; the 2-Wasserstein distance is averaged over D, so it does not depend on the width."""
+    offset: float = Field(0.1, ge=0)
+    """b of Eq. 2."""
+    constraint: float = Field(1.0, gt=0)
+    """lambda of Eq. 4."""
+    log_sigma_min: float = -6.0
+    """log sigma is clamped to at least this."""
+    log_sigma_max: float = 3.0
+    """log sigma is clamped to at most this."""
+    regulariser: float = Field(1e-3, ge=0)
+    """Weight of the mean squared log sigma, against inflated uncertainty."""
+
+
+class PretrainConfig(PhaseConfig):
+    """Step 1: vision-language pretraining."""
+
+    uncertainty: UncertaintyConfig = UncertaintyConfig()
+    temperature: float = Field(0.1, gt=0)
+    """Start of the learned tau."""
+    weight_imc: float = Field(1.0, ge=0)
+    """Weight of the intra-modal loss, Eq. 9."""
+    weight_ltg: float = Field(1.0, ge=0)
+    """Weight of the text-guided loss, Eq. 11."""
+    weight_grounding: float = Field(5.0, ge=0)
+    """Weight of the label supervision of the grounding decoder."""
+    flip: bool = True
+    """Left-right flips, with left and right exchanged in the sentence."""
+
+
+class SegmentConfig(PhaseConfig):
+    """Step 2: text-guided semi-supervised segmentation."""
+
+    labelled_share: float = Field(0.5, gt=0, lt=1)
+    """Share of each batch that is drawn from the labelled pictures, where a site has both kinds."""
+    ema: float = Field(0.99, ge=0, lt=1)
+    """Largest alpha of Eq. 12; alpha = min(1 - 1 / (step + 1), ema)."""
+    weight_semi: float = Field(1.0, ge=0)
+    """Weight of L_semi (Eq. 17) after the ramp-up."""
+    rampup: float = Field(0.2, ge=0, le=1)
+    """Share of the phase over which the weight of L_semi rises (sigmoid ramp-up)."""
+    dice: bool = True
+    """The supervised loss is CE + Dice. Off: CE alone, Eq. 14."""
+    confidence: float = Field(0.0, ge=0, lt=1)
+    """Pixels whose pseudo-label confidence max(p, 1 - p) is below it carry no weight; 0: all pixels count."""
+    flip: bool = True
+    """Left-right flips of picture, mask and text-guided mask together."""
+    turns: bool = False
+    """Up-down flips and 90-degree turns too; only for pictures without an up (histology)."""
+
+
+class RuntimeConfig(Strict):
+    """How the machine is used; changes no result beyond rounding."""
+
+    amp: bool = False
+    """bfloat16 autocast; losses stay in float32."""
+    channels_last: bool = False
+    """channels_last memory format."""
+    eval_batch: int = Field(64, ge=1)
+    """Pictures per batch at evaluation."""
+
+
+class TrainingConfig(Strict):
+    """Everything that a site needs to take part in a study. Sent with every message; checked again at the site."""
+
+    study: str = Field("study", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+    """Name; the site's private state is keyed by it."""
+    seed: int = 1
+    """All randomness derives from (seed, site, phase, round)."""
+    image: ImageConfig = ImageConfig()
+    method: MethodConfig = MethodConfig()
+    vlm: VLMConfig = VLMConfig()
+    student: StudentConfig = StudentConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    segment: SegmentConfig = SegmentConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+    local_norm: bool = False
+    """FedBN: normalisation layers stay at the site."""
+    prox_mu: float = Field(0.0, ge=0)
+    """FedProx: weight of half the squared distance from the round's global model; set by `federation.strategy`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _paper_reaches_beyond_the_method(cls, values: Any) -> Any:
+        """`method: {preset: paper}` means the paper's grounding decoder and supervised loss as well."""
+        if not isinstance(values, dict):
+            return values
+        method = values.get("method")
+        if isinstance(method, dict) and method.get("preset") == "paper":
+            for section, literal in PAPER_BEYOND_METHOD.items():
+                given = values.get(section, {})
+                if isinstance(given, dict):
+                    values = {**values, section: {**literal, **given}}
+        return values
+
+
+PAPER_BEYOND_METHOD: dict[str, dict[str, Any]] = {
+    "vlm": {"skips": False, "cross_attention": False},
+    "segment": {"dice": False},
+}

@@ -1,0 +1,103 @@
+"""Files that are either whole or absent: temporary name, fsync, rename."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dusss_core.errors import UserError
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary sibling of `path`, flush it to the disk and rename it.
+
+    A crash, a full disk or an error in `write` leaves the previous file untouched.
+
+    Raises:
+        UserError: the file system refused (disk full, no permission).
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise UserError(
+            f"{path}: could not be written: {error.strerror or error}",
+            "free disk space or mend the permissions, then start again with --resume; the file that was "
+            "there before is untouched",
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to `path` atomically."""
+    write_atomically(path, lambda temporary: temporary.write_bytes(content) and None)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write `content` to `path` atomically, as UTF-8."""
+    write_bytes(path, content.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` to `path` atomically, as indented JSON with a final newline."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
+    """Write torch tensors to a safetensors file atomically; `metadata` goes into its header."""
+    from safetensors.torch import save_file
+
+    # clone: safetensors refuses tensors that share memory
+    contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    write_atomically(path, lambda temporary: save_file(contiguous, temporary, dict(metadata or {})))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Read a safetensors file.
+
+    Returns:
+        The tensors by name, and the header's metadata.
+
+    Raises:
+        UserError: the file is missing or is not a whole safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file", "check the path") from None
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a whole safetensors file ({error})", "delete it and use another") from None
+
+
+def digest_of_tensors(tensors: Mapping[str, Any]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of `tensors`, in order of name."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,120 @@
+"""Semantic-similarity supervision: cosines that know how uncertain a pair is (DuSSS, Eq. 1 to 5)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dusss_core.config import UncertaintyConfig
+from dusss_core.losses.precision import full_precision
+
+
+class Gaussian(NamedTuple):
+    """Diagonal Gaussians, one per row: the raw output of a Gaussian head."""
+
+    mu: Tensor
+    """B x D."""
+    log_sigma: Tensor
+    """B x D, log of the standard deviation, not yet clamped."""
+
+
+class Embedding(NamedTuple):
+    """What the contrastive losses compare: B pictures or sentences by their [CLS] projection and Gaussian."""
+
+    semantic: Tensor
+    """B x D, L2-normalised."""
+    gaussian: Gaussian
+
+
+@full_precision
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Cosines of the rows of a (B x D) with the rows of b (K x D): B x K, float32.
+
+    A row that is zero (nothing was pooled) has cosine 0 with everything. Rows are normalised here again,
+    because unit length in bfloat16 is off by up to 0.4 %, which is more than most distances that matter.
+    """
+    return F.normalize(a, dim=-1, eps=1e-6) @ F.normalize(b, dim=-1, eps=1e-6).T
+
+
+@full_precision
+def semantic_distance(a: Tensor, b: Tensor, eps: float = 1e-6) -> Tensor:
+    """Ds: Euclidean distance of the unit vectors along a (B x D) and b (K x D), in [sqrt(eps), 2]: B x K.
+
+    sqrt(2 - 2 cos) with the radicand clamped to at least `eps`: at duplicates the gradient is 0, not NaN.
+    """
+    return _distance(cosine(a, b), eps)
+
+
+@full_precision
+def wasserstein2(mu_a: Tensor, log_sigma_a: Tensor, mu_b: Tensor, log_sigma_b: Tensor) -> Tensor:
+    """Squared 2-Wasserstein distance of diagonal Gaussians (Eq. 1), averaged over D: B x K, at least 0.
+
+    Args:
+        mu_a, log_sigma_a: B x D. mu_b, log_sigma_b: K x D.
+
+    Both norms are expanded into one matrix product, so nothing of size B x K x D is made.
+    """
+    a = torch.cat([mu_a, log_sigma_a.exp()], dim=-1)
+    b = torch.cat([mu_b, log_sigma_b.exp()], dim=-1)
+    # Distances do not change when all points move together; near the origin fewer digits cancel.
+    centre = torch.cat([a, b]).mean(dim=0).detach()
+    a, b = a - centre, b - centre
+    squared = a.square().sum(dim=-1)[:, None] + b.square().sum(dim=-1)[None, :] - 2 * a @ b.T
+    return squared.clamp(min=0) / mu_a.shape[-1]
+
+
+@full_precision
+def supervised_similarity(
+    a: Embedding, b: Embedding, config: UncertaintyConfig, *, sss: bool, detach_uncertainty: bool
+) -> tuple[Tensor, Tensor]:
+    """The uncertainty cosine similarity of Eq. 5 and the D_SSS of Eq. 4 behind it, both B x K, float32.
+
+    Args:
+        a: B pictures or sentences. b: K of them.
+        config: a, b and lambda of Eq. 2 and 4; log sigma is clamped to its bounds here.
+        sss: False gives the plain cosine and D_SSS = 1.
+        detach_uncertainty: no gradient through Du (Eq. 2). The distance Ds in Eq. 3 keeps its own: it pulls
+            the same way as the cosine, whereas Du offers a way to look similar without alignment (Eq. 18).
+    """
+    similarity = cosine(a.semantic, b.semantic)
+    if not sss:
+        return similarity, torch.ones_like(similarity)
+    low, high = config.log_sigma_min, config.log_sigma_max
+    distance = wasserstein2(
+        a.gaussian.mu,
+        a.gaussian.log_sigma.clamp(low, high),
+        b.gaussian.mu,
+        b.gaussian.log_sigma.clamp(low, high),
+    )
+    uncertainty = config.scale * distance + config.offset
+    if detach_uncertainty:
+        uncertainty = uncertainty.detach()
+    d_sss = torch.exp(-config.constraint * uncertainty / _distance(similarity))
+    return 1 - (1 - similarity) * d_sss, d_sss
+
+
+@full_precision
+def sigma_regulariser(*gaussians: Gaussian) -> Tensor:
+    """Mean squared log sigma over all entries of all Gaussians, before clamping: a scalar, 0 at sigma = 1."""
+    squares = torch.stack([gaussian.log_sigma.square().sum() for gaussian in gaussians]).sum()
+    return squares / max(1, sum(gaussian.log_sigma.numel() for gaussian in gaussians))
+
+
+def saturation(d_sss: Tensor) -> dict[str, float]:
+    """The 10 %, 50 % and 90 % quantiles of D_SSS, as metrics; {} for no pairs.
+
+    Near 0 every pair counts as similar, near 1 the uncertainty does nothing: either way the supervision is
+    gone.
+    """
+    values = d_sss.detach().float().flatten()
+    if not len(values):
+        return {}
+    quantiles = torch.quantile(values, values.new_tensor([0.1, 0.5, 0.9])).tolist()
+    return dict(zip(("dsss_p10", "dsss_p50", "dsss_p90"), quantiles, strict=True))
+
+
+def _distance(similarity: Tensor, eps: float = 1e-6) -> Tensor:
+    return (2 - 2 * similarity).clamp(min=eps).sqrt()

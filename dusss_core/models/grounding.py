@@ -1,0 +1,129 @@
+"""The grounding decoder: where in the picture is what the sentence says, Eq. 10."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dusss_core.models.text_tower import TextFeatures
+from dusss_core.models.unet import make_norm
+
+
+class GroundingDecoder(nn.Module):
+    """fg of Eq. 10: patch features to pixel features, whose dot product with the text gives the mask.
+
+    Args:
+        channels: channels of the encoder's feature maps, fine to coarse.
+        strides: their pixels per cell.
+        in_channels: channels of the picture.
+        width: channels inside the decoder.
+        dim: D, width of the text.
+        classes: output channels.
+        skips: finer feature maps, and the picture itself, join on the way up.
+        cross_attention: patch features attend to the sentence's tokens first.
+    """
+
+    def __init__(self, channels: list[int], strides: list[int], in_channels: int, width: int, dim: int, classes: int,
+                 skips: bool, cross_attention: bool):
+        super().__init__()
+        self.skips = skips
+        self.enter = nn.Conv2d(channels[-1], width, 1)
+        self.position = nn.Conv2d(POSITION_CHANNELS, width, 1)
+        self.attend = TokenAttention(width, dim) if cross_attention else None
+        # one step per halving of the stride, down to single pixels
+        finer = dict(zip(strides[:-1], channels[:-1], strict=True))
+        self.steps = nn.ModuleList()
+        self.step_strides = [strides[-1] >> i for i in range(1, int(math.log2(strides[-1])) + 1)]
+        current = width
+        for stride in self.step_strides:
+            lateral = (in_channels if stride == 1 else finer.get(stride, 0)) if skips else 0
+            # the two finest levels are the most expensive ones: half as wide
+            out = width if stride > 2 else max(width // 2, 8)
+            self.steps.append(_DecoderStep(current, lateral, out))
+            current = out
+        self.pixel = nn.Conv2d(current, dim, 1)
+        self.strides = strides
+        self.class_codes = nn.Parameter(torch.ones(classes, dim))
+        self.scale = nn.Parameter(torch.tensor(1.0))
+        # most pixels are background: start near the logit of a tenth
+        self.bias = nn.Parameter(torch.full((classes,), -2.0))
+        if classes > 1:
+            nn.init.normal_(self.class_codes, mean=1.0, std=0.5)
+
+    def forward(self, image: Tensor, levels: list[Tensor], text: TextFeatures) -> tuple[Tensor, Tensor]:
+        """Ground each picture's own sentence.
+
+        Args:
+            image: B x C x H x W, normalised.
+            levels: feature maps of the encoder, fine to coarse.
+            text: features of the B sentences.
+
+        Returns:
+            Logits, B x classes x H x W: scale (t . v) + bias; and the pixel features v, B x D x H x W.
+        """
+        x = self.enter(levels[-1])
+        x = x + self.position(position_code(x.shape[2:], x.device).to(x.dtype))
+        if self.attend is not None:
+            x = self.attend(x, text)
+        finer = dict(zip(self.strides[:-1], levels[:-1], strict=True))
+        for stride, step in zip(self.step_strides, self.steps, strict=True):
+            lateral = (image if stride == 1 else finer.get(stride)) if self.skips else None
+            x = step(x, lateral)
+        pixels = self.pixel(x)
+        # sum over D of (t * code_c) v, as one matmul
+        codes = text.grounding.unsqueeze(1) * self.class_codes
+        logits = torch.einsum("bcd,bdhw->bchw", codes.to(pixels.dtype), pixels) / math.sqrt(pixels.shape[1])
+        return self.scale * logits + self.bias.view(1, -1, 1, 1), pixels
+
+
+class TokenAttention(nn.Module):
+    """Each patch looks at the sentence's tokens: cross-attention and a feed-forward layer, both residual."""
+
+    def __init__(self, width: int, dim: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, 4, kdim=dim, vdim=dim, batch_first=True)
+        self.feed = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x: Tensor, text: TextFeatures) -> Tensor:
+        height, width = x.shape[2:]
+        patches = x.flatten(2).transpose(1, 2)
+        seen, _ = self.attention(self.norm(patches), text.tokens, text.tokens, key_padding_mask=~text.mask,
+                                 need_weights=False)
+        patches = patches + seen
+        patches = patches + self.feed(patches)
+        return patches.transpose(1, 2).unflatten(2, (height, width))
+
+
+class _DecoderStep(nn.Module):
+    """Doubles the resolution, joins a lateral map if there is one, convolves."""
+
+    def __init__(self, width: int, lateral: int, out: int):
+        super().__init__()
+        self.lateral = nn.Conv2d(lateral, out, 3, padding=1) if lateral else None
+        self.conv = nn.Conv2d(width + (out if lateral else 0), out, 3, padding=1)
+        # GroupNorm: this decoder is federated, and batch statistics of different hospitals disagree
+        self.norm = make_norm("group", out)
+
+    def forward(self, x: Tensor, lateral: Tensor | None) -> Tensor:
+        x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+        if self.lateral is not None:
+            x = torch.cat([x, self.lateral(lateral)], dim=1)
+        return F.relu(self.norm(self.conv(x)))
+
+
+POSITION_CHANNELS = 16
+
+
+def position_code(shape: tuple[int, int], device: torch.device) -> Tensor:
+    """Sines and cosines of row and column, 1 x 16 x H x W; periods of 4, 2, 1 and 1/2 pictures."""
+    frequencies = math.pi * torch.tensor([0.5, 1.0, 2.0, 4.0], device=device)
+    codes = []
+    for axis, length in enumerate(shape):
+        place = ((torch.arange(length, device=device) + 0.5) / length)[:, None] * frequencies
+        code = torch.cat([place.sin(), place.cos()], dim=1).T  # 8 x length
+        codes.append(code[:, :, None].expand(-1, -1, shape[1]) if axis == 0 else code[:, None, :].expand(-1, shape[0], -1))
+    return torch.cat(codes).unsqueeze(0)

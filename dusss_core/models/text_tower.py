@@ -1,0 +1,59 @@
+"""From a sentence's token features to its embedding, its Gaussian and its grounding vector."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dusss_core.losses.similarity import Embedding
+from dusss_core.models.heads import EmbeddingHead
+
+
+class TextFeatures(NamedTuple):
+    """What the vision-language model knows of B sentences."""
+
+    embedding: Embedding
+    """Semantic embedding and Gaussian, B x D each."""
+    grounding: Tensor
+    """B x D: t of Eq. 10."""
+    tokens: Tensor
+    """B x L x D, for cross-attention."""
+    mask: Tensor
+    """B x L, bool: real tokens."""
+
+
+class TextTower(nn.Module):
+    """A trained projection of token features, and a learned query that pools them.
+
+    A frozen encoder's own pooled vectors are nearly parallel for sentences of one kind, so they are not used.
+
+    Args:
+        in_width: E, width of the token features.
+        dim: D.
+        log_sigma_range: clamp of log sigma.
+    """
+
+    def __init__(self, in_width: int, dim: int, log_sigma_range: tuple[float, float]):
+        super().__init__()
+        self.project = nn.Sequential(nn.LayerNorm(in_width), nn.Linear(in_width, dim), nn.GELU(), nn.Linear(dim, dim))
+        self.query = nn.Parameter(torch.zeros(1, 1, dim))
+        self.pool = nn.MultiheadAttention(dim, num_heads=4, batch_first=True)
+        self.norm = nn.LayerNorm(dim)
+        self.head = EmbeddingHead(dim, dim, log_sigma_range)
+        self.ground = nn.Linear(dim, dim)
+        nn.init.normal_(self.query, std=dim**-0.5)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> TextFeatures:
+        """Embed B sentences.
+
+        Args:
+            tokens: B x L x E token features.
+            mask: B x L bool; every row has at least one True.
+        """
+        x = self.project(tokens)
+        query = self.query.expand(len(x), -1, -1)
+        pooled, _ = self.pool(query, x, x, key_padding_mask=~mask, need_weights=False)
+        sentence = self.norm(pooled.squeeze(1))
+        return TextFeatures(self.head(sentence), self.ground(sentence), x, mask)

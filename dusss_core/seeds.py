@@ -1,0 +1,31 @@
+"""Randomness that is a function of names, so that a run repeats exactly."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def derive_seed(*names: object) -> int:
+    """A 32-bit seed from the study's seed, the site, the phase, the round, ...
+
+    32 bits because torch's CPU generator uses no more of a seed than that.
+    """
+    digest = hashlib.sha256("\x1f".join(str(name) for name in names).encode()).digest()
+    return int.from_bytes(digest[:4], "big")
+
+
+def generator(*names: object) -> torch.Generator:
+    """A CPU generator seeded by `derive_seed`."""
+    import torch
+
+    return torch.Generator().manual_seed(derive_seed(*names))
+
+
+def unit_hash(*names: object) -> float:
+    """A number in [0, 1) that depends on the names alone; used to draw splits and label fractions by id."""
+    digest = hashlib.sha256("\x1f".join(str(name) for name in names).encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64

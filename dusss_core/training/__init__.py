@@ -1,0 +1,20 @@
+"""Training of both phases at one site, and the evaluation of what came out.
+
+A trainer holds one site's share of one phase: `load_shared` takes the round's global model, `train_round` trains,
+`shared` is what may travel, `private` is what may not.
+"""
+
+from dusss_core.training.evaluation import evaluate_logits, evaluate_student, text_guided_masks
+from dusss_core.training.pretrain import Pretrainer
+from dusss_core.training.segment import Segmenter
+from dusss_core.training.sharing import can_train, initial_shared
+
+__all__ = [
+    "Pretrainer",
+    "Segmenter",
+    "can_train",
+    "evaluate_logits",
+    "evaluate_student",
+    "initial_shared",
+    "text_guided_masks",
+]

@@ -1,0 +1,126 @@
+"""Figures of a student, of text-guided masks, of a teacher: on pictures whose masks are known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dusss_core.config import TrainingConfig
+from dusss_core.inference import predict_logits, to_input
+from dusss_core.metrics import Scores, to_classes
+from dusss_core.models import VisionLanguageModel, build_student, build_vlm
+from dusss_core.records import Split
+from dusss_core.text import TextBank, build_text_bank
+from dusss_core.training.sharing import load_tensors
+
+Logits = np.ndarray | Sequence[np.ndarray]
+
+
+def evaluate_student(config: TrainingConfig, student: dict[str, Tensor], split: Split,
+                     device: str | torch.device = "cpu") -> dict[str, float]:
+    """Mean Dice, IoU and HD95 (pixels) of a student, picture alone, over the records with masks.
+
+    Args:
+        student: a whole student's tensors (under FedBN with a site's own normalisation layers).
+
+    Returns:
+        {"dice", "iou", "hd95", "n"}; only "n": 0 where no record has a mask.
+    """
+    split = split.select(np.flatnonzero(split.masked))
+    if not len(split):
+        return {"n": 0.0}
+    model = build_student(config).to(device)
+    load_tensors(model, student)
+    return score_model(config, model, split, device)
+
+
+def text_guided_masks(config: TrainingConfig, vlm: dict[str, Tensor], split: Split, text: TextBank | None,
+                      device: str | torch.device = "cpu") -> Logits:
+    """Text-guided masks of a split as logits, Eq. 10.
+
+    Returns:
+        N x classes x H x W, float16 (a list of arrays where pictures differ in size); NaN for records without text.
+    """
+    model = build_vlm(config).to(device)
+    load_tensors(model, vlm)
+    if text is None:
+        text = build_text_bank(split.sentences, config.vlm.text, None, device, encoder=model.text_encoder)
+    return ground_split(config, model, split, text, device)
+
+
+def evaluate_logits(config: TrainingConfig, logits: Logits, split: Split, *, text_only: bool = True) -> dict[str, float]:
+    """Mean Dice and IoU of given mask logits over the records with masks (and with text).
+
+    Returns:
+        {"dice", "iou", "n"}; only "n": 0 where there is none.
+    """
+    keep = np.flatnonzero(split.masked & (split.has_text | (not text_only)))
+    if not len(keep):
+        return {"n": 0.0}
+    kept = logits[keep] if isinstance(logits, np.ndarray) else [logits[i] for i in keep]
+    return score_logits(config, kept, split.select(keep))
+
+
+def score_model(config: TrainingConfig, model: nn.Module, split: Split, device: str | torch.device, *,
+                distances: bool = True) -> dict[str, float]:
+    """Mean figures of a network that sees the picture alone, over a split whose records all have masks."""
+    runtime = config.runtime
+    logits = predict_logits(model, split.images, config.image, device, runtime.eval_batch, amp=runtime.amp)
+    return score_logits(config, logits, split, distances=distances)
+
+
+def score_logits(config: TrainingConfig, logits: Logits, split: Split, *, distances: bool = False) -> dict[str, float]:
+    """Mean figures of mask logits over a split whose records all have masks."""
+    scores = Scores(config.image.classes, distances=distances)
+    if isinstance(logits, np.ndarray):
+        scores.add(to_classes(logits), np.asarray(split.masks))
+    else:
+        for z, mask in zip(logits, split.masks, strict=True):
+            scores.add(to_classes(z)[None], np.asarray(mask)[None])
+    return {name: float(value) for name, value in scores.mean().items()}
+
+
+@torch.no_grad()
+def ground_split(config: TrainingConfig, vlm: VisionLanguageModel, split: Split, text: TextBank,
+                 device: str | torch.device) -> Logits:
+    """`text_guided_masks` with a built model, whose mode is left as it was."""
+    training = vlm.training
+    vlm.eval()
+    try:
+        if isinstance(split.images, np.ndarray):
+            return _ground_batches(config, vlm, split, text, device)
+        return [_ground_whole(config, vlm, split, i, text, device) for i in range(len(split))]
+    finally:
+        vlm.train(training)
+
+
+def _ground_batches(config, vlm, split, text, device) -> np.ndarray:
+    n, _, height, width = split.images.shape
+    out = np.full((n, config.image.classes, height, width), np.nan, dtype=np.float16)
+    with_text = np.flatnonzero(split.has_text)
+    for start in range(0, len(with_text), config.runtime.eval_batch):
+        positions = with_text[start : start + config.runtime.eval_batch]
+        tokens, mask = text.features(torch.from_numpy(split.sentence[positions]))
+        x = to_input(torch.from_numpy(np.ascontiguousarray(split.images[positions])).to(device), config.image)
+        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=config.runtime.amp):
+            logits = vlm(x, tokens.to(device), mask.to(device))
+        out[positions] = logits.float().clamp(-60, 60).cpu().numpy().astype(np.float16)
+    return out
+
+
+def _ground_whole(config, vlm, split, i, text, device) -> np.ndarray:
+    if split.sentence[i] < 0:
+        return np.full((config.image.classes, *split.images[i].shape[1:]), np.nan, dtype=np.float16)
+    tokens, mask = (part.to(device) for part in text.features(torch.from_numpy(split.sentence[i : i + 1])))
+
+    class Grounded(nn.Module):
+        """The model with one sentence fixed, for the sliding window."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return vlm(x, tokens.expand(len(x), -1, -1), mask.expand(len(x), -1))
+
+    return predict_logits(Grounded(), [split.images[i]], config.image, device, config.runtime.eval_batch)[0]
+

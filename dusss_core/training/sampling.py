@@ -1,0 +1,45 @@
+"""Which records make up each step's batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+
+def two_stream_batches(labelled: np.ndarray, other: np.ndarray, batch: int, labelled_share: float, steps: int,
+                       generator: torch.Generator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches of two kinds of records, each kind reshuffled whenever it has been used up.
+
+    Scarce labels come round more often than the rest: a batch holds `labelled_share` of them (at least one), or
+    nothing else where there is no other kind.
+
+    Args:
+        labelled, other: positions of the records of either kind; one of them may be empty.
+
+    Yields:
+        Positions of the step's labelled and other records.
+    """
+    if not len(labelled) and not len(other):
+        raise ValueError("no records to draw from")
+    n_labelled = batch if not len(other) else 0 if not len(labelled) else min(max(round(batch * labelled_share), 1), batch - 1)
+    first = _endless(labelled, generator)
+    second = _endless(other, generator)
+    for _ in range(steps):
+        yield _take(first, n_labelled), _take(second, batch - n_labelled)
+
+
+def steps_per_epoch(records: int, batch: int) -> int:
+    """Steps that show as many pictures as the site has."""
+    return max(1, math.ceil(records / batch))
+
+
+def _endless(positions: np.ndarray, generator: torch.Generator) -> Iterator[int]:
+    while len(positions):
+        yield from positions[torch.randperm(len(positions), generator=generator).numpy()]
+
+
+def _take(source: Iterator[int], count: int) -> np.ndarray:
+    return np.array([next(source) for _ in range(count)], dtype=np.int64)

@@ -1,0 +1,178 @@
+"""The loop that both phases share: schedule, optimiser, proximal term, private state."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dusss_core.config import PhaseConfig, TrainingConfig
+from dusss_core.errors import UserError
+from dusss_core.losses.schedules import cosine_lr
+from dusss_core.records import Split
+from dusss_core.seeds import generator
+from dusss_core.training.sampling import steps_per_epoch
+from dusss_core.training.sharing import Phase, load_tensors, local_tensors, shared_tensors
+
+Progress = Callable[[int, int, float], None]
+
+
+class PhaseTrainer:
+    """One site's training in one phase. Subclasses say what a batch is and what its loss is.
+
+    A round is a function of (shared, private, seed, site, phase, round): it repeats exactly.
+    """
+
+    phase: Phase
+
+    def __init__(self, config: TrainingConfig, settings: PhaseConfig, site: str, model: nn.Module, train: Split,
+                 val: Split, device: str | torch.device, progress: Progress | None, usable: int):
+        self.config = config
+        self.settings = settings
+        self.site = site
+        self.device = torch.device(device)
+        self.model = model.to(self.device)
+        if config.runtime.channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last)
+        self.train = train
+        self.val = val
+        self.progress = progress
+        self.optimizer = torch.optim.AdamW(
+            [p for p in self.model.parameters() if p.requires_grad],
+            lr=settings.optimizer.lr,
+            weight_decay=settings.optimizer.weight_decay,
+        )
+        self.step = 0
+        self.steps_per_round = settings.epochs * steps_per_epoch(usable, settings.batch)
+
+    # What a subclass provides.
+
+    def batches(self, steps: int, draw: torch.Generator) -> Iterator[Any]:
+        """`steps` batches, drawn with `draw`."""
+        raise NotImplementedError
+
+    def losses(self, batch: Any, draw: torch.Generator, share_done: float) -> tuple[Tensor, dict[str, float]]:
+        """The loss of one batch, and figures to report; `share_done` of the whole phase lies behind, in [0, 1]."""
+        raise NotImplementedError
+
+    def after_step(self) -> None:
+        """Called after each optimiser step, before `step` counts it."""
+
+    def validate(self) -> dict[str, float]:
+        """Figures of the loaded global model on the validation split; empty if there is none."""
+        raise NotImplementedError
+
+    # What the federation uses.
+
+    def load_shared(self, tensors: dict[str, Tensor]) -> None:
+        """Take the round's global model; normalisation layers under FedBN stay as they are."""
+        load_tensors(self.model, tensors)
+
+    def shared(self) -> dict[str, Tensor]:
+        """What travels to the coordinator, on the CPU."""
+        return shared_tensors(self.model, self.config.local_norm)
+
+    def private(self) -> dict[str, Tensor]:
+        """What stays at the site: optimiser moments, step counter, local normalisation layers."""
+        state = {"step": torch.tensor(self.step)}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            for name, value in moments.items():
+                state[f"optimizer.{index}.{name}"] = torch.as_tensor(value).detach().cpu().clone()
+        state.update({f"local.{name}": value for name, value in local_tensors(self.model, self.config.local_norm).items()})
+        return state
+
+    def load_private(self, tensors: dict[str, Tensor]) -> None:
+        """Take back what `private` gave."""
+        self.step = int(tensors["step"])
+        moments: dict[int, dict[str, Tensor]] = defaultdict(dict)
+        for name, value in tensors.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".", 2)
+                moments[int(index)][key] = value.clone()
+        state = self.optimizer.state_dict()
+        state["state"] = dict(moments)
+        self.optimizer.load_state_dict(state)
+        load_tensors(self.model, _with_prefix(tensors, "local."))
+
+    def train_round(self, round: int) -> dict[str, float]:
+        """Train for one round.
+
+        Args:
+            round: counts from 1.
+
+        Returns:
+            Means over the round's steps: "loss", its parts, and "n_steps".
+
+        Raises:
+            UserError: the loss is not finite.
+        """
+        draw = generator(self.config.seed, self.site, self.phase, round)
+        anchor = [p.detach().clone() for p in self._trained()] if self.config.prox_mu else []
+        totals: dict[str, float] = defaultdict(float)
+        steps = self.steps_per_round
+        all_steps = max(1, self.settings.rounds * steps)
+        self.model.train()
+        for i, batch in enumerate(self.batches(steps, draw)):
+            position = (round - 1) * steps + i
+            for group in self.optimizer.param_groups:
+                group["lr"] = cosine_lr(position, all_steps, self.settings.optimizer)
+            loss, parts = self.losses(batch, draw, position / all_steps)
+            self._check_finite(loss, round, i)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self._pull_towards(anchor)
+            if self.settings.optimizer.clip_norm is not None:
+                nn.utils.clip_grad_norm_(self._trained(), self.settings.optimizer.clip_norm)
+            self.optimizer.step()
+            self.after_step()
+            self.step += 1
+            for name, value in {"loss": loss.item(), **parts}.items():
+                totals[name] += value
+            if self.progress:
+                self.progress(i + 1, steps, loss.item())
+        return {**{name: value / steps for name, value in totals.items()}, "n_steps": float(steps)}
+
+    # Shared by the subclasses.
+
+    def pictures(self, positions: np.ndarray) -> Tensor:
+        """B x C x H x W in [0, 1], not yet normalised."""
+        return torch.from_numpy(np.ascontiguousarray(self.train.images[positions])).to(self.device).float() / 255
+
+    def masks(self, positions: np.ndarray) -> Tensor:
+        """B x H x W class indices."""
+        return torch.from_numpy(np.ascontiguousarray(self.train.masks[positions])).to(self.device)
+
+    def normalise(self, picture: Tensor) -> Tensor:
+        """From [0, 1] to the networks' input."""
+        x = (picture - self.config.image.mean) / self.config.image.std
+        return x.to(memory_format=torch.channels_last) if self.config.runtime.channels_last else x
+
+    def autocast(self) -> torch.autocast:
+        """bfloat16 where the study asks for it."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.runtime.amp)
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _pull_towards(self, anchor: list[Tensor]) -> None:
+        """FedProx: the gradient of mu / 2 |theta - theta_global|^2."""
+        for parameter, start in zip(self._trained() if anchor else [], anchor, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - start, alpha=self.config.prox_mu)
+
+    def _check_finite(self, loss: Tensor, round: int, step: int) -> None:
+        if not math.isfinite(loss.item()):
+            raise UserError(
+                f"site {self.site}, phase {self.phase}, round {round}, step {step + 1}: the loss is {loss.item()}",
+                f"lower {self.phase}.optimizer.lr (now {self.settings.optimizer.lr:g}) or look for damaged pictures "
+                "with `python -m sites check`",
+            )
+
+
+def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,77 @@
+"""python -m server: simulate a study, evaluate a run, make its report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from feddusss import cli
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line of the coordinator."""
+    return cli.run(lambda arguments: arguments.command(arguments), _parser(), argv)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m server", description="The coordinator of a study.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    simulate = commands.add_parser("simulate", help="the whole federation on this machine, with simulated sites")
+    simulate.add_argument("study", help="a study file, or the name of a preset (demo)")
+    simulate.add_argument("--out", type=Path, help="folder of the run (runs/STUDY)")
+    simulate.add_argument("--engine", choices=("inprocess", "ray"), default="inprocess",
+                          help="sites one after another in this process, or side by side on Flower's Ray simulation")
+    simulate.add_argument("--compare", default="", metavar="METHOD,...",
+                          help="also train local, centralized, mean_teacher, supervised, clip or paper")
+    simulate.add_argument("--resume", action="store_true", help="go on with the run that is in --out")
+    simulate.add_argument("--force", action="store_true", help="delete the run that is in --out")
+    cli.add_common_arguments(simulate)
+    simulate.set_defaults(command=_simulate)
+
+    evaluate = commands.add_parser("evaluate", help="evaluate the final model of a run again")
+    evaluate.add_argument("run", type=Path, help="folder of the run")
+    cli.add_common_arguments(evaluate, overrides=False)
+    evaluate.set_defaults(command=_evaluate)
+
+    report = commands.add_parser("report", help="write a run's report.html again")
+    report.add_argument("run", type=Path, help="folder of the run")
+    cli.add_common_arguments(report, overrides=False)
+    report.set_defaults(command=_report)
+    return parser
+
+
+def _simulate(arguments: argparse.Namespace) -> None:
+    from server.config import load_study
+    from server.progress import make_reporter
+    from server.simulation.simulate import simulate
+
+    study = load_study(arguments.study, arguments.overrides)
+    out = arguments.out or Path("runs") / study.study
+    simulate(study, out, engine=arguments.engine, compare_with=arguments.compare, resume=arguments.resume,
+             force=arguments.force, reporter=make_reporter())
+    _write_report(out)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from server.progress import make_reporter
+    from server.simulation.simulate import evaluate
+
+    evaluate(arguments.run, reporter=make_reporter())
+    _write_report(arguments.run)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    _write_report(arguments.run)
+
+
+def _write_report(folder: Path) -> None:
+    from server.report import write_report
+
+    print(f"report: {write_report(folder)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""Checkpoints of a run: one safetensors file per round, and the final model of each phase.
+
+    checkpoints/PHASE-ROUND.safetensors    global model, server optimiser (names with `server/`), selection, totals
+    checkpoints/vlm.safetensors            the final model of the pretrain phase
+    checkpoints/student.safetensors        the final model of the segment phase
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dusss_core.errors import UserError
+from dusss_core.files import read_tensors, write_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FINAL = {"pretrain": "vlm", "segment": "student"}
+"""Name of the file with a phase's final model."""
+_SERVER = "server/"
+
+
+@dataclass
+class Checkpoint:
+    """The coordinator's state after a round (or the final model of a phase)."""
+
+    phase: str
+    round: int
+    model: dict[str, Tensor]
+    server: dict[str, Tensor] = field(default_factory=dict)
+    """State of the server optimiser."""
+    selection: dict[str, Any] = field(default_factory=dict)
+    totals: dict[str, float] = field(default_factory=dict)
+    """Sums over the phase's rounds so far: seconds, bytes_up, bytes_down, rounds."""
+    ended: str = ""
+    """Of a final model: why the phase ended."""
+    last_round: int = 0
+    """Of a final model: the last round that was trained."""
+
+
+class CheckpointStore:
+    """The checkpoints of one run."""
+
+    def __init__(self, folder: Path, run_key: str, digest: str):
+        self.folder = Path(folder)
+        self._run_key = run_key
+        self._digest = digest
+
+    def save_round(self, checkpoint: Checkpoint, keep: int, best_round: int | None) -> None:
+        """Write a round's checkpoint, then drop all but the last `keep` rounds and the best one.
+
+        Raises:
+            UserError: disk full or no permission; the checkpoints before are untouched.
+        """
+        self._write(self._path(checkpoint.phase, checkpoint.round), checkpoint)
+        rounds = self.rounds(checkpoint.phase)
+        for old in set(rounds[:-keep]) - {best_round}:
+            self._path(checkpoint.phase, old).unlink(missing_ok=True)
+
+    def save_final(self, checkpoint: Checkpoint) -> None:
+        """Write the final model of a phase."""
+        self._write(self.final_path(checkpoint.phase), checkpoint)
+
+    def rounds(self, phase: str) -> list[int]:
+        """Rounds with a checkpoint, sorted."""
+        pattern = re.compile(rf"{phase}-(\d+)\.safetensors")
+        return sorted(int(m[1]) for path in self.folder.glob("*.safetensors") if (m := pattern.fullmatch(path.name)))
+
+    def load_round(self, phase: str, round: int) -> Checkpoint:
+        """The checkpoint of a round."""
+        return self._read(self._path(phase, round))
+
+    def latest(self, phase: str) -> Checkpoint | None:
+        """The checkpoint of the last round that was saved."""
+        rounds = self.rounds(phase)
+        return self.load_round(phase, rounds[-1]) if rounds else None
+
+    def final(self, phase: str) -> Checkpoint | None:
+        """The final model of a phase that is over, else None."""
+        path = self.final_path(phase)
+        return self._read(path) if path.is_file() else None
+
+    def drop_final(self, phase: str) -> None:
+        """Reopen a phase."""
+        self.final_path(phase).unlink(missing_ok=True)
+
+    def final_path(self, phase: str) -> Path:
+        """Where the final model of a phase is."""
+        return self.folder / f"{FINAL[phase]}.safetensors"
+
+    def _path(self, phase: str, round: int) -> Path:
+        return self.folder / f"{phase}-{round:04d}.safetensors"
+
+    def _write(self, path: Path, checkpoint: Checkpoint) -> None:
+        server = {f"{_SERVER}{name}": tensor for name, tensor in checkpoint.server.items()}
+        metadata = {
+            "phase": checkpoint.phase,
+            "round": str(checkpoint.round),
+            "run_key": self._run_key,
+            "config_digest": self._digest,
+            "selection": json.dumps(checkpoint.selection),
+            "totals": json.dumps(checkpoint.totals),
+            "ended": checkpoint.ended,
+            "last_round": str(checkpoint.last_round),
+        }
+        write_tensors(path, {**checkpoint.model, **server}, metadata)
+
+    def _read(self, path: Path) -> Checkpoint:
+        tensors, metadata = read_tensors(path)
+        if metadata.get("run_key") != self._run_key or metadata.get("config_digest") != self._digest:
+            raise UserError(f"{path}: belongs to another run or to other settings",
+                            "start afresh with --force, or use another --out")
+        model = {name: tensor for name, tensor in tensors.items() if not name.startswith(_SERVER)}
+        return Checkpoint(
+            phase=metadata["phase"],
+            round=int(metadata["round"]),
+            model=model,
+            server={name.removeprefix(_SERVER): tensors[name] for name in tensors.keys() - model.keys()},
+            selection=json.loads(metadata["selection"]),
+            totals=json.loads(metadata["totals"]),
+            ended=metadata["ended"],
+            last_round=int(metadata["last_round"]),
+        )
+
+
+def read_model(path: Path) -> dict[str, Tensor]:
+    """The model in a checkpoint of any run, without the server optimiser's state."""
+    return {name: tensor for name, tensor in read_tensors(path)[0].items() if not name.startswith(_SERVER)}
+
+
+def describe(model: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What of a model is shared: number of tensors, bytes, names."""
+    return {
+        "tensors": len(model),
+        "bytes": sum(tensor.numel() * tensor.element_size() for tensor in model.values()),
+        "names": sorted(model),
+    }

@@ -1,0 +1,333 @@
+"""A study from the coordinator's side: phases, rounds, early stopping, checkpoints, evaluation.
+
+Flower's `Strategy.start` counts rounds from 1 and knows one phase, so the loop is here and the strategies only do
+their arithmetic (server/aggregation.py). One message per round and site: the site validates the model that arrives,
+then trains it. So the validation figures of round r are those of the model that round r - 1 made, and one more
+message, for validation alone, ends a phase.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from dusss_core.errors import UserError
+from dusss_core.files import digest_of_tensors, write_json
+from server.aggregation import Aggregator, SiteModel, check_number_of_sites, sites_needed
+from server.checkpoints import Checkpoint
+from server.config import PHASES, StudyConfig
+from server.events import PlainReporter, Reporter
+from server.replies import Reply, array_bytes, read_reply
+from server.roster import Roster, Site
+from server.runfolder import ALL_SITES, RunFolder, log, nested
+from server.selection import Selection, weighted_mean
+from server.summary import evaluation_figures, make_summary
+
+if TYPE_CHECKING:
+    from flwr.app import ArrayRecord, Message, RecordDict
+    from flwr.serverapp import Grid
+    from torch import Tensor
+
+
+class RoundFailed(Exception):
+    """Too few answers of a round could be used. The checkpoints are intact; the run can be resumed."""
+
+
+class Coordinator:
+    """Runs one study over the sites that a Grid reaches.
+
+    Args:
+        run: the folder of the run, from `server.runfolder.open_run`.
+        wait_s: how long to wait for sites at the start; None: federation.start_timeout_s.
+        method: what the run is called in the display.
+    """
+
+    def __init__(self, grid: Grid, study: StudyConfig, run: RunFolder, *, reporter: Reporter | None = None,
+                 wait_s: float | None = None, method: str = "federated"):
+        self._study = study
+        self._training = study.training()
+        self._training_json = self._training.model_dump_json()
+        self._reporter = reporter or PlainReporter()
+        self._wait_s = study.federation.start_timeout_s if wait_s is None else wait_s
+        self._method = method
+        self._run = run
+        self._roster = Roster(grid, lambda: self._content({}, what="train"), study.federation.sites, self._say)
+        self._vlm: dict[str, Tensor] | None = None
+        self._vlm_digest = ""
+
+    def run(self) -> dict[str, Any]:
+        """The whole study, or what is left of it.
+
+        Returns:
+            What summary.json holds.
+
+        Raises:
+            UserError: no or too few sites, disk full, ...
+            RoundFailed: too few usable answers.
+        """
+        with self._run.logging():
+            try:
+                return self._run_study()
+            except Exception as error:
+                log.error("stopped: %s: %s", type(error).__name__, error)
+                raise
+
+    def evaluate(self) -> dict[str, Any]:
+        """Evaluate the final student once more and write summary.json again.
+
+        Raises:
+            UserError: the study has no final student yet.
+        """
+        with self._run.logging():
+            student = self._run.checkpoints.final("segment")
+            if student is None:
+                raise UserError(f"{self._run.folder}: there is no final student yet",
+                                "finish the run with --resume, then evaluate it")
+            self._gather()
+            if (vlm := self._run.checkpoints.final("pretrain")) is not None:
+                self._hold_vlm(vlm.model)
+            return self._evaluate(student)
+
+    # A study.
+
+    def _run_study(self) -> dict[str, Any]:
+        phases = self._study.phases()
+        self._reopen_extended(phases)
+        summary = self._run.summary()
+        if summary is not None and self._run.checkpoints.final("segment") is not None:
+            self._say("this study is finished; nothing was done. Evaluate it again with: python -m server evaluate")
+            return summary
+        if self._run.resumed:
+            self._say(f"resuming the run in {self._run.folder}")
+        self._gather()
+        names = [site.name for site in self._roster.all()]
+        log.info("study %s, run %s, sites: %s", self._study.study, self._run.run_key, ", ".join(names))
+        self._reporter.on_study(self._study.study, names, phases, self._method)
+        final = None
+        for phase, rounds in phases.items():
+            final = self._run.checkpoints.final(phase) or self._run_phase(phase, rounds)
+            if phase == "pretrain":
+                self._hold_vlm(final.model)
+        return self._evaluate(final)
+
+    def _gather(self) -> None:
+        federation = self._study.federation
+        self._roster.gather(federation.min_sites, self._wait_s)
+        check_number_of_sites(federation, len(self._roster.training()))
+
+    def _reopen_extended(self, phases: Mapping[str, int]) -> None:
+        """Go on with a phase that ended because all its rounds were done, and now has more."""
+        checkpoints = self._run.checkpoints
+        for phase, rounds in phases.items():
+            final = checkpoints.final(phase)
+            if final is None or final.ended != _ALL_DONE or rounds <= final.last_round:
+                continue
+            if phase == "pretrain" and (checkpoints.rounds("segment") or checkpoints.final("segment")):
+                raise UserError(f"pretrain.rounds: the pretrain phase is over after {final.last_round} rounds",
+                                "set it back, or start afresh with --force or another --out")
+            checkpoints.drop_final(phase)
+            self._run.summary_path.unlink(missing_ok=True)
+
+    def _hold_vlm(self, model: dict[str, Tensor]) -> None:
+        self._vlm, self._vlm_digest = model, digest_of_tensors(model)
+
+    # A phase.
+
+    def _run_phase(self, phase: str, rounds: int) -> Checkpoint:
+        last, aggregator, selection = self._start_phase(phase)
+        self._run.drop_metrics_after(phase, last.round)
+        self._reporter.on_phase(phase, rounds, last.round + 1)
+        abstaining: dict[str, str] = {}
+        while last.round < rounds and not selection.exhausted:
+            last = self._run_round(phase, rounds, last, aggregator, selection, abstaining)
+        if last.round:
+            self._validate_last(last, selection, abstaining)
+        final = self._choose(last, selection)
+        final.ended = _ALL_DONE if last.round >= rounds else (
+            f"no better model in {selection.patience} rounds ({phase}.patience)")
+        final.last_round, final.totals = last.round, last.totals
+        self._run.checkpoints.save_final(final)
+        log.info("%s ended after round %d (%s); the model of round %d is final", phase, last.round, final.ended,
+                 final.round)
+        self._reporter.on_phase_end(phase, final.round, final.ended)
+        return final
+
+    def _start_phase(self, phase: str) -> tuple[Checkpoint, Aggregator, Selection]:
+        aggregator = Aggregator(self._study.federation)
+        selection = Selection(phase, getattr(self._study, phase).patience)
+        last = self._run.checkpoints.latest(phase)
+        if last is None:
+            from dusss_core.training import initial_shared
+
+            return Checkpoint(phase, 0, initial_shared(self._study, phase)), aggregator, selection
+        aggregator.load_state(last.server)
+        selection.restore(last.selection)
+        log.info("%s goes on after round %d", phase, last.round)
+        return last, aggregator, selection
+
+    def _choose(self, last: Checkpoint, selection: Selection) -> Checkpoint:
+        best = selection.best_round
+        if self._study.federation.select == "last" or best is None or best == last.round:
+            return Checkpoint(last.phase, last.round, last.model, selection=selection.state())
+        checkpoint = self._run.checkpoints.load_round(last.phase, best)
+        return Checkpoint(last.phase, best, checkpoint.model, selection=selection.state())
+
+    # A round.
+
+    def _run_round(self, phase: str, rounds: int, last: Checkpoint, aggregator: Aggregator, selection: Selection,
+                   abstaining: dict[str, str]) -> Checkpoint:
+        started, round = time.perf_counter(), last.round + 1
+        self._roster.refresh()
+        sites = [site for site in self._roster.training() if site.name not in abstaining]
+        self._reporter.on_round_start(phase, round, rounds, [site.name for site in sites])
+        replies, down = self._ask("train", sites, last.model, phase=phase, round=round)
+        accepted = {name: reply for name, reply in replies.items() if reply.accepted}
+        for name, reply in replies.items():
+            if not reply.accepted:
+                log.warning("%s round %d: %s: %s", phase, round, name, reply.reason)
+                if reply.abstains:
+                    abstaining[name] = reply.reason
+        self._check_enough(phase, round, accepted, replies, abstaining)
+        model = aggregator.aggregate(last.model, {
+            name: SiteModel(reply.tensors, reply.examples) for name, reply in accepted.items()})
+        selection.observe(last.round, self._validation(accepted))
+        figures = {
+            **self._means(accepted),
+            "bytes_up": float(sum(reply.bytes_up for reply in replies.values())),
+            "bytes_down": float(sum(down.values())),
+            "seconds": time.perf_counter() - started,
+        }
+        self._run.add_metrics([*_lines(phase, round, replies, down), {
+            "phase": phase, "round": round, "site": ALL_SITES, **nested(figures)}])
+        totals = {key: last.totals.get(key, 0.0) + figures[key] for key in ("seconds", "bytes_up", "bytes_down")}
+        totals["site_seconds"] = last.totals.get("site_seconds", 0.0) + sum(
+            reply.metrics.get("seconds", 0.0) for reply in accepted.values())
+        totals["rounds"] = last.totals.get("rounds", 0.0) + 1
+        checkpoint = Checkpoint(phase, round, model, aggregator.state(), selection.state(), totals)
+        self._run.checkpoints.save_round(checkpoint, self._study.federation.keep_checkpoints, selection.best_round)
+        log.info("%s round %d: %d of %d sites, %.1f s", phase, round, len(accepted), len(sites), figures["seconds"])
+        self._reporter.on_round_end(phase, round, figures, selection.best_round)
+        return checkpoint
+
+    def _validate_last(self, last: Checkpoint, selection: Selection, abstaining: Mapping[str, str]) -> None:
+        """The last round's model has not been validated yet: the next round would have done it."""
+        sites = [site for site in self._roster.training() if site.name not in abstaining and site.counts.get("n_val")]
+        replies, down = self._ask("evaluate", sites, last.model, phase=last.phase, round=last.round + 1, what="val")
+        accepted = {name: reply for name, reply in replies.items() if reply.accepted}
+        selection.observe(last.round, self._validation(accepted))
+        if accepted:
+            self._run.add_metrics([*_lines(last.phase, last.round + 1, replies, down), {
+                "phase": last.phase, "round": last.round + 1, "site": ALL_SITES, **nested(self._means(accepted))}])
+
+    def _check_enough(self, phase: str, round: int, accepted: Mapping[str, Reply], replies: Mapping[str, Reply],
+                      abstaining: Mapping[str, str]) -> None:
+        needed = sites_needed(self._study.federation)
+        if len(accepted) >= needed:
+            return
+        reasons = {**abstaining, **{name: reply.reason for name, reply in replies.items() if not reply.accepted}}
+        told = "\n".join(f"  {name}: {reason}" for name, reason in sorted(reasons.items()))
+        if len(abstaining) == len(self._roster.training()):
+            raise UserError(f"no site can take part in the {phase} phase:\n{told}",
+                            "give sites what is missing, or set method.text_mask: false for a study without text"
+                            if phase == "pretrain" else "give sites what is missing")
+        raise RoundFailed(f"{phase} round {round}: {len(accepted)} of {len(self._roster.training())} sites could be "
+                          f"used, {needed} needed; the checkpoints are intact (--resume)\n{told}")
+
+    # Evaluation.
+
+    def _evaluate(self, student: Checkpoint) -> dict[str, Any]:
+        started = time.perf_counter()
+        replies, _ = self._ask("evaluate", self._roster.all(), student.model, what="test",
+                               phase="segment", round=max(1, student.last_round))
+        for name, reply in replies.items():
+            if not reply.accepted:
+                log.warning("evaluation: %s: %s", name, reply.reason)
+        finals = {phase: self._run.checkpoints.final(phase) for phase in PHASES}
+        summary = make_summary(
+            self._study,
+            self._run.digest,
+            self._roster.all(),
+            {name: reply.metrics for name, reply in replies.items() if reply.accepted},
+            {phase: final for phase, final in finals.items() if final is not None},
+            evaluate_seconds=time.perf_counter() - started,
+            before=self._run.summary() or {},
+        )
+        write_json(self._run.summary_path, summary)
+        self._reporter.on_evaluated(*evaluation_figures(replies, summary))
+        self._reporter.on_study_end(summary["seconds"]["total"], str(self._run.folder))
+        return summary
+
+    # Messages.
+
+    def _ask(self, kind: str, sites: list[Site], model: Mapping[str, Tensor], **settings: Any
+             ) -> tuple[dict[str, Reply], dict[str, int]]:
+        """Send `model` to each site and read the answers, by site; also the bytes sent to each site."""
+        from flwr.app import ArrayRecord
+
+        arrays = ArrayRecord(dict(model))
+        vlm = ArrayRecord(self._vlm) if self._vlm and any(self._lacks_vlm(site) for site in sites) else None
+        contents, down = {}, {}
+        for site in sites:
+            records = {"arrays": arrays, **({"vlm": vlm} if self._lacks_vlm(site) else {})}
+            contents[site.name] = self._content(records, **settings)
+            down[site.name] = sum(array_bytes(record) for record in records.values())
+        expected = model if kind == "train" else None
+        replies: dict[str, Reply] = {}
+
+        def on_reply(name: str, message: Message | None) -> None:
+            reply = replies[name] = read_reply(name, message, expected)
+            if reply.accepted:
+                self._roster.sites[name].vlm = self._vlm_digest or self._roster.sites[name].vlm
+                self._reporter.on_site_done(name, reply.metrics)
+            else:
+                self._roster.sites[name].vlm = ""
+                self._reporter.on_site_refused(name, reply.reason)
+
+        answers = self._roster.ask(kind, contents, self._study.federation.round_timeout_s,
+                                   self._reporter.on_site_start, on_reply)
+        for name in answers.keys() - replies.keys():
+            on_reply(name, None)
+        return {name: replies[name] for name in sorted(replies)}, down
+
+    def _lacks_vlm(self, site: Site) -> bool:
+        return self._vlm is not None and site.vlm != self._vlm_digest
+
+    def _content(self, records: Mapping[str, ArrayRecord], **settings: Any) -> RecordDict:
+        from flwr.app import ConfigRecord, RecordDict
+
+        config = {"training": self._training_json, "run_key": self._run.run_key, "vlm_digest": self._vlm_digest}
+        return RecordDict({**records, "config": ConfigRecord({**config, **settings})})
+
+    def _validation(self, accepted: Mapping[str, Reply]) -> list[tuple[float, dict[str, float]]]:
+        return [(self._roster.sites[name].counts.get("n_val", 0), reply.metrics) for name, reply in accepted.items()]
+
+    def _means(self, accepted: Mapping[str, Reply]) -> dict[str, float]:
+        """Means of the sites' figures, weighted by validation pictures (val.*) or training pictures (the rest)."""
+        names = {name for reply in accepted.values() for name in reply.metrics if "." in name}
+        means = {}
+        for name in sorted(names):
+            weights = {site: self._roster.sites[site].counts.get("n_val", 0) if name.startswith("val.")
+                       else reply.metrics.get("num-examples", 1.0) for site, reply in accepted.items()}
+            mean = weighted_mean([(weights[site], reply.metrics.get(name)) for site, reply in accepted.items()])
+            if mean is not None:
+                means[name] = mean
+        return means
+
+    def _say(self, text: str) -> None:
+        log.info("%s", text)
+        self._reporter.on_message(text)
+
+
+_ALL_DONE = "all rounds done"
+
+
+def _lines(phase: str, round: int, replies: Mapping[str, Reply], down: Mapping[str, int]) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl of one round."""
+    lines = []
+    for site, reply in replies.items():
+        line = {"phase": phase, "round": round, "site": site, "accepted": reply.accepted, **nested(reply.metrics)}
+        if not reply.accepted:
+            line["reason"] = reply.reason
+        lines.append({**line, "bytes_up": reply.bytes_up, "bytes_down": down[site]})
+    return lines

@@ -1,0 +1,77 @@
+"""Which round's model is best, and when a phase has seen enough: one rule for the federation and for plain training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+
+_CRITERIA = {
+    "pretrain": (("val.dice", 1), ("val.loss", -1)),
+    "segment": (("val.dice", 1), ("val.loss", -1)),
+}
+"""By phase, in order of preference: metric, and whether more (1) or less (-1) is better."""
+
+
+@dataclass
+class Selection:
+    """Tracks validation over the rounds of one phase.
+
+    The metrics that arrive in round r are of the model that round r - 1 made; round 0's model is the initial one,
+    which is never chosen.
+    """
+
+    phase: str
+    patience: int
+    criterion: str | None = None
+    best_round: int | None = None
+    best_score: float | None = None
+    waited: int = 0
+
+    def observe(self, model_round: int, sites: Iterable[tuple[float, Mapping[str, float]]]) -> None:
+        """Take in the validation of the model of `model_round`.
+
+        Args:
+            sites: for each site, its number of validation pictures and its metrics.
+        """
+        if model_round < 1:
+            return
+        score = self._score(list(sites))
+        if score is None:
+            return
+        if self.best_score is None or score > self.best_score:
+            self.best_round, self.best_score, self.waited = model_round, score, 0
+        else:
+            self.waited += 1
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether `patience` rounds went by without a better model."""
+        return self.waited >= self.patience
+
+    def state(self) -> dict:
+        """What `restore` needs, ready for JSON."""
+        return asdict(self)
+
+    def restore(self, state: Mapping) -> None:
+        """Take back a `state`; patience stays as it is now."""
+        for key, value in state.items():
+            if key not in ("phase", "patience"):
+                setattr(self, key, value)
+
+    def _score(self, sites: list[tuple[float, Mapping[str, float]]]) -> float | None:
+        sites = [(count, metrics) for count, metrics in sites if count > 0]
+        if self.criterion is None:
+            named = {name for _, metrics in sites for name in metrics}
+            self.criterion = next((name for name, _ in _CRITERIA[self.phase] if name in named), None)
+        if self.criterion is None:
+            return None
+        mean = weighted_mean([(count, metrics.get(self.criterion)) for count, metrics in sites])
+        return None if mean is None else dict(_CRITERIA[self.phase])[self.criterion] * mean
+
+
+def weighted_mean(pairs: Iterable[tuple[float, float | None]]) -> float | None:
+    """Mean of the values that are there and finite, by weight; None if there is none."""
+    usable = [(weight, value) for weight, value in pairs if value is not None and math.isfinite(value) and weight > 0]
+    total = sum(weight for weight, _ in usable)
+    return sum(weight * value for weight, value in usable) / total if usable else None

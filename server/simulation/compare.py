@@ -1,0 +1,140 @@
+"""What the federation is worth: the same study trained in other ways, on the same sites, tested on the same pictures.
+
+local: each site alone. centralized: all sites' data in one place. Any preset of the method (mean_teacher,
+supervised, clip, paper): the federation with that preset. Each lives in OUT/compare/METHOD and is resumed by itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dusss_core.config import PRESETS
+from dusss_core.errors import UserError
+from dusss_core.files import write_json, write_tensors
+from feddusss import configfile
+from server.config import StudyConfig, study_digest
+from server.events import Reporter
+from server.simulation.local import LocalSite, load_local, pool, train_locally
+from server.summary import overall
+
+METHODS = ("local", "centralized", *(name for name in PRESETS if name != "dusss"))
+
+RunFederation = Callable[[StudyConfig, Path, str], dict[str, Any]]
+"""Runs a study's federation in a folder under a method's name and returns its summary."""
+
+
+def check_methods(text: str) -> list[str]:
+    """The methods in a comma-separated list.
+
+    Raises:
+        UserError: an unknown one.
+    """
+    methods = [name.strip() for name in text.split(",") if name.strip()]
+    for name in methods:
+        if name not in METHODS:
+            raise UserError(f"--compare: unknown method '{name}'", f"known methods: {', '.join(METHODS)}")
+    return list(dict.fromkeys(methods))
+
+
+def compare(method: str, study: StudyConfig, out: Path, site_files: Sequence[Path], federate: RunFederation,
+            reporter: Reporter) -> dict[str, Any]:
+    """Train `method` in `out`/compare/`method`, or take the result that is there.
+
+    Returns:
+        {"dice_mean", "dice_weighted", "dice_worst", "sites": {name: {"dice", "iou", "hd95", "n_test"}}}
+    """
+    folder = Path(out) / "compare" / method
+    if method in PRESETS:
+        return _figures(federate(with_preset(study, method), folder, method)["sites"])
+    path = folder / "result.json"
+    digest = _digest(method, study, site_files)
+    done = _read(path, digest)
+    if not done["finished"]:
+        sites = [load_local(file, study) for file in site_files]
+        reporter.on_study(study.study, [site.name for site in sites if len(site.splits["train"])],
+                          study.phases(), method)
+        train = _train_each if method == "local" else _train_pooled
+        train(study, sites, folder, done, lambda: write_json(path, done), reporter)
+        done["finished"] = True
+        write_json(path, done)
+    return _figures(done["sites"])
+
+
+def with_preset(study: StudyConfig, preset: str) -> StudyConfig:
+    """The study with another preset of the method: its switches win over what the study sets."""
+    values = study.model_dump()
+    both_paths = {"teacher": True, "text_mask": True}
+    values["method"] = {**values["method"], **both_paths, **PRESETS[preset], "preset": preset}
+    return configfile.parse(StudyConfig, values, f"study '{study.study}' as {preset}")
+
+
+def _train_each(study: StudyConfig, sites: Sequence[LocalSite], folder: Path, done: dict, save: Callable[[], None],
+                reporter: Reporter) -> None:
+    for site in sites:
+        if site.name in done["sites"] or not len(site.splits["train"]):
+            continue
+        student = _train(study, site, folder / f"{site.name}.safetensors", reporter)
+        done["sites"][site.name] = _test(study, student, site)
+        save()
+
+
+def _train_pooled(study: StudyConfig, sites: Sequence[LocalSite], folder: Path, done: dict, save: Callable[[], None],
+                  reporter: Reporter) -> None:
+    trainers = [site for site in sites if len(site.splits["train"])]
+    student = _train(study, pool("centralized", trainers), folder / "student.safetensors", reporter)
+    done["sites"] = {site.name: _test(study, student, site) for site in trainers}
+    save()
+
+
+def _train(study: StudyConfig, site: LocalSite, path: Path, reporter: Reporter) -> dict:
+    def on_round(phase: str, round: int, rounds: int, metrics: dict[str, float]) -> None:
+        reporter.on_site_done(site.name, metrics)
+        reporter.on_round_end(phase, round, metrics, None)
+        if round < rounds:
+            begin(phase, round + 1, rounds)
+
+    def begin(phase: str, round: int, rounds: int) -> None:
+        if round == 1:
+            reporter.on_phase(phase, rounds, 1)
+        reporter.on_round_start(phase, round, rounds, [site.name])
+        reporter.on_site_start(site.name)
+
+    reporter.on_message(f"training {site.name}")
+    result = train_locally(study, site, progress=lambda *step: reporter.on_site_step(site.name, *step),
+                           on_round=on_round, on_phase=lambda phase, rounds: begin(phase, 1, rounds))
+    for phase, figures in result.rounds.items():
+        reporter.on_phase_end(phase, figures["final"], f"{figures['trained']} rounds trained")
+    write_tensors(path, result.student)
+    return result.student
+
+
+def _test(study: StudyConfig, student: dict, site: LocalSite) -> dict[str, Any]:
+    from dusss_core.training import evaluate_student
+
+    scores = evaluate_student(study.training(), student, site.splits["test"], site.device)
+    return {"n_test": int(scores["n"]), **{name: scores.get(name) for name in ("dice", "iou", "hd95")}}
+
+
+def _figures(sites: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    kept = {name: {key: site.get(key) for key in ("dice", "iou", "hd95", "n_test")} for name, site in sites.items()}
+    return {**overall(kept), "sites": kept}
+
+
+def _read(path: Path, digest: str) -> dict[str, Any]:
+    try:
+        done = json.loads(path.read_text(encoding="utf-8"))
+        if done["digest"] == digest:
+            return done
+    except (OSError, ValueError, KeyError):
+        pass
+    return {"digest": digest, "finished": False, "sites": {}}
+
+
+def _digest(method: str, study: StudyConfig, site_files: Sequence[Path]) -> str:
+    rounds = [study.pretrain.rounds, study.segment.rounds]
+    return hashlib.sha256(json.dumps([method, study_digest(study), rounds, [f.parent.name for f in site_files]]).encode()
+                          ).hexdigest()

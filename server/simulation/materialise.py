@@ -1,0 +1,125 @@
+"""Writes the simulated sites to disk: a folder each, with manifest and site file, as a real hospital would have them.
+
+    OUT/sites/index.json          which sites there are
+    OUT/sites/NAME/site.yaml      the site's file
+    OUT/sites/NAME/manifest.csv   its data
+    OUT/sites/NAME/state/         its private state
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dusss_core.errors import UserError
+from dusss_core.files import write_json, write_text
+from server.config import StudyConfig
+from server.simulation.config import SimulationConfig, SourceConfig, parse_simulation
+from sites.importers import ImportOptions, import_lvit
+from sites.manifest import Record, read_manifest
+from sites.partition import PartitionConfig, partition, write_sites
+from sites.synth import write_hospitals
+
+
+def materialise(study: StudyConfig, out: Path, *, keep: bool = False) -> list[Path]:
+    """Write the study's simulated sites under `out`/sites; nothing is done if they are there already.
+
+    Args:
+        keep: take the sites that are there, even if the data they were made from have moved: a run that is resumed
+            needs the state that they hold.
+
+    Returns:
+        The site files, in order of site name.
+
+    Raises:
+        UserError: the study has no `simulation` part, or its data are missing or damaged.
+    """
+    simulation = simulation_of(study)
+    root = Path(study.data.root).expanduser().absolute()
+    seed = study.seed if simulation.seed is None else simulation.seed
+    folder = Path(out).absolute() / "sites"
+    digest = _digest(simulation, root, seed)
+    index = _read_index(folder)
+    if not index or (index.get("digest") != digest and not keep):
+        shutil.rmtree(folder, ignore_errors=True)
+        files = _write(folder, simulation, root, seed)
+        relative = sorted(file.relative_to(folder).as_posix() for file in files)
+        write_json(folder / "index.json", {"digest": digest, "site_files": relative})
+        index = _read_index(folder)
+    return [folder / file for file in index["site_files"]]
+
+
+def simulation_of(study: StudyConfig) -> SimulationConfig:
+    """The checked `simulation` part of a study.
+
+    Raises:
+        UserError: there is none.
+    """
+    if study.simulation is None:
+        raise UserError(f"study '{study.study}': has no 'simulation' part",
+                        "add simulation.data, which says where the simulated sites' data come from")
+    return parse_simulation(study.simulation, f"study '{study.study}'")
+
+
+def _write(folder: Path, simulation: SimulationConfig, root: Path, seed: int) -> list[Path]:
+    source = simulation.data
+    if source.kind == "synth":
+        files = [_write_site_file(manifest) for manifest in write_hospitals(folder, source.synth, seed)]
+    else:
+        records = _records(source, root, folder)
+        files = write_sites(folder, partition(records, simulation.partition or PartitionConfig(), seed))
+    if simulation.device != "auto":
+        for file in files:
+            write_text(file, f"{file.read_text(encoding='utf-8')}device: {simulation.device}\n")
+    return files
+
+
+def _records(source: SourceConfig, root: Path, folder: Path) -> list[Record]:
+    path = root / source.path
+    if not path.exists():
+        raise UserError(f"{path}: the data are not there", "name their folder with --set data.root=FOLDER")
+    if source.kind == "lvit":
+        folder.mkdir(parents=True, exist_ok=True)
+        columns = root / source.columns if source.columns else None
+        options = ImportOptions(folder / "all.csv", columns, source.key, source.extract, force=True)
+        return import_lvit(path, options).records
+    records = read_manifest(path)
+    if source.text_column is None:
+        return records
+    return [replace(record, text=_cell(record, source.text_column, path)) for record in records]
+
+
+def _cell(record: Record, column: str, path: Path) -> str:
+    if column not in record.extra:
+        raise UserError(f"{path}: no column '{column}' (simulation.data.text_column)",
+                        f"its further columns: {', '.join(record.extra) or 'none'}")
+    return record.extra[column]
+
+
+def _write_site_file(manifest: Path) -> Path:
+    file = manifest.parent / "site.yaml"
+    write_text(file, f"site: {manifest.parent.name}\ndata: {{manifest: manifest.csv}}\nstate_dir: state\n")
+    return file
+
+
+def _digest(simulation: SimulationConfig, root: Path, seed: int) -> str:
+    """Names all that the sites depend on."""
+    source = simulation.data
+    stamps = []
+    for path in (source.path, source.columns):
+        if path is not None and (root / path).exists():
+            status = (root / path).stat()
+            stamps.append([str(root / path), status.st_mtime_ns, status.st_size])
+    values = simulation.model_dump(mode="json", exclude={"threads", "seed"})
+    return hashlib.sha256(json.dumps([values, seed, stamps], sort_keys=True).encode()).hexdigest()
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,112 @@
+"""A whole study on one machine: sites written to disk, the federation, the comparisons, the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from dusss_core.errors import UserError
+from dusss_core.files import write_json
+from server.config import StudyConfig
+from server.coordinator import Coordinator
+from server.events import PlainReporter, Reporter
+from server.runfolder import check_run, open_run, read_study
+from server.simulation.compare import check_methods, compare
+from server.simulation.materialise import materialise, simulation_of
+
+Engine = Literal["inprocess", "ray"]
+
+
+def simulate(study: StudyConfig, out: Path, *, engine: Engine = "inprocess", compare_with: str = "",
+             resume: bool = False, force: bool = False, reporter: Reporter | None = None) -> dict[str, Any]:
+    """Run a study with simulated sites.
+
+    Args:
+        out: folder of the run.
+        engine: inprocess: sites work one after another in this process. ray: on Flower's simulation.
+        compare_with: comma-separated methods of `server.simulation.compare`.
+        resume: go on with the run in `out`, if there is one.
+        force: delete the run in `out`; the simulated sites stay if they are the same.
+
+    Returns:
+        What summary.json holds.
+
+    Raises:
+        UserError: what the user must mend.
+        RoundFailed: too few usable answers in a round.
+    """
+    reporter = reporter or PlainReporter()
+    methods = check_methods(compare_with)
+    _prepare(study)
+    out = Path(out).absolute()
+    resumed = check_run(out, study, resume=resume, force=force) is not None
+    site_files = materialise(study, out, keep=resumed)
+
+    def federate(other: StudyConfig, folder: Path, method: str) -> dict[str, Any]:
+        # a comparison lies inside the run's folder: what is there belongs to this run
+        again = resume if method == "federated" else True
+        run = open_run(folder, other, resume=again, force=force and method == "federated")
+        return _federate(other, run, site_files, engine, reporter, method)
+
+    try:
+        summary = federate(study, out, "federated")
+        for method in methods:
+            result = compare(method, study, out, site_files, federate, reporter)
+            summary["compare"] = {**summary["compare"], method: result}
+            write_json(out / "summary.json", summary)
+    finally:
+        reporter.close()
+    return summary
+
+
+def evaluate(folder: Path, *, reporter: Reporter | None = None) -> dict[str, Any]:
+    """Repeat the aggregated evaluation of a simulated run from its checkpoint; summary.json is written again.
+
+    Raises:
+        UserError: no run, no simulated sites, or no final student there.
+    """
+    folder = Path(folder).absolute()
+    study, _ = read_study(folder)
+    if not (folder / "sites" / "index.json").is_file():
+        raise UserError(f"{folder}: the simulated sites are not there",
+                        "evaluate a run of real sites through the coordinator, or simulate it again")
+    reporter = reporter or PlainReporter()
+    _prepare(study)
+    site_files = materialise(study, folder, keep=True)
+    run = open_run(folder, study, resume=True)
+    try:
+        return _coordinator(study, run, site_files, reporter, "federated").evaluate()
+    finally:
+        reporter.close()
+
+
+def _federate(study: StudyConfig, run, site_files: Sequence[Path], engine: Engine, reporter: Reporter,
+              method: str) -> dict[str, Any]:
+    if engine == "ray":
+        from server.simulation.ray import federate_on_ray
+
+        return federate_on_ray(study, run, site_files, reporter, method)
+    return _coordinator(study, run, site_files, reporter, method).run()
+
+
+def _coordinator(study: StudyConfig, run, site_files: Sequence[Path], reporter: Reporter, method: str) -> Coordinator:
+    from client.app import app
+    from server.simulation.inprocess import InProcessGrid
+
+    grid = InProcessGrid(app, site_files, reporter)
+    return Coordinator(grid, study, run, reporter=reporter, wait_s=0, method=method)
+
+
+def _prepare(study: StudyConfig) -> None:
+    import logging
+
+    import flwr.app  # noqa: F401, it sets its logger's level when it is imported
+
+    threads = simulation_of(study).threads
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    # Flower's strategies log a line per aggregation, which would break the display
+    logging.getLogger("flwr").setLevel(logging.WARNING)

@@ -1,0 +1,152 @@
+"""One hospital's data: check it, import it, divide it, or make a synthetic one.
+
+python -m sites check SITE.yaml              is this hospital's data fit to train on?
+python -m sites import lvit DIR              a manifest for the QaTa-COV19 / MoNuSeg layout
+python -m sites import folder DIR            a manifest for images/ and masks/
+python -m sites partition MANIFEST --config PARTITION.yaml --out DIR
+python -m sites synth DIR                    synthetic hospitals
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dusss_core.errors import UserError
+from feddusss import cli
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        "python -m sites", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    check = commands.add_parser("check", help="is this hospital's data fit to train on?")
+    check.add_argument("site", type=Path, help="site file (YAML)")
+    check.add_argument("--json", action="store_true", help="print the report as JSON")
+    cli.add_common_arguments(check)
+    check.set_defaults(run=_check)
+
+    importing = commands.add_parser("import", help="write a manifest for data that lie in a usual layout")
+    layouts = importing.add_subparsers(dest="layout", required=True)
+    for name, text in (
+        ("lvit", "Train_Folder, Val_Folder, Test_Folder, each with img/, labelcol/ and *.xlsx"),
+        ("folder", "images/ and masks/, optionally inside train/, val/, test/, and texts.csv"),
+    ):
+        layout = layouts.add_parser(name, help=text, description=text)
+        layout.add_argument("folder", type=Path, help="folder of the data")
+        layout.add_argument(
+            "--out", type=Path, help="manifest to write (default: manifest.csv in the folder)"
+        )
+        layout.add_argument(
+            "--columns", type=Path, metavar="TABLE", help="CSV or xlsx with more columns (hospital, ...)"
+        )
+        layout.add_argument("--key", help="its column that names the picture")
+        layout.add_argument(
+            "--extract",
+            action="append",
+            default=[],
+            metavar="COLUMN=REGEX",
+            help="a column out of the picture's name, such as 'patient=sub-(S\\d+)'",
+        )
+        layout.add_argument("--force", action="store_true", help="overwrite the manifest")
+        cli.add_common_arguments(layout, overrides=False)
+        layout.set_defaults(run=_import)
+
+    dividing = commands.add_parser("partition", help="divide one data set into sites")
+    dividing.add_argument("manifest", type=Path, help="manifest of the data set")
+    dividing.add_argument("--config", type=Path, help="how (YAML, see sites/partition.py); or --set alone")
+    dividing.add_argument("--out", type=Path, required=True, help="folder for the sites")
+    dividing.add_argument("--seed", type=int, default=1, help="seed of every draw (default 1)")
+    dividing.add_argument("--force", action="store_true", help="write into a folder that is not empty")
+    cli.add_common_arguments(dividing)
+    dividing.set_defaults(run=_partition)
+
+    synth = commands.add_parser("synth", help="make synthetic hospitals")
+    synth.add_argument("out", type=Path, help="folder for the hospitals")
+    synth.add_argument("--hospitals", type=int, help="number of hospitals (default 3)")
+    synth.add_argument("--seed", type=int, default=1, help="seed of every picture (default 1)")
+    synth.add_argument("--config", type=Path, help="settings (YAML, see sites/synth.py)")
+    synth.add_argument("--force", action="store_true", help="write into a folder that is not empty")
+    cli.add_common_arguments(synth)
+    synth.set_defaults(run=_synth)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv`; returns the exit code."""
+    return cli.run(lambda arguments: arguments.run(arguments), build_parser(), argv)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from sites.check import check_site, print_report
+
+    report = check_site(arguments.site, arguments.overrides)
+    if arguments.json:
+        import json
+
+        print(json.dumps(report.as_dict(), indent=2))
+    else:
+        print_report(report)
+    return cli.OK if report.fit else cli.USER_MUST_MEND
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    from sites.importers import ImportOptions, import_folder, import_lvit
+
+    extract = {}
+    for item in arguments.extract:
+        column, separator, pattern = item.partition("=")
+        if not separator or not column or not pattern:
+            raise UserError(
+                f"--extract {item}: not of the form COLUMN=REGEX", "such as 'patient=sub-(S\\d+)'"
+            )
+        extract[column] = pattern
+    options = ImportOptions(arguments.out, arguments.columns, arguments.key, extract, arguments.force)
+    result = (import_lvit if arguments.layout == "lvit" else import_folder)(arguments.folder, options)
+    for warning in result.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"{result.manifest}: {len(result.records)} records")
+
+
+def _partition(arguments: argparse.Namespace) -> None:
+    from feddusss import configfile
+    from sites.manifest import read_manifest
+    from sites.partition import PartitionConfig, partition, write_sites
+
+    values = configfile.read_yaml(arguments.config) if arguments.config else {}
+    config = configfile.parse(
+        PartitionConfig, values, str(arguments.config or "partition"), arguments.overrides
+    )
+    records = read_manifest(arguments.manifest)
+    sites = partition(records, config, arguments.seed)
+    _refuse_full(arguments.out, arguments.force)
+    for file, (name, members) in zip(write_sites(arguments.out, sites), sites.items(), strict=True):
+        print(f"{name}: {len(members)} records, {file}")
+
+
+def _synth(arguments: argparse.Namespace) -> None:
+    from feddusss import configfile
+    from sites.config import write_site
+    from sites.synth import SynthConfig, write_hospitals
+
+    values = configfile.read_yaml(arguments.config) if arguments.config else {}
+    if arguments.hospitals is not None:
+        values["hospitals"] = arguments.hospitals
+    config = configfile.parse(SynthConfig, values, str(arguments.config or "synth"), arguments.overrides)
+    _refuse_full(arguments.out, arguments.force)
+    for manifest in write_hospitals(arguments.out, config, arguments.seed):
+        print(write_site(manifest.parent, manifest.parent.name))
+
+
+def _refuse_full(folder: Path, force: bool) -> None:
+    if not force and folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder}: is not empty", "name a new folder, or write into it with --force")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""A site's own file: where its data lie, what it allows, where its private state is kept."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from dusss_core.config import Strict
+from dusss_core.files import write_text
+from feddusss import configfile
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+Phase = Literal["pretrain", "segment"]
+
+
+class DataConfig(Strict):
+    """The site's pictures."""
+
+    manifest: Path
+    """CSV or Parquet file with one row per picture; see `sites.manifest`."""
+    label_fraction: float = Field(1.0, ge=0, le=1)
+    """Share of the training masks that may be trained on, drawn by hash of the id; the rest count as
+    unlabelled and serve to report the quality of pseudo-labels only. A smaller share is a subset of a larger
+    one."""
+    cache: bool = True
+    """Keep the prepared pictures under `state_dir`/cache. Off: they are prepared in memory at every start."""
+
+
+class SuperLinkConfig(Strict):
+    """How to reach the coordinator."""
+
+    address: str = Field(pattern=r"^[A-Za-z0-9_.:\[\]-]+:\d{1,5}$")
+    """host:port of the coordinator."""
+    root_certificates: Path | None = None
+    """PEM file of the authority that signed the coordinator's certificate."""
+    private_key: Path | None = None
+    """This site's private key; its public half is registered at the coordinator."""
+
+
+class LimitsConfig(Strict):
+    """What a study may ask of this site. No message from the coordinator can widen it."""
+
+    max_epochs_per_round: int = Field(5, ge=1)
+    """Local passes over the training pictures per round, at most."""
+    max_steps_per_round: int | None = Field(None, ge=1)
+    """Optimizer steps per round, at most. null: no limit."""
+    phases: list[Phase] = Field(default=["pretrain", "segment"])
+    """Phases that this site trains in. An empty list: the site only evaluates."""
+    max_memory_gb: float | None = Field(None, gt=0)
+    """Memory that training may take, in GB. null: no limit."""
+    hours: str | None = None
+    """HH:MM-HH:MM, local time, in which training may run; it may span midnight. null: always."""
+
+    @field_validator("hours")
+    @classmethod
+    def _check_hours(cls, hours: str | None) -> str | None:
+        time = r"(?:[01]\d|2[0-3]):[0-5]\d"
+        if hours is not None and not re.fullmatch(f"{time}-{time}", hours):
+            raise ValueError('hours are "HH:MM-HH:MM", such as "20:00-06:00"')
+        return hours
+
+
+class PrivacyConfig(Strict):
+    """Differential privacy of what leaves the site."""
+
+    epsilon: float | None = Field(None, gt=0)
+    """Budget over all studies. null: no differential privacy."""
+    delta: float = Field(1e-5, gt=0, lt=1)
+    """Probability that the guarantee may fail; well below one over the number of training pictures."""
+
+
+class SiteConfig(Strict):
+    """One hospital. Paths in the file are relative to the file."""
+
+    site: str = Field(pattern=NAME_PATTERN)
+    """Name of the site, as it appears in reports."""
+    data: DataConfig
+    """The pictures."""
+    state_dir: Path
+    """Private folder: teacher, optimizer state, caches, ledger, audit log. Nothing in it leaves the site."""
+    superlink: SuperLinkConfig | None = None
+    """The coordinator. null: simulation only."""
+    limits: LimitsConfig = LimitsConfig()
+    """What a study may ask of this site."""
+    privacy: PrivacyConfig = PrivacyConfig()
+    """Differential privacy."""
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    """auto (a GPU where there is one), cpu, cuda, cuda:N or mps."""
+
+
+def load_site(path: Path, overrides: Iterable[str] = ()) -> SiteConfig:
+    """Read a site's file; relative paths in it, and in `overrides`, are taken from the file's folder.
+
+    Returns:
+        The config, with absolute paths.
+
+    Raises:
+        UserError: as `feddusss.configfile.load`.
+    """
+    site = configfile.load(SiteConfig, path, overrides)
+    folder = Path(path).resolve().parent
+    return _resolved(site, folder)
+
+
+def write_site(folder: Path, site: str, *, evaluates_only: bool = False) -> Path:
+    """Write `folder`/site.yaml for the manifest.csv beside it; private state goes to `folder`/state.
+
+    Returns:
+        The file.
+    """
+    text = f"site: {site}\ndata: {{manifest: manifest.csv}}\nstate_dir: state\n"
+    if evaluates_only:
+        text += "limits: {phases: []}  # it only evaluates\n"
+    write_text(folder / "site.yaml", text)
+    return folder / "site.yaml"
+
+
+def _resolved(config: Strict, folder: Path) -> Strict:
+    """A copy of `config` in which every path, at any depth, is absolute."""
+    changed = {}
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if isinstance(value, Path):
+            changed[name] = (folder / value.expanduser()).resolve()
+        elif isinstance(value, Strict):
+            changed[name] = _resolved(value, folder)
+    return config.model_copy(update=changed)

@@ -1,0 +1,309 @@
+"""Manifests for data that already lie in a usual folder layout. Pictures are not copied."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from dusss_core.errors import UserError
+from sites.manifest import COLUMNS, SPLITS, Record, write_manifest
+from sites.readers import READERS, Reference
+
+SUFFIXES = tuple(sorted(READERS, key=len, reverse=True))
+LVIT_FOLDERS = {"Train_Folder": "train", "Val_Folder": "val", "Test_Folder": "test"}
+_TEXT_COLUMNS = ("description", "text", "report", "caption")
+_KEY_COLUMNS = ("image", "id", "file", "filename", "name", "slide")
+
+
+@dataclass
+class Imported:
+    """What an import made."""
+
+    manifest: Path
+    records: list[Record]
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """What both importers know."""
+
+    out: Path | None = None
+    """Manifest to write; manifest.csv in the data's folder if None."""
+    columns: Path | None = None
+    """CSV or xlsx file with further columns (hospital, patient, ...), joined by the picture's name."""
+    key: str | None = None
+    """Its column that names the picture; image, id, file, name or slide if None."""
+    extract: Mapping[str, str] = field(default_factory=dict)
+    """Column -> regular expression on the picture's name; its first group, or whole match, is the column's
+    value."""
+    force: bool = False
+    """Overwrite an existing manifest."""
+
+
+def import_lvit(folder: Path, options: ImportOptions = ImportOptions()) -> Imported:
+    """Import LViT's layout (QaTa-COV19, MoNuSeg): {Train,Val,Test}_Folder with img, labelcol and *.xlsx.
+
+    Masks and texts are found by the picture's name, by the mask's, with or without `mask_` and any known
+    suffix.
+
+    Raises:
+        UserError: no such folders, no pictures, two pictures of one name, a manifest that exists.
+    """
+    target = _target(folder, options)
+    found = {name: folder / name for name in LVIT_FOLDERS if (folder / name).is_dir()}
+    if not found:
+        raise UserError(
+            f"{folder}: none of {', '.join(LVIT_FOLDERS)} is there", "name the folder that holds them"
+        )
+    result = Imported(target, [])
+    for name, place in found.items():
+        tables = [
+            p
+            for p in sorted(place.glob("*.xlsx")) + sorted(place.glob("*.csv"))
+            if not p.name.startswith("~$")
+        ]
+        cells: dict[str, dict[str, str]] = {}
+        for table in tables:
+            _merge(cells, _by_key(table, None, result.warnings), table, result.warnings)
+        _add(result, place / "img", place / "labelcol", LVIT_FOLDERS[name], cells)
+    return _finish(result, options)
+
+
+def import_folder(folder: Path, options: ImportOptions = ImportOptions()) -> Imported:
+    """Import images/ and masks/ (same name, or `mask_` + name), with an optional texts.csv or texts.xlsx.
+
+    The same inside train/, val/ and test/, where these are. texts.csv has a column that names the picture,
+    one of text, description, report or caption, and any others (split, patient, ...), which are kept.
+
+    Raises:
+        UserError: as `import_lvit`.
+    """
+    target = _target(folder, options)
+    places = [(folder / split, split) for split in SPLITS if (folder / split / "images").is_dir()]
+    if not places and not (folder / "images").is_dir():
+        raise UserError(
+            f"{folder}: no folder images, nor train/images", "name the folder that holds images and masks"
+        )
+    result = Imported(target, [])
+    shared = _texts(folder, result.warnings)
+    for place, split in places or [(folder, "train")]:
+        cells = dict(shared)
+        if places:
+            _merge(cells, _texts(place, result.warnings), place, result.warnings)
+        _add(result, place / "images", place / "masks", split, cells, report_unused=not places)
+    return _finish(result, options)
+
+
+def name_key(name: str) -> str:
+    """What a picture, its mask and its text share: the name without folder, suffix, `mask_` and case."""
+    key = Path(name.strip().replace("\\", "/")).name.lower()
+    while key.endswith(SUFFIXES):
+        key = key[: -len(next(suffix for suffix in SUFFIXES if key.endswith(suffix)))]
+    return key.removeprefix("mask_")
+
+
+def _target(folder: Path, options: ImportOptions) -> Path:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder", "check the path")
+    target = options.out or folder / "manifest.csv"
+    if target.exists() and not options.force:
+        raise UserError(
+            f"{target}: is there already", "name another file with --out, or overwrite it with --force"
+        )
+    return target
+
+
+def _add(
+    result: Imported,
+    images: Path,
+    masks: Path,
+    split: str,
+    cells: Mapping[str, Mapping[str, str]],
+    report_unused: bool = True,
+) -> None:
+    """Append a record for every picture in `images`."""
+    mask_of = {name_key(path.name): path for path in _pictures(masks)}
+    seen: dict[str, Path] = {}
+    for image in _pictures(images):
+        key = name_key(image.name)
+        if key in seen:
+            raise UserError(
+                f"{image}: has the same name as {seen[key].name}", "give each picture its own name"
+            )
+        seen[key] = image
+        own = dict(cells.get(key, {}))
+        mask = mask_of.get(key)
+        record_split = own.pop("split", "").lower() or split
+        if record_split not in SPLITS:
+            raise UserError(
+                f"{image.name}: unknown split '{record_split}' in its texts", "use train, val or test"
+            )
+        result.records.append(
+            Record(
+                id=_stem(image),
+                image=image.absolute(),
+                mask=mask.absolute() if mask else None,
+                text=own.pop("text", ""),
+                split=record_split,
+                patient=own.pop("patient", ""),
+                labelled=mask is not None,
+                extra=own,
+                row=len(result.records) + 2,
+            )
+        )
+    _warn(result.warnings, f"{masks}: no picture for these masks", mask_of.keys() - seen.keys())
+    if report_unused:
+        _warn(result.warnings, f"{images}: no picture for these texts", cells.keys() - seen.keys())
+
+
+def _finish(result: Imported, options: ImportOptions) -> Imported:
+    if not result.records:
+        raise UserError(
+            f"{result.manifest.parent}: no pictures found", f"pictures end in {', '.join(SUFFIXES)}"
+        )
+    joined = _by_key(options.columns, options.key, result.warnings) if options.columns else {}
+    if options.columns and not any(name_key(record.id) in joined for record in result.records):
+        raise UserError(
+            f"{options.columns}: no row names one of the pictures", "name its key column with --key"
+        )
+    records = [
+        _with_cells(record, joined.get(name_key(record.id), {}), options.extract) for record in result.records
+    ]
+    first: dict[str, Record] = {}
+    for record in records:
+        other = first.setdefault(record.id, record)
+        if other is not record:
+            raise UserError(
+                f"two pictures are called '{record.id}': {other.image} and {record.image}",
+                "rename one, or remove it from one of the splits",
+            )
+    if options.columns:
+        _warn(
+            result.warnings,
+            f"{options.columns}: no row for these pictures",
+            {record.id for record in records if name_key(record.id) not in joined},
+        )
+    _warn(
+        result.warnings, "pictures without a mask", {record.id for record in records if record.mask is None}
+    )
+    _warn(result.warnings, "pictures without a text", {record.id for record in records if not record.text})
+    write_manifest(result.manifest, records)
+    return Imported(result.manifest, records, result.warnings)
+
+
+def _with_cells(record: Record, cells: Mapping[str, str], extract: Mapping[str, str]) -> Record:
+    cells = dict(cells)
+    for column, pattern in extract.items():
+        try:
+            match = re.search(pattern, record.id)
+        except re.error as error:
+            raise UserError(
+                f"--extract {column}={pattern}: not a regular expression: {error}", "correct it"
+            ) from None
+        cells[column] = (match[1] if match.lastindex else match[0]) if match else ""
+    own = {name: cells.pop(name) for name in ("text", "split", "patient") if cells.get(name)}
+    extra = {name: value for name, value in cells.items() if name not in COLUMNS}
+    return replace(record, **own, extra={**record.extra, **extra})
+
+
+def _texts(folder: Path, warnings: list[str]) -> dict[str, dict[str, str]]:
+    for name in ("texts.csv", "texts.xlsx"):
+        if (folder / name).is_file():
+            return _by_key(folder / name, None, warnings)
+    return {}
+
+
+def _merge(
+    cells: dict[str, dict[str, str]], more: Mapping[str, dict[str, str]], source: Path, warnings: list[str]
+) -> None:
+    _warn(warnings, f"{source}: read again, the first row counts", cells.keys() & more.keys())
+    for key, values in more.items():
+        cells.setdefault(key, values)
+
+
+def _by_key(table: Path, key_column: str | None, warnings: list[str]) -> dict[str, dict[str, str]]:
+    """The rows of a table by the picture they name; the text's column becomes `text`, known ones lower
+    case."""
+    rows = _read_table(table)
+    header = next(rows, None)
+    if header is None:
+        raise UserError(f"{table}: empty", "its first row names the columns")
+    names = [name.strip() for name in header]
+    lower = [name.lower() for name in names]
+    wanted = [key_column.lower()] if key_column else [name for name in _KEY_COLUMNS if name in lower][:1]
+    if not wanted or wanted[0] not in lower:
+        raise UserError(
+            f"{table}, row 1: no column {f'{key_column!r}' if key_column else 'that names the pictures'}",
+            f"name it with --key; the file has: {', '.join(names)}",
+        )
+    position = lower.index(wanted[0])
+    text = next((name for name in _TEXT_COLUMNS if name in lower), None)
+    names = [
+        "text" if low == text else low if low in (*COLUMNS, "subject") else name
+        for name, low in zip(names, lower, strict=True)
+    ]
+    names = ["patient" if name == "subject" and "patient" not in names else name for name in names]
+    found: dict[str, dict[str, str]] = {}
+    differ = set()
+    for row in rows:
+        if position >= len(row) or not row[position].strip():
+            continue
+        key = name_key(row[position])
+        cells = {
+            name: " ".join(cell.split())
+            for i, (name, cell) in enumerate(zip(names, row, strict=False))
+            if name and i != position
+        }
+        if found.setdefault(key, cells) != cells:
+            differ.add(row[position])
+    _warn(warnings, f"{table}: named twice with different cells, the first row counts", differ)
+    return found
+
+
+def _read_table(table: Path) -> Iterator[list[str]]:
+    try:
+        if table.suffix.lower() == ".xlsx":
+            import openpyxl
+
+            book = openpyxl.load_workbook(table, read_only=True, data_only=True)
+            try:
+                for row in book.active.iter_rows(values_only=True):
+                    yield ["" if cell is None else str(cell) for cell in row]
+            finally:
+                book.close()
+        else:
+            with table.open(encoding="utf-8-sig", newline="") as file:
+                yield from csv.reader(file)
+    except FileNotFoundError:
+        raise UserError(f"{table}: no such file", "check the path") from None
+    except UserError:
+        raise
+    except Exception as error:  # zip, XML and encoding errors alike
+        raise UserError(
+            f"{table}: could not be read: {error}", "save it again as xlsx or as CSV UTF-8"
+        ) from error
+
+
+def _pictures(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def _stem(image: Path) -> str:
+    return image.name[: -len(Reference(image).suffix)]
+
+
+def _warn(warnings: list[str], what: str, names: Iterable[str]) -> None:
+    names = sorted(names)
+    if names:
+        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        warnings.append(f"{what}: {len(names)} ({shown})")

@@ -1,0 +1,310 @@
+"""The manifest: one row per picture, CSV or Parquet. Checked whole, every mistake named with its row.
+
+Columns: `id` and `image` are required; `mask`, `text`, `split` (train, val or test; train if empty),
+`patient` (`subject` is read in its place) and `labelled` (0: the mask may not be trained on) are optional;
+any other column is kept. Paths are relative to the manifest's folder.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dusss_core.errors import UserError
+from dusss_core.files import write_text
+from dusss_core.seeds import unit_hash
+from sites.readers.reference import parse_reference
+
+SPLITS = ("train", "val", "test")
+COLUMNS = ("id", "image", "mask", "text", "split", "patient", "labelled")
+MOST_LINES = 20
+"""Problems that one error message lists."""
+
+_TRUE, _FALSE = {"1", "true", "yes"}, {"0", "false", "no"}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One picture."""
+
+    id: str
+    """Unique in the site."""
+    image: Path
+    """The picture, absolute; may name a slice (`ct.nii.gz#z=12`)."""
+    mask: Path | None = None
+    """Its mask, absolute, or None."""
+    text: str = ""
+    """Its sentence, or ''."""
+    split: str = "train"
+    """train, val or test."""
+    patient: str = ""
+    """All pictures of one patient stay in one split and at one site. '' where not known."""
+    labelled: bool = False
+    """The mask exists and may be trained on."""
+    extra: dict[str, str] = field(default_factory=dict)
+    """Other columns."""
+    row: int = 0
+    """Row in the manifest as a spreadsheet counts: the header is row 1."""
+
+    @property
+    def group(self) -> tuple[str, str]:
+        """What is never torn apart: the patient, or the picture where no patient is named."""
+        return ("patient", self.patient) if self.patient else ("id", self.id)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake in a manifest."""
+
+    row: int
+    text: str
+    remedy: str
+
+
+def read_manifest(path: Path) -> list[Record]:
+    """Read and check a manifest.
+
+    Returns:
+        Its records, in the file's order.
+
+    Raises:
+        UserError: lists every mistake with its row (the first 20 and a count).
+    """
+    path = Path(path)
+    columns, rows = _read_parquet(path) if path.suffix.lower() in (".parquet", ".pq") else _read_csv(path)
+    columns = _known_names(path, columns)
+    problems: list[Problem] = []
+    folder = path.absolute().parent
+    records = [_record(folder, columns, row, cells, problems) for row, cells in rows]
+    if not records:
+        raise UserError(f"{path}: holds no records", "add a row for each picture")
+    problems += _duplicates(records) + _torn_patients(records) + _missing_files(records, folder)
+    raise_problems(path, problems)
+    return records
+
+
+def raise_problems(path: Path, problems: Sequence[Problem]) -> None:
+    """Raise one UserError that lists `problems` by row; nothing if there are none."""
+    if not problems:
+        return
+    problems = sorted(problems, key=lambda problem: problem.row)
+    if len(problems) == 1:
+        only = problems[0]
+        raise UserError(f"{path}, row {only.row}: {only.text}", only.remedy)
+    lines = [f"  row {p.row}: {p.text} ({p.remedy})" for p in problems[:MOST_LINES]]
+    if len(problems) > MOST_LINES:
+        lines.append(f"  and {len(problems) - MOST_LINES} more")
+    raise UserError("\n".join([f"{path}: {len(problems)} problems", *lines]), "mend these rows")
+
+
+def write_manifest(path: Path, records: Iterable[Record]) -> None:
+    """Write a CSV manifest atomically.
+
+    Files below the manifest's folder are written relative to it, others with their absolute path.
+    """
+    records = list(records)
+    folder = Path(path).absolute().parent
+    extras = list(dict.fromkeys(name for record in records for name in record.extra))
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*COLUMNS, *extras])
+    for record in records:
+        files = (_portable(record.image, folder), _portable(record.mask, folder) if record.mask else "")
+        writer.writerow(
+            [
+                record.id,
+                *files,
+                record.text,
+                record.split,
+                record.patient,
+                int(record.labelled),
+                *(record.extra.get(name, "") for name in extras),
+            ]
+        )
+    write_text(Path(path), out.getvalue())
+
+
+def labelled_by_fraction(records: Iterable[Record], fraction: float) -> set[str]:
+    """The ids of the training records that stay labelled when only `fraction` of the labels is used.
+
+    The first ceil(fraction * n) of the n labelled training records in order of a hash of their id: a smaller
+    fraction is a subset of a larger one, and every method and run sees the same.
+    """
+    candidates = [record.id for record in records if record.split == "train" and record.labelled]
+    candidates.sort(key=lambda identity: unit_hash("label", identity))
+    # rounded first, since 0.07 * 100 is a little more than 7
+    return set(candidates[: math.ceil(round(fraction * len(candidates), 6))])
+
+
+def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file", "check the path of the manifest") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}, row {line}: not UTF-8 text", "save it as 'CSV UTF-8'") from None
+    except OSError as error:
+        raise UserError(
+            f"{path}: could not be read: {error.strerror or error}", "check the path and the permissions"
+        ) from None
+    try:
+        lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+    except csv.Error as error:
+        raise UserError(f"{path}: not a CSV file: {error}", "check the quotes") from None
+    if not lines:
+        raise UserError(
+            f"{path}: empty", "add a header with the columns id and image, and a row for each picture"
+        )
+    header = lines[0]
+    if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
+        raise UserError(
+            f"{path}, row 1: columns are not separated by commas", "save it with commas as separators"
+        )
+    return header, [
+        (row, cells) for row, cells in enumerate(lines[1:], start=2) if any(c.strip() for c in cells)
+    ]
+
+
+def _read_parquet(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file", "check the path of the manifest") from None
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a Parquet file: {error}", "write it again") from None
+    values = [column.to_pylist() for column in table.columns]
+    return table.column_names, [
+        (row, [_as_text(v) for v in cells]) for row, cells in enumerate(zip(*values, strict=True), start=2)
+    ]
+
+
+def _as_text(value: object) -> str:
+    """The text that the same value has in a CSV file."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bool):
+        return str(int(value))
+    # whole numbers with gaps are stored as floating point
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _known_names(path: Path, columns: list[str]) -> list[str]:
+    """Column names without case and blanks where we know them; errors for missing and repeated ones."""
+    names = [name.strip() for name in columns]
+    names = [name.lower() if name.lower() in (*COLUMNS, "subject") else name for name in names]
+    if "patient" not in names:
+        names = ["patient" if name == "subject" else name for name in names]
+    for name in names:
+        if name and names.count(name) > 1:
+            raise UserError(
+                f"{path}, row 1: column '{name}' stands there {names.count(name)} times", "rename one of them"
+            )
+    for required in ("id", "image"):
+        if required not in names:
+            near = difflib.get_close_matches(
+                required, [n for n in names if n not in COLUMNS], n=1, cutoff=0.5
+            )
+            hint = (
+                f"rename column '{near[0]}' to '{required}'"
+                if near
+                else f"add it; the file has: {', '.join(names)}"
+            )
+            raise UserError(f"{path}, row 1: no column '{required}'", hint)
+    return names
+
+
+def _record(folder: Path, columns: list[str], row: int, cells: list[str], problems: list[Problem]) -> Record:
+    def problem(text: str, remedy: str) -> None:
+        problems.append(Problem(row, text, remedy))
+
+    if len(cells) != len(columns):
+        problem(f"{len(cells)} cells under {len(columns)} columns", "put cells with commas in quotes")
+    values = {name: cell.strip() for name, cell in zip(columns, cells, strict=False)}
+    if not values.get("id"):
+        problem("empty id", "give every record its own id")
+    if not values.get("image"):
+        problem("empty image", "name the picture's file, or drop the row")
+    split = values.get("split", "").lower() or "train"
+    if split not in SPLITS:
+        near = difflib.get_close_matches(split, SPLITS, n=1, cutoff=0.4)
+        problem(
+            f"unknown split '{values['split']}'",
+            f"did you mean '{near[0]}'?" if near else "use train, val or test",
+        )
+    flag, mask = values.get("labelled", "").lower(), values.get("mask", "")
+    if flag and flag not in _TRUE | _FALSE:
+        problem(f"labelled is '{values['labelled']}'", "use 1 or 0")
+    if flag in _TRUE and not mask:
+        problem("labelled is 1, but there is no mask", "name the mask's file, or set labelled to 0")
+    return Record(
+        id=values.get("id", ""),
+        image=folder / values.get("image", ""),
+        mask=folder / mask if mask else None,
+        text=" ".join(values.get("text", "").split()),
+        split=split,
+        patient=values.get("patient", ""),
+        labelled=bool(mask) and flag not in _FALSE,
+        extra={name: value for name, value in values.items() if name and name not in COLUMNS},
+        row=row,
+    )
+
+
+def _duplicates(records: list[Record]) -> list[Problem]:
+    first: dict[str, int] = {}
+    return [
+        Problem(
+            record.row,
+            f"id '{record.id}' is already in row {first[record.id]}",
+            "give every record its own id",
+        )
+        for record in records
+        if record.id and first.setdefault(record.id, record.row) != record.row
+    ]
+
+
+def _torn_patients(records: list[Record]) -> list[Problem]:
+    first: dict[str, Record] = {}
+    problems = []
+    for record in records:
+        if not record.patient or record.split not in SPLITS:  # the latter is reported already
+            continue
+        other = first.setdefault(record.patient, record)
+        if record.split != other.split:
+            problems.append(
+                Problem(
+                    record.row,
+                    f"patient '{record.patient}' is in {record.split}, in row {other.row} in {other.split}",
+                    "put all pictures of a patient into one split",
+                )
+            )
+    return problems
+
+
+def _missing_files(records: list[Record], folder: Path) -> list[Problem]:
+    problems = []
+    for record in records:
+        for kind, path in (("image", record.image), ("mask", record.mask)):
+            # an empty image cell points at the folder itself, and is reported already
+            if path is not None and path != folder and not parse_reference(path).file.is_file():
+                problems.append(
+                    Problem(
+                        record.row,
+                        f"{kind} file not found: {path}",
+                        "paths are relative to the manifest's folder",
+                    )
+                )
+    return problems
+
+
+def _portable(path: Path, folder: Path) -> str:
+    path = Path(path).absolute()
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)

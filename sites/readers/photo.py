@@ -1,0 +1,73 @@
+"""PNG, JPEG, TIFF, WebP and BMP, through Pillow."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from dusss_core.errors import UserError
+from sites.readers.raw import Raw, depth_window, percentile_window
+from sites.readers.reference import Reference
+
+_LOSSY = {"JPEG", "WEBP"}
+
+
+def read_photo(reference: Reference) -> Raw:
+    """Decode a picture.
+
+    - The orientation that a camera wrote into EXIF is applied, so that picture and mask lie alike.
+    - An alpha channel is dropped; CMYK and other colour spaces become RGB.
+    - 16-bit gray: see `depth_window`. Floating point: as it is when within [0, 1], else by percentiles.
+    - TIFF files of several pages: `file.tif#2`, the first page otherwise.
+    """
+    try:
+        with Image.open(reference.file) as file:
+            lossy = file.format in _LOSSY
+            if reference.index is not None:
+                _go_to_page(file, reference)
+            picture = ImageOps.exif_transpose(file)
+            picture.load()
+    except Image.DecompressionBombError:
+        raise UserError(
+            f"{reference.file}: too large to be read whole",
+            "cut it into pictures of at most 170 million pixels",
+        ) from None
+    mode = picture.mode
+    if mode == "1":
+        return Raw(np.asarray(picture, dtype=np.uint8), 0, 1, bits=1)
+    if mode == "P":
+        return _palette(picture)
+    if mode in ("L", "LA"):
+        return Raw(np.asarray(picture.getchannel(0)), 0, 255, bits=8, lossy=lossy)
+    if mode == "F":
+        return _floating(np.asarray(picture))
+    if mode.startswith("I"):
+        pixels = np.asarray(picture)
+        pixels = pixels.astype(pixels.dtype.newbyteorder("="))
+        if pixels.dtype.kind == "i" and pixels.min(initial=0) >= 0 and pixels.max(initial=0) < 2**16:
+            pixels = pixels.astype(np.uint16)  # 16-bit files that Pillow widens to 32
+        return Raw(pixels, *depth_window(pixels), bits=16 if pixels.dtype.itemsize == 2 else 32)
+    return Raw(np.asarray(picture.convert("RGB")), 0, 255, bits=8, lossy=lossy)
+
+
+def _go_to_page(file: Image.Image, reference: Reference) -> None:
+    pages = getattr(file, "n_frames", 1)
+    if reference.index >= pages:
+        raise UserError(
+            f"{reference.file}#{reference.index}: it has {pages} pages, counted from 0",
+            "name a page that exists",
+        )
+    file.seek(reference.index)
+
+
+def _palette(picture: Image.Image) -> Raw:
+    colours = np.asarray(picture.convert("RGB"))
+    plain = colours.max(axis=2)
+    black_and_white = np.isin(plain, (0, 255)).all() and np.array_equal(plain, colours.min(axis=2))
+    return Raw(colours, 0, 255, bits=8, indices=None if black_and_white else np.asarray(picture))
+
+
+def _floating(pixels: np.ndarray) -> Raw:
+    within = pixels.size and np.nanmin(pixels) >= 0 and np.nanmax(pixels) <= 1
+    black, white = (0.0, 1.0) if within else percentile_window(np.nan_to_num(pixels))
+    return Raw(pixels, black, white, bits=32)

@@ -1,0 +1,10 @@
+"""Tests share the machine with each other: one thread each is faster than threads that wait for one another."""
+
+from __future__ import annotations
+
+import os
+
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")

@@ -1,0 +1,69 @@
+"""A tiny world for the method: 32 x 32 pictures with one bright square, on the side that the sentence names."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from dusss_core.config import TrainingConfig
+from dusss_core.records import Split
+
+SENTENCES = ("infected area in the left lung.", "infected area in the right lung.")
+
+
+class FakeBank:
+    """Token features without a language model: constant per sentence, mirrored sentence and wording."""
+
+    embedding_width = 384
+
+    def __init__(self):
+        draw = torch.Generator().manual_seed(0)
+        self.table = torch.randn(2, 6, 384, generator=draw)
+        self.wording = 0.1 * torch.randn(8, 6, 384, generator=draw)
+
+    def may_flip(self, indices):
+        return torch.ones(len(indices), dtype=torch.bool)
+
+    def features(self, indices, *, mirrored=None, view=None):
+        indices = indices.cpu()
+        side = indices.clamp(min=0) if mirrored is None else (indices.clamp(min=0) + mirrored.cpu().long()) % 2
+        tokens = self.table[side]
+        if view is not None:
+            tokens = tokens + self.wording[view.cpu()]
+        return tokens, torch.ones(tokens.shape[:2], dtype=torch.bool)
+
+
+def make_split(n=12, labelled=4, with_text=None, seed=0, size=32):
+    rng = np.random.default_rng(seed)
+    images = rng.integers(40, 90, (n, 1, size, size), dtype=np.uint8)
+    masks = np.zeros((n, size, size), np.uint8)
+    sentence = np.arange(n) % 2
+    for i in range(n):
+        row = rng.integers(4, size - 14)
+        column = rng.integers(2, 5) if sentence[i] == 0 else rng.integers(size - 14, size - 11)
+        masks[i, row : row + 10, column : column + 9] = 1
+        images[i, 0][masks[i] > 0] += 90
+    sentence = sentence.astype(np.int64)
+    if with_text is not None:
+        sentence[with_text:] = -1
+    flags = np.zeros(n, bool)
+    flags[:labelled] = True
+    return Split(images, masks, flags, np.ones(n, bool), sentence, SENTENCES, tuple(f"r{i}" for i in range(n)))
+
+
+def make_config(**changes) -> TrainingConfig:
+    values = {
+        "study": "tiny",
+        "image": {"size": 32},
+        "vlm": {"image_encoder": "test_resnet", "dim": 16, "decoder_width": 16, "patch_stride": 8},
+        "student": {"width": 4},
+        "pretrain": {"rounds": 2, "batch": 6, "optimizer": {"lr": 1e-3}},
+        "segment": {"rounds": 2, "batch": 6, "optimizer": {"lr": 1e-3}},
+    }
+    return TrainingConfig.model_validate({**values, **changes})
+
+
+@pytest.fixture
+def bank():
+    return FakeBank()

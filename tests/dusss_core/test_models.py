@@ -1,0 +1,94 @@
+"""The networks are what the paper says, and any timm encoder fits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from dusss_core.errors import UserError
+from dusss_core.models import Teacher, UNet, build_student, build_vlm
+from tests.dusss_core.conftest import FakeBank, make_config
+
+
+def test_student_is_the_papers_unet():
+    student = UNet(3, 1, 64).eval()
+    assert sum(p.numel() for p in student.parameters()) == 14_751_873
+    assert usual_count(student, torch.zeros(1, 3, 224, 224)) / 1e9 == pytest.approx(25.19, rel=0.005)
+
+
+@torch.no_grad()
+def usual_count(model, picture):
+    """Multiply-accumulates as papers count them: transposed convolutions as dense ones, two per normalised value."""
+    total = 0
+
+    def count(module, inputs, output):
+        nonlocal total
+        if isinstance(module, nn.BatchNorm2d):
+            total += 2 * output.numel()
+        elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            total += output.numel() * module.in_channels * module.kernel_size[0] * module.kernel_size[1]
+
+    for module in model.modules():
+        module.register_forward_hook(count)
+    model(picture)
+    return total
+
+
+def test_group_norm_student_has_no_buffers():
+    assert not list(UNet(1, 1, 8, "group").buffers())
+
+
+def test_builds_are_equal_and_leave_the_global_generator_alone():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first, second = build_student(make_config()), build_student(make_config())
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    other = build_student(make_config(seed=2))
+    assert not torch.equal(first.stem[0].weight, other.stem[0].weight)
+
+
+def test_teacher_follows_eq_12_with_buffers():
+    student = UNet(1, 1, 4)
+    teacher = Teacher(student)
+    start = {name: value.clone() for name, value in teacher.model.state_dict().items()}
+    with torch.no_grad():
+        for value in [*student.parameters(), *student.buffers()]:
+            value.add_(1)
+    teacher.follow(student, step=3, ema=0.99)  # alpha = 1 - 1/4
+    for name, value in teacher.model.state_dict().items():
+        moved = 1.0 if not value.is_floating_point() else 0.25
+        assert torch.allclose(value.float(), start[name].float() + moved, atol=1e-6), name
+    assert not any(p.requires_grad for p in teacher.model.parameters())
+    assert not teacher.model.training
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_vit"])
+@pytest.mark.parametrize("classes", [1, 3])
+def test_any_timm_encoder_grounds_at_full_resolution(name, classes):
+    config = make_config(image={"size": 64, "classes": classes, "channels": 3},
+                         vlm={"image_encoder": name, "dim": 16, "decoder_width": 16})
+    vlm = build_vlm(config).eval()
+    tokens, mask = FakeBank().features(torch.tensor([0, 1]))
+    assert vlm(torch.zeros(2, 3, 64, 64), tokens, mask).shape == (2, classes, 64, 64)
+
+
+@pytest.mark.parametrize("switch", ["skips", "cross_attention"])
+def test_grounding_switches_take_their_part_away(switch):
+    parts = {"image_encoder": "test_resnet", "dim": 16, "decoder_width": 16}
+    with_part = build_vlm(make_config(vlm=parts))
+    without = build_vlm(make_config(vlm={**parts, switch: False}))
+    assert sum(p.numel() for p in without.parameters()) < sum(p.numel() for p in with_part.parameters())
+
+
+def test_mask_depends_on_the_sentence():
+    vlm = build_vlm(make_config()).eval()
+    picture = torch.rand(1, 1, 32, 32)
+    masks = [vlm(picture, *FakeBank().features(torch.tensor([i]))) for i in (0, 1)]
+    assert not torch.allclose(*masks)
+
+
+def test_unknown_encoder_is_named_with_others_that_exist():
+    with pytest.raises(UserError, match="no model 'resnet_18x'"):
+        build_vlm(make_config(vlm={"image_encoder": "resnet_18x"}))

@@ -1,0 +1,185 @@
+"""Training at one site: repeats exactly, keeps what is private, and every switch of the method reaches the student."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from dusss_core.errors import UserError
+from dusss_core.files import digest_of_tensors
+from dusss_core.training import (
+    Pretrainer,
+    Segmenter,
+    can_train,
+    evaluate_logits,
+    evaluate_student,
+    initial_shared,
+    text_guided_masks,
+)
+from dusss_core.training.sampling import two_stream_batches
+from tests.dusss_core.conftest import FakeBank, make_config, make_split
+
+
+def pretrained(config, train, bank, rounds=1):
+    trainer = Pretrainer(config, "a", train, train, bank)
+    trainer.load_shared(initial_shared(config, "pretrain"))
+    for r in range(1, rounds + 1):
+        trainer.train_round(r)
+    return trainer.shared()
+
+
+def trained_student(config, train, bank):
+    logits = None
+    if config.method.text_mask:
+        logits = text_guided_masks(config, pretrained(config, train, bank), train, bank)
+    trainer = Segmenter(config, "a", train, train, text_logits=logits)
+    trainer.load_shared(initial_shared(config, "segment"))
+    trainer.train_round(1)
+    return digest_of_tensors(trainer.shared())
+
+
+SWITCHES = ["sss", "dcl", "ltg", "text_mask", "teacher", "grounding_supervision"]
+
+
+def test_every_switch_of_the_method_changes_the_student(bank):
+    train = make_split()
+    digests = {"all on": trained_student(make_config(), train, bank)}
+    for switch in SWITCHES:
+        digests[switch] = trained_student(make_config(method={switch: False}), train, bank)
+    digests["detach"] = trained_student(make_config(method={"detach_uncertainty": False}), train, bank)
+    digests["literal Eq. 15"] = trained_student(make_config(method={"merge": "probabilities"}), train, bank)
+    digests["identity pairs"] = trained_student(make_config(method={"pairs": "identity"}), train, bank)
+    assert len(set(digests.values())) == len(digests), digests
+
+
+def make_trainer(phase, config, train, bank, logits=None):
+    if phase == "pretrain":
+        return Pretrainer(config, "a", train, train, bank)
+    return Segmenter(config, "a", train, train, text_logits=logits)
+
+
+@pytest.mark.parametrize("phase", ["pretrain", "segment"])
+@pytest.mark.parametrize("local_norm", [False, True])
+def test_a_round_from_saved_state_equals_the_uninterrupted_one(phase, local_norm, bank):
+    config, train = make_config(local_norm=local_norm), make_split()
+    logits = np.zeros((12, 1, 32, 32), np.float16)
+    straight = make_trainer(phase, config, train, bank, logits)
+    straight.load_shared(initial_shared(config, phase))
+    straight.train_round(1)
+    shared, private = straight.shared(), straight.private()
+    straight.train_round(2)
+
+    resumed = make_trainer(phase, config, train, bank, logits)
+    resumed.load_private(private)
+    resumed.load_shared(shared)
+    resumed.train_round(2)
+    assert digest_of_tensors(resumed.shared()) == digest_of_tensors(straight.shared())
+    assert digest_of_tensors(resumed.private()) == digest_of_tensors(straight.private())
+
+
+def test_nothing_private_is_shared(bank):
+    config, train = make_config(), make_split()
+    trainer = Segmenter(config, "a", train, train, text_logits=np.zeros((12, 1, 32, 32), np.float16))
+    trainer.load_shared(initial_shared(config, "segment"))
+    trainer.train_round(1)
+    shared, private = trainer.shared(), trainer.private()
+    assert set(shared) == set(initial_shared(config, "segment"))
+    assert any(name.startswith("teacher.") for name in private)
+    assert any(name.startswith("optimizer.") for name in private)
+    values = {value.numpy().tobytes() for name, value in private.items() if value.ndim == 4}
+    assert not values & {value.numpy().tobytes() for value in shared.values()}
+
+
+def test_fedbn_keeps_normalisation_at_the_site(bank):
+    config, train = make_config(local_norm=True), make_split()
+    trainer = Segmenter(config, "a", train, train)
+    assert not any("running" in name for name in trainer.shared())
+    assert any(name.startswith("local.") and "running_mean" in name for name in trainer.private())
+
+
+def test_training_improves_masks_and_student(bank):
+    config, train = make_config(), make_split(n=16, labelled=8)
+    config.pretrain.rounds = config.segment.rounds = 12
+    config.segment.epochs = 3
+    config.segment.optimizer.lr = 5e-3
+    vlm = pretrained(config, train, bank, rounds=12)
+    logits = text_guided_masks(config, vlm, train, bank)
+    assert evaluate_logits(config, logits, train)["dice"] > 0.8
+    trainer = Segmenter(config, "a", train, train, text_logits=logits)
+    trainer.load_shared(initial_shared(config, "segment"))
+    before = trainer.validate()["dice"]
+    for r in range(1, 13):
+        trainer.train_round(r)
+    after = evaluate_student(config, trainer.shared(), train)
+    assert after["dice"] > max(before, 0.8)
+    assert after["n"] == 16
+
+
+@pytest.mark.parametrize(
+    "split", [{"labelled": 0}, {"with_text": 0}, {"n": 1, "labelled": 1}, {"labelled": 12}, {"with_text": 5}]
+)
+def test_every_kind_of_site_can_take_part(split, bank):
+    config, train = make_config(), make_split(**split)
+    logits = None
+    if can_train(config, "pretrain", train) is None:
+        logits = text_guided_masks(config, pretrained(config, train, bank), train, bank)
+    else:
+        assert split == {"with_text": 0}
+    trainer = Segmenter(config, "a", train, make_split(n=0, labelled=0), text_logits=logits)
+    trainer.load_shared(initial_shared(config, "segment"))
+    assert np.isfinite(trainer.train_round(1)["loss"])
+    assert trainer.validate() == {}
+
+
+def test_sites_that_cannot_train_say_why():
+    empty, unlabelled = make_split(n=0, labelled=0), make_split(labelled=0)
+    assert "no training pictures" in can_train(make_config(), "segment", empty)
+    supervised = make_config(method={"preset": "supervised"})
+    assert "no labelled" in can_train(supervised, "segment", unlabelled)
+    assert can_train(make_config(), "segment", unlabelled) is None
+
+
+def test_text_masks_are_nan_exactly_where_there_is_no_text(bank):
+    config, train = make_config(), make_split(with_text=7)
+    logits = text_guided_masks(config, initial_shared(config, "pretrain"), train, bank)
+    assert np.array_equal(np.isnan(logits).all(axis=(1, 2, 3)), ~train.has_text)
+    assert np.isfinite(logits[train.has_text]).all()
+
+
+def test_a_loss_that_is_not_finite_is_an_error_with_place_and_remedy(bank):
+    config, train = make_config(segment={"optimizer": {"lr": 1e-3}, "batch": 6}), make_split()
+    trainer = Segmenter(config, "a", train, train)
+    poisoned = initial_shared(config, "segment")
+    poisoned["head.bias"][:] = float("nan")
+    trainer.load_shared(poisoned)
+    with pytest.raises(UserError, match="site a, phase segment, round 1, step 1: the loss is nan"):
+        trainer.train_round(1)
+
+
+def test_proximal_term_pulls_towards_the_global_model():
+    train = make_split()
+    distance = []
+    for mu in (0.0, 10.0):
+        config = make_config(prox_mu=mu, method={"preset": "supervised"})
+        start = initial_shared(config, "segment")
+        trainer = Segmenter(config, "a", train, train)
+        trainer.load_shared(start)
+        trainer.train_round(1)
+        trainer.train_round(2)
+        end = trainer.shared()
+        distance.append(sum(float((end[k] - start[k]).pow(2).sum()) for k in start if k.endswith("weight")))
+    assert distance[1] < distance[0]
+
+
+def test_batches_use_scarce_labels_more_often_and_all_records():
+    draw = torch.Generator().manual_seed(0)
+    seen_labelled, seen_other = [], []
+    for labelled, other in two_stream_batches(np.arange(3), np.arange(3, 23), 8, 0.5, 5, draw):
+        assert len(labelled) == len(other) == 4
+        seen_labelled += list(labelled)
+        seen_other += list(other)
+    assert sorted(seen_other) == list(range(3, 23))
+    assert set(seen_labelled) == {0, 1, 2}
+    only = list(two_stream_batches(np.array([], int), np.arange(5), 4, 0.5, 2, draw))
+    assert all(len(a) == 0 and len(b) == 4 for a, b in only)

@@ -1,0 +1,153 @@
+"""Stands in for `dusss_core.training`: the same interface over a few numbers, so that the federation is tested alone.
+
+What a round makes depends on all that may matter: the shared and the private state, the data, the round, the seeds.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from dusss_core.errors import UserError
+from dusss_core.seeds import generator
+
+NORM = ("norm.weight", "norm.running_mean", "norm.running_var", "norm.num_batches_tracked")
+
+
+def install(monkeypatch) -> None:
+    """Put the stand-in where the sites and the coordinator look."""
+    import client.workbench
+    import dusss_core.training
+    import server.simulation.local
+
+    for name in ("Pretrainer", "Segmenter", "can_train", "initial_shared", "text_guided_masks", "evaluate_student",
+                 "evaluate_logits"):
+        monkeypatch.setattr(dusss_core.training, name, globals()[name])
+    for module in (client.workbench, server.simulation.local):
+        monkeypatch.setattr(module, "build_text_bank", lambda sentences, *args, **kwargs: tuple(sentences))
+
+
+def can_train(config, phase, train):
+    if len(train) == 0:
+        return "the site has no training pictures"
+    if phase == "pretrain" and not train.has_text.any():
+        return "the site has no sentences"
+    return None
+
+
+def initial_shared(config, phase):
+    draw = generator(config.seed, "init", phase)
+    tensors = {
+        "body.weight": torch.randn(3, 4, generator=draw),
+        "body.bias": torch.zeros(4),
+        "scale": torch.tensor(1.0),
+        "norm.weight": torch.ones(4),
+        "norm.running_mean": torch.zeros(4),
+        "norm.running_var": torch.ones(4),
+        "norm.num_batches_tracked": torch.tensor(0),
+    }
+    return {name: tensor for name, tensor in tensors.items() if not (config.local_norm and name in NORM)}
+
+
+class _Trainer:
+    phase = ""
+
+    def __init__(self, config, site, train, val, *, device, progress):
+        self.config, self.site, self.train, self.val, self.progress = config, site, train, val, progress
+        self.model = initial_shared(config.model_copy(update={"local_norm": False}), self.phase)
+        self.moment = torch.zeros(3, 4)
+        self.teacher = None
+        self.step = 0
+        self.steps_per_round = getattr(config, self.phase).epochs * max(1, len(train) // 8)
+
+    def load_shared(self, tensors):
+        self.model.update({name: tensor.clone() for name, tensor in tensors.items()})
+        if self.step == 0:
+            self.teacher = self.model["body.weight"].clone()
+
+    def shared(self):
+        return {name: tensor.clone() for name, tensor in self.model.items()
+                if not (self.config.local_norm and name in NORM)}
+
+    def private(self):
+        local = {f"local.{name}": self.model[name].clone() for name in NORM if self.config.local_norm}
+        return {"step": torch.tensor(self.step), "optimizer.0.exp_avg": self.moment.clone(),
+                "teacher.body.weight": self.teacher.clone(), **local}
+
+    def load_private(self, tensors):
+        self.step, self.moment = int(tensors["step"]), tensors["optimizer.0.exp_avg"].clone()
+        self.teacher = tensors["teacher.body.weight"].clone()
+        self.model.update({name.removeprefix("local."): tensor.clone() for name, tensor in tensors.items()
+                           if name.startswith("local.")})
+
+    def validate(self):
+        if not len(self.val):
+            return {}
+        return {"dice": _score(self.model["body.weight"], self.val.images), "loss": float(self.model["scale"])}
+
+    def train_round(self, round):
+        draw = generator(self.config.seed, self.site, self.phase, round)
+        picture = float(np.asarray(self.train.images, dtype=np.float64).mean()) / 255
+        for step in range(self.steps_per_round):
+            gradient = torch.randn(3, 4, generator=draw) * 0.1 + self.teacher * 0.01 + picture
+            self.moment = 0.9 * self.moment + gradient
+            # Dice rises from round to round, so that the last round's model is final
+            sign = -1 if self.config.study == "falling" else 1
+            self.model["body.weight"] = self.model["body.weight"] + sign * 0.01 * self.moment
+            self.model["scale"] = self.model["scale"] * 0.99
+            self.model["norm.running_mean"] = self.model["norm.running_mean"] + picture
+            self.model["norm.running_var"] = self.model["norm.running_var"] * 0.9 + 0.1 * picture
+            self.model["norm.num_batches_tracked"] = self.model["norm.num_batches_tracked"] + 1
+            self.teacher = 0.9 * self.teacher + 0.1 * self.model["body.weight"]
+            self.step += 1
+            if self.progress:
+                self.progress(step + 1, self.steps_per_round, 0.5)
+        if self.config.study == "nan":
+            raise UserError(f"site {self.site}: the loss is nan", "lower the learning rate")
+        return {"loss": float(self.model["body.weight"].abs().mean()), "n_steps": float(self.steps_per_round)}
+
+
+class Pretrainer(_Trainer):
+    phase = "pretrain"
+
+    def __init__(self, config, site, train, val, text, *, device="cpu", progress=None):
+        super().__init__(config, site, train, val, device=device, progress=progress)
+        assert text == train.sentences
+
+
+class Segmenter(_Trainer):
+    phase = "segment"
+
+    def __init__(self, config, site, train, val, *, text_logits=None, device="cpu", progress=None):
+        super().__init__(config, site, train, val, device=device, progress=progress)
+        if text_logits is not None:
+            self.moment = self.moment + float(np.nanmean(np.asarray(text_logits, dtype=np.float32)))
+
+
+def text_guided_masks(config, vlm, split, text, device="cpu"):
+    n, _, height, width = split.images.shape
+    logits = np.full((n, 1, height, width), np.nan, dtype=np.float16)
+    logits[split.has_text] = float(vlm["body.weight"].mean() + vlm["norm.running_mean"].mean() * 1e-3)
+    return logits
+
+
+def evaluate_student(config, student, split, device="cpu"):
+    if not len(split):
+        return {"n": 0.0}
+    dice = _score(student["body.weight"], split.images)
+    return {"dice": dice, "iou": dice / 2, "hd95": 3.0, "n": float(len(split))}
+
+
+def evaluate_logits(config, logits, split, *, text_only=True):
+    return {"dice": 0.5, "iou": 0.4, "n": float(len(split))} if len(split) else {"n": 0.0}
+
+
+def _score(weight, images):
+    return float(torch.sigmoid(weight.mean() + np.asarray(images, dtype=np.float64).mean() / 255))
+
+
+def forget():
+    """What the end of a process does to the sites' workbenches."""
+    import client.workbench
+
+    client.workbench.forget()

@@ -1,0 +1,225 @@
+"""`python -m sites`: exit codes, what is said to the user, and nothing that looks like a crash."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from sites.__main__ import main
+from sites.config import load_site
+from tests.sites.builders import mask, picture, rows_of, save, write_rows, write_site
+
+SPLITS = ("train", "train", "val", "test")
+
+
+def check(capsys, site, *options):
+    code = main(["check", str(site), "--json", *options])
+    report = json.loads(capsys.readouterr().out)
+    assert report["fit"] == (code == 0)
+    return code, report
+
+
+def levels(report, subject):
+    return [finding["level"] for finding in report["findings"] if finding["subject"] == subject]
+
+
+def said(report):
+    return "\n".join(f"{f['message']} -> {f['remedy']}" for f in report["findings"])
+
+
+def test_good_data_are_fit(tmp_path, capsys):
+    site = write_site(tmp_path, rows_of(tmp_path, 12, SPLITS))
+    code, report = check(capsys, site, "--set", "data.label_fraction=0.5")
+    assert code == 0
+    assert {finding["level"] for finding in report["findings"]} == {"ok"}
+    figures = report["figures"]
+    assert figures["splits"] == {"train": 6, "val": 3, "test": 3}
+    assert figures["train"] == {"labelled": 3, "unlabelled": 3, "with_text": 6}
+    assert figures["text"] == {"with": 12, "without": 0, "distinct": 3}
+    assert figures["pictures"] == {"sizes": {"48 x 40": 12}, "bits": {"8": 12}}
+    assert figures["masks"]["empty_share"] == 0
+    assert figures["masks"]["classes"] == [1]
+
+
+def test_the_table_names_the_verdict(tmp_path, capsys):
+    assert main(["check", str(write_site(tmp_path, rows_of(tmp_path, 4, SPLITS)))]) == 0
+    assert "fit to train on" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "subject", "words"),
+    [
+        ({"mask": ""}, "labels", "trains on pseudo-labels"),
+        ({"text": ""}, "text", "trains with the teacher alone"),
+        ({}, "labels", "supervised only"),
+        ({"patient": ""}, "patients", "no column patient"),
+        ({"split": "train"}, "val", "no validation records"),
+        ({"split": "train"}, "test", "absent from the evaluation"),
+    ],
+)
+def test_what_is_lacking_is_a_warning(tmp_path, capsys, change, subject, words):
+    code, report = check(
+        capsys, write_site(tmp_path, [{**row, **change} for row in rows_of(tmp_path, 8, SPLITS)])
+    )
+    assert code == 0
+    assert "warning" in levels(report, subject)
+    assert words in said(report)
+
+
+def test_one_record_is_a_warning(tmp_path, capsys):
+    code, report = check(capsys, write_site(tmp_path, rows_of(tmp_path, 1)))
+    assert code == 0
+    assert "a single training record" in said(report)
+
+
+def test_no_training_records_is_an_error_unless_the_site_only_evaluates(tmp_path, capsys):
+    site = write_site(tmp_path, rows_of(tmp_path, 2, ("test",)))
+    code, report = check(capsys, site)
+    assert code == 2
+    assert levels(report, "train") == ["error"]
+    assert check(capsys, site, "--set", "limits.phases=[]")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"id": "r0"}, "row 3: id 'r0' is already in row 2"),
+        ({"image": "gone.png"}, "row 3: image file not found"),
+        ({"patient": "p3"}, "row 5: patient 'p3' is in test, in row 3 in train"),
+        ({"split": "tset"}, "row 3: unknown split 'tset'"),
+    ],
+)
+def test_mistakes_in_the_manifest_are_errors(tmp_path, capsys, change, words):
+    rows = rows_of(tmp_path, 4, SPLITS)
+    rows[1] |= change
+    code, report = check(capsys, write_site(tmp_path, rows))
+    assert code == 2
+    assert f"manifest.csv, {words}" in said(report)
+
+
+def test_files_that_cannot_be_used_are_errors(tmp_path, capsys):
+    rows = rows_of(tmp_path, 4, SPLITS)
+    (tmp_path / "images/0.png").write_bytes((tmp_path / "images/0.png").read_bytes()[:300])
+    save(tmp_path / "masks/2.png", mask(2, 30, 30))
+    code, report = check(capsys, write_site(tmp_path, rows))
+    assert code == 2
+    assert "2 problems" in said(report)
+    assert f"row 2: {tmp_path}/images/0.png: could not be read" in said(report)
+    assert "row 4: mask" in said(report)
+    assert "30 x 30 pixels" in said(report)
+
+
+def test_the_same_picture_in_two_splits_is_an_error(tmp_path, capsys):
+    rows = rows_of(tmp_path, 8, SPLITS)
+    save(tmp_path / "images/3.png", picture(0), compress_level=0)  # other bytes, same picture
+    save(tmp_path / "images/4.png", picture(1))
+    code, report = check(capsys, write_site(tmp_path, rows))
+    assert code == 2
+    assert report["figures"]["duplicates"] == {"across_splits": 1, "within_split": 1}
+    assert "row 2, row 5" in said(report)
+    assert levels(report, "duplicates") == ["error", "warning"]
+
+
+def test_odd_masks_and_pictures_are_warnings(tmp_path, capsys):
+    rows = rows_of(tmp_path, 4, SPLITS, height=64, width=64)
+    save(tmp_path / "masks/0.png", mask(0, 64, 64) * 0)
+    tiny = mask(1, 64, 64) * 0
+    tiny[3, 3] = 255
+    save(tmp_path / "masks/1.png", tiny)
+    save(tmp_path / "images/2.png", picture(0, 64, 64) * 0 + 7)
+    code, report = check(capsys, write_site(tmp_path, rows))
+    assert code == 0
+    assert report["figures"]["masks"]["empty_share"] == 0.25
+    assert report["figures"]["masks"]["small"] == 1
+    assert "1 of one value only: row 4" in said(report)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (
+            "site: a\ndata: {manifets: m.csv}\nstate_dir: s\n",
+            "unknown key 'data.manifets'\n  -> did you mean 'manifest'?",
+        ),
+        ("site: a\ndata: {manifest: m.csv}\n", "'state_dir' is missing"),
+        ("site: a/b\ndata: {manifest: m.csv}\nstate_dir: s\n", "'site': "),
+        ("site: a\ndata: {manifest: m.csv, label_fraction: 2}\nstate_dir: s\n", "'data.label_fraction': "),
+        (
+            "site: a\ndata: {manifest: m.csv}\nstate_dir: s\nlimits: {hours: 8-17}\n",
+            'hours are "HH:MM-HH:MM"',
+        ),
+        ("site: [\n", "line 2, column 1"),
+    ],
+)
+def test_a_site_file_that_cannot_be_used_is_named(tmp_path, capsys, content, words):
+    site = tmp_path / "site.yaml"
+    site.write_text(content)
+    assert main(["check", str(site)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {site}")
+    assert words in error
+    assert "Traceback" not in error
+
+
+def test_paths_are_relative_to_the_site_file(tmp_path, monkeypatch):
+    (tmp_path / "conf").mkdir()
+    file = tmp_path / "conf/site.yaml"
+    file.write_text(
+        "site: a\ndata: {manifest: ../d/m.csv}\nstate_dir: /var/a\nlimits: {hours: 20:00-06:00}\n"
+        "superlink: {address: 'host:443', root_certificates: ca.crt}\n"
+    )
+    monkeypatch.chdir(tmp_path / "conf")
+    site = load_site("site.yaml")
+    assert site.data.manifest == tmp_path / "d/m.csv"
+    assert str(site.state_dir) == "/var/a"
+    assert site.superlink.root_certificates == tmp_path / "conf/ca.crt"
+    assert site.superlink.private_key is None
+
+
+def test_from_folder_to_checked_sites(tmp_path, capsys):
+    for i in range(16):
+        save(tmp_path / f"data/images/{i}.png", picture(i))
+        save(tmp_path / f"data/masks/{i}.png", mask(i))
+    assert main(["import", "folder", str(tmp_path / "data")]) == 0
+    assert main(["import", "folder", str(tmp_path / "data")]) == 2
+    manifest, out = str(tmp_path / "data/manifest.csv"), str(tmp_path / "sites")
+    options = ["--set", "sites=2", "--set", "hold_out.test=0.2", "--set", "hold_out.val=0.2", "--out", out]
+    assert main(["partition", manifest, *options]) == 0
+    assert main(["partition", manifest, *options]) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert main(["check", str(tmp_path / "sites/site_1/site.yaml")]) == 0
+
+
+def test_import_takes_columns_out_of_names(tmp_path, capsys):
+    save(tmp_path / "images/s7_a.png", picture(0))
+    assert main(["import", "folder", str(tmp_path), "--extract", r"patient=s(\d)"]) == 0
+    assert ",7," in (tmp_path / "manifest.csv").read_text()
+    assert main(["import", "folder", str(tmp_path), "--force", "--extract", "patient=("]) == 2
+    assert main(["import", "folder", str(tmp_path), "--force", "--extract", "patient"]) == 2
+
+
+def test_a_partition_that_cannot_be_exits_with_2(tmp_path, capsys):
+    manifest = write_rows(tmp_path / "m.csv", rows_of(tmp_path, 2))
+    assert main(["partition", str(manifest), "--out", str(tmp_path / "o"), "--set", "sites=9"]) == 2
+    assert "no training records at" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
+def test_help_is_instant():
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "sites", "--help"], capture_output=True, text=True, check=True
+    )
+    assert (
+        time.monotonic() - start < 2
+    )  # 0.1 s on an idle machine; loading numpy or pydantic would show below
+    assert "python -m sites check" in done.stdout
+    code = (
+        "import sys, sites.__main__ as m; m.build_parser(); print({'numpy', 'pydantic'} & set(sys.modules))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == "set()"

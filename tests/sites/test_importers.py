@@ -1,0 +1,158 @@
+"""Data in a usual layout become a manifest that names every mask and sentence that is there."""
+
+from __future__ import annotations
+
+import openpyxl
+import pytest
+
+from dusss_core.errors import UserError
+from sites.importers import ImportOptions, import_folder, import_lvit, name_key
+from sites.manifest import read_manifest
+from tests.sites.builders import mask, picture, save, write_rows
+
+
+def write_xlsx(path, rows):
+    book = openpyxl.Workbook()
+    for row in rows:
+        book.active.append(row)
+    book.save(path)
+
+
+@pytest.fixture
+def lvit(tmp_path):
+    """Train as in QaTa-COV19 (masks and texts with a prefix), Test as in MoNuSeg."""
+    train, test = tmp_path / "Train_Folder", tmp_path / "Test_Folder"
+    for i in range(3):
+        save(train / f"img/sub-S0{i}_{i}.png", picture(i))
+        save(train / f"labelcol/mask_sub-S0{i}_{i}.png", mask(i))
+    save(train / "img/bare.jpg", picture(8))
+    write_xlsx(
+        train / "Train_text.xlsx",
+        [
+            ["image", "DESCRIPTION"],
+            ["mask_sub-S00_0.png", "left lung. "],
+            ["sub-S01_1.png", "right\nlung"],
+            ["sub-S01_1.png", "something else"],
+            ["sub-S02_2", "both"],
+            ["gone.png", "nobody"],
+        ],
+    )
+    (train / "~$Train_text.xlsx").write_bytes(b"a lock file of Excel")
+    save(test / "img/t.tif", picture(9))
+    save(test / "labelcol/t.png", mask(9))
+    write_xlsx(test / "Test_text.xlsx", [["Image", "Description"], ["t.tif", "upper"]])
+    return tmp_path
+
+
+def test_lvit_masks_and_texts_are_found_by_any_name(lvit):
+    result = import_lvit(lvit)
+    assert result.manifest == lvit / "manifest.csv"
+    records = {record.id: record for record in read_manifest(result.manifest)}
+    assert {name: record.text for name, record in records.items()} == {
+        "sub-S00_0": "left lung.",
+        "sub-S01_1": "right lung",
+        "sub-S02_2": "both",
+        "bare": "",
+        "t": "upper",
+    }
+    assert {record.split for name, record in records.items() if name != "t"} == {"train"}
+    assert records["t"].split == "test"
+    assert records["t"].mask == lvit / "Test_Folder/labelcol/t.png"
+    assert records["sub-S00_0"].mask == lvit / "Train_Folder/labelcol/mask_sub-S00_0.png"
+    assert records["bare"].mask is None
+    assert not records["bare"].labelled
+    said = "\n".join(result.warnings)
+    assert "named twice with different cells, the first row counts: 1 (sub-S01_1.png)" in said
+    assert "no picture for these texts: 1 (gone)" in said
+    assert "pictures without a mask: 1 (bare)" in said
+    assert "pictures without a text: 1 (bare)" in said
+
+
+def test_further_columns_are_joined_by_name(lvit, tmp_path):
+    names = [f"sub-S0{i}_{i}" for i in range(3)] + ["T"]
+    table = write_rows(
+        tmp_path / "hospitals.csv", [{"slide": n, "hospital": f"H{n[-1]}", "subject": n} for n in names]
+    )
+    options = ImportOptions(out=tmp_path / "m.csv", columns=table, key="slide", extract={"number": r"S(\d+)"})
+    result = import_lvit(lvit, options)
+    records = {record.id: record for record in read_manifest(tmp_path / "m.csv")}
+    assert records["sub-S01_1"].extra == {"hospital": "H1", "number": "01"}
+    assert records["sub-S01_1"].patient == "sub-S01_1"
+    assert records["t"].extra == {"hospital": "HT", "number": ""}
+    assert records["bare"].extra["hospital"] == ""
+    assert "no row for these pictures: 1 (bare)" in "\n".join(result.warnings)
+
+
+def test_a_manifest_is_not_overwritten_unasked(lvit):
+    (lvit / "manifest.csv").write_text("mine")
+    with pytest.raises(UserError, match=r"is there already\n  -> .*--force"):
+        import_lvit(lvit)
+    assert (lvit / "manifest.csv").read_text() == "mine"
+    assert len(import_lvit(lvit, ImportOptions(force=True)).records) == 5
+
+
+def test_a_plain_folder(tmp_path):
+    for i in range(3):
+        save(tmp_path / f"images/a{i}.png", picture(i))
+    save(tmp_path / "masks/a0.png", mask(0))
+    save(tmp_path / "masks/mask_A1.tif", mask(1))
+    write_rows(
+        tmp_path / "texts.csv",
+        [
+            {"id": f"a{i}", "Report": f"text {i}", "split": s, "subject": f"p{i}", "age": str(i)}
+            for i, s in enumerate(("train", "val", ""))
+        ],
+    )
+    records = read_manifest(import_folder(tmp_path).manifest)
+    assert [(r.text, r.split, r.patient, r.extra) for r in records] == [
+        ("text 0", "train", "p0", {"age": "0"}),
+        ("text 1", "val", "p1", {"age": "1"}),
+        ("text 2", "train", "p2", {"age": "2"}),
+    ]
+    assert [record.mask is not None for record in records] == [True, True, False]
+
+
+def test_a_folder_with_splits(tmp_path):
+    for split in ("train", "test"):
+        save(tmp_path / split / f"images/{split}.png", picture(1))
+        save(tmp_path / split / f"masks/{split}.png", mask(1))
+    write_rows(tmp_path / "texts.csv", [{"image": "train.png", "text": "here"}])
+    write_rows(tmp_path / "test/texts.csv", [{"image": "test.png", "text": "there"}])
+    records = read_manifest(import_folder(tmp_path).manifest)
+    assert [(r.id, r.split, r.text) for r in records] == [
+        ("train", "train", "here"),
+        ("test", "test", "there"),
+    ]
+
+
+@pytest.mark.parametrize("layout", [import_lvit, import_folder])
+def test_a_folder_of_another_layout_is_refused(tmp_path, layout):
+    with pytest.raises(UserError, match="-> name the folder that holds"):
+        layout(tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        layout(tmp_path / "gone")
+
+
+def test_one_name_for_two_pictures_is_refused(lvit):
+    save(lvit / "Test_Folder/img/bare.png", picture(1))
+    with pytest.raises(UserError, match="two pictures are called 'bare'"):
+        import_lvit(lvit)
+    assert not (lvit / "manifest.csv").exists()
+    save(lvit / "Test_Folder/img/bare.jpg", picture(1))
+    with pytest.raises(UserError, match=r"bare\.png: has the same name as bare\.jpg"):
+        import_lvit(lvit)
+
+
+def test_tables_that_cannot_be_used_are_named(lvit):
+    (lvit / "Train_Folder/Train_text.xlsx").write_bytes(b"not a zip")
+    with pytest.raises(UserError, match=r"Train_text\.xlsx: could not be read"):
+        import_lvit(lvit)
+    write_xlsx(lvit / "Train_Folder/Train_text.xlsx", [["which", "Description"], ["a", "b"]])
+    with pytest.raises(UserError, match=r"Train_text\.xlsx, row 1: no column that names the pictures"):
+        import_lvit(lvit)
+
+
+def test_names_meet_without_prefix_suffix_and_case():
+    assert {name_key(n) for n in ("a.b.png", "mask_a.b.png", "A.B.TIF", "x/mask_a.b.nii.gz", "a.b")} == {
+        "a.b"
+    }

@@ -1,0 +1,219 @@
+"""A data set is divided without losing a record or tearing a patient apart, and alike every time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from dusss_core.errors import UserError
+from sites.config import load_site
+from sites.manifest import Record, read_manifest
+from sites.partition import PartitionConfig, partition, write_sites
+from tests.sites.builders import rows_of, write_rows
+
+
+def dataset(n: int = 600) -> list[Record]:
+    """`cxr` has three pictures per patient and all of val and test; `covid` names no patients."""
+    records = []
+    for i in range(n):
+        covid = i % 3 == 0
+        patient = "" if covid else f"p{i // 9}"
+        split = "train" if covid else ("train", "train", "train", "val", "test")[i // 9 % 5]
+        records.append(
+            Record(
+                id=f"r{i}",
+                image=Path(f"/images/{i}.png"),
+                mask=Path(f"/masks/{i}.png"),
+                split=split,
+                patient=patient,
+                labelled=True,
+                extra={"family": "covid" if covid else "cxr", "finding": "abc"[i % 7 % 3]},
+                row=i + 2,
+            )
+        )
+    return records
+
+
+QATA = {
+    "by": "column",
+    "column": "family",
+    "divide": {"cxr": {"into": 2, "by": "patient"}},
+    "hold_out": {"val": 0.1, "test": 0.15},
+    "official_test": True,
+    "label_fraction": 0.25,
+}
+CONFIGS = [
+    {"by": "random", "sites": 4},
+    {"by": "column", "column": "family"},
+    {"by": "dirichlet", "column": "finding", "sites": 3, "alpha": 1.0},
+    {"by": "random", "sites": 3, "hold_out": {"val": 0.2, "test": 0.2}, "keep_splits": False},
+    QATA,
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_sites_are_disjoint_complete_and_tear_no_patient_apart(config):
+    records = dataset()
+    sites = partition(records, PartitionConfig(**config), seed=5)
+    ids = [record.id for members in sites.values() for record in members]
+    assert sorted(ids) == sorted(record.id for record in records)
+    places: dict[str, set] = {}
+    for name, members in sites.items():
+        for record in members:
+            if record.patient:
+                places.setdefault(record.patient, set()).add((name, record.split))
+    assert all(len(where) == 1 for where in places.values())
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_the_same_seed_divides_alike_and_another_does_not(config):
+    first, again, other = (partition(dataset(), PartitionConfig(**config), seed) for seed in (1, 1, 2))
+    assert first == again
+    assert first != other or config == CONFIGS[1]  # by column alone draws nothing
+
+
+@pytest.mark.parametrize("config", [CONFIGS[0], CONFIGS[2]])
+def test_a_records_site_does_not_depend_on_the_others(config):
+    config = PartitionConfig(**config)
+    whole = partition(dataset(), config)
+    half = partition([record for record in dataset() if int(record.id[1:]) // 9 % 2], config)
+    home = {record.id: name for name, members in whole.items() for record in members}
+    assert all(home[record.id] == name for name, members in half.items() for record in members)
+
+
+def test_the_settings_of_qata():
+    sites = partition(dataset(), PartitionConfig(**QATA))
+    assert list(sites) == ["covid", "cxr_1", "cxr_2", "official_test"]
+    assert {record.split for record in sites["official_test"]} == {"test"}
+    n = {name: Counter(record.split for record in members) for name, members in sites.items()}
+    assert n["covid"] == {"train": 150, "val": 20, "test": 30}
+    official = {record.id: record.split for record in dataset()}
+    for name in ("cxr_1", "cxr_2"):
+        # val is the data set's own, test is drawn from train
+        assert all((official[r.id] == "val") == (r.split == "val") for r in sites[name])
+        total = n[name]["train"] + n[name]["test"]
+        assert 0.15 * total <= n[name]["test"] <= 0.15 * total + 6
+        assert {r.extra["family"] for r in sites[name]} == {"cxr"}
+    for name, members in sites.items():
+        train = [record for record in members if record.split == "train"]
+        assert sum(record.labelled for record in train) == -(-len(train) // 4) or name == "official_test"
+        assert all(record.mask and record.labelled for record in members if record.split != "train")
+
+
+def test_label_fractions_are_nested():
+    def labelled(fraction):
+        sites = partition(dataset(), PartitionConfig(**{**QATA, "label_fraction": fraction}))
+        return {record.id for members in sites.values() for record in members if record.labelled}
+
+    assert labelled(0.05) < labelled(0.25) < labelled(0.5) < labelled(1.0)
+
+
+def test_label_fractions_by_site():
+    sites = partition(dataset(), PartitionConfig(by="random", sites=2, label_fraction={"site_1": 0.0}))
+    assert not any(r.labelled for r in sites["site_1"] if r.split == "train")
+    assert all(r.labelled for r in sites["site_2"])
+
+
+def test_a_subset_is_exact_and_nested():
+    def ids(n):
+        sites = partition(
+            dataset(), PartitionConfig(by="random", sites=2, subset={"train": n, "val": 20, "test": 0})
+        )
+        members = [record for site in sites.values() for record in site]
+        assert Counter(record.split for record in members) == {"train": n, "val": 20}
+        return {record.id for record in members}
+
+    assert ids(50) < ids(100)
+
+
+def test_dirichlet_shares_are_uneven_where_alpha_is_small():
+    def spread(alpha):
+        config = PartitionConfig(by="dirichlet", column="finding", sites=3, alpha=alpha)
+        counts = [
+            Counter(r.extra["finding"] for r in m) for m in partition(dataset(3000), config, 3).values()
+        ]
+        return max(c["a"] / c.total() for c in counts) - min(c["a"] / c.total() for c in counts)
+
+    assert spread(1000.0) < 0.1 < spread(0.5)
+
+
+def test_hold_out_leaves_something_to_train_on():
+    records = [
+        Record(id=f"r{i}", image=Path("a"), extra={"h": "x" if i < 2 else "y"}, row=i + 2) for i in range(12)
+    ]
+    sites = partition(records, PartitionConfig(by="column", column="h", hold_out={"val": 0.2, "test": 0.2}))
+    assert Counter(record.split for record in sites["x"]) == {"train": 1, "test": 1}
+    assert Counter(record.split for record in sites["y"]) == {"train": 6, "test": 2, "val": 2}
+
+
+def test_site_names_are_safe_and_unique(tmp_path):
+    values = ["US North", "us-north", "Ünï", "../../etc", "official test", "C#" * 60]
+    records = [
+        Record(id=f"r{i}", image=tmp_path / "a", extra={"h": value}, row=i + 2)
+        for i, value in enumerate(values)
+    ]
+    sites = partition(records, PartitionConfig(by="column", column="h"))
+    assert set(sites) == {"us_north", "us_north_2", "uni", "etc", "official_test_2", "c_" * 24}
+    for file in write_sites(tmp_path, sites):
+        assert file.parent.parent == tmp_path
+        load_site(file)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"by": "column", "column": "famly"}, r"no column 'famly'\n  -> did you mean 'family'\?"),
+        (
+            {"by": "column", "column": "family", "divide": {"cxl": {"into": 2}}},
+            r"names 'cxl'.*\n  -> did you mean 'cxr'\?",
+        ),
+        (
+            {"by": "column", "column": "family", "divide": {"cxr": {"into": 2, "by": "id"}}},
+            "would tear patient",
+        ),
+        ({"by": "random", "sites": 5000}, r"no training records at site_"),
+        ({"by": "random", "label_fraction": {"site_9": 0.5}}, r"unknown site 'site_9'"),
+    ],
+)
+def test_a_division_that_cannot_be_is_refused(config, said):
+    with pytest.raises(UserError, match=said):
+        partition(dataset(), PartitionConfig(**config))
+
+
+def test_an_empty_cell_is_named_with_its_row():
+    records = dataset()
+    records[4].extra["family"] = ""
+    with pytest.raises(UserError, match=r"row 6 \(id 'r4'\) has no value in column 'family'"):
+        partition(records, PartitionConfig(by="column", column="family"))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"by": "column"},
+        {"by": "random", "divide": {"a": {"into": 2}}},
+        {"hold_out": {"val": 0.5, "test": 0.5}},
+        {"label_fraction": 1.5},
+        {"official_test": True, "keep_splits": False},
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(config):
+    with pytest.raises(ValidationError):
+        PartitionConfig(**config)
+
+
+def test_what_is_written_is_the_partition(tmp_path):
+    records = read_manifest(write_rows(tmp_path / "m.csv", rows_of(tmp_path, 24, ("train", "train", "test"))))
+    sites = partition(records, PartitionConfig(by="random", sites=2, official_test=True, label_fraction=0.5))
+    for file, (name, members) in zip(write_sites(tmp_path / "out", sites), sites.items(), strict=True):
+        site = load_site(file)
+        assert site.site == name
+        assert site.state_dir == file.parent / "state"
+        assert site.limits.phases == ([] if name == "official_test" else ["pretrain", "segment"])
+        read = read_manifest(site.data.manifest)
+        assert [(r.id, r.split, r.labelled, r.image) for r in read] == [
+            (r.id, r.split, r.labelled, r.image) for r in members
+        ]

@@ -1,0 +1,245 @@
+"""Every format gives back the picture that was written, and damaged files are named."""
+
+from __future__ import annotations
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+from pydicom.dataset import FileDataset, FileMetaDataset
+
+from dusss_core.errors import UserError
+from sites.readers import parse_reference, read_image, read_mask
+from tests.sites.builders import mask, picture, save
+
+
+def write_dicom(path, pixels: np.ndarray, **tags):
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
+    meta.MediaStorageSOPInstanceUID = "1.2.3"
+    dataset = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    dataset.Rows, dataset.Columns = pixels.shape[-2:]
+    dataset.SamplesPerPixel, dataset.PixelRepresentation = 1, 0
+    dataset.BitsAllocated = dataset.BitsStored = 16
+    dataset.HighBit = 15
+    dataset.PhotometricInterpretation = "MONOCHROME2"
+    dataset.PixelData = pixels.astype(np.uint16).tobytes()
+    for name, value in tags.items():
+        setattr(dataset, name, value)
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "bmp", "webp"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_lossless_pictures_come_back_exactly(tmp_path, suffix, channels):
+    pixels = picture(1, channels=channels)
+    path = save(tmp_path / f"a.{suffix}", pixels, **({"lossless": True} if suffix == "webp" else {}))
+    image = read_image(path, channels)
+    assert image.dtype == np.float32
+    assert image.shape == (channels, 48, 40)
+    expected = pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+    np.testing.assert_allclose(image, expected / 255, atol=1e-6)
+
+
+def test_jpeg_is_read_upright(tmp_path):
+    pixels = np.zeros((40, 60), np.uint8)
+    pixels[:, :30] = 255
+    exif = Image.Exif()
+    exif[274] = 6  # turn by 90 degrees clockwise to see it upright
+    image = read_image(save(tmp_path / "a.jpg", pixels, exif=exif, quality=95), 1)
+    assert image.shape == (1, 60, 40)
+    assert image[0, :25].mean() > 0.95
+    assert image[0, 35:].mean() < 0.05
+
+
+def test_gray_and_colour_are_converted(tmp_path):
+    gray = read_image(save(tmp_path / "g.png", picture(1)), 3)
+    assert np.array_equal(gray[0], gray[2])
+    colour = picture(2, channels=3)
+    luma = read_image(save(tmp_path / "c.png", colour), 1)
+    np.testing.assert_allclose(luma[0], colour @ np.array([0.299, 0.587, 0.114]) / 255, atol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize(("highest", "white"), [(65000, 65535), (4000, 4095), (900, 1023)])
+def test_16_bit_pictures_use_the_depth_that_holds_them(tmp_path, suffix, highest, white):
+    pixels = np.linspace(0, highest, 48 * 40).astype(np.uint16).reshape(48, 40)
+    image = read_image(save(tmp_path / f"a.{suffix}", pixels), 1)
+    np.testing.assert_allclose(image[0], pixels / white, atol=1e-5)
+
+
+def test_pages_of_a_tiff_are_named(tmp_path):
+    pages = [Image.fromarray(picture(i)) for i in range(3)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    np.testing.assert_allclose(read_image(f"{tmp_path}/a.tif#2", 1)[0], picture(2) / 255, atol=1e-6)
+    with pytest.raises(UserError, match="3 pages"):
+        read_image(f"{tmp_path}/a.tif#3", 1)
+
+
+def test_dicom_window_and_rescale(tmp_path):
+    stored = np.arange(48 * 40).reshape(48, 40)
+    path = write_dicom(
+        tmp_path / "a.dcm",
+        stored,
+        RescaleSlope=2,
+        RescaleIntercept=-1000,
+        WindowCenter=[0.5, 40],
+        WindowWidth=[1001, 80],
+    )
+    image = read_image(path, 1)[0]
+    np.testing.assert_allclose(image, np.clip((stored * 2.0 - 1000 + 500) / 1000, 0, 1), atol=1e-5)
+
+
+def test_dicom_without_a_window_uses_its_percentiles(tmp_path):
+    stored = np.full((100, 100), 500)
+    stored[:50] = 1000
+    stored[0, 0] = 60000  # a burnt-in marker must not darken the rest
+    image = read_image(write_dicom(tmp_path / "a.dcm", stored), 1)[0]
+    assert image[10, 10] == 1
+    assert image[90, 90] == 0
+
+
+def test_monochrome1_is_inverted(tmp_path):
+    stored = picture(3).astype(np.uint16)
+    plain = read_image(write_dicom(tmp_path / "a.dcm", stored), 1)
+    inverted = read_image(write_dicom(tmp_path / "b.dcm", stored, PhotometricInterpretation="MONOCHROME1"), 1)
+    np.testing.assert_allclose(inverted, 1 - plain, atol=1e-5)
+
+
+def test_frames_of_a_dicom_are_named(tmp_path):
+    frames = np.stack([picture(i) for i in range(3)])
+    path = write_dicom(
+        tmp_path / "a.dcm", frames, NumberOfFrames=3, WindowCenter=127.5 + 0.5, WindowWidth=256
+    )
+    np.testing.assert_allclose(read_image(f"{path}#1", 1)[0], frames[1] / 255, atol=1e-2)
+    with pytest.raises(UserError, match=r"3 frames\n  -> name one: a.dcm#1"):
+        read_image(path, 1)
+
+
+@pytest.mark.parametrize("suffix", ["nii", "nii.gz"])
+def test_slices_of_a_volume_do_not_depend_on_its_orientation(tmp_path, suffix):
+    volume = np.random.default_rng(0).normal(size=(8, 9, 10)).astype(np.float32)
+    canonical = nibabel.Nifti1Image(volume, np.eye(4))
+    nibabel.save(canonical, tmp_path / f"a.{suffix}")
+    orientation = nibabel.orientations.axcodes2ornt("PIL")
+    turned = canonical.as_reoriented(
+        nibabel.orientations.ornt_transform(nibabel.orientations.axcodes2ornt("RAS"), orientation)
+    )
+    nibabel.save(turned, tmp_path / f"b.{suffix}")
+    for part, plane in (
+        ("x=2", volume[2]),
+        ("y=3", volume[:, 3]),
+        ("z=4", volume[:, :, 4]),
+        ("4", volume[:, :, 4]),
+    ):
+        low, high = np.percentile(plane, (0.5, 99.5))
+        expected = np.clip((plane.T[::-1, ::-1] - low) / (high - low), 0, 1)
+        np.testing.assert_allclose(read_image(f"{tmp_path}/a.{suffix}#{part}", 1)[0], expected, atol=1e-5)
+        np.testing.assert_allclose(read_image(f"{tmp_path}/b.{suffix}#{part}", 1)[0], expected, atol=1e-5)
+
+
+def test_a_volume_needs_a_slice_that_exists(tmp_path):
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 5, 6), np.int16), np.eye(4)), tmp_path / "a.nii")
+    with pytest.raises(UserError, match=r"6 slices along z\n  -> name one: a.nii#z=3"):
+        read_image(tmp_path / "a.nii", 1)
+    with pytest.raises(UserError, match="6 slices, counted from 0"):
+        read_image(f"{tmp_path}/a.nii#z=6", 1)
+
+
+def test_a_volume_of_one_slice_needs_no_number(tmp_path):
+    values = (np.arange(20).reshape(4, 5) % 2).astype(np.uint8)
+    for shape in ((4, 5), (4, 5, 1), (4, 5, 1, 1)):
+        nibabel.save(nibabel.Nifti1Image(values.reshape(shape), np.eye(4)), tmp_path / "a.nii.gz")
+        assert np.array_equal(read_mask(tmp_path / "a.nii.gz"), values.T[::-1, ::-1])
+
+
+def test_hash_signs_in_names_are_no_slices():
+    assert str(parse_reference("a#3.png").file) == "a#3.png"
+    assert parse_reference("case#1/ct.nii.gz#y=7").index == 7
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0, 255], [0, 1]),
+        ([0, 1], [0, 1]),
+        ([0, 0], [0, 0]),
+        ([255, 255], [1, 1]),
+        ([0, 1, 2, 7], [0, 1, 2, 7]),
+        ([0, 1, 255], [0, 1, 255]),
+        (list(range(256)), [0] * 128 + [1] * 128),
+    ],
+)
+def test_gray_values_become_classes(tmp_path, values, expected):
+    path = save(tmp_path / "m.png", np.array([values] * 2, np.uint8))
+    assert read_mask(path).tolist() == [expected] * 2
+
+
+def test_masks_of_every_kind_become_classes(tmp_path):
+    square = mask(0) > 0
+    saved = {
+        "1bit.png": Image.fromarray(square),
+        "16bit.png": Image.fromarray(square.astype(np.uint16) * 65535),
+        "colour.png": Image.fromarray(np.stack([square * 255, square * 20, square * 0], 2).astype(np.uint8)),
+        "gray_rgb.png": Image.fromarray(np.stack([mask(0)] * 3, 2)),
+        "lossy.jpg": Image.fromarray(mask(0)),
+        "alpha.png": Image.fromarray(np.stack([mask(0), np.full((48, 40), 255, np.uint8)], 2)),
+    }
+    for name, file in saved.items():
+        file.save(tmp_path / name)
+        assert np.array_equal(read_mask(tmp_path / name), square), name
+
+
+def test_the_index_of_a_palette_is_the_class(tmp_path):
+    classes = (np.arange(48 * 40).reshape(48, 40) % 3).astype(np.uint8)
+    file = Image.fromarray(classes)
+    file.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
+    file.save(tmp_path / "m.png")
+    assert np.array_equal(read_mask(tmp_path / "m.png"), classes)
+
+
+def test_a_black_and_white_palette_is_read_by_colour(tmp_path):
+    file = Image.fromarray((mask(0) == 0).astype(np.uint8))
+    file.putpalette([255, 255, 255, 0, 0, 0])
+    file.save(tmp_path / "m.png")
+    assert np.array_equal(read_mask(tmp_path / "m.png"), mask(0) > 0)
+
+
+def test_colours_without_a_known_class_are_refused(tmp_path):
+    values = np.zeros((8, 8, 3), np.uint8)
+    values[0, 0], values[1, 1] = (255, 0, 0), (0, 255, 0)
+    with pytest.raises(UserError, match=r"m.png: not a mask: it has 3 colours"):
+        read_mask(save(tmp_path / "m.png", values))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.webp", "a.dcm", "a.nii", "a.nii.gz"])
+def test_files_that_are_something_else_are_named(tmp_path, name):
+    (tmp_path / name).write_bytes(b"this is not a picture" * 20)
+    with pytest.raises(UserError, match=name):
+        read_image(tmp_path / name, 1)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.dcm"])
+def test_truncated_files_are_named(tmp_path, name):
+    path = tmp_path / name
+    if name == "a.dcm":
+        write_dicom(path, picture(1, 200, 200))
+    else:
+        save(path, picture(1, 200, 200))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match=f"{name}: "):
+        read_image(path, 1)
+
+
+def test_an_unknown_format_names_the_known_ones(tmp_path):
+    (tmp_path / "a.gif").write_bytes(b"GIF89a")
+    with pytest.raises(UserError, match=r"no reader for '.gif'.*\n.*\.png"):
+        read_image(tmp_path / "a.gif", 1)
+
+
+def test_a_picture_of_one_value_is_black_not_nan(tmp_path):
+    nibabel.save(nibabel.Nifti1Image(np.full((4, 5, 1), 7.0), np.eye(4)), tmp_path / "a.nii")
+    assert read_image(tmp_path / "a.nii", 3).tolist() == np.zeros((3, 5, 4)).tolist()
