@@ -1,10 +1,10 @@
 """What the in-process federation costs: wall time of the rounds over the sum of the sites' own work.
 
-    python benchmarks/federation_overhead.py        the demo study, 3 rounds a phase; the target is at most 1.05
+    python benchmarks/federation_overhead.py            the demo study, 3 rounds a phase; target: at most 1.05
     python benchmarks/federation_overhead.py configs/demo.yaml --rounds 6 --set student.width=32
 
-The sites work one after another in one process, so what is left of a round's wall time is the federation: messages,
-checks, aggregation. The caches that a site makes in its first round count as its own work.
+The sites work one after another in one process, so what is left of a round's wall time is the federation:
+messages, checks, aggregation. The caches that a site makes in its first round count as its own work.
 Exit code 1 if the ratio is above `--target`.
 """
 
@@ -37,9 +37,7 @@ class Overhead:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the study, print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", nargs="?", default="demo", help="a study file or preset (demo)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each phase (3)")
     parser.add_argument("--target", type=float, default=TARGET, help=f"largest ratio that passes ({TARGET})")
@@ -80,14 +78,10 @@ def _measure(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         simulate(study, Path(folder) / "run", reporter=Reporter())
         phases = measure(Path(folder) / "run")
-    phases.append(
-        Overhead("both", *(sum(getattr(p, key) for p in phases) for key in ("rounds", "wall", "sites")))
-    )
+    phases.append(Overhead("both", *(sum(getattr(p, key) for p in phases) for key in ("rounds", "wall", "sites"))))
     print(f"{'phase':<10}{'rounds':>8}{'wall':>10}{'sites':>10}{'ratio':>8}")
     for phase in phases:
-        print(
-            f"{phase.phase:<10}{phase.rounds:>8}{phase.wall:>8.2f} s{phase.sites:>8.2f} s{phase.ratio:>8.3f}"
-        )
+        print(f"{phase.phase:<10}{phase.rounds:>8}{phase.wall:>8.2f} s{phase.sites:>8.2f} s{phase.ratio:>8.3f}")
     passed = phases[-1].ratio <= arguments.target
     print(f"{'passed' if passed else 'missed'}: at most {arguments.target} is wanted")
     return cli.OK if passed else cli.FAILED

@@ -21,15 +21,19 @@ def check_training(site: SiteConfig, request: Request) -> None:
         raise Declined(f"this site does not train in phase '{phase}' (limits.phases)", abstains=True)
     epochs = getattr(request.training, phase).epochs
     if epochs > limits.max_epochs_per_round:
-        raise Declined(f"{epochs} epochs per round were asked for; this site allows {limits.max_epochs_per_round} "
-                       "(limits.max_epochs_per_round)")
+        raise Declined(
+            f"{epochs} epochs per round were asked for; this site allows {limits.max_epochs_per_round} "
+            "(limits.max_epochs_per_round)"
+        )
     if site.privacy.epsilon is not None:
         raise Declined("this site asks for differential privacy, which this release cannot train with", abstains=True)
     if limits.hours is not None and not _within(limits.hours, datetime.now().time()):
         raise Declined(f"this site trains only between {limits.hours} (limits.hours)")
     if limits.max_memory_gb is not None and _peak_memory_gb() > limits.max_memory_gb:
-        raise Declined(f"training took {_peak_memory_gb():.1f} GB; this site allows {limits.max_memory_gb:g} "
-                       "(limits.max_memory_gb)")
+        raise Declined(
+            f"training took {_peak_memory_gb():.1f} GB; this site allows {limits.max_memory_gb:g} "
+            "(limits.max_memory_gb)"
+        )
 
 
 def check_steps(site: SiteConfig, steps: int) -> None:

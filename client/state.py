@@ -144,5 +144,6 @@ def _make_private(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
-        raise UserError(f"{folder}: could not be made: {error.strerror or error}",
-                        "mend the permissions or the site's state_dir") from None
+        raise UserError(
+            f"{folder}: could not be made: {error.strerror or error}", "mend the permissions or the site's state_dir"
+        ) from None

@@ -90,11 +90,14 @@ def _train(site: SiteConfig, request: Request, content: RecordDict, state: SiteS
     return RecordDict({"arrays": ArrayRecord(shared), "metrics": _metrics(metrics)})
 
 
-def _evaluate(site: SiteConfig, request: Request, content: RecordDict, state: SiteState, bench: Workbench) -> RecordDict:
+def _evaluate(
+    site: SiteConfig, request: Request, content: RecordDict, state: SiteState, bench: Workbench
+) -> RecordDict:
     started = time.perf_counter()
     _keep_vlm(request, content, state)
-    metrics = _validate(request, content, state, bench) if request.what == "val" else _test(
-        request, content, state, bench)
+    metrics = (
+        _validate(request, content, state, bench) if request.what == "val" else _test(request, content, state, bench)
+    )
     return RecordDict({"metrics": _metrics({**metrics, "seconds": time.perf_counter() - started})})
 
 
@@ -124,10 +127,10 @@ def _test(request: Request, content: RecordDict, state: SiteState, bench: Workbe
     if student is not None and (local or not config.local_norm):
         metrics |= _prefixed("test", evaluate_student(config, {**student, **local}, test, device))
     hidden = (train.masked & ~train.labelled & train.has_text).nonzero()[0]
-    if len(hidden) and (newest := state.newest("segment", before=10**9)):
-        if teacher := with_prefix(newest[0], "teacher."):
-            scores = evaluate_student(config, teacher, train.select(hidden), device)
-            metrics |= {"pseudo.teacher_dice": scores.get("dice", math.nan), "pseudo.n": float(len(hidden))}
+    newest = state.newest("segment", before=10**9) if len(hidden) else None
+    if newest is not None and (teacher := with_prefix(newest[0], "teacher.")):
+        scores = evaluate_student(config, teacher, train.select(hidden), device)
+        metrics |= {"pseudo.teacher_dice": scores.get("dice", math.nan), "pseudo.n": float(len(hidden))}
     if config.method.text_mask and request.vlm_digest:
         vlm = bench.vlm(state, request)
         if config.local_norm and not bench.local_layers(state, "pretrain"):

@@ -7,7 +7,6 @@ time and changes no bit: whatever a message needs that is not here, or is not of
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import OrderedDict
 from functools import cached_property
 from pathlib import Path
@@ -202,7 +201,7 @@ def _digest(*parts: str) -> str:
 
 def _stamp(path: Path) -> tuple[int, int]:
     try:
-        status = os.stat(path)
+        status = Path(path).stat()
     except OSError:
         return (0, 0)
     return status.st_mtime_ns, status.st_size

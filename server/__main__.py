@@ -22,10 +22,18 @@ def _parser() -> argparse.ArgumentParser:
     simulate = commands.add_parser("simulate", help="the whole federation on this machine, with simulated sites")
     simulate.add_argument("study", help="a study file, or the name of a preset (demo)")
     simulate.add_argument("--out", type=Path, help="folder of the run (runs/STUDY)")
-    simulate.add_argument("--engine", choices=("inprocess", "ray"), default="inprocess",
-                          help="sites one after another in this process, or side by side on Flower's Ray simulation")
-    simulate.add_argument("--compare", default="", metavar="METHOD,...",
-                          help="also train local, centralized, mean_teacher, supervised, clip or paper")
+    simulate.add_argument(
+        "--engine",
+        choices=("inprocess", "ray"),
+        default="inprocess",
+        help="sites one after another in this process, or side by side on Flower's Ray simulation",
+    )
+    simulate.add_argument(
+        "--compare",
+        default="",
+        metavar="METHOD,...",
+        help="also train local, centralized, mean_teacher, supervised, clip or paper",
+    )
     simulate.add_argument("--resume", action="store_true", help="go on with the run that is in --out")
     simulate.add_argument("--force", action="store_true", help="delete the run that is in --out")
     cli.add_common_arguments(simulate)
@@ -50,8 +58,15 @@ def _simulate(arguments: argparse.Namespace) -> None:
 
     study = load_study(arguments.study, arguments.overrides)
     out = arguments.out or Path("runs") / study.study
-    simulate(study, out, engine=arguments.engine, compare_with=arguments.compare, resume=arguments.resume,
-             force=arguments.force, reporter=make_reporter())
+    simulate(
+        study,
+        out,
+        engine=arguments.engine,
+        compare_with=arguments.compare,
+        resume=arguments.resume,
+        force=arguments.force,
+        reporter=make_reporter(),
+    )
     _write_report(out)
 
 

@@ -66,8 +66,11 @@ class Aggregator:
             if name in averaged:
                 value = averaged[name]
             else:
-                value = self._statistic([site.tensors[name].numpy() for site in sites.values()],
-                                        [self._weight(site) for site in sites.values()], chosen)
+                value = self._statistic(
+                    [site.tensors[name].numpy() for site in sites.values()],
+                    [self._weight(site) for site in sites.values()],
+                    chosen,
+                )
             # FedAdam's bias correction is a float64 scalar, which would make the whole model float64.
             result[name] = torch.from_numpy(np.array(value)).to(tensor.dtype).reshape(tensor.shape)
         self._steps += 1
@@ -106,8 +109,9 @@ class Aggregator:
     def _weight(self, site: SiteModel) -> float:
         return float(site.examples) if self._config.weighting == "examples" else 1.0
 
-    def _run_strategy(self, current: dict[str, Tensor], sites: list[tuple[dict[str, Tensor], float]]
-                      ) -> tuple[dict[str, np.ndarray], int]:
+    def _run_strategy(
+        self, current: dict[str, Tensor], sites: list[tuple[dict[str, Tensor], float]]
+    ) -> tuple[dict[str, np.ndarray], int]:
         """Flower's arithmetic on the learned tensors; also the index of the site that Krum chose (else 0)."""
         from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
@@ -118,10 +122,14 @@ class Aggregator:
         else:
             self._strategy.current_arrays = ArrayRecord(current)
         replies = [
-            _message(RecordDict({
-                "arrays": ArrayRecord(tensors),
-                "metrics": MetricRecord({"num-examples": weight, "index": index}),
-            }))
+            _message(
+                RecordDict(
+                    {
+                        "arrays": ArrayRecord(tensors),
+                        "metrics": MetricRecord({"num-examples": weight, "index": index}),
+                    }
+                )
+            )
             for index, (tensors, weight) in enumerate(sites)
         ]
         # FedAdam raises its betas to server_round + 1, so the first step, t = 1 of Adam, is server_round 0.
@@ -178,7 +186,8 @@ def check_number_of_sites(config: FederationConfig, sites: int) -> None:
     if config.min_sites == needed:
         because = " (federation.min_sites)"
     raise UserError(
-        f"federation.strategy: {config.strategy} needs at least {needed} training sites{because}, and there are {sites}",
+        f"federation.strategy: {config.strategy} needs at least {needed} training sites{because}, "
+        f"and there are {sites}",
         "add sites, or choose fedavg" if config.strategy in _ROBUST else "add sites, or lower federation.min_sites",
     )
 
@@ -205,6 +214,15 @@ def _message(content) -> Message:
     from flwr.app import Message
     from flwr.app.metadata import Metadata
 
-    metadata = Metadata(run_id=0, message_id="", src_node_id=0, dst_node_id=0, reply_to_message_id="", group_id="",
-                        created_at=0.0, ttl=1.0, message_type="train")
+    metadata = Metadata(
+        run_id=0,
+        message_id="",
+        src_node_id=0,
+        dst_node_id=0,
+        reply_to_message_id="",
+        group_id="",
+        created_at=0.0,
+        ttl=1.0,
+        message_type="train",
+    )
     return Message(content=content, metadata=metadata)

@@ -12,13 +12,14 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from server.config import StudyConfig, load_study
+
 app = ServerApp()
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run, or go on with, the study that the run's settings name."""
-    from server.config import load_study
     from server.coordinator import Coordinator
     from server.runfolder import check_run, open_run
 
@@ -27,9 +28,8 @@ def main(grid: Grid, context: Context) -> None:
     # absolute, since sites of the simulation run in other processes and other folders
     out = Path(str(settings["out"])).expanduser().absolute()
     resumed = check_run(out, study, resume=True) is not None
-    if _is_simulated(grid):
-        study = _with_simulated_sites(study, out, resumed)
-    Coordinator(grid, study, open_run(out, study, resume=True)).run()
+    sites = _simulated_sites(study, out, resumed) if _is_simulated(grid) else None
+    Coordinator(grid, study, open_run(out, study, resume=True), sites=sites).run()
     _write_report(out)
 
 
@@ -39,15 +39,18 @@ def _is_simulated(grid: Grid) -> bool:
     return isinstance(grid, InMemoryGrid)
 
 
-def _with_simulated_sites(study, out: Path, resumed: bool):
+def _simulated_sites(study: StudyConfig, out: Path, resumed: bool) -> list[str]:
     from server.simulation.materialise import materialise
 
-    files = materialise(study, out, keep=resumed)
-    federation = study.federation.model_copy(update={"sites": sorted(file.parent.name for file in files)})
-    return study.model_copy(update={"federation": federation})
+    return [file.parent.name for file in materialise(study, out, keep=resumed)]
 
 
 def _write_report(out: Path) -> None:
     from server.report import write_report
+    from server.runfolder import log
 
-    write_report(out)
+    try:
+        write_report(out)
+    except Exception as error:
+        # A bundle that Flower carried holds Python files alone, no templates; the study itself is done and saved.
+        log.warning("no report (%s); write it with: python -m server report %s", type(error).__name__, out)

@@ -1,8 +1,8 @@
 """Checkpoints of a run: one safetensors file per round, and the final model of each phase.
 
-    checkpoints/PHASE-ROUND.safetensors    global model, server optimiser (names with `server/`), selection, totals
-    checkpoints/vlm.safetensors            the final model of the pretrain phase
-    checkpoints/student.safetensors        the final model of the segment phase
+checkpoints/PHASE-ROUND.safetensors    global model, server optimiser (names with `server/`), selection, totals
+checkpoints/vlm.safetensors            the final model of the pretrain phase
+checkpoints/student.safetensors        the final model of the segment phase
 """
 
 from __future__ import annotations
@@ -113,8 +113,10 @@ class CheckpointStore:
     def _read(self, path: Path) -> Checkpoint:
         tensors, metadata = read_tensors(path)
         if metadata.get("run_key") != self._run_key or metadata.get("config_digest") != self._digest:
-            raise UserError(f"{path}: belongs to another run or to other settings",
-                            "start afresh with --force, or use another --out")
+            raise UserError(
+                f"{path}: belongs to another run or to other settings",
+                "start afresh with --force, or use another --out",
+            )
         model = {name: tensor for name, tensor in tensors.items() if not name.startswith(_SERVER)}
         return Checkpoint(
             phase=metadata["phase"],

@@ -22,9 +22,9 @@ PHASES = ("pretrain", "segment")
 class FederationConfig(Strict):
     """How the sites' models become one, and when a phase ends."""
 
-    strategy: Literal[
-        "fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedmedian", "fedtrimmedavg", "krum"
-    ] = "fedavg"
+    strategy: Literal["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedmedian", "fedtrimmedavg", "krum"] = (
+        "fedavg"
+    )
     """fedavg: weighted mean. fedprox: the same, and sites are held near the global model by `mu`. fedavgm, fedadam,
     fedyogi: the mean update is a gradient for a server optimiser. fedmedian, fedtrimmedavg, krum: robust to sites
     that send garbage; unweighted."""
@@ -73,7 +73,7 @@ class StudyConfig(TrainingConfig):
     federation: FederationConfig = FederationConfig()
     data: DataConfig = DataConfig()
     simulation: dict[str, Any] | None = None
-    """Where the sites come from when all are simulated on one machine; `SimulationConfig` of server/simulation/config.py.
+    """Where the sites come from when all are simulated on one machine: `server.simulation.config.SimulationConfig`.
     A plain mapping here, because its types are the hospitals' and the coordinator has no part in those."""
 
     @model_validator(mode="after")

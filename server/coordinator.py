@@ -9,7 +9,7 @@ message, for validation alone, ends a phase.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dusss_core.errors import UserError
@@ -39,12 +39,22 @@ class Coordinator:
 
     Args:
         run: the folder of the run, from `server.runfolder.open_run`.
+        sites: names of the sites to wait for, which alone may take part; None: federation.sites.
         wait_s: how long to wait for sites at the start; None: federation.start_timeout_s.
         method: what the run is called in the display.
     """
 
-    def __init__(self, grid: Grid, study: StudyConfig, run: RunFolder, *, reporter: Reporter | None = None,
-                 wait_s: float | None = None, method: str = "federated"):
+    def __init__(
+        self,
+        grid: Grid,
+        study: StudyConfig,
+        run: RunFolder,
+        *,
+        reporter: Reporter | None = None,
+        sites: Iterable[str] | None = None,
+        wait_s: float | None = None,
+        method: str = "federated",
+    ):
         self._study = study
         self._training = study.training()
         self._training_json = self._training.model_dump_json()
@@ -52,7 +62,9 @@ class Coordinator:
         self._wait_s = study.federation.start_timeout_s if wait_s is None else wait_s
         self._method = method
         self._run = run
-        self._roster = Roster(grid, lambda: self._content({}, what="train"), study.federation.sites, self._say)
+        self._roster = Roster(
+            grid, lambda: self._content({}, what="train"), study.federation.sites if sites is None else sites, self._say
+        )
         self._vlm: dict[str, Tensor] | None = None
         self._vlm_digest = ""
 
@@ -82,8 +94,10 @@ class Coordinator:
         with self._run.logging():
             student = self._run.checkpoints.final("segment")
             if student is None:
-                raise UserError(f"{self._run.folder}: there is no final student yet",
-                                "finish the run with --resume, then evaluate it")
+                raise UserError(
+                    f"{self._run.folder}: there is no final student yet",
+                    "finish the run with --resume, then evaluate it",
+                )
             self._gather()
             if (vlm := self._run.checkpoints.final("pretrain")) is not None:
                 self._hold_vlm(vlm.model)
@@ -124,8 +138,10 @@ class Coordinator:
             if final is None or final.ended != _ALL_DONE or rounds <= final.last_round:
                 continue
             if phase == "pretrain" and (checkpoints.rounds("segment") or checkpoints.final("segment")):
-                raise UserError(f"pretrain.rounds: the pretrain phase is over after {final.last_round} rounds",
-                                "set it back, or start afresh with --force or another --out")
+                raise UserError(
+                    f"pretrain.rounds: the pretrain phase is over after {final.last_round} rounds",
+                    "set it back, or start afresh with --force or another --out",
+                )
             checkpoints.drop_final(phase)
             self._run.summary_path.unlink(missing_ok=True)
 
@@ -144,12 +160,16 @@ class Coordinator:
         if last.round:
             self._validate_last(last, selection, abstaining)
         final = self._choose(last, selection)
-        final.ended = _ALL_DONE if last.round >= rounds else (
-            f"no better model in {selection.patience} rounds ({phase}.patience)")
+        final.ended = (
+            _ALL_DONE
+            if last.round >= rounds
+            else (f"no better model in {selection.patience} rounds ({phase}.patience)")
+        )
         final.last_round, final.totals = last.round, last.totals
         self._run.checkpoints.save_final(final)
-        log.info("%s ended after round %d (%s); the model of round %d is final", phase, last.round, final.ended,
-                 final.round)
+        log.info(
+            "%s ended after round %d (%s); the model of round %d is final", phase, last.round, final.ended, final.round
+        )
         self._reporter.on_phase_end(phase, final.round, final.ended)
         return final
 
@@ -175,8 +195,15 @@ class Coordinator:
 
     # A round.
 
-    def _run_round(self, phase: str, rounds: int, last: Checkpoint, aggregator: Aggregator, selection: Selection,
-                   abstaining: dict[str, str]) -> Checkpoint:
+    def _run_round(
+        self,
+        phase: str,
+        rounds: int,
+        last: Checkpoint,
+        aggregator: Aggregator,
+        selection: Selection,
+        abstaining: dict[str, str],
+    ) -> Checkpoint:
         started, round = time.perf_counter(), last.round + 1
         self._roster.refresh()
         sites = [site for site in self._roster.training() if site.name not in abstaining]
@@ -189,8 +216,9 @@ class Coordinator:
                 if reply.abstains:
                     abstaining[name] = reply.reason
         self._check_enough(phase, round, accepted, replies, abstaining)
-        model = aggregator.aggregate(last.model, {
-            name: SiteModel(reply.tensors, reply.examples) for name, reply in accepted.items()})
+        model = aggregator.aggregate(
+            last.model, {name: SiteModel(reply.tensors, reply.examples) for name, reply in accepted.items()}
+        )
         selection.observe(last.round, self._validation(accepted))
         figures = {
             **self._means(accepted),
@@ -198,11 +226,16 @@ class Coordinator:
             "bytes_down": float(sum(down.values())),
             "seconds": time.perf_counter() - started,
         }
-        self._run.add_metrics([*_lines(phase, round, replies, down), {
-            "phase": phase, "round": round, "site": ALL_SITES, **nested(figures)}])
+        self._run.add_metrics(
+            [
+                *_lines(phase, round, replies, down),
+                {"phase": phase, "round": round, "site": ALL_SITES, **nested(figures)},
+            ]
+        )
         totals = {key: last.totals.get(key, 0.0) + figures[key] for key in ("seconds", "bytes_up", "bytes_down")}
         totals["site_seconds"] = last.totals.get("site_seconds", 0.0) + sum(
-            reply.metrics.get("seconds", 0.0) for reply in accepted.values())
+            reply.metrics.get("seconds", 0.0) for reply in accepted.values()
+        )
         totals["rounds"] = last.totals.get("rounds", 0.0) + 1
         checkpoint = Checkpoint(phase, round, model, aggregator.state(), selection.state(), totals)
         self._run.checkpoints.save_round(checkpoint, self._study.federation.keep_checkpoints, selection.best_round)
@@ -217,29 +250,50 @@ class Coordinator:
         accepted = {name: reply for name, reply in replies.items() if reply.accepted}
         selection.observe(last.round, self._validation(accepted))
         if accepted:
-            self._run.add_metrics([*_lines(last.phase, last.round + 1, replies, down), {
-                "phase": last.phase, "round": last.round + 1, "site": ALL_SITES, **nested(self._means(accepted))}])
+            self._run.add_metrics(
+                [
+                    *_lines(last.phase, last.round + 1, replies, down),
+                    {"phase": last.phase, "round": last.round + 1, "site": ALL_SITES, **nested(self._means(accepted))},
+                ]
+            )
 
-    def _check_enough(self, phase: str, round: int, accepted: Mapping[str, Reply], replies: Mapping[str, Reply],
-                      abstaining: Mapping[str, str]) -> None:
+    def _check_enough(
+        self,
+        phase: str,
+        round: int,
+        accepted: Mapping[str, Reply],
+        replies: Mapping[str, Reply],
+        abstaining: Mapping[str, str],
+    ) -> None:
         needed = sites_needed(self._study.federation)
         if len(accepted) >= needed:
             return
         reasons = {**abstaining, **{name: reply.reason for name, reply in replies.items() if not reply.accepted}}
         told = "\n".join(f"  {name}: {reason}" for name, reason in sorted(reasons.items()))
         if len(abstaining) == len(self._roster.training()):
-            raise UserError(f"no site can take part in the {phase} phase:\n{told}",
-                            "give sites what is missing, or set method.text_mask: false for a study without text"
-                            if phase == "pretrain" else "give sites what is missing")
-        raise RoundFailed(f"{phase} round {round}: {len(accepted)} of {len(self._roster.training())} sites could be "
-                          f"used, {needed} needed; the checkpoints are intact (--resume)\n{told}")
+            raise UserError(
+                f"no site can take part in the {phase} phase:\n{told}",
+                "give sites what is missing, or set method.text_mask: false for a study without text"
+                if phase == "pretrain"
+                else "give sites what is missing",
+            )
+        raise RoundFailed(
+            f"{phase} round {round}: {len(accepted)} of {len(self._roster.training())} sites could be "
+            f"used, {needed} needed; the checkpoints are intact (--resume)\n{told}"
+        )
 
     # Evaluation.
 
     def _evaluate(self, student: Checkpoint) -> dict[str, Any]:
         started = time.perf_counter()
-        replies, _ = self._ask("evaluate", self._roster.all(), student.model, what="test",
-                               phase="segment", round=max(1, student.last_round))
+        replies, _ = self._ask(
+            "evaluate",
+            self._roster.all(),
+            student.model,
+            what="test",
+            phase="segment",
+            round=max(1, student.last_round),
+        )
         for name, reply in replies.items():
             if not reply.accepted:
                 log.warning("evaluation: %s: %s", name, reply.reason)
@@ -260,8 +314,9 @@ class Coordinator:
 
     # Messages.
 
-    def _ask(self, kind: str, sites: list[Site], model: Mapping[str, Tensor], **settings: Any
-             ) -> tuple[dict[str, Reply], dict[str, int]]:
+    def _ask(
+        self, kind: str, sites: list[Site], model: Mapping[str, Tensor], **settings: Any
+    ) -> tuple[dict[str, Reply], dict[str, int]]:
         """Send `model` to each site and read the answers, by site; also the bytes sent to each site."""
         from flwr.app import ArrayRecord
 
@@ -284,8 +339,9 @@ class Coordinator:
                 self._roster.sites[name].vlm = ""
                 self._reporter.on_site_refused(name, reply.reason)
 
-        answers = self._roster.ask(kind, contents, self._study.federation.round_timeout_s,
-                                   self._reporter.on_site_start, on_reply)
+        answers = self._roster.ask(
+            kind, contents, self._study.federation.round_timeout_s, self._reporter.on_site_start, on_reply
+        )
         for name in answers.keys() - replies.keys():
             on_reply(name, None)
         return {name: replies[name] for name in sorted(replies)}, down
@@ -307,8 +363,12 @@ class Coordinator:
         names = {name for reply in accepted.values() for name in reply.metrics if "." in name}
         means = {}
         for name in sorted(names):
-            weights = {site: self._roster.sites[site].counts.get("n_val", 0) if name.startswith("val.")
-                       else reply.metrics.get("num-examples", 1.0) for site, reply in accepted.items()}
+            weights = {
+                site: self._roster.sites[site].counts.get("n_val", 0)
+                if name.startswith("val.")
+                else reply.metrics.get("num-examples", 1.0)
+                for site, reply in accepted.items()
+            }
             mean = weighted_mean([(weights[site], reply.metrics.get(name)) for site, reply in accepted.items()])
             if mean is not None:
                 means[name] = mean

@@ -25,7 +25,7 @@ class Reporter:
         `method`: "federated", or the name given to --compare."""
 
     def on_phase(self, phase: str, rounds: int, start_round: int) -> None:
-        """`phase` ("pretrain" or "segment") begins with round `start_round` (1, or later after a resume) of `rounds`."""
+        """`phase` ("pretrain" or "segment") begins with round `start_round` of `rounds`: 1, or later after a resume."""
 
     def on_round_start(self, phase: str, round: int, rounds: int, sites: list[str]) -> None:
         """The model goes out to `sites`."""
@@ -81,8 +81,10 @@ class PlainReporter(Reporter):
 
     def on_round_end(self, phase: str, round: int, metrics: Mapping[str, float], best_round: int | None) -> None:
         shown = [f"{name.rpartition('.')[2]} {metrics[name]:.4f}" for name in _SHOWN if name in metrics]
-        self._say(f"{phase} {round:>3}: {'  '.join(shown)}  {metrics.get('seconds', 0):.1f} s"
-                  + (f"  (best: round {best_round})" if best_round is not None else ""))
+        self._say(
+            f"{phase} {round:>3}: {'  '.join(shown)}  {metrics.get('seconds', 0):.1f} s"
+            + (f"  (best: round {best_round})" if best_round is not None else "")
+        )
 
     def on_phase_end(self, phase: str, final_round: int, reason: str) -> None:
         self._say(f"{phase}: ended, {reason}; the model of round {final_round} is final")

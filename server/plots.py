@@ -69,9 +69,7 @@ def line_chart(
     for index, line in enumerate(series):
         parts.append(_line(line, index, place_x, place_y, show, dots=len(line.points) <= 30))
     ends = [
-        (place_x(line.points[-1][0]), place_y(line.points[-1][1]), line)
-        for line in series
-        if line.style != "muted"
+        (place_x(line.points[-1][0]), place_y(line.points[-1][1]), line) for line in series if line.style != "muted"
     ]
     parts += _end_labels(ends, right, bottom)
     return _svg(description, height, parts)
@@ -85,13 +83,9 @@ def bar_chart(description: str, bars: Sequence[Bar], limit: float, show: Callabl
         top = 4 + index * step
         middle = top + 13
         parts.append(
-            _text(
-                left - 8, middle + 4, _short(bar.name, 18), "end", "strong" if bar.colour == "accent" else ""
-            )
+            _text(left - 8, middle + 4, _short(bar.name, 18), "end", "strong" if bar.colour == "accent" else "")
         )
-        parts.append(
-            Markup('<line class="base" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(left, top, top + step)
-        )
+        parts.append(Markup('<line class="base" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(left, top, top + step))
         if bar.value is None:
             parts.append(_text(left + 6, middle + 4, "no figure", "start", "faint"))
             continue
@@ -136,16 +130,17 @@ def traffic_chart(
                     x, middle - reach, middle + reach
                 )
             )
-    parts.append(
-        Markup('<line class="axis" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(left, right, middle, middle)
-    )
+    parts.append(Markup('<line class="axis" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(left, right, middle, middle))
     return _svg(description, height, parts)
 
 
 def _limits(values: Sequence[float], known: tuple[float | None, float | None]) -> tuple[float, float]:
     low = min(values) if known[0] is None else known[0]
     high = max(values) if known[1] is None else known[1]
-    return (low, high) if high > low else (low - 0.5 * (abs(low) or 1), low + 0.5 * (abs(low) or 1))
+    if high > low:
+        return low, high
+    room = abs(low) or 1.0
+    return (low, low + room) if known[0] is not None else (low - 0.5 * room, low + 0.5 * room)
 
 
 def _ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -163,9 +158,7 @@ def _value_axis(
     parts = []
     for tick in ticks:
         y = place(tick)
-        parts.append(
-            Markup('<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(_LEFT, right, y, y)
-        )
+        parts.append(Markup('<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(_LEFT, right, y, y))
         parts.append(_text(_LEFT - 6, y + 4, show(tick), "end", "faint"))
     return parts
 
@@ -190,15 +183,13 @@ def _line(
     colour = _colour(line)
     dash = _DASHES[line.colour // COLOURS % len(_DASHES)]
     path = " ".join(f"{place_x(x):.1f},{place_y(y):.1f}" for x, y in line.points)
-    drawn = [
-        Markup('<polyline class="line {}" points="{}" stroke-dasharray="{}"/>').format(colour, path, dash)
-    ]
+    drawn = [Markup('<polyline class="line {}" points="{}" stroke-dasharray="{}"/>').format(colour, path, dash)]
     if dots and line.style != "muted":
         for x, y in line.points:
             drawn.append(
-                Markup(
-                    '<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="2.4"><title>{}</title></circle>'
-                ).format(colour, place_x(x), place_y(y), f"{line.name}, round {x}: {show(y)}")
+                Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="2.4"><title>{}</title></circle>').format(
+                    colour, place_x(x), place_y(y), f"{line.name}, round {x}: {show(y)}"
+                )
             )
     return Markup("").join(drawn)
 
@@ -221,9 +212,7 @@ def _end_labels(ends: Sequence[tuple[float, float, Series]], right: float, botto
         lead = Markup('<polyline class="lead" points="{:.1f},{:.1f} {:.1f},{:.1f}"/>')
         parts.append(lead.format(x + 4, y, right + 11, label_y))
         parts.append(
-            Markup('<circle class="dot {}" cx="{}" cy="{:.1f}" r="4"/>').format(
-                _colour(line), right + 15, label_y
-            )
+            Markup('<circle class="dot {}" cx="{}" cy="{:.1f}" r="4"/>').format(_colour(line), right + 15, label_y)
         )
         parts.append(
             _text(

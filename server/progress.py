@@ -50,9 +50,7 @@ class RichReporter(Reporter):
         self._round_seconds: list[float] = []
         self._round_began: float | None = None
 
-    def on_study(
-        self, study: str, sites: list[str], phases: Mapping[str, int], method: str = "federated"
-    ) -> None:
+    def on_study(self, study: str, sites: list[str], phases: Mapping[str, int], method: str = "federated") -> None:
         self._title = study if method == "federated" else f"{study}, for comparison: {method}"
         self._phases, self._phase = list(phases), ""
         self._sites = {site: _SiteState() for site in sites}
@@ -93,9 +91,7 @@ class RichReporter(Reporter):
         self._state(site).status = "left out"
         self._print(Text.assemble((f"{site} is not in this round: ", "yellow"), reason))
 
-    def on_round_end(
-        self, phase: str, round: int, metrics: Mapping[str, float], best_round: int | None
-    ) -> None:
+    def on_round_end(self, phase: str, round: int, metrics: Mapping[str, float], best_round: int | None) -> None:
         if self._round_began is not None:
             self._round_seconds.append(self._clock() - self._round_began)
             self._round_began = None
@@ -144,9 +140,7 @@ class RichReporter(Reporter):
             )  # fmt: skip
             streams = (sys.stdout, sys.stderr)
             self._live.start()
-            self._log_streams = _redirect_log_handlers(
-                dict(zip(streams, (sys.stdout, sys.stderr), strict=True))
-            )
+            self._log_streams = _redirect_log_handlers(dict(zip(streams, (sys.stdout, sys.stderr), strict=True)))
             atexit.register(self._stop)
 
     def _stop(self) -> None:
@@ -172,9 +166,7 @@ class RichReporter(Reporter):
         parts += [self._best] if self._best else []
         where = " in this phase" if self._phases[-1:] != [self._phase] else ""
         parts += [f"about {_duration(left)} left{where}"] if left is not None else []
-        return Text.assemble(
-            (self._phase, "bold cyan"), "  " + "  ·  ".join(parts), overflow="ellipsis", no_wrap=True
-        )
+        return Text.assemble((self._phase, "bold cyan"), "  " + "  ·  ".join(parts), overflow="ellipsis", no_wrap=True)
 
     def _site_table(self) -> Table:
         table = Table.grid(padding=(0, 2))
@@ -238,9 +230,7 @@ def _redirect_log_handlers(streams: Mapping[TextIO, TextIO]) -> list[tuple[loggi
     return changed
 
 
-def _result_table(
-    title: str, sites: Mapping[str, Mapping[str, float]], overall: Mapping[str, float]
-) -> Table:
+def _result_table(title: str, sites: Mapping[str, Mapping[str, float]], overall: Mapping[str, float]) -> Table:
     table = Table(title=Text(f"{title}: test pictures"), title_justify="left")
     table.add_column("site")
     for _, heading, _ in _COLUMNS:

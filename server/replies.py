@@ -130,8 +130,9 @@ def _tensor(name: str, array: Array, expected: Tensor) -> Tensor:
     except Exception:
         raise Refused(f"tensor '{name}' cannot be decoded") from None
     if (str(values.dtype), values.shape) != wanted:
-        raise Refused(f"tensor '{name}' holds {_describe(str(values.dtype), values.shape)} "
-                      f"instead of {_describe(*wanted)}")
+        raise Refused(
+            f"tensor '{name}' holds {_describe(str(values.dtype), values.shape)} instead of {_describe(*wanted)}"
+        )
     tensor = torch.from_numpy(values)
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         raise Refused(f"tensor '{name}' holds NaN or infinity")

@@ -96,9 +96,7 @@ def _progress(run: Run) -> str:
         return "no round is finished yet"
     done = []
     for phase in run.phases:
-        last = max(
-            (line["round"] for line in run.rounds if line["phase"] == phase and _trained(line)), default=0
-        )
+        last = max((line["round"] for line in run.rounds if line["phase"] == phase and _trained(line)), default=0)
         planned = number(mapping(run.config.get(phase)).get("rounds"))
         done.append(f"{phase} round {last}" + (f" of {planned}" if planned else ""))
     return ", ".join(done)
@@ -111,9 +109,7 @@ def _trained(line: Mapping[str, Any]) -> bool:
 
 def _headline(run: Run) -> list[dict[str, str]]:
     overall, text_mask = mapping(run.summary.get("global")), mapping(run.summary.get("text_mask"))
-    scored = {
-        name: score for name, site in _results(run).items() if (score := number(site.get("dice"))) is not None
-    }
+    scored = {name: score for name, site in _results(run).items() if (score := number(site.get("dice"))) is not None}
     worst = min(scored, key=scored.__getitem__) if scored else None
     hd95 = number(overall.get("hd95_mean"))
     if hd95 is None:
@@ -222,23 +218,35 @@ def _dice_of(run: Run, method: str, site: str | None) -> float | None:
 
 
 def _comparison_charts(run: Run) -> list[dict[str, Any]]:
+    """A chart per site with a bar per method; without comparisons one chart with a bar per site."""
     if not run.summary:
         return []
-    charts = []
-    for site in [None, *run.sites]:
-        title = "Mean over sites" if site is None else site
+    places = {"Mean over sites": None} | {site: site for site in run.sites}
+    if _methods(run) == ["federated"]:
         bars = [
-            plots.Bar(
-                _method_name(method),
-                _dice_of(run, method, site),
-                "accent" if method == "federated" else "muted",
-            )
-            for method in _methods(run)
+            plots.Bar(name, _dice_of(run, "federated", site), _bar_colour(site is None))
+            for name, site in places.items()
         ]
-        described = ", ".join(f"{bar.name} {show_figure(bar.value)}" for bar in bars)
-        chart = plots.bar_chart(f"Test Dice, {title}: {described}", bars, 1.0, show_figure)
-        charts.append({"title": title, "svg": chart})
-    return charts
+        return [_bar_figure("Federated", bars)]
+    return [
+        _bar_figure(
+            name,
+            [
+                plots.Bar(_method_name(method), _dice_of(run, method, site), _bar_colour(method == "federated"))
+                for method in _methods(run)
+            ],
+        )
+        for name, site in places.items()
+    ]
+
+
+def _bar_figure(title: str, bars: list[plots.Bar]) -> dict[str, Any]:
+    described = ", ".join(f"{bar.name} {show_figure(bar.value)}" for bar in bars)
+    return {"title": title, "svg": plots.bar_chart(f"Test Dice, {title}: {described}", bars, 1.0, show_figure)}
+
+
+def _bar_colour(ours: bool) -> str:
+    return "accent" if ours else "muted"
 
 
 def _phase_curves(run: Run, phase: str) -> dict[str, Any]:
@@ -281,8 +289,7 @@ def _curve(run: Run, lines: list[dict[str, Any]], name: str) -> dict[str, Any]:
             series.append(plots.Series(site, points, style, run.sites.index(site)))
     title = SCALARS.get(name, name)
     described = "; ".join(
-        f"{line.name} from {show_figure(line.points[0][1])} to {show_figure(line.points[-1][1])}"
-        for line in series
+        f"{line.name} from {show_figure(line.points[0][1])} to {show_figure(line.points[-1][1])}" for line in series
     )
     is_score = name.rpartition(".")[2].endswith(("dice", "iou"))
     chart = plots.line_chart(
@@ -304,9 +311,7 @@ def _traffic(run: Run) -> dict[str, Any]:
     rows = []
     for phase in run.phases:
         whole = [(up, down) for name, _, up, down in rounds if name == phase]
-        training = [
-            (up, down) for name, round, up, down in rounds if name == phase and (name, round) in trained
-        ]
+        training = [(up, down) for name, round, up, down in rounds if name == phase and (name, round) in trained]
         rows.append(
             {
                 "phase": PHASES.get(phase, phase),
@@ -331,9 +336,7 @@ def _time(run: Run) -> dict[str, Any]:
     rows = []
     for phase in run.phases:
         lines = [
-            line
-            for line in run.rounds
-            if line["phase"] == phase and (line["site"] == ALL_SITES or _trained(line))
+            line for line in run.rounds if line["phase"] == phase and (line["site"] == ALL_SITES or _trained(line))
         ]
         at_sites = sum(number(line.get("seconds")) or 0 for line in lines if line["site"] != ALL_SITES)
         whole = sum(number(line.get("seconds")) or 0 for line in lines if line["site"] == ALL_SITES)
@@ -341,9 +344,7 @@ def _time(run: Run) -> dict[str, Any]:
     found = mapping(run.summary.get("seconds"))
     told = [
         (_PARTS_OF_TIME.get(name, name), value)
-        for name in sorted(
-            found, key=lambda name: list(_PARTS_OF_TIME).index(name) if name in _PARTS_OF_TIME else -1
-        )
+        for name in sorted(found, key=lambda name: list(_PARTS_OF_TIME).index(name) if name in _PARTS_OF_TIME else -1)
         if (value := number(found[name])) is not None
     ]
     return {"rows": rows, "told": told}

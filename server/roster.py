@@ -41,8 +41,9 @@ class Roster:
         say: told what a person should know.
     """
 
-    def __init__(self, grid: Grid, query: Callable[[], RecordDict], allowed: Iterable[str] | None,
-                 say: Callable[[str], None]):
+    def __init__(
+        self, grid: Grid, query: Callable[[], RecordDict], allowed: Iterable[str] | None, say: Callable[[str], None]
+    ):
         self._grid = grid
         self._query = query
         self._allowed = None if allowed is None else set(allowed)
@@ -64,8 +65,10 @@ class Roster:
             if not missing and trainers >= needed:
                 return
             if time.monotonic() >= give_up:
-                raise UserError(self._absence(missing, trainers, needed),
-                                "start these sites, or lower federation.min_sites, or mend federation.sites")
+                raise UserError(
+                    self._absence(missing, trainers, needed),
+                    "start these sites, or lower federation.min_sites, or mend federation.sites",
+                )
             time.sleep(min(_RETRY_S, max(0.0, give_up - time.monotonic())))
 
     def refresh(self, *, retry: bool = False, timeout: float = 120.0) -> None:
@@ -90,9 +93,14 @@ class Roster:
         """All sites, by name."""
         return sorted(self.sites.values(), key=lambda site: site.name)
 
-    def ask(self, kind: str, contents: Mapping[str, RecordDict], timeout: float,
-            on_start: Callable[[str], None] | None = None, on_reply: Callable[[str, Message], None] | None = None
-            ) -> dict[str, Message | None]:
+    def ask(
+        self,
+        kind: str,
+        contents: Mapping[str, RecordDict],
+        timeout: float,
+        on_start: Callable[[str], None] | None = None,
+        on_reply: Callable[[str, Message], None] | None = None,
+    ) -> dict[str, Message | None]:
         """Send each site its message and wait for the answers.
 
         Returns:
@@ -101,7 +109,9 @@ class Roster:
         nodes = {self.sites[name].node: name for name in contents}
         messages = {node: _message(contents[name], node, kind) for node, name in nodes.items()}
         answers = exchange(
-            self._grid, messages, timeout,
+            self._grid,
+            messages,
+            timeout,
             on_start=(lambda node: on_start(nodes[node])) if on_start else None,
             on_reply=(lambda node, message: on_reply(nodes[node], message)) if on_reply else None,
         )
@@ -124,15 +134,22 @@ class Roster:
         return None
 
     def _absence(self, missing: list[str], trainers: int, needed: int) -> str:
-        what = f"sites that are not there: {', '.join(missing)}" if missing else (
-            f"{trainers} training site{'s' * (trainers != 1)} there, at least {needed} needed")
+        what = (
+            f"sites that are not there: {', '.join(missing)}"
+            if missing
+            else (f"{trainers} training site{'s' * (trainers != 1)} there, at least {needed} needed")
+        )
         problems = [f"  node {node}: {problem}" for node, problem in sorted(self._asked.items()) if problem]
         return "\n".join([what, *problems])
 
 
-def exchange(grid: Grid, messages: Mapping[int, Message], timeout: float,
-             on_start: Callable[[int], None] | None = None,
-             on_reply: Callable[[int, Message], None] | None = None) -> dict[int, Message | None]:
+def exchange(
+    grid: Grid,
+    messages: Mapping[int, Message],
+    timeout: float,
+    on_start: Callable[[int], None] | None = None,
+    on_reply: Callable[[int, Message], None] | None = None,
+) -> dict[int, Message | None]:
     """Push a message to each node and pull the answers as they come.
 
     Whose answer it is, is told by the message that it answers: a dead node's error reply does not name the node.

@@ -49,9 +49,7 @@ def read_run(folder: Path) -> Run:
     """
     config_path = folder / "config.yaml"
     if not config_path.is_file():
-        raise UserError(
-            f"{folder}: not a folder of a run, it has no config.yaml", "name the folder under runs/"
-        )
+        raise UserError(f"{folder}: not a folder of a run, it has no config.yaml", "name the folder under runs/")
     return Run(
         folder=folder,
         config=configfile.read_yaml(config_path),

@@ -1,8 +1,8 @@
 """The folder of a run: opened fresh or to be resumed; its settings, its log, its metrics.
 
-    config.yaml      fully resolved settings        run.json     the run's key
-    metrics.jsonl    a line per round and site      log.txt      what happened
-    checkpoints/     see server/checkpoints.py      summary.json final figures
+config.yaml      fully resolved settings        run.json     the run's key
+metrics.jsonl    a line per round and site      log.txt      what happened
+checkpoints/     see server/checkpoints.py      summary.json final figures
 """
 
 from __future__ import annotations
@@ -49,8 +49,9 @@ class RunFolder:
         except FileNotFoundError:
             return None
         except ValueError:
-            raise UserError(f"{self.summary_path}: not JSON",
-                            "delete it, then write it again with: python -m server evaluate RUN") from None
+            raise UserError(
+                f"{self.summary_path}: not JSON", "delete it, then write it again with: python -m server evaluate RUN"
+            ) from None
 
     def add_metrics(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Append lines to metrics.jsonl; they are on the disk when this returns.
@@ -66,16 +67,21 @@ class RunFolder:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise UserError(f"{path}: could not be written: {error.strerror or error}",
-                            "free disk space, then start again with --resume") from error
+            raise UserError(
+                f"{path}: could not be written: {error.strerror or error}",
+                "free disk space, then start again with --resume",
+            ) from error
 
     def drop_metrics_after(self, phase: str, round: int) -> None:
         """Drop the lines of rounds after `round` of `phase`, and of later phases: they will be trained again."""
         path = self.folder / "metrics.jsonl"
         if not path.is_file():
             return
-        kept = [text for text, line in _lines(path)
-                if (PHASES.index(line["phase"]), line["round"]) <= (PHASES.index(phase), round)]
+        kept = [
+            text
+            for text, line in _lines(path)
+            if (PHASES.index(line["phase"]), line["round"]) <= (PHASES.index(phase), round)
+        ]
         write_text(path, "".join(f"{text}\n" for text in kept))
 
     @contextmanager
@@ -123,8 +129,9 @@ def check_run(folder: Path, study: StudyConfig, *, resume: bool = False, force: 
     if force or not trained:
         return None
     if not resume:
-        raise UserError(f"{folder}: holds a run already",
-                        "go on with it: --resume; or delete it: --force; or choose another --out")
+        raise UserError(
+            f"{folder}: holds a run already", "go on with it: --resume; or delete it: --force; or choose another --out"
+        )
     before, run_key = read_study(folder)
     _check_unchanged(folder, before, study)
     return run_key
@@ -168,13 +175,17 @@ def _start(folder: Path, study: StudyConfig) -> str:
 
 def _check_unchanged(folder: Path, before: StudyConfig, study: StudyConfig) -> None:
     if changed := changed_keys(before, study):
-        raise UserError(f"{folder}: its run has other settings: {', '.join(changed)}",
-                        "resume with the settings of its config.yaml, or start afresh with --force or another --out")
+        raise UserError(
+            f"{folder}: its run has other settings: {', '.join(changed)}",
+            "resume with the settings of its config.yaml, or start afresh with --force or another --out",
+        )
     for phase in PHASES:
         old, new = getattr(before, phase).rounds, getattr(study, phase).rounds
         if new < old:
-            raise UserError(f"{folder}: {phase}.rounds was {old} and is now {new}",
-                            "rounds may only be extended when a run is resumed")
+            raise UserError(
+                f"{folder}: {phase}.rounds was {old} and is now {new}",
+                "rounds may only be extended when a run is resumed",
+            )
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -39,10 +39,11 @@ class Selection:
         score = self._score(list(sites))
         if score is None:
             return
-        if self.best_score is None or score > self.best_score:
-            self.best_round, self.best_score, self.waited = model_round, score, 0
-        else:
-            self.waited += 1
+        better = self.best_score is None or score > self.best_score
+        self.waited = 0 if better else self.waited + 1
+        # Of equals the later one is taken, which was trained longer: at first all masks may score 0.
+        if better or score == self.best_score:
+            self.best_round, self.best_score = model_round, score
 
     @property
     def exhausted(self) -> bool:

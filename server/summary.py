@@ -15,9 +15,16 @@ if TYPE_CHECKING:
     from server.roster import Site
 
 
-def make_summary(study: StudyConfig, config_digest: str, sites: Sequence[Site],
-                 metrics: Mapping[str, Mapping[str, float]], finals: Mapping[str, Checkpoint], *,
-                 evaluate_seconds: float, before: Mapping[str, Any]) -> dict[str, Any]:
+def make_summary(
+    study: StudyConfig,
+    config_digest: str,
+    sites: Sequence[Site],
+    metrics: Mapping[str, Mapping[str, float]],
+    finals: Mapping[str, Checkpoint],
+    *,
+    evaluate_seconds: float,
+    before: Mapping[str, Any],
+) -> dict[str, Any]:
     """What summary.json holds.
 
     Args:
@@ -36,15 +43,19 @@ def make_summary(study: StudyConfig, config_digest: str, sites: Sequence[Site],
         "sites": inside,
         **({"external_test": outside} if outside else {}),
         "global": overall(inside),
-        "text_mask": {"dice_mean": _mean_of(metrics, inside, "text_mask.dice"), **{
-            site: metrics[site]["text_mask.dice"] for site in inside if "text_mask.dice" in metrics.get(site, {})}},
+        "text_mask": {
+            "dice_mean": _mean_of(metrics, inside, "text_mask.dice"),
+            **{site: metrics[site]["text_mask.dice"] for site in inside if "text_mask.dice" in metrics.get(site, {})},
+        },
         "pseudo": {
             "text_dice_mean": _mean_of(metrics, inside, "pseudo.text_dice"),
             "teacher_dice_mean": _mean_of(metrics, inside, "pseudo.teacher_dice"),
         },
         "compare": dict(before.get("compare", {})),
-        "rounds": {phase: {"trained": final.last_round, "final": final.round, "ended": final.ended}
-                   for phase, final in finals.items()},
+        "rounds": {
+            phase: {"trained": final.last_round, "final": final.round, "ended": final.ended}
+            for phase, final in finals.items()
+        },
         "bytes_up_per_round": _per_round(finals, "bytes_up"),
         "bytes_down_per_round": _per_round(finals, "bytes_down"),
         "seconds": {
@@ -73,8 +84,9 @@ def overall(sites: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
     }
 
 
-def evaluation_figures(replies: Mapping[str, Reply], summary: Mapping[str, Any]
-                       ) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+def evaluation_figures(
+    replies: Mapping[str, Reply], summary: Mapping[str, Any]
+) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
     """What a reporter is told of an evaluation: metrics by site, and the figures over all."""
     overall_figures = {name: value for name, value in summary["global"].items() if value is not None}
     return {name: reply.metrics for name, reply in replies.items() if reply.accepted}, overall_figures
@@ -96,5 +108,8 @@ def _mean_of(metrics: Mapping[str, Mapping[str, float]], sites: Mapping[str, Any
 
 def _per_round(finals: Mapping[str, Checkpoint], key: str) -> dict[str, int]:
     """Bytes of all sites together, mean over the rounds of each phase."""
-    return {phase: round(final.totals[key] / final.totals["rounds"])
-            for phase, final in finals.items() if final.totals.get("rounds")}
+    return {
+        phase: round(final.totals[key] / final.totals["rounds"])
+        for phase, final in finals.items()
+        if final.totals.get("rounds")
+    }

@@ -85,7 +85,7 @@ class HospitalConfig(Strict):
     """Validation pictures."""
     test: int = Field(60, ge=0)
     """Test pictures."""
-    label_fraction: float = Field(0.12, ge=0, le=1)
+    label_fraction: float = Field(0.10, ge=0, le=1)
     """Share of the training pictures whose mask may be trained on. All have a mask, to measure with."""
     text_missing: float | None = Field(None, ge=0, le=1)
     """Share of the pictures without a sentence; null: the study's `text_missing`."""
@@ -257,7 +257,7 @@ _STANDARD: tuple[dict[str, Any], ...] = (
         "train": 200,
         "val": 40,
         "test": 80,
-        "label_fraction": 0.12,
+        "label_fraction": 0.08,
         "wording": "terse",
         "scanner": {"noise": 0.020, "blur": 0.35},
         "disease": {"upper": 0.8, "lower": 1.2, "two_findings": 0.3},
@@ -277,7 +277,7 @@ _STANDARD: tuple[dict[str, Any], ...] = (
         "train": 120,
         "val": 40,
         "test": 80,
-        "label_fraction": 0.16,
+        "label_fraction": 0.12,
         "wording": "report",
         "scanner": {"gain": 1.1, "gamma": 1.25, "level": 0.04, "noise": 0.025, "blur": 0.5},
         "disease": {"middle": 1.3, "two_findings": 0.5, "radius_min": 4.5, "radius_max": 6.5},

@@ -28,7 +28,7 @@ SIDES = ("left", "right")
 ZONES = ("upper", "middle", "lower")
 CELLS = tuple((side, zone) for side in SIDES for zone in ZONES)
 
-EDGE, PROFILE, GRAIN = 0.10, 0.30, 0.22
+EDGE, PROFILE, GRAIN = 0.11, 0.33, 0.24
 """Amplitudes of the three properties: of the radius, and (twice) of the blob's brightness."""
 BRIGHTNESS = (0.17, 0.24)
 """Of a blob over the lung, on intensities in [0, 1]."""

@@ -85,8 +85,6 @@ def info_nce(
         targets = targets & own
     count = targets.sum(dim=1)
     valid = count > 0
-    # A row that does not count keeps all its columns: a softmax over none would be NaN.
-    candidates = candidates | ~valid[:, None]
     logits = similarity * tau_scale
     log_total = logits.masked_fill(~candidates, -torch.inf).logsumexp(dim=1, keepdim=True)
     per_row = torch.where(targets, log_total - logits, 0).sum(dim=1) / count.clamp(min=1)

@@ -73,8 +73,6 @@ def merged_target(
         has_text: B, bool; False: the teacher's probabilities alone, whatever text_logits holds (even NaN).
     """
     teacher_logits, text_logits = teacher_logits.detach(), text_logits.detach()
-    if has_text is not None:
-        text_logits = _where_record(has_text, text_logits, 0.0)
     if merge == "logits":
         merged = 2 * ((1 - text_weight) * teacher_logits + text_weight * text_logits)
     else:

@@ -33,17 +33,28 @@ def build_vlm(config: TrainingConfig) -> VisionLanguageModel:
     from dusss_core.text_encoder import TextEncoder, embedding_width
 
     settings = config.vlm
-    uncertainty = config.pretrain.uncertainty
-    log_sigma_range = (uncertainty.log_sigma_min, uncertainty.log_sigma_max)
     with _initialisation(config, "pretrain"):
-        image = ImageTower(settings.image_encoder, config.image.channels, config.image.size, settings.patch_stride,
-                           settings.dim, log_sigma_range)
+        image = ImageTower(
+            settings.image_encoder,
+            config.image.channels,
+            config.image.size,
+            settings.patch_stride,
+            settings.dim,
+        )
         if settings.weights:
             _load_public_weights(image.encoder, settings.weights)
         encoder = TextEncoder(settings.text) if settings.text.tuning != "frozen" else None
-        text = TextTower(encoder.width if encoder else embedding_width(settings.text), settings.dim, log_sigma_range)
-        grounding = GroundingDecoder(image.channels, image.strides, config.image.channels, settings.decoder_width,
-                                     settings.dim, config.image.classes, settings.skips, settings.cross_attention)
+        text = TextTower(encoder.width if encoder else embedding_width(settings.text), settings.dim)
+        grounding = GroundingDecoder(
+            image.channels,
+            image.strides,
+            config.image.channels,
+            settings.decoder_width,
+            settings.dim,
+            config.image.classes,
+            settings.skips,
+            settings.cross_attention,
+        )
         return VisionLanguageModel(image, text, grounding, config.pretrain.temperature, encoder)
 
 
@@ -58,8 +69,12 @@ def _initialisation(config: TrainingConfig, phase: str) -> Iterator[None]:
 def _load_public_weights(encoder: torch.nn.Module, path: str) -> None:
     tensors, _ = read_tensors(path)
     own = encoder.state_dict()
-    fitting = {name: value for name, value in tensors.items() if name in own and own[name].shape == value.shape}
+    fitting = {
+        name: value for name, value in tensors.items() if name in own and own[name].shape == value.shape
+    }
     if len(fitting) < 0.5 * len(own):
-        raise UserError(f"vlm.weights: {path}: only {len(fitting)} of the encoder's {len(own)} tensors are in it",
-                        "use weights of the same timm model")
+        raise UserError(
+            f"vlm.weights: {path}: only {len(fitting)} of the encoder's {len(own)} tensors are in it",
+            "use weights of the same timm model",
+        )
     encoder.load_state_dict(fitting, strict=False)

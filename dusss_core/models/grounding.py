@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,17 @@ from torch.nn import functional as F
 
 from dusss_core.models.text_tower import TextFeatures
 from dusss_core.models.unet import make_norm
+
+
+class Grounding(NamedTuple):
+    """Where in B pictures is what their sentences say."""
+
+    logits: Tensor
+    """B x classes x H x W: scale (t . v) + bias."""
+    pixels: Tensor
+    """B x G x H x W: v, pixel features of the decoder's finest level."""
+    text: Tensor
+    """B x G: t, the sentences in the space of v."""
 
 
 class GroundingDecoder(nn.Module):
@@ -26,8 +38,17 @@ class GroundingDecoder(nn.Module):
         cross_attention: patch features attend to the sentence's tokens first.
     """
 
-    def __init__(self, channels: list[int], strides: list[int], in_channels: int, width: int, dim: int, classes: int,
-                 skips: bool, cross_attention: bool):
+    def __init__(
+        self,
+        channels: list[int],
+        strides: list[int],
+        in_channels: int,
+        width: int,
+        dim: int,
+        classes: int,
+        skips: bool,
+        cross_attention: bool,
+    ):
         super().__init__()
         self.skips = skips
         self.enter = nn.Conv2d(channels[-1], width, 1)
@@ -44,25 +65,24 @@ class GroundingDecoder(nn.Module):
             out = width if stride > 2 else max(width // 2, 8)
             self.steps.append(_DecoderStep(current, lateral, out))
             current = out
-        self.pixel = nn.Conv2d(current, dim, 1)
+        self.pixel = nn.Conv2d(current, current, 1)
+        # t is brought to the width of v, not v to D: the same dot product for a fraction of the work per pixel
+        self.text = nn.Linear(dim, current)
         self.strides = strides
-        self.class_codes = nn.Parameter(torch.ones(classes, dim))
+        self.class_codes = nn.Parameter(torch.ones(classes, current))
         self.scale = nn.Parameter(torch.tensor(1.0))
         # most pixels are background: start near the logit of a tenth
         self.bias = nn.Parameter(torch.full((classes,), -2.0))
         if classes > 1:
             nn.init.normal_(self.class_codes, mean=1.0, std=0.5)
 
-    def forward(self, image: Tensor, levels: list[Tensor], text: TextFeatures) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor, levels: list[Tensor], text: TextFeatures) -> Grounding:
         """Ground each picture's own sentence.
 
         Args:
             image: B x C x H x W, normalised.
             levels: feature maps of the encoder, fine to coarse.
             text: features of the B sentences.
-
-        Returns:
-            Logits, B x classes x H x W: scale (t . v) + bias; and the pixel features v, B x D x H x W.
         """
         x = self.enter(levels[-1])
         x = x + self.position(position_code(x.shape[2:], x.device).to(x.dtype))
@@ -72,11 +92,11 @@ class GroundingDecoder(nn.Module):
         for stride, step in zip(self.step_strides, self.steps, strict=True):
             lateral = (image if stride == 1 else finer.get(stride)) if self.skips else None
             x = step(x, lateral)
-        pixels = self.pixel(x)
-        # sum over D of (t * code_c) v, as one matmul
-        codes = text.grounding.unsqueeze(1) * self.class_codes
-        logits = torch.einsum("bcd,bdhw->bchw", codes.to(pixels.dtype), pixels) / math.sqrt(pixels.shape[1])
-        return self.scale * logits + self.bias.view(1, -1, 1, 1), pixels
+        v = self.pixel(x)
+        t = self.text(text.sentence)
+        codes = t.unsqueeze(1) * self.class_codes / math.sqrt(v.shape[1])
+        logits = torch.bmm(codes.to(v.dtype), v.flatten(2)).unflatten(2, v.shape[2:])
+        return Grounding(self.scale * logits + self.bias.view(1, -1, 1, 1), v, t)
 
 
 class TokenAttention(nn.Module):
@@ -86,13 +106,16 @@ class TokenAttention(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.attention = nn.MultiheadAttention(width, 4, kdim=dim, vdim=dim, batch_first=True)
-        self.feed = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.feed = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
 
     def forward(self, x: Tensor, text: TextFeatures) -> Tensor:
         height, width = x.shape[2:]
         patches = x.flatten(2).transpose(1, 2)
-        seen, _ = self.attention(self.norm(patches), text.tokens, text.tokens, key_padding_mask=~text.mask,
-                                 need_weights=False)
+        seen, _ = self.attention(
+            self.norm(patches), text.tokens, text.tokens, key_padding_mask=~text.mask, need_weights=False
+        )
         patches = patches + seen
         patches = patches + self.feed(patches)
         return patches.transpose(1, 2).unflatten(2, (height, width))
@@ -125,5 +148,9 @@ def position_code(shape: tuple[int, int], device: torch.device) -> Tensor:
     for axis, length in enumerate(shape):
         place = ((torch.arange(length, device=device) + 0.5) / length)[:, None] * frequencies
         code = torch.cat([place.sin(), place.cos()], dim=1).T  # 8 x length
-        codes.append(code[:, :, None].expand(-1, -1, shape[1]) if axis == 0 else code[:, None, :].expand(-1, shape[0], -1))
+        codes.append(
+            code[:, :, None].expand(-1, -1, shape[1])
+            if axis == 0
+            else code[:, None, :].expand(-1, shape[0], -1)
+        )
     return torch.cat(codes).unsqueeze(0)

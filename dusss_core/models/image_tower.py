@@ -29,18 +29,16 @@ class ImageTower(nn.Module):
         size: height and width of the picture (some models fix it when they are built).
         patch_stride: pixels per patch; coarser feature maps of the encoder are not built.
         dim: D.
-        log_sigma_range: clamp of log sigma.
 
     Raises:
         UserError: timm does not know the name, or the model has no feature maps.
     """
 
-    def __init__(self, name: str, in_channels: int, size: int, patch_stride: int, dim: int,
-                 log_sigma_range: tuple[float, float]):
+    def __init__(self, name: str, in_channels: int, size: int, patch_stride: int, dim: int):
         super().__init__()
         self.encoder, self.strides, self.channels = _build_encoder(name, in_channels, size, patch_stride)
         self.norm = nn.LayerNorm(self.channels[-1])
-        self.head = EmbeddingHead(self.channels[-1], dim, log_sigma_range)
+        self.head = EmbeddingHead(self.channels[-1], dim)
 
     def forward(self, image: Tensor) -> ImageFeatures:
         """Embed B normalised pictures, B x C x H x W."""
@@ -54,8 +52,10 @@ def _build_encoder(name: str, in_channels: int, size: int, patch_stride: int):
 
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
-        raise UserError(f"vlm.image_encoder: timm has no model '{name}'",
-                        f"use one that it has, such as {', '.join(near) or 'resnet18'}")
+        raise UserError(
+            f"vlm.image_encoder: timm has no model '{name}'",
+            f"use one that it has, such as {', '.join(near) or 'resnet18'}",
+        )
     # plain transformers fix the picture's size when they are built; convolutional ones take no such argument
     for extra in ({"img_size": size}, {}):
         try:
@@ -64,11 +64,18 @@ def _build_encoder(name: str, in_channels: int, size: int, patch_stride: int):
         except TypeError:
             continue
         except (RuntimeError, AttributeError) as error:
-            raise UserError(f"vlm.image_encoder: '{name}' has no feature maps ({error})",
-                            "use another timm model") from None
+            raise UserError(
+                f"vlm.image_encoder: '{name}' has no feature maps ({error})", "use another timm model"
+            ) from None
     strides = probe.feature_info.reduction()
     coarsest = max((s for s in strides if s <= patch_stride), default=min(strides))
     # of several maps with one stride (plain transformers) the last is kept
-    keep = [max(i for i, s in enumerate(strides) if s == stride) for stride in sorted(set(strides)) if stride <= coarsest]
-    encoder = timm.create_model(name, features_only=True, in_chans=in_channels, out_indices=tuple(keep), **extra)
+    keep = [
+        max(i for i, s in enumerate(strides) if s == stride)
+        for stride in sorted(set(strides))
+        if stride <= coarsest
+    ]
+    encoder = timm.create_model(
+        name, features_only=True, in_chans=in_channels, out_indices=tuple(keep), **extra
+    )
     return encoder, [strides[i] for i in keep], encoder.feature_info.channels()

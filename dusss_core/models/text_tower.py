@@ -1,4 +1,4 @@
-"""From a sentence's token features to its embedding, its Gaussian and its grounding vector."""
+"""From a sentence's token features to its embedding and its Gaussian."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class TextFeatures(NamedTuple):
 
     embedding: Embedding
     """Semantic embedding and Gaussian, B x D each."""
-    grounding: Tensor
-    """B x D: t of Eq. 10."""
+    sentence: Tensor
+    """B x D: the pooled sentence, before any head."""
     tokens: Tensor
     """B x L x D, for cross-attention."""
     mask: Tensor
@@ -32,17 +32,17 @@ class TextTower(nn.Module):
     Args:
         in_width: E, width of the token features.
         dim: D.
-        log_sigma_range: clamp of log sigma.
     """
 
-    def __init__(self, in_width: int, dim: int, log_sigma_range: tuple[float, float]):
+    def __init__(self, in_width: int, dim: int):
         super().__init__()
-        self.project = nn.Sequential(nn.LayerNorm(in_width), nn.Linear(in_width, dim), nn.GELU(), nn.Linear(dim, dim))
+        self.project = nn.Sequential(
+            nn.LayerNorm(in_width), nn.Linear(in_width, dim), nn.GELU(), nn.Linear(dim, dim)
+        )
         self.query = nn.Parameter(torch.zeros(1, 1, dim))
         self.pool = nn.MultiheadAttention(dim, num_heads=4, batch_first=True)
         self.norm = nn.LayerNorm(dim)
-        self.head = EmbeddingHead(dim, dim, log_sigma_range)
-        self.ground = nn.Linear(dim, dim)
+        self.head = EmbeddingHead(dim, dim)
         nn.init.normal_(self.query, std=dim**-0.5)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> TextFeatures:
@@ -56,4 +56,4 @@ class TextTower(nn.Module):
         query = self.query.expand(len(x), -1, -1)
         pooled, _ = self.pool(query, x, x, key_padding_mask=~mask, need_weights=False)
         sentence = self.norm(pooled.squeeze(1))
-        return TextFeatures(self.head(sentence), self.ground(sentence), x, mask)
+        return TextFeatures(self.head(sentence), sentence, x, mask)

@@ -28,10 +28,7 @@ class UNet(nn.Module):
             [double_conv(a, b, norm) for a, b in [(w, 2 * w), (2 * w, 4 * w), (4 * w, 8 * w), (8 * w, 8 * w)]]
         )
         self.up = nn.ModuleList(
-            [
-                UpBlock(skip, out, norm)
-                for skip, out in [(8 * w, 4 * w), (4 * w, 2 * w), (2 * w, w), (w, w)]
-            ]
+            [UpBlock(skip, out, norm) for skip, out in [(8 * w, 4 * w), (4 * w, 2 * w), (2 * w, w), (w, w)]]
         )
         self.head = nn.Conv2d(w, out_channels, 1)
 
@@ -67,13 +64,17 @@ class UpBlock(nn.Module):
 
 def double_conv(in_channels: int, out_channels: int, norm: str) -> nn.Sequential:
     """Two `conv_block`s."""
-    return nn.Sequential(conv_block(in_channels, out_channels, norm), conv_block(out_channels, out_channels, norm))
+    return nn.Sequential(
+        conv_block(in_channels, out_channels, norm), conv_block(out_channels, out_channels, norm)
+    )
 
 
 def conv_block(in_channels: int, out_channels: int, norm: str) -> nn.Sequential:
     """3 x 3 convolution, normalisation, ReLU."""
     return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 3, padding=1), make_norm(norm, out_channels), nn.ReLU(inplace=True)
+        nn.Conv2d(in_channels, out_channels, 3, padding=1),
+        make_norm(norm, out_channels),
+        nn.ReLU(inplace=True),
     )
 
 

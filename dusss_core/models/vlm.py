@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dusss_core.models.grounding import GroundingDecoder
+from dusss_core.models.grounding import Grounding, GroundingDecoder
 from dusss_core.models.image_tower import ImageFeatures, ImageTower
 from dusss_core.models.text_tower import TextFeatures, TextTower
 
@@ -21,8 +21,14 @@ class VisionLanguageModel(nn.Module):
         text_encoder: a BERT that is trained along (LoRA or full); None when it is frozen.
     """
 
-    def __init__(self, image: ImageTower, text: TextTower, grounding: GroundingDecoder, temperature: float,
-                 text_encoder: nn.Module | None = None):
+    def __init__(
+        self,
+        image: ImageTower,
+        text: TextTower,
+        grounding: GroundingDecoder,
+        temperature: float,
+        text_encoder: nn.Module | None = None,
+    ):
         super().__init__()
         self.image = image
         self.text = text
@@ -41,10 +47,10 @@ class VisionLanguageModel(nn.Module):
         """Embed sentences from their token features, B x L x E and B x L bool."""
         return self.text(tokens, mask)
 
-    def ground(self, image: Tensor, features: ImageFeatures, text: TextFeatures) -> tuple[Tensor, Tensor]:
-        """Mask logits B x classes x H x W and pixel features B x D x H x W of each picture's own sentence."""
+    def ground(self, image: Tensor, features: ImageFeatures, text: TextFeatures) -> Grounding:
+        """Mask logits and pixel features of each picture's own sentence."""
         return self.grounding(image, features.levels, text)
 
     def forward(self, image: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """Text-guided mask logits, B x classes x H x W."""
-        return self.ground(image, self.encode_image(image), self.encode_text(tokens, mask))[0]
+        return self.ground(image, self.encode_image(image), self.encode_text(tokens, mask)).logits

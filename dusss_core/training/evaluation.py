@@ -19,8 +19,9 @@ from dusss_core.training.sharing import load_tensors
 Logits = np.ndarray | Sequence[np.ndarray]
 
 
-def evaluate_student(config: TrainingConfig, student: dict[str, Tensor], split: Split,
-                     device: str | torch.device = "cpu") -> dict[str, float]:
+def evaluate_student(
+    config: TrainingConfig, student: dict[str, Tensor], split: Split, device: str | torch.device = "cpu"
+) -> dict[str, float]:
     """Mean Dice, IoU and HD95 (pixels) of a student, picture alone, over the records with masks.
 
     Args:
@@ -37,8 +38,13 @@ def evaluate_student(config: TrainingConfig, student: dict[str, Tensor], split: 
     return score_model(config, model, split, device)
 
 
-def text_guided_masks(config: TrainingConfig, vlm: dict[str, Tensor], split: Split, text: TextBank | None,
-                      device: str | torch.device = "cpu") -> Logits:
+def text_guided_masks(
+    config: TrainingConfig,
+    vlm: dict[str, Tensor],
+    split: Split,
+    text: TextBank | None,
+    device: str | torch.device = "cpu",
+) -> Logits:
     """Text-guided masks of a split as logits, Eq. 10.
 
     Returns:
@@ -51,7 +57,9 @@ def text_guided_masks(config: TrainingConfig, vlm: dict[str, Tensor], split: Spl
     return ground_split(config, model, split, text, device)
 
 
-def evaluate_logits(config: TrainingConfig, logits: Logits, split: Split, *, text_only: bool = True) -> dict[str, float]:
+def evaluate_logits(
+    config: TrainingConfig, logits: Logits, split: Split, *, text_only: bool = True
+) -> dict[str, float]:
     """Mean Dice and IoU of given mask logits over the records with masks (and with text).
 
     Returns:
@@ -64,15 +72,23 @@ def evaluate_logits(config: TrainingConfig, logits: Logits, split: Split, *, tex
     return score_logits(config, kept, split.select(keep))
 
 
-def score_model(config: TrainingConfig, model: nn.Module, split: Split, device: str | torch.device, *,
-                distances: bool = True) -> dict[str, float]:
+def score_model(
+    config: TrainingConfig,
+    model: nn.Module,
+    split: Split,
+    device: str | torch.device,
+    *,
+    distances: bool = True,
+) -> dict[str, float]:
     """Mean figures of a network that sees the picture alone, over a split whose records all have masks."""
     runtime = config.runtime
     logits = predict_logits(model, split.images, config.image, device, runtime.eval_batch, amp=runtime.amp)
     return score_logits(config, logits, split, distances=distances)
 
 
-def score_logits(config: TrainingConfig, logits: Logits, split: Split, *, distances: bool = False) -> dict[str, float]:
+def score_logits(
+    config: TrainingConfig, logits: Logits, split: Split, *, distances: bool = False
+) -> dict[str, float]:
     """Mean figures of mask logits over a split whose records all have masks."""
     scores = Scores(config.image.classes, distances=distances)
     if isinstance(logits, np.ndarray):
@@ -84,8 +100,9 @@ def score_logits(config: TrainingConfig, logits: Logits, split: Split, *, distan
 
 
 @torch.no_grad()
-def ground_split(config: TrainingConfig, vlm: VisionLanguageModel, split: Split, text: TextBank,
-                 device: str | torch.device) -> Logits:
+def ground_split(
+    config: TrainingConfig, vlm: VisionLanguageModel, split: Split, text: TextBank, device: str | torch.device
+) -> Logits:
     """`text_guided_masks` with a built model, whose mode is left as it was."""
     training = vlm.training
     vlm.eval()
@@ -122,5 +139,7 @@ def _ground_whole(config, vlm, split, i, text, device) -> np.ndarray:
         def forward(self, x: Tensor) -> Tensor:
             return vlm(x, tokens.expand(len(x), -1, -1), mask.expand(len(x), -1))
 
-    return predict_logits(Grounded(), [split.images[i]], config.image, device, config.runtime.eval_batch)[0]
-
+    runtime = config.runtime
+    return predict_logits(
+        Grounded(), [split.images[i]], config.image, device, runtime.eval_batch, amp=runtime.amp
+    )[0]

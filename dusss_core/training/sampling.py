@@ -9,8 +9,14 @@ import numpy as np
 import torch
 
 
-def two_stream_batches(labelled: np.ndarray, other: np.ndarray, batch: int, labelled_share: float, steps: int,
-                       generator: torch.Generator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def two_stream_batches(
+    labelled: np.ndarray,
+    other: np.ndarray,
+    batch: int,
+    labelled_share: float,
+    steps: int,
+    generator: torch.Generator,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Batches of two kinds of records, each kind reshuffled whenever it has been used up.
 
     Scarce labels come round more often than the rest: a batch holds `labelled_share` of them (at least one), or
@@ -24,7 +30,13 @@ def two_stream_batches(labelled: np.ndarray, other: np.ndarray, batch: int, labe
     """
     if not len(labelled) and not len(other):
         raise ValueError("no records to draw from")
-    n_labelled = batch if not len(other) else 0 if not len(labelled) else min(max(round(batch * labelled_share), 1), batch - 1)
+    n_labelled = (
+        batch
+        if not len(other)
+        else 0
+        if not len(labelled)
+        else min(max(round(batch * labelled_share), 1), batch - 1)
+    )
     first = _endless(labelled, generator)
     second = _endless(other, generator)
     for _ in range(steps):

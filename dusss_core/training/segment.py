@@ -33,20 +33,41 @@ class Segmenter(PhaseTrainer):
 
     phase = "segment"
 
-    def __init__(self, config: TrainingConfig, site: str, train: Split, val: Split, *,
-                 text_logits: np.ndarray | None = None, device: str | torch.device = "cpu",
-                 progress: Progress | None = None):
-        super().__init__(config, config.segment, site, build_student(config), train, val, device, progress,
-                         usable=len(train))
+    def __init__(
+        self,
+        config: TrainingConfig,
+        site: str,
+        train: Split,
+        val: Split,
+        *,
+        text_logits: np.ndarray | None = None,
+        device: str | torch.device = "cpu",
+        progress: Progress | None = None,
+    ):
+        super().__init__(
+            config,
+            config.segment,
+            site,
+            build_student(config),
+            train,
+            val,
+            device,
+            progress,
+            usable=len(train),
+        )
         self.student = self.model
         self.teacher = Teacher(self.student) if config.method.teacher else None
         self.text_logits = text_logits if config.method.text_mask else None
-        guided = ~np.isnan(text_logits[:, 0, 0, 0]) if self.text_logits is not None else np.zeros(len(train), bool)
+        guided = (
+            ~np.isnan(text_logits[:, 0, 0, 0]) if self.text_logits is not None else np.zeros(len(train), bool)
+        )
         self.guided = guided
         self.labelled = np.flatnonzero(train.labelled)
         # without a teacher, a picture without a text-guided mask teaches nothing
         useful = ~train.labelled & (guided | config.method.teacher)
-        self.unlabelled = np.flatnonzero(useful) if config.method.semi_supervised else np.array([], dtype=np.int64)
+        self.unlabelled = (
+            np.flatnonzero(useful) if config.method.semi_supervised else np.array([], dtype=np.int64)
+        )
 
     def load_shared(self, tensors: dict[str, Tensor]) -> None:
         super().load_shared(tensors)
@@ -57,8 +78,12 @@ class Segmenter(PhaseTrainer):
     def private(self) -> dict[str, Tensor]:
         state = super().private()
         if self.teacher is not None:
-            state.update({f"teacher.{name}": value.detach().cpu().clone()
-                          for name, value in self.teacher.model.state_dict().items()})
+            state.update(
+                {
+                    f"teacher.{name}": value.detach().cpu().clone()
+                    for name, value in self.teacher.model.state_dict().items()
+                }
+            )
         return state
 
     def load_private(self, tensors: dict[str, Tensor]) -> None:
@@ -67,8 +92,9 @@ class Segmenter(PhaseTrainer):
             load_tensors(self.teacher.model, _with_prefix(tensors, "teacher."))
 
     def batches(self, steps: int, draw: torch.Generator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        return two_stream_batches(self.labelled, self.unlabelled, self.settings.batch, self.settings.labelled_share,
-                                  steps, draw)
+        return two_stream_batches(
+            self.labelled, self.unlabelled, self.settings.batch, self.settings.labelled_share, steps, draw
+        )
 
     def losses(self, batch, draw, share_done) -> tuple[Tensor, dict[str, float]]:
         labelled, unlabelled = batch
@@ -91,8 +117,9 @@ class Segmenter(PhaseTrainer):
             supervised = supervised_loss(logits[: len(labelled)], mask, dice=settings.dice)
             total, figures["supervised"] = total + supervised, supervised.item()
         if len(unlabelled):
-            semi, parts = semi_supervised_loss(logits[len(labelled) :], **targets, method=self.config.method,
-                                               confidence=settings.confidence)
+            semi, parts = semi_supervised_loss(
+                logits[len(labelled) :], **targets, method=self.config.method, confidence=settings.confidence
+            )
             weight = settings.weight_semi * sigmoid_rampup(share_done, settings.rampup)
             total, figures["semi"] = total + weight * semi, semi.item()
             figures.update({f"semi_{name}": value.item() for name, value in parts.items()})
@@ -103,7 +130,7 @@ class Segmenter(PhaseTrainer):
             self.teacher.follow(self.student, self.step, self.settings.ema)
 
     def validate(self) -> dict[str, float]:
-        """"dice" and "iou" of the student on validation pictures with masks."""
+        """ "dice" and "iou" of the student on validation pictures with masks."""
         val = self.val.select(np.flatnonzero(self.val.masked))
         if not len(val):
             return {}
@@ -111,17 +138,22 @@ class Segmenter(PhaseTrainer):
         return {"dice": scores["dice"], "iou": scores["iou"]}
 
     def _geometry(self, count: int, draw: torch.Generator) -> Geometry:
-        return Geometry.draw(count, draw, flip=self.settings.flip, turns=self.settings.turns, device=self.device)
+        return Geometry.draw(
+            count, draw, flip=self.settings.flip, turns=self.settings.turns, device=self.device
+        )
 
-    def _pseudo_targets(self, picture: Tensor, positions: np.ndarray, geometry: Geometry,
-                        draw: torch.Generator) -> dict[str, Tensor | None]:
+    def _pseudo_targets(
+        self, picture: Tensor, positions: np.ndarray, geometry: Geometry, draw: torch.Generator
+    ) -> dict[str, Tensor | None]:
         """What supervises the student on unlabelled pictures: the teacher on a weak view, and the text-guided masks."""
         teacher_logits = text_logits = None
         if self.teacher is not None:
             with self.autocast():
                 teacher_logits = self.teacher(self.normalise(weak_view(picture, draw))).float()
         if self.text_logits is not None:
-            stored = torch.from_numpy(np.ascontiguousarray(self.text_logits[positions])).to(self.device).float()
+            stored = (
+                torch.from_numpy(np.ascontiguousarray(self.text_logits[positions])).to(self.device).float()
+            )
             text_logits = geometry.apply_logits(stored, OUTSIDE)
         has_text = torch.from_numpy(self.guided[positions]).to(self.device)
         return {"teacher_logits": teacher_logits, "text_logits": text_logits, "has_text": has_text}

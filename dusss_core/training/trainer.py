@@ -30,8 +30,18 @@ class PhaseTrainer:
 
     phase: Phase
 
-    def __init__(self, config: TrainingConfig, settings: PhaseConfig, site: str, model: nn.Module, train: Split,
-                 val: Split, device: str | torch.device, progress: Progress | None, usable: int):
+    def __init__(
+        self,
+        config: TrainingConfig,
+        settings: PhaseConfig,
+        site: str,
+        model: nn.Module,
+        train: Split,
+        val: Split,
+        device: str | torch.device,
+        progress: Progress | None,
+        usable: int,
+    ):
         self.config = config
         self.settings = settings
         self.site = site
@@ -46,6 +56,7 @@ class PhaseTrainer:
             [p for p in self.model.parameters() if p.requires_grad],
             lr=settings.optimizer.lr,
             weight_decay=settings.optimizer.weight_decay,
+            fused=True,
         )
         self.step = 0
         self.steps_per_round = settings.epochs * steps_per_epoch(usable, settings.batch)
@@ -83,7 +94,12 @@ class PhaseTrainer:
         for index, moments in self.optimizer.state_dict()["state"].items():
             for name, value in moments.items():
                 state[f"optimizer.{index}.{name}"] = torch.as_tensor(value).detach().cpu().clone()
-        state.update({f"local.{name}": value for name, value in local_tensors(self.model, self.config.local_norm).items()})
+        state.update(
+            {
+                f"local.{name}": value
+                for name, value in local_tensors(self.model, self.config.local_norm).items()
+            }
+        )
         return state
 
     def load_private(self, tensors: dict[str, Tensor]) -> None:
@@ -141,7 +157,9 @@ class PhaseTrainer:
 
     def pictures(self, positions: np.ndarray) -> Tensor:
         """B x C x H x W in [0, 1], not yet normalised."""
-        return torch.from_numpy(np.ascontiguousarray(self.train.images[positions])).to(self.device).float() / 255
+        return (
+            torch.from_numpy(np.ascontiguousarray(self.train.images[positions])).to(self.device).float() / 255
+        )
 
     def masks(self, positions: np.ndarray) -> Tensor:
         """B x H x W class indices."""

@@ -40,8 +40,9 @@ def check_methods(text: str) -> list[str]:
     return list(dict.fromkeys(methods))
 
 
-def compare(method: str, study: StudyConfig, out: Path, site_files: Sequence[Path], federate: RunFederation,
-            reporter: Reporter) -> dict[str, Any]:
+def compare(
+    method: str, study: StudyConfig, out: Path, site_files: Sequence[Path], federate: RunFederation, reporter: Reporter
+) -> dict[str, Any]:
     """Train `method` in `out`/compare/`method`, or take the result that is there.
 
     Returns:
@@ -55,8 +56,9 @@ def compare(method: str, study: StudyConfig, out: Path, site_files: Sequence[Pat
     done = _read(path, digest)
     if not done["finished"]:
         sites = [load_local(file, study) for file in site_files]
-        reporter.on_study(study.study, [site.name for site in sites if len(site.splits["train"])],
-                          study.phases(), method)
+        reporter.on_study(
+            study.study, [site.name for site in sites if len(site.splits["train"])], study.phases(), method
+        )
         train = _train_each if method == "local" else _train_pooled
         train(study, sites, folder, done, lambda: write_json(path, done), reporter)
         done["finished"] = True
@@ -72,8 +74,14 @@ def with_preset(study: StudyConfig, preset: str) -> StudyConfig:
     return configfile.parse(StudyConfig, values, f"study '{study.study}' as {preset}")
 
 
-def _train_each(study: StudyConfig, sites: Sequence[LocalSite], folder: Path, done: dict, save: Callable[[], None],
-                reporter: Reporter) -> None:
+def _train_each(
+    study: StudyConfig,
+    sites: Sequence[LocalSite],
+    folder: Path,
+    done: dict,
+    save: Callable[[], None],
+    reporter: Reporter,
+) -> None:
     for site in sites:
         if site.name in done["sites"] or not len(site.splits["train"]):
             continue
@@ -82,8 +90,14 @@ def _train_each(study: StudyConfig, sites: Sequence[LocalSite], folder: Path, do
         save()
 
 
-def _train_pooled(study: StudyConfig, sites: Sequence[LocalSite], folder: Path, done: dict, save: Callable[[], None],
-                  reporter: Reporter) -> None:
+def _train_pooled(
+    study: StudyConfig,
+    sites: Sequence[LocalSite],
+    folder: Path,
+    done: dict,
+    save: Callable[[], None],
+    reporter: Reporter,
+) -> None:
     trainers = [site for site in sites if len(site.splits["train"])]
     student = _train(study, pool("centralized", trainers), folder / "student.safetensors", reporter)
     done["sites"] = {site.name: _test(study, student, site) for site in trainers}
@@ -91,25 +105,10 @@ def _train_pooled(study: StudyConfig, sites: Sequence[LocalSite], folder: Path, 
 
 
 def _train(study: StudyConfig, site: LocalSite, path: Path, reporter: Reporter) -> dict:
-    def on_round(phase: str, round: int, rounds: int, metrics: dict[str, float]) -> None:
-        reporter.on_site_done(site.name, metrics)
-        reporter.on_round_end(phase, round, metrics, None)
-        if round < rounds:
-            begin(phase, round + 1, rounds)
-
-    def begin(phase: str, round: int, rounds: int) -> None:
-        if round == 1:
-            reporter.on_phase(phase, rounds, 1)
-        reporter.on_round_start(phase, round, rounds, [site.name])
-        reporter.on_site_start(site.name)
-
     reporter.on_message(f"training {site.name}")
-    result = train_locally(study, site, progress=lambda *step: reporter.on_site_step(site.name, *step),
-                           on_round=on_round, on_phase=lambda phase, rounds: begin(phase, 1, rounds))
-    for phase, figures in result.rounds.items():
-        reporter.on_phase_end(phase, figures["final"], f"{figures['trained']} rounds trained")
-    write_tensors(path, result.student)
-    return result.student
+    student = train_locally(study, site, reporter).student
+    write_tensors(path, student)
+    return student
 
 
 def _test(study: StudyConfig, student: dict, site: LocalSite) -> dict[str, Any]:
@@ -136,5 +135,6 @@ def _read(path: Path, digest: str) -> dict[str, Any]:
 
 def _digest(method: str, study: StudyConfig, site_files: Sequence[Path]) -> str:
     rounds = [study.pretrain.rounds, study.segment.rounds]
-    return hashlib.sha256(json.dumps([method, study_digest(study), rounds, [f.parent.name for f in site_files]]).encode()
-                          ).hexdigest()
+    return hashlib.sha256(
+        json.dumps([method, study_digest(study), rounds, [f.parent.name for f in site_files]]).encode()
+    ).hexdigest()

@@ -28,7 +28,7 @@ class SourceConfig(Strict):
     """kind: lvit: a table with further columns (hospital, patient, ...); relative to `data.root`."""
     key: str | None = None
     """kind: lvit: column of that table that names the picture."""
-    extract: dict[str, str] = {}
+    extract: dict[str, str] = Field(default_factory=dict)
     """kind: lvit: column -> regular expression on the picture's name; its first group is the column's value."""
     text_column: str | None = None
     """kind: manifest: use this column as the sentence instead of `text`."""

@@ -33,8 +33,9 @@ class InProcessGrid(Grid):
         reporter: hears of each site's steps, and of what goes wrong at a site in full.
     """
 
-    def __init__(self, client_app: ClientApp, site_files: Sequence[Path], reporter: Reporter | None = None,
-                 run_id: int = 1):
+    def __init__(
+        self, client_app: ClientApp, site_files: Sequence[Path], reporter: Reporter | None = None, run_id: int = 1
+    ):
         # Messages take their sender from here; Flower's own runtimes set it too.
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, 1
         self._app = client_app
@@ -42,8 +43,13 @@ class InProcessGrid(Grid):
         self._reporter = reporter or Reporter()
         self._names = {node: file.parent.name for node, file in enumerate(site_files, start=1)}
         self._contexts = {
-            node: Context(run_id=run_id, node_id=node, node_config={"site-config": str(Path(file).absolute())},
-                          state=RecordDict(), run_config={})
+            node: Context(
+                run_id=run_id,
+                node_id=node,
+                node_config={"site-config": str(Path(file).absolute())},
+                state=RecordDict(),
+                run_config={},
+            )
             for node, file in enumerate(site_files, start=1)
         }
         self._replies: dict[str, Message] = {}
@@ -55,8 +61,9 @@ class InProcessGrid(Grid):
     def run(self) -> Run:
         return Run.create_empty(self._run_id)
 
-    def create_message(self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str,
-                       ttl: float | None = None) -> Message:
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:

@@ -6,10 +6,10 @@ It is what a federation is compared with, and what a federation of one site must
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,14 +18,13 @@ from dusss_core.config import TrainingConfig
 from dusss_core.records import Split
 from dusss_core.text import build_text_bank
 from server.config import StudyConfig
+from server.events import Reporter
 from server.selection import Selection
 from sites.config import load_site
 from sites.dataset import SiteData
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Progress = Callable[[int, int, float], None]
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,6 @@ class LocalResult:
 
     student: dict[str, Tensor]
     vlm: dict[str, Tensor] | None = None
-    rounds: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By phase: rounds trained, round of the final model, seconds."""
 
 
 def load_local(site_file: Path, study: StudyConfig) -> LocalSite:
@@ -56,16 +53,10 @@ def load_local(site_file: Path, study: StudyConfig) -> LocalSite:
     return LocalSite(site.site, splits, resolve_device(site.device), site.state_dir / "cache" / "text")
 
 
-def train_locally(study: StudyConfig, site: LocalSite, *, progress: Progress | None = None,
-                  on_phase: Callable[[str, int], None] | None = None,
-                  on_round: Callable[[str, int, int, dict[str, float]], None] | None = None) -> LocalResult:
+def train_locally(study: StudyConfig, site: LocalSite, reporter: Reporter | None = None) -> LocalResult:
     """Both phases at one site, with the study's rounds, early stopping and choice of the final model.
 
     A phase that the site cannot take part in is left out: without sentences there is no pretraining.
-
-    Args:
-        on_phase: called when a phase begins, with its name and its rounds.
-        on_round: called after each round with phase, round, rounds, metrics.
 
     Raises:
         UserError: the loss is not finite, ...
@@ -73,28 +64,23 @@ def train_locally(study: StudyConfig, site: LocalSite, *, progress: Progress | N
     from dusss_core import training
 
     config = study.training()
-    train = site.splits["train"]
+    reporter = reporter or Reporter()
+    train, val = site.splits["train"], site.splits["val"]
     text = _text(config, site)
-    common = {"device": site.device, "progress": progress}
-    result = LocalResult({})
+    common = {"device": site.device, "progress": lambda *step: reporter.on_site_step(site.name, *step)}
+    result = LocalResult(student=training.initial_shared(study, "segment"))
     masks = None
     for phase, rounds in study.phases().items():
         if training.can_train(config, phase, train) is not None:
-            if phase == "segment":
-                result.student = training.initial_shared(study, phase)
             continue
-        if on_phase:
-            on_phase(phase, rounds)
         if phase == "pretrain":
-            trainer = training.Pretrainer(config, site.name, train, site.splits["val"], text, **common)
+            trainer = training.Pretrainer(config, site.name, train, val, text, **common)
         else:
-            trainer = training.Segmenter(config, site.name, train, site.splits["val"], text_logits=masks, **common)
-        model, result.rounds[phase] = _train_phase(study, phase, rounds, trainer, int(site.splits["val"].masked.sum()),
-                                                    on_round)
+            trainer = training.Segmenter(config, site.name, train, val, text_logits=masks, **common)
+        model = _train_phase(study, phase, rounds, trainer, site, reporter)
         if phase == "pretrain":
             result.vlm = model
-            whole = {**model, **_local_layers(trainer)}
-            masks = _masks(config, whole, train, text, site.device)
+            masks = training.text_guided_masks(config, {**model, **_local_layers(trainer)}, train, text, site.device)
         else:
             result.student = {**model, **_local_layers(trainer)}
     return result
@@ -107,32 +93,35 @@ def pool(name: str, sites: Sequence[LocalSite]) -> LocalSite:
     return LocalSite(name, splits, sites[0].device, sites[0].text_cache)
 
 
-def _train_phase(study: StudyConfig, phase: str, rounds: int, trainer, n_val: int,
-                 on_round) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _train_phase(
+    study: StudyConfig, phase: str, rounds: int, trainer, site: LocalSite, reporter: Reporter
+) -> dict[str, Tensor]:
     from dusss_core.training import initial_shared
 
-    started = time.perf_counter()
+    n_val = int(site.splits["val"].masked.sum())
     selection = Selection(phase, getattr(study, phase).patience)
     last = best = initial_shared(study, phase)
     trainer.load_shared(last)
+    reporter.on_phase(phase, rounds, 1)
     round = 0
-
-    def validate() -> dict[str, float]:
-        return {f"val.{name}": value for name, value in trainer.validate().items()}
-
     while round < rounds and not selection.exhausted:
-        round += 1
-        metrics = validate()
+        started, round = time.perf_counter(), round + 1
+        reporter.on_round_start(phase, round, rounds, [site.name])
+        reporter.on_site_start(site.name)
+        metrics = _validate(trainer)
         best = _observe(selection, round - 1, n_val, metrics, last, best)
         metrics |= {f"train.{name}": value for name, value in trainer.train_round(round).items()}
         last = trainer.shared()
-        if on_round:
-            on_round(phase, round, rounds, metrics)
-    best = _observe(selection, round, n_val, validate(), last, best)
+        reporter.on_site_done(site.name, metrics)
+        reporter.on_round_end(phase, round, {**metrics, "seconds": time.perf_counter() - started}, selection.best_round)
+    best = _observe(selection, round, n_val, _validate(trainer), last, best)
     use_best = study.federation.select == "best" and selection.best_round is not None
-    figures = {"trained": round, "final": selection.best_round if use_best else round,
-               "seconds": time.perf_counter() - started}
-    return (best if use_best else last), figures
+    reporter.on_phase_end(phase, selection.best_round if use_best else round, f"{round} rounds trained")
+    return best if use_best else last
+
+
+def _validate(trainer) -> dict[str, float]:
+    return {f"val.{name}": value for name, value in trainer.validate().items()}
 
 
 def _observe(selection: Selection, round: int, n_val: int, metrics: dict[str, float], last, best):
@@ -147,16 +136,11 @@ def _text(config: TrainingConfig, site: LocalSite):
     return build_text_bank(site.splits["train"].sentences, config.vlm.text, site.text_cache, site.device)
 
 
-def _masks(config: TrainingConfig, vlm: dict[str, Tensor], train: Split, text, device: str) -> np.ndarray | None:
-    from dusss_core.training import text_guided_masks
-
-    return text_guided_masks(config, vlm, train, text, device) if train.has_text.any() else None
-
-
 def _local_layers(trainer) -> dict[str, Tensor]:
     """The normalisation layers that FedBN would keep; without a federation they belong to the model."""
-    return {name.removeprefix("local."): tensor for name, tensor in trainer.private().items()
-            if name.startswith("local.")}
+    return {
+        name.removeprefix("local."): tensor for name, tensor in trainer.private().items() if name.startswith("local.")
+    }
 
 
 def _pool_splits(parts: Sequence[tuple[str, Split]]) -> Split:

@@ -1,9 +1,9 @@
 """Writes the simulated sites to disk: a folder each, with manifest and site file, as a real hospital would have them.
 
-    OUT/sites/index.json          which sites there are
-    OUT/sites/NAME/site.yaml      the site's file
-    OUT/sites/NAME/manifest.csv   its data
-    OUT/sites/NAME/state/         its private state
+OUT/sites/index.json          which sites there are
+OUT/sites/NAME/site.yaml      the site's file
+OUT/sites/NAME/manifest.csv   its data
+OUT/sites/NAME/state/         its private state
 """
 
 from __future__ import annotations
@@ -60,8 +60,10 @@ def simulation_of(study: StudyConfig) -> SimulationConfig:
         UserError: there is none.
     """
     if study.simulation is None:
-        raise UserError(f"study '{study.study}': has no 'simulation' part",
-                        "add simulation.data, which says where the simulated sites' data come from")
+        raise UserError(
+            f"study '{study.study}': has no 'simulation' part",
+            "add simulation.data, which says where the simulated sites' data come from",
+        )
     return parse_simulation(study.simulation, f"study '{study.study}'")
 
 
@@ -95,8 +97,10 @@ def _records(source: SourceConfig, root: Path, folder: Path) -> list[Record]:
 
 def _cell(record: Record, column: str, path: Path) -> str:
     if column not in record.extra:
-        raise UserError(f"{path}: no column '{column}' (simulation.data.text_column)",
-                        f"its further columns: {', '.join(record.extra) or 'none'}")
+        raise UserError(
+            f"{path}: no column '{column}' (simulation.data.text_column)",
+            f"its further columns: {', '.join(record.extra) or 'none'}",
+        )
     return record.extra[column]
 
 

@@ -17,12 +17,14 @@ from server.config import StudyConfig
 from server.coordinator import Coordinator
 from server.events import Reporter
 from server.runfolder import RunFolder
+from server.simulation.materialise import simulation_of
 
 _NODES_JOIN_S = 120.0
 
 
-def federate_on_ray(study: StudyConfig, run: RunFolder, site_files: Sequence[Path], reporter: Reporter,
-                    method: str) -> dict[str, Any]:
+def federate_on_ray(
+    study: StudyConfig, run: RunFolder, site_files: Sequence[Path], reporter: Reporter, method: str
+) -> dict[str, Any]:
     """Run a study's federation on Ray.
 
     Raises:
@@ -39,9 +41,8 @@ def federate_on_ray(study: StudyConfig, run: RunFolder, site_files: Sequence[Pat
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        names = sorted(file.parent.name for file in site_files)
-        waiting = study.model_copy(update={"federation": study.federation.model_copy(update={"sites": names})})
-        coordinator = Coordinator(grid, waiting, run, reporter=reporter, wait_s=_NODES_JOIN_S, method=method)
+        names = [file.parent.name for file in site_files]
+        coordinator = Coordinator(grid, study, run, reporter=reporter, sites=names, wait_s=_NODES_JOIN_S, method=method)
         try:
             result["summary"] = coordinator.run()
         except Exception as error:
@@ -49,23 +50,32 @@ def federate_on_ray(study: StudyConfig, run: RunFolder, site_files: Sequence[Pat
             result["error"] = error
 
     cpus = max(1, (os.cpu_count() or 1) // max(1, len(site_files)))
-    run_simulation(app, _SitesByPartition([str(file) for file in site_files]), num_supernodes=len(site_files),
-                   backend_config={"client_resources": {"num_cpus": cpus, "num_gpus": _share_of_gpu(len(site_files))}})
+    run_simulation(
+        app,
+        _SitesByPartition([str(file) for file in site_files], simulation_of(study).threads),
+        num_supernodes=len(site_files),
+        backend_config={"client_resources": {"num_cpus": cpus, "num_gpus": _share_of_gpu(len(site_files))}},
+    )
     if "error" in result:
         raise result["error"]
     return result["summary"]
 
 
 class _SitesByPartition(ClientApp):
-    """The ClientApp of the hospitals; each virtual node is told its site's file as a real node is by its node-config."""
+    """The ClientApp of the hospitals; a virtual node is told its site's file as a real node is by its node-config."""
 
-    def __init__(self, site_files: list[str]):
+    def __init__(self, site_files: list[str], threads: int | None):
         super().__init__()
         self._site_files = site_files
+        self._threads = threads
 
     def __call__(self, message: Message, context: Context) -> Message:
         from client.app import app
 
+        if self._threads is not None:
+            import torch
+
+            torch.set_num_threads(self._threads)
         partition = int(context.node_config["partition-id"])
         context.node_config["site-config"] = self._site_files[partition]
         return app(message, context)

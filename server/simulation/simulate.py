@@ -18,8 +18,16 @@ from server.simulation.materialise import materialise, simulation_of
 Engine = Literal["inprocess", "ray"]
 
 
-def simulate(study: StudyConfig, out: Path, *, engine: Engine = "inprocess", compare_with: str = "",
-             resume: bool = False, force: bool = False, reporter: Reporter | None = None) -> dict[str, Any]:
+def simulate(
+    study: StudyConfig,
+    out: Path,
+    *,
+    engine: Engine = "inprocess",
+    compare_with: str = "",
+    resume: bool = False,
+    force: bool = False,
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
     """Run a study with simulated sites.
 
     Args:
@@ -69,8 +77,10 @@ def evaluate(folder: Path, *, reporter: Reporter | None = None) -> dict[str, Any
     folder = Path(folder).absolute()
     study, _ = read_study(folder)
     if not (folder / "sites" / "index.json").is_file():
-        raise UserError(f"{folder}: the simulated sites are not there",
-                        "evaluate a run of real sites through the coordinator, or simulate it again")
+        raise UserError(
+            f"{folder}: the simulated sites are not there",
+            "evaluate a run of real sites through the coordinator, or simulate it again",
+        )
     reporter = reporter or PlainReporter()
     _prepare(study)
     site_files = materialise(study, folder, keep=True)
@@ -81,8 +91,9 @@ def evaluate(folder: Path, *, reporter: Reporter | None = None) -> dict[str, Any
         reporter.close()
 
 
-def _federate(study: StudyConfig, run, site_files: Sequence[Path], engine: Engine, reporter: Reporter,
-              method: str) -> dict[str, Any]:
+def _federate(
+    study: StudyConfig, run, site_files: Sequence[Path], engine: Engine, reporter: Reporter, method: str
+) -> dict[str, Any]:
     if engine == "ray":
         from server.simulation.ray import federate_on_ray
 

@@ -273,11 +273,11 @@ def test_confident_is_the_share_of_target_pixels_that_weigh():
     assert float(loss) == pytest.approx(math.log(2) / 2)
 
 
-def test_pseudo_labels_get_no_gradient():
+@pytest.mark.parametrize("method", ["default", "probabilities", "no teacher", "no text"])
+def test_pseudo_labels_get_no_gradient(method):
     tensors = [random(2, 1, H, W, seed=s).requires_grad_() for s in (1, 2, 3)]
-    loss, _ = semi_supervised_loss(
-        *tensors, torch.tensor([True, False]), method=METHODS["default"], confidence=0.0
-    )
+    has_text = torch.tensor([True, False])
+    loss, _ = semi_supervised_loss(*tensors, has_text, method=METHODS[method], confidence=0.0)
     loss.backward()
     assert [tensor.grad is not None for tensor in tensors] == [True, False, False]
 

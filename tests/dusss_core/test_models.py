@@ -67,8 +67,10 @@ def test_teacher_follows_eq_12_with_buffers():
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_vit"])
 @pytest.mark.parametrize("classes", [1, 3])
 def test_any_timm_encoder_grounds_at_full_resolution(name, classes):
-    config = make_config(image={"size": 64, "classes": classes, "channels": 3},
-                         vlm={"image_encoder": name, "dim": 16, "decoder_width": 16})
+    config = make_config(
+        image={"size": 64, "classes": classes, "channels": 3},
+        vlm={"image_encoder": name, "dim": 16, "decoder_width": 16},
+    )
     vlm = build_vlm(config).eval()
     tokens, mask = FakeBank().features(torch.tensor([0, 1]))
     assert vlm(torch.zeros(2, 3, 64, 64), tokens, mask).shape == (2, classes, 64, 64)

@@ -18,7 +18,7 @@ from dusss_core.training import (
     text_guided_masks,
 )
 from dusss_core.training.sampling import two_stream_batches
-from tests.dusss_core.conftest import FakeBank, make_config, make_split
+from tests.dusss_core.conftest import make_config, make_split
 
 
 def pretrained(config, train, bank, rounds=1):

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+
 from server.config import StudyConfig
 from server.events import Reporter
-
 from tests.server import fake_training
 
 HOSPITALS = [
@@ -39,12 +39,14 @@ def make_study(hospitals=HOSPITALS, **changes) -> StudyConfig:
 
 def finals(out: Path) -> dict[str, bytes]:
     """The final models of a run, without the header, which names the run."""
+    from dusss_core.files import digest_of_tensors
     from server.checkpoints import read_model
 
-    from dusss_core.files import digest_of_tensors
-
-    return {path.stem: digest_of_tensors(read_model(path))
-            for path in sorted((out / "checkpoints").glob("*.safetensors")) if path.stem in ("vlm", "student")}
+    return {
+        path.stem: digest_of_tensors(read_model(path))
+        for path in sorted((out / "checkpoints").glob("*.safetensors"))
+        if path.stem in ("vlm", "student")
+    }
 
 
 @pytest.fixture

@@ -22,14 +22,9 @@ def write_run(
     )
     last = {phase: rounds + 1 for phase, rounds in ROUNDS.items()} | ({"segment": until} if until else {})
     lines = [
-        line
-        for phase in ROUNDS
-        for round in range(1, last[phase] + 1)
-        for line in round_lines(phase, round, sites)
+        line for phase in ROUNDS for round in range(1, last[phase] + 1) for line in round_lines(phase, round, sites)
     ]
-    (folder / "metrics.jsonl").write_text(
-        "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
-    )
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     if finished:
         (folder / "summary.json").write_text(json.dumps(summary(sites)), encoding="utf-8")
     return folder

@@ -20,8 +20,15 @@ def install(monkeypatch) -> None:
     import dusss_core.training
     import server.simulation.local
 
-    for name in ("Pretrainer", "Segmenter", "can_train", "initial_shared", "text_guided_masks", "evaluate_student",
-                 "evaluate_logits"):
+    for name in (
+        "Pretrainer",
+        "Segmenter",
+        "can_train",
+        "initial_shared",
+        "text_guided_masks",
+        "evaluate_student",
+        "evaluate_logits",
+    ):
         monkeypatch.setattr(dusss_core.training, name, globals()[name])
     for module in (client.workbench, server.simulation.local):
         monkeypatch.setattr(module, "build_text_bank", lambda sentences, *args, **kwargs: tuple(sentences))
@@ -66,19 +73,29 @@ class _Trainer:
             self.teacher = self.model["body.weight"].clone()
 
     def shared(self):
-        return {name: tensor.clone() for name, tensor in self.model.items()
-                if not (self.config.local_norm and name in NORM)}
+        return {
+            name: tensor.clone() for name, tensor in self.model.items() if not (self.config.local_norm and name in NORM)
+        }
 
     def private(self):
         local = {f"local.{name}": self.model[name].clone() for name in NORM if self.config.local_norm}
-        return {"step": torch.tensor(self.step), "optimizer.0.exp_avg": self.moment.clone(),
-                "teacher.body.weight": self.teacher.clone(), **local}
+        return {
+            "step": torch.tensor(self.step),
+            "optimizer.0.exp_avg": self.moment.clone(),
+            "teacher.body.weight": self.teacher.clone(),
+            **local,
+        }
 
     def load_private(self, tensors):
         self.step, self.moment = int(tensors["step"]), tensors["optimizer.0.exp_avg"].clone()
         self.teacher = tensors["teacher.body.weight"].clone()
-        self.model.update({name.removeprefix("local."): tensor.clone() for name, tensor in tensors.items()
-                           if name.startswith("local.")})
+        self.model.update(
+            {
+                name.removeprefix("local."): tensor.clone()
+                for name, tensor in tensors.items()
+                if name.startswith("local.")
+            }
+        )
 
     def validate(self):
         if not len(self.val):

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from server.events import Reporter
 from server.simulation.simulate import simulate
-
 from tests.server import fake_training
 from tests.server.conftest import make_study
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from server.checkpoints import read_model
 from server.simulation.local import load_local, train_locally
 from server.simulation.simulate import simulate
-
 from tests.server.conftest import HOSPITALS, make_study
 
 
@@ -20,8 +20,9 @@ def _assert_equal(out, study):
         assert not different, f"{name}: {different[:5]}"
 
 
-@pytest.mark.parametrize("changes", [
-    {}, {"study": "falling", "segment__rounds": 6, "segment__patience": 2}], ids=["rounds", "patience"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"study": "falling", "segment__rounds": 6, "segment__patience": 2}], ids=["rounds", "patience"]
+)
 def test_a_federation_of_one_is_plain_training(fake, quiet, tmp_path, changes):
     study = make_study(HOSPITALS[:1], **changes)
     simulate(study, tmp_path, reporter=quiet)

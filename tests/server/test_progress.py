@@ -17,9 +17,7 @@ SHOW_CURSOR, HIDE_CURSOR = "\x1b[?25h", "\x1b[?25l"
 
 
 def terminal(**options) -> Console:
-    return Console(
-        force_terminal=True, file=io.StringIO(), width=100, height=30, color_system=None, **options
-    )
+    return Console(force_terminal=True, file=io.StringIO(), width=100, height=30, color_system=None, **options)
 
 
 def drawn(reporter: RichReporter) -> str:

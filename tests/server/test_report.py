@@ -77,11 +77,18 @@ def test_every_site_is_compared_with_every_method(tmp_path):
         assert all(method in label for label in described)
 
 
+def test_without_comparisons_one_chart_shows_all_sites(tmp_path):
+    folder = write_run(tmp_path / "run")
+    summary = json.loads((folder / "summary.json").read_text()) | {"compare": {}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    _, page = report_of(folder)
+    described = [svg["aria-label"] for svg in page.named("svg") if svg["aria-label"].startswith("Test Dice")]
+    assert len(described) == 1 and all(site in described[0] for site in SITES)
+
+
 def test_the_page_asks_for_nothing_from_outside(tmp_path):
     text, page = report_of(write_run(tmp_path / "run"))
-    assert not {"script", "link", "img", "iframe", "object", "base", "form"} & {
-        tag for tag, _ in page.elements
-    }
+    assert not {"script", "link", "img", "iframe", "object", "base", "form"} & {tag for tag, _ in page.elements}
     assert not re.search(r"https?://|url\(|@import", text)
     policies = [meta["content"] for meta in page.named("meta") if "http-equiv" in meta]
     assert policies == ["default-src 'none'; style-src 'unsafe-inline'"]
@@ -206,9 +213,5 @@ def test_damaged_files_are_named_with_the_row(tmp_path):
 
 def test_quantities_are_written_for_people():
     assert show_bytes(9_300_000) == "9.3 MB" and show_bytes(512) == "512 B" and show_bytes(None) == "–"
-    assert (
-        show_seconds(4.31) == "4.3 s"
-        and show_seconds(131.2) == "2 min 11 s"
-        and show_seconds(7260) == "2 h 01 min"
-    )
+    assert show_seconds(4.31) == "4.3 s" and show_seconds(131.2) == "2 min 11 s" and show_seconds(7260) == "2 h 01 min"
     assert show_points(-0.0123) == "−1.2" and show_points(0.05) == "+5.0"

@@ -1,0 +1,53 @@
+"""One tiny site with its file, and messages to it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+
+from sites.synth import SynthConfig, write_hospitals
+from tests.server import fake_training
+from tests.server.conftest import fake, make_study
+from tests.server.fake_training import initial_shared
+
+RUN_KEY = "ab" * 16
+
+
+@pytest.fixture
+def site_file(tmp_path):
+    hospital = {"name": "alder", "train": 16, "val": 6, "test": 6, "label_fraction": 0.5}
+    write_hospitals(tmp_path, SynthConfig.model_validate({"size": 32, "hospitals": [hospital]}), 1)
+    file = tmp_path / "alder" / "site.yaml"
+    file.write_text("site: alder\ndata: {manifest: manifest.csv}\nstate_dir: state\n")
+    return file
+
+
+def make_content(phase="segment", round=1, arrays=True, vlm=None, study=None, **config):
+    """The content of a message as the coordinator makes it."""
+    study = study or make_study(method={"preset": "mean_teacher"}).training()
+    settings = {
+        "training": study.model_dump_json(),
+        "run_key": RUN_KEY,
+        "phase": phase,
+        "round": round,
+        "vlm_digest": "",
+        **config,
+    }
+    records = {"arrays": ArrayRecord(initial_shared(study, phase))} if arrays else {}
+    if vlm is not None:
+        records["vlm"] = ArrayRecord(vlm)
+    return RecordDict({**records, "config": ConfigRecord(settings)})
+
+
+def declined(reply: RecordDict) -> str | None:
+    """Why the site declined; None if it did not."""
+    config = reply.config_records.get("config")
+    return config.get("declined") if config is not None else None
+
+
+def tensors_of(reply: RecordDict) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array.numpy()) for name, array in reply.array_records["arrays"].items()}
+
+
+__all__ = ["fake", "fake_training"]

@@ -1,0 +1,73 @@
+"""Study files: presets by name, unknown keys with the nearest known one, what the sites are sent."""
+
+from __future__ import annotations
+
+import pytest
+
+from dusss_core.errors import UserError
+from server.config import StudyConfig, find_study, load_study
+from tests.server.conftest import make_study
+
+
+def write(tmp_path, text):
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_preset_is_found_by_name_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_study("demo") == find_study("configs/demo.yaml") == find_study("demo.yaml")
+    assert load_study("demo").study == "demo"
+
+
+def test_an_unknown_preset_names_the_known_ones(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"presets: .*demo"):
+        find_study("demmo")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("federation: {stategy: fedavg}", r"'federation\.stategy'\n  -> did you mean 'strategy'"),
+        ("federation: {strategy: fedsgd}", r"'federation\.strategy'"),
+        ("simulation: {dat: {}}", r"'simulation\.dat'\n  -> did you mean 'data'"),
+        ("simulation: {data: {kind: synth, synth: {hospital: 3}}}", r"'simulation\.data\.synth\.hospital'"),
+        ("simulation: {data: {kind: manifest}}", "needs a path"),
+        ("simulation: {data: {kind: synth}, partition: {}}", "hospitals are the sites"),
+        ("prox_mu: 0.1", "fedprox"),
+        ("{local_norm: true, vlm: {weights: w.safetensors}}", "reach no site"),
+    ],
+)
+def test_a_mistake_is_told_with_file_and_key(tmp_path, text, message):
+    path = write(tmp_path, text)
+    with pytest.raises(UserError, match=message) as told:
+        load_study(path)
+    assert str(path) in str(told.value)
+
+
+def test_set_reaches_every_part(tmp_path):
+    path = write(tmp_path, "simulation: {data: {kind: synth}}")
+    study = load_study(path, ["data.root=../elsewhere", "simulation.data.synth.hospitals=2", "federation.mu=0.5"])
+    assert study.data.root == "../elsewhere" and study.simulation["data"]["synth"]["hospitals"] == 2
+    assert study.federation.mu == 0.5
+
+
+def test_sites_are_sent_no_path_of_the_coordinators_machine_and_nothing_of_the_federation():
+    study = make_study(vlm__weights="/home/me/weights.safetensors")
+    sent = study.training().model_dump_json()
+    assert "/home/me" not in sent and "federation" not in sent and "simulation" not in sent and "root" not in sent
+
+
+def test_fedprox_reaches_the_sites_as_prox_mu():
+    assert make_study(federation={"strategy": "fedprox", "mu": 0.3}).training().prox_mu == 0.3
+    assert make_study(federation={"mu": 0.3}).training().prox_mu == 0
+
+
+def test_a_resolved_config_reads_back_the_same(tmp_path):
+    from feddusss import configfile
+
+    study = make_study(federation={"strategy": "fedprox"}, method={"preset": "paper"})
+    path = write(tmp_path, configfile.dump(study))
+    assert configfile.load(StudyConfig, path) == study
