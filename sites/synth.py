@@ -103,9 +103,7 @@ def _hospitals(n: int) -> list[dict[str, Any]]:
 class SynthConfig(Strict):
     """A set of synthetic hospitals."""
 
-    hospitals: list[HospitalConfig] = Field(
-        default_factory=lambda: _hospitals(3), min_length=1, validate_default=True
-    )
+    hospitals: list[HospitalConfig] = Field(default_factory=lambda: _hospitals(3), min_length=1, validate_default=True)
     """The hospitals; or a number, which makes that many different ones."""
     size: int = Field(64, ge=32)
     """Height and width of the pictures, in pixels."""
@@ -150,9 +148,7 @@ def write_hospitals(folder: Path, config: SynthConfig, seed: int) -> list[Path]:
     Raises:
         UserError: the file system refused.
     """
-    return [
-        _write_hospital(Path(folder) / hospital.name, config, hospital, seed) for hospital in config.hospitals
-    ]
+    return [_write_hospital(Path(folder) / hospital.name, config, hospital, seed) for hospital in config.hospitals]
 
 
 def _write_hospital(folder: Path, config: SynthConfig, hospital: HospitalConfig, seed: int) -> Path:
@@ -167,9 +163,7 @@ def _write_hospital(folder: Path, config: SynthConfig, hospital: HospitalConfig,
         records = _records(hospital)
         ids = [record["id"] for record in records]
         missing = config.text_missing if hospital.text_missing is None else hospital.text_missing
-        labelled = _lowest(
-            "label", ids[: hospital.train], math.ceil(hospital.label_fraction * hospital.train)
-        )
+        labelled = _lowest("label", ids[: hospital.train], math.ceil(hospital.label_fraction * hospital.train))
         silent = _lowest("text", ids, round(missing * len(ids)))
         normal = _lowest("normal", ids, round(config.normal * len(ids)))
         for record in records:

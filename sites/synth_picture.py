@@ -120,18 +120,14 @@ class _Body:
         outer = self.offset + self.width * (0.55 + 0.45 * np.sin(np.pi * (0.12 + 0.55 * np.clip(down, 0, 1))))
         inner = self.offset - self.width * (0.80 - 0.20 * (2 * np.clip(down, 0, 1) - 1) ** 2)
         dome = self.bottom - self.top - 0.05 + 0.45 * np.maximum(across - 0.12, 0) ** 1.3
-        apex = (
-            0.9 * np.maximum(across - self.offset, 0) ** 1.5 + 3.0 * np.maximum(self.offset - across, 0) ** 2
-        )
+        apex = 0.9 * np.maximum(across - self.offset, 0) ** 1.5 + 3.0 * np.maximum(self.offset - across, 0) ** 2
         lungs = _soft(outer - across, 0.05) * _soft(across - inner, 0.05)
         lungs *= _soft(self.top + dome - y, 0.06) * _soft(y - self.top - apex, 0.06)
         outline = ((x - self.x0) / self.shoulder) ** 2 + ((y - 0.66) / 0.66) ** 4
         body = _soft(1 - outline, 0.08)
         heart = _soft(1 - ((x - self.x0 - 0.04) / self.heart) ** 2 - ((y - 0.68) / 0.17) ** 2, 0.25)
         ribs = self._ribs(y, x)
-        image = (
-            0.06 + body * (self.tissue_level - 0.06) - lungs * body * (self.tissue_level - self.lung_level)
-        )
+        image = 0.06 + body * (self.tissue_level - 0.06) - lungs * body * (self.tissue_level - self.lung_level)
         image += 0.16 * heart * lungs + 0.07 * ribs * lungs + 0.03 * ribs * body * (1 - lungs)
         image += 0.10 * body * np.exp(-(((x - self.x0) / 0.055) ** 2))
         coarse = _noise(rng, self.size, 5.0 * self.scale)
@@ -168,9 +164,7 @@ def _shared_properties(rng: np.random.Generator) -> tuple[bool, bool, bool]:
     return bool(code & 1), bool(code & 2), bool(code & 4)
 
 
-def _blob(
-    rng, body: _Body, centre: np.ndarray, radius: float, shares: tuple[bool, bool, bool], contrast: float
-):
+def _blob(rng, body: _Body, centre: np.ndarray, radius: float, shares: tuple[bool, bool, bool], contrast: float):
     """One blob.
 
     Returns:
@@ -187,9 +181,7 @@ def _blob(
     amplitudes = rng.normal(size=len(waves))
     amplitudes *= EDGE * contrast * np.sqrt(2) / np.linalg.norm(amplitudes)
     phases = rng.uniform(0, 2 * np.pi, len(waves))
-    outline = radius * (
-        1 + sum(a * np.cos(k * angle + p) for k, a, p in zip(waves, amplitudes, phases, strict=True))
-    )
+    outline = radius * (1 + sum(a * np.cos(k * angle + p) for k, a, p in zip(waves, amplitudes, phases, strict=True)))
     cover = _soft((outline - distance) / 1.2, 1.0)
     # (distance / outline)^2 is uniform on [0, 1] over a disc, so both profiles have the mean 1
     profile = PROFILE * contrast * (2 * np.clip((distance / outline) ** 2, 0, 1) - 1)

@@ -24,9 +24,7 @@ def sentence(wording: str, findings: Sequence[Cell], radius: float, seed: tuple[
         seed: names that seed the choice of words.
     """
     choice = Random(derive_seed("synth text", *seed))
-    return {"terse": _terse, "zonal": _zonal, "report": _report, "plain": _plain}[wording](
-        findings, radius, choice
-    )
+    return {"terse": _terse, "zonal": _zonal, "report": _report, "plain": _plain}[wording](findings, radius, choice)
 
 
 def _terse(findings: Sequence[Cell], radius: float, choice: Random) -> str:

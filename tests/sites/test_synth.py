@@ -21,9 +21,7 @@ SMALL = {"train": 30, "val": 8, "test": 12, "label_fraction": 0.2}
 
 
 def small(names=("alpha", "beta"), **settings) -> SynthConfig:
-    hospitals = [
-        {"name": n, **SMALL, "wording": w} for n, w in zip(names, itertools.cycle(WORDINGS), strict=False)
-    ]
+    hospitals = [{"name": n, **SMALL, "wording": w} for n, w in zip(names, itertools.cycle(WORDINGS), strict=False)]
     return SynthConfig(hospitals=hospitals, **settings)
 
 
@@ -219,6 +217,4 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path):
 def test_pictures_are_made_fast(tmp_path):
     started = time.process_time()
     write_hospitals(tmp_path, SynthConfig(hospitals=[{"name": "a", "train": 100, "val": 0, "test": 0}]), 1)
-    assert time.process_time() - started < 3, (
-        "1000 pictures should take less than 10 s, and a slow machine some more"
-    )
+    assert time.process_time() - started < 3, "1000 pictures should take less than 10 s, and a slow machine some more"
