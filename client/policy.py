@@ -25,6 +25,9 @@ def check_training(site: SiteConfig, request: Request) -> None:
             f"{epochs} epochs per round were asked for; this site allows {limits.max_epochs_per_round} "
             "(limits.max_epochs_per_round)"
         )
+    encoder = request.training.vlm.text.encoder
+    if phase == "pretrain" and encoder not in limits.text_encoders:
+        raise Declined("the study names a text encoder that this site does not allow (limits.text_encoders)")
     if site.privacy.epsilon is not None:
         raise Declined("this site asks for differential privacy, which this release cannot train with", abstains=True)
     if limits.hours is not None and not _within(limits.hours, datetime.now().time()):

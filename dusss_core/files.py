@@ -80,9 +80,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file", "check the path") from None
     except SafetensorError as error:
-        raise UserError(
-            f"{path}: not a whole safetensors file ({error})", "delete it and use another"
-        ) from None
+        raise UserError(f"{path}: not a whole safetensors file ({error})", "delete it and use another") from None
 
 
 def digest_of_tensors(tensors: Mapping[str, Any]) -> str:

@@ -222,9 +222,7 @@ def _encode(encoder: TextEncoder, texts: Sequence[str]) -> tuple[torch.Tensor, t
     return tokens, mask
 
 
-def _read_cache(
-    file: Path | None, digest: str, width: int
-) -> tuple[dict[bytes, int], torch.Tensor, torch.Tensor]:
+def _read_cache(file: Path | None, digest: str, width: int) -> tuple[dict[bytes, int], torch.Tensor, torch.Tensor]:
     """Row by hash of the wording, features, mask. An absent, damaged or foreign cache is an empty one."""
     nothing = {}, *_empty(0, TOKEN_MULTIPLE, width)
     if file is None or not file.is_file():
@@ -239,9 +237,7 @@ def _read_cache(
     return {bytes(key): row for row, key in enumerate(keys.numpy())}, tokens, mask
 
 
-def _write_cache(
-    file: Path, digest: str, known: dict[bytes, int], tokens: torch.Tensor, mask: torch.Tensor
-) -> None:
+def _write_cache(file: Path, digest: str, known: dict[bytes, int], tokens: torch.Tensor, mask: torch.Tensor) -> None:
     keys = torch.frombuffer(bytearray(b"".join(known)), dtype=torch.uint8).reshape(len(known), -1)
     write_tensors(file, {"keys": keys, "tokens": tokens, "mask": mask}, {"encoder": digest})
 

@@ -204,9 +204,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         if not (settings.get("hidden_size") or settings.get("dim")):
             raise ValueError("no hidden_size")
     except (OSError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{path}: not the config of a text encoder ({error})", "name a whole BERT folder"
-        ) from None
+        raise UserError(f"{path}: not the config of a text encoder ({error})", "name a whole BERT folder") from None
     return settings
 
 
@@ -293,9 +291,7 @@ def _add_adapters(bert: nn.Module, config: TextConfig) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     names = {name.rpartition(".")[2] for name, _ in bert.named_modules()}
-    targets = next(
-        (pair for pair in (["query", "value"], ["q_lin", "v_lin"]) if names.issuperset(pair)), None
-    )
+    targets = next((pair for pair in (["query", "value"], ["q_lin", "v_lin"]) if names.issuperset(pair)), None)
     if targets is None:
         raise UserError(
             f"vlm.text.tuning: lora: {config.encoder} has no query and value layers of a known name",

@@ -93,9 +93,7 @@ _NEGATIONS = _set(
     "no not without none never nor neither non absent absence negative free denies denied except "
     "excluding excluded unlikely cannot resolved unremarkable rather"
 )
-_REFERENCES = _set(
-    "it its this that these those they their them former latter same such respectively which whose"
-)
+_REFERENCES = _set("it its this that these those they their them former latter same such respectively which whose")
 # A clause that begins with one of these leans on the one before it.
 _LEANING_STARTS = _REFERENCES | _set(
     "and or but nor yet so than then with within without in on at of to from for by as near over "
@@ -221,8 +219,7 @@ def _shuffle(sentence: str, rng: random.Random) -> str:
     if reordered != texts and texts[0][:1].isupper():
         starts = [True, *(not end.startswith(";") for end in ends[:-1])]
         reordered = [
-            _upper_first(text) if start else _lower_first(text)
-            for text, start in zip(reordered, starts, strict=True)
+            _upper_first(text) if start else _lower_first(text) for text, start in zip(reordered, starts, strict=True)
         ]
     return "".join(text + end for text, end in zip(reordered, ends, strict=True))
 
@@ -325,11 +322,7 @@ def _upper_first(text: str) -> str:
 def _lower_first(text: str) -> str:
     """Lower case for the first letter, unless the first word is an abbreviation (X-ray, COVID-19, AP)."""
     first = _WORD.search(text)
-    if (
-        first is None
-        or first.group()[1:2] in ("", "-")
-        or any(letter.isupper() for letter in first.group()[1:])
-    ):
+    if first is None or first.group()[1:2] in ("", "-") or any(letter.isupper() for letter in first.group()[1:]):
         return text
     return text[:1].lower() + text[1:]
 

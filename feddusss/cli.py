@@ -21,8 +21,9 @@ def add_common_arguments(parser: argparse.ArgumentParser, *, overrides: bool = T
         )
 
 
-def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser,
-        argv: Sequence[str] | None = None) -> int:
+def run(
+    main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
+) -> int:
     """Parse `argv`, call `main` with the result, and turn what happens into an exit code.
 
     0: fine; 1: it failed; 2: the user must mend something; 130: interrupted.

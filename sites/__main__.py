@@ -39,9 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     ):
         layout = layouts.add_parser(name, help=text, description=text)
         layout.add_argument("folder", type=Path, help="folder of the data")
-        layout.add_argument(
-            "--out", type=Path, help="manifest to write (default: manifest.csv in the folder)"
-        )
+        layout.add_argument("--out", type=Path, help="manifest to write (default: manifest.csv in the folder)")
         layout.add_argument(
             "--columns", type=Path, metavar="TABLE", help="CSV or xlsx with more columns (hospital, ...)"
         )
@@ -102,9 +100,7 @@ def _import(arguments: argparse.Namespace) -> None:
     for item in arguments.extract:
         column, separator, pattern = item.partition("=")
         if not separator or not column or not pattern:
-            raise UserError(
-                f"--extract {item}: not of the form COLUMN=REGEX", "such as 'patient=sub-(S\\d+)'"
-            )
+            raise UserError(f"--extract {item}: not of the form COLUMN=REGEX", "such as 'patient=sub-(S\\d+)'")
         extract[column] = pattern
     options = ImportOptions(arguments.out, arguments.columns, arguments.key, extract, arguments.force)
     result = (import_lvit if arguments.layout == "lvit" else import_folder)(arguments.folder, options)
@@ -119,9 +115,7 @@ def _partition(arguments: argparse.Namespace) -> None:
     from sites.partition import PartitionConfig, partition, write_sites
 
     values = configfile.read_yaml(arguments.config) if arguments.config else {}
-    config = configfile.parse(
-        PartitionConfig, values, str(arguments.config or "partition"), arguments.overrides
-    )
+    config = configfile.parse(PartitionConfig, values, str(arguments.config or "partition"), arguments.overrides)
     records = read_manifest(arguments.manifest)
     sites = partition(records, config, arguments.seed)
     _refuse_full(arguments.out, arguments.force)

@@ -91,9 +91,7 @@ def check_site(path: Path, overrides: Iterable[str] = (), progress: Progress | N
         looks, problems = _look_at_all(records, show)
     try:
         raise_problems(site.data.manifest, problems)
-        report.findings.append(
-            Finding("ok", "files", "every picture and mask can be read, and their sizes agree")
-        )
+        report.findings.append(Finding("ok", "files", "every picture and mask can be read, and their sizes agree"))
     except UserError as error:
         report.findings.append(Finding("error", "files", error.problem, error.remedy))
     if looks:
@@ -265,9 +263,7 @@ def _check_pictures(report: Report, looks: Sequence[Look]) -> None:
         "sizes": dict(sizes.most_common(10)),
         "bits": {str(k): n for k, n in bits.items()},
     }
-    shown = ", ".join(f"{size} ({n})" for size, n in sizes.most_common(3)) + (
-        ", ..." if len(sizes) > 3 else ""
-    )
+    shown = ", ".join(f"{size} ({n})" for size, n in sizes.most_common(3)) + (", ..." if len(sizes) > 3 else "")
     report.findings.append(
         Finding("ok", "pictures", f"height x width {shown}; {', '.join(str(b) for b in sorted(bits))} bits")
     )
@@ -302,9 +298,7 @@ def _check_masks(report: Report, looks: Sequence[Look]) -> None:
         )
     )
     if empty == 1:
-        report.findings.append(
-            Finding("warning", "masks", "every mask is empty", "check how they were exported")
-        )
+        report.findings.append(Finding("warning", "masks", "every mask is empty", "check how they were exported"))
     if small:
         report.findings.append(
             Finding(

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
+import yaml
 from pydantic import Field, field_validator
 
 from dusss_core.config import Strict
@@ -50,6 +51,8 @@ class LimitsConfig(Strict):
     """Optimizer steps per round, at most. null: no limit."""
     phases: list[Phase] = Field(default=["pretrain", "segment"])
     """Phases that this site trains in. An empty list: the site only evaluates."""
+    text_encoders: list[str] = Field(default=["minilm"])
+    """Text encoders that a study may name: one is read from this machine's disk, or fetched from a hub."""
     max_memory_gb: float | None = Field(None, gt=0)
     """Memory that training may take, in GB. null: no limit."""
     hours: str | None = None
@@ -106,16 +109,31 @@ def load_site(path: Path, overrides: Iterable[str] = ()) -> SiteConfig:
     return _resolved(site, folder)
 
 
-def write_site(folder: Path, site: str, *, evaluates_only: bool = False) -> Path:
+def write_site(
+    folder: Path, site: str, *, evaluates_only: bool = False, text_encoder: str | None = None, device: str | None = None
+) -> Path:
     """Write `folder`/site.yaml for the manifest.csv beside it; private state goes to `folder`/state.
+
+    Args:
+        evaluates_only: the site trains in no phase.
+        text_encoder: the one text encoder that a study may name; None: the default.
+        device: None: the default.
 
     Returns:
         The file.
     """
-    text = f"site: {site}\ndata: {{manifest: manifest.csv}}\nstate_dir: state\n"
-    if evaluates_only:
-        text += "limits: {phases: []}  # it only evaluates\n"
-    write_text(folder / "site.yaml", text)
+    limits = {
+        **({"phases": []} if evaluates_only else {}),
+        **({"text_encoders": [text_encoder]} if text_encoder else {}),
+    }
+    values = {
+        "site": site,
+        "data": {"manifest": "manifest.csv"},
+        "state_dir": "state",
+        **({"limits": limits} if limits else {}),
+        **({"device": device} if device else {}),
+    }
+    write_text(folder / "site.yaml", yaml.safe_dump(values, sort_keys=False))
     return folder / "site.yaml"
 
 

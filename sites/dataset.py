@@ -117,8 +117,7 @@ class SiteData:
         if self.image.mode == "tile":
             settings["tile_overlap"] = self.image.tile_overlap
         files = [
-            (r.id, r.split, _stamp(r.image, folder), _stamp(r.mask, folder) if r.mask else None)
-            for r in self.records
+            (r.id, r.split, _stamp(r.image, folder), _stamp(r.mask, folder) if r.mask else None) for r in self.records
         ]
         return digest_of(settings, files)
 

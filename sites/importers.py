@@ -56,16 +56,10 @@ def import_lvit(folder: Path, options: ImportOptions = ImportOptions()) -> Impor
     target = _target(folder, options)
     found = {name: folder / name for name in LVIT_FOLDERS if (folder / name).is_dir()}
     if not found:
-        raise UserError(
-            f"{folder}: none of {', '.join(LVIT_FOLDERS)} is there", "name the folder that holds them"
-        )
+        raise UserError(f"{folder}: none of {', '.join(LVIT_FOLDERS)} is there", "name the folder that holds them")
     result = Imported(target, [])
     for name, place in found.items():
-        tables = [
-            p
-            for p in sorted(place.glob("*.xlsx")) + sorted(place.glob("*.csv"))
-            if not p.name.startswith("~$")
-        ]
+        tables = [p for p in sorted(place.glob("*.xlsx")) + sorted(place.glob("*.csv")) if not p.name.startswith("~$")]
         cells: dict[str, dict[str, str]] = {}
         for table in tables:
             _merge(cells, _by_key(table, None, result.warnings), table, result.warnings)
@@ -85,9 +79,7 @@ def import_folder(folder: Path, options: ImportOptions = ImportOptions()) -> Imp
     target = _target(folder, options)
     places = [(folder / split, split) for split in SPLITS if (folder / split / "images").is_dir()]
     if not places and not (folder / "images").is_dir():
-        raise UserError(
-            f"{folder}: no folder images, nor train/images", "name the folder that holds images and masks"
-        )
+        raise UserError(f"{folder}: no folder images, nor train/images", "name the folder that holds images and masks")
     result = Imported(target, [])
     shared = _texts(folder, result.warnings)
     for place, split in places or [(folder, "train")]:
@@ -111,9 +103,7 @@ def _target(folder: Path, options: ImportOptions) -> Path:
         raise UserError(f"{folder}: no such folder", "check the path")
     target = options.out or folder / "manifest.csv"
     if target.exists() and not options.force:
-        raise UserError(
-            f"{target}: is there already", "name another file with --out, or overwrite it with --force"
-        )
+        raise UserError(f"{target}: is there already", "name another file with --out, or overwrite it with --force")
     return target
 
 
@@ -131,17 +121,13 @@ def _add(
     for image in _pictures(images):
         key = name_key(image.name)
         if key in seen:
-            raise UserError(
-                f"{image}: has the same name as {seen[key].name}", "give each picture its own name"
-            )
+            raise UserError(f"{image}: has the same name as {seen[key].name}", "give each picture its own name")
         seen[key] = image
         own = dict(cells.get(key, {}))
         mask = mask_of.get(key)
         record_split = own.pop("split", "").lower() or split
         if record_split not in SPLITS:
-            raise UserError(
-                f"{image.name}: unknown split '{record_split}' in its texts", "use train, val or test"
-            )
+            raise UserError(f"{image.name}: unknown split '{record_split}' in its texts", "use train, val or test")
         result.records.append(
             Record(
                 id=_stem(image),
@@ -162,17 +148,11 @@ def _add(
 
 def _finish(result: Imported, options: ImportOptions) -> Imported:
     if not result.records:
-        raise UserError(
-            f"{result.manifest.parent}: no pictures found", f"pictures end in {', '.join(SUFFIXES)}"
-        )
+        raise UserError(f"{result.manifest.parent}: no pictures found", f"pictures end in {', '.join(SUFFIXES)}")
     joined = _by_key(options.columns, options.key, result.warnings) if options.columns else {}
     if options.columns and not any(name_key(record.id) in joined for record in result.records):
-        raise UserError(
-            f"{options.columns}: no row names one of the pictures", "name its key column with --key"
-        )
-    records = [
-        _with_cells(record, joined.get(name_key(record.id), {}), options.extract) for record in result.records
-    ]
+        raise UserError(f"{options.columns}: no row names one of the pictures", "name its key column with --key")
+    records = [_with_cells(record, joined.get(name_key(record.id), {}), options.extract) for record in result.records]
     first: dict[str, Record] = {}
     for record in records:
         other = first.setdefault(record.id, record)
@@ -187,9 +167,7 @@ def _finish(result: Imported, options: ImportOptions) -> Imported:
             f"{options.columns}: no row for these pictures",
             {record.id for record in records if name_key(record.id) not in joined},
         )
-    _warn(
-        result.warnings, "pictures without a mask", {record.id for record in records if record.mask is None}
-    )
+    _warn(result.warnings, "pictures without a mask", {record.id for record in records if record.mask is None})
     _warn(result.warnings, "pictures without a text", {record.id for record in records if not record.text})
     write_manifest(result.manifest, records)
     return Imported(result.manifest, records, result.warnings)
@@ -201,9 +179,7 @@ def _with_cells(record: Record, cells: Mapping[str, str], extract: Mapping[str, 
         try:
             match = re.search(pattern, record.id)
         except re.error as error:
-            raise UserError(
-                f"--extract {column}={pattern}: not a regular expression: {error}", "correct it"
-            ) from None
+            raise UserError(f"--extract {column}={pattern}: not a regular expression: {error}", "correct it") from None
         cells[column] = (match[1] if match.lastindex else match[0]) if match else ""
     own = {name: cells.pop(name) for name in ("text", "split", "patient") if cells.get(name)}
     extra = {name: value for name, value in cells.items() if name not in COLUMNS}
@@ -283,9 +259,7 @@ def _read_table(table: Path) -> Iterator[list[str]]:
     except UserError:
         raise
     except Exception as error:  # zip, XML and encoding errors alike
-        raise UserError(
-            f"{table}: could not be read: {error}", "save it again as xlsx or as CSV UTF-8"
-        ) from error
+        raise UserError(f"{table}: could not be read: {error}", "save it again as xlsx or as CSV UTF-8") from error
 
 
 def _pictures(folder: Path) -> list[Path]:

@@ -158,17 +158,11 @@ def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     except csv.Error as error:
         raise UserError(f"{path}: not a CSV file: {error}", "check the quotes") from None
     if not lines:
-        raise UserError(
-            f"{path}: empty", "add a header with the columns id and image, and a row for each picture"
-        )
+        raise UserError(f"{path}: empty", "add a header with the columns id and image, and a row for each picture")
     header = lines[0]
     if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
-        raise UserError(
-            f"{path}, row 1: columns are not separated by commas", "save it with commas as separators"
-        )
-    return header, [
-        (row, cells) for row, cells in enumerate(lines[1:], start=2) if any(c.strip() for c in cells)
-    ]
+        raise UserError(f"{path}, row 1: columns are not separated by commas", "save it with commas as separators")
+    return header, [(row, cells) for row, cells in enumerate(lines[1:], start=2) if any(c.strip() for c in cells)]
 
 
 def _read_parquet(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -210,14 +204,8 @@ def _known_names(path: Path, columns: list[str]) -> list[str]:
             )
     for required in ("id", "image"):
         if required not in names:
-            near = difflib.get_close_matches(
-                required, [n for n in names if n not in COLUMNS], n=1, cutoff=0.5
-            )
-            hint = (
-                f"rename column '{near[0]}' to '{required}'"
-                if near
-                else f"add it; the file has: {', '.join(names)}"
-            )
+            near = difflib.get_close_matches(required, [n for n in names if n not in COLUMNS], n=1, cutoff=0.5)
+            hint = f"rename column '{near[0]}' to '{required}'" if near else f"add it; the file has: {', '.join(names)}"
             raise UserError(f"{path}, row 1: no column '{required}'", hint)
     return names
 

@@ -158,9 +158,7 @@ def in_order(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[
 
 
 @contextmanager
-def console_progress(
-    title: str, instead: Progress | None = None, patience: float = 2.0
-) -> Iterator[Progress]:
+def console_progress(title: str, instead: Progress | None = None, patience: float = 2.0) -> Iterator[Progress]:
     """A progress bar on stderr for work that takes longer than `patience` seconds (plain lines off a
     terminal), or the callback `instead`."""
     if instead is not None:

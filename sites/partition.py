@@ -98,9 +98,7 @@ class PartitionConfig(Strict):
             raise ValueError(f"by: {self.by} needs a column")
         if self.divide and self.by != "column":
             raise ValueError("divide goes with by: column")
-        fractions = (
-            self.label_fraction.values() if isinstance(self.label_fraction, dict) else [self.label_fraction]
-        )
+        fractions = self.label_fraction.values() if isinstance(self.label_fraction, dict) else [self.label_fraction]
         if not all(0 <= fraction <= 1 for fraction in fractions):
             raise ValueError("label_fraction lies between 0 and 1")
         if self.official_test and not self.keep_splits:
@@ -126,9 +124,7 @@ def partition(records: Iterable[Record], config: PartitionConfig, seed: int = 1)
         official = [record for record in records if record.split == "test"]
         records = [record for record in records if record.split != "test"]
         if not official:
-            raise UserError(
-                "partition: official_test is set, but the manifest has no test records", "unset it"
-            )
+            raise UserError("partition: official_test is set, but the manifest has no test records", "unset it")
     if not config.keep_splits:
         records = [replace(record, split="train") for record in records]
     sites = {
@@ -140,8 +136,11 @@ def partition(records: Iterable[Record], config: PartitionConfig, seed: int = 1)
     return {**sites, OFFICIAL_TEST: official} if official else sites
 
 
-def write_sites(folder: Path, sites: dict[str, list[Record]]) -> list[Path]:
+def write_sites(folder: Path, sites: dict[str, list[Record]], **settings: str | None) -> list[Path]:
     """Write `folder`/NAME/manifest.csv and site.yaml for every site; its state goes to `folder`/NAME/state.
+
+    Args:
+        settings: of `write_site`, the same for all.
 
     Returns:
         The site files.
@@ -150,7 +149,7 @@ def write_sites(folder: Path, sites: dict[str, list[Record]]) -> list[Path]:
     for name, records in sites.items():
         write_manifest(folder / name / "manifest.csv", records)
         evaluates_only = all(record.split == "test" for record in records)
-        files.append(write_site(folder / name, name, evaluates_only=evaluates_only))
+        files.append(write_site(folder / name, name, evaluates_only=evaluates_only, **settings))
     return files
 
 
@@ -281,9 +280,7 @@ def _hold_out(records: list[Record], config: HoldOutConfig, seed: int) -> list[R
 
 
 def _check_sites(sites: dict[str, list[Record]], config: PartitionConfig) -> None:
-    empty = [
-        name for name, records in sites.items() if not any(record.split == "train" for record in records)
-    ]
+    empty = [name for name, records in sites.items() if not any(record.split == "train" for record in records)]
     if empty:
         raise UserError(
             f"partition: no training records at {', '.join(empty)}",
@@ -308,7 +305,4 @@ def _fraction(config: PartitionConfig, site: str) -> float:
 
 def _label(records: list[Record], fraction: float) -> list[Record]:
     chosen = labelled_by_fraction(records, fraction)
-    return [
-        replace(record, labelled=record.id in chosen) if record.split == "train" else record
-        for record in records
-    ]
+    return [replace(record, labelled=record.id in chosen) if record.split == "train" else record for record in records]

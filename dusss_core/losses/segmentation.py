@@ -38,9 +38,7 @@ def supervised_loss(logits: Tensor, mask: Tensor, *, dice: bool, weight: Tensor 
 
 
 @full_precision
-def soft_cross_entropy(
-    logits: Tensor, target_probabilities: Tensor, pixel_weight: Tensor | None = None
-) -> Tensor:
+def soft_cross_entropy(logits: Tensor, target_probabilities: Tensor, pixel_weight: Tensor | None = None) -> Tensor:
     """Cross-entropy to soft targets, the weighted mean over all pixels of the batch: a scalar.
 
     Args:

@@ -25,9 +25,7 @@ def masked_pool(features: Tensor, weights: Tensor, eps: float = 1e-6) -> Tensor:
 
 
 @full_precision
-def text_guided_loss(
-    pooled: Tensor, texts: Tensor, positives: Tensor, log_scale: Tensor, pairs: Pairs
-) -> Tensor:
+def text_guided_loss(pooled: Tensor, texts: Tensor, positives: Tensor, log_scale: Tensor, pairs: Pairs) -> Tensor:
     """L_tg, Eq. 11: InfoNCE over plain cosines from masked pictures to sentences and back, averaged.
 
     Args:

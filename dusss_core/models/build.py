@@ -69,9 +69,7 @@ def _initialisation(config: TrainingConfig, phase: str) -> Iterator[None]:
 def _load_public_weights(encoder: torch.nn.Module, path: str) -> None:
     tensors, _ = read_tensors(path)
     own = encoder.state_dict()
-    fitting = {
-        name: value for name, value in tensors.items() if name in own and own[name].shape == value.shape
-    }
+    fitting = {name: value for name, value in tensors.items() if name in own and own[name].shape == value.shape}
     if len(fitting) < 0.5 * len(own):
         raise UserError(
             f"vlm.weights: {path}: only {len(fitting)} of the encoder's {len(own)} tensors are in it",

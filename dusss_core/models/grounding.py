@@ -149,8 +149,6 @@ def position_code(shape: tuple[int, int], device: torch.device) -> Tensor:
         place = ((torch.arange(length, device=device) + 0.5) / length)[:, None] * frequencies
         code = torch.cat([place.sin(), place.cos()], dim=1).T  # 8 x length
         codes.append(
-            code[:, :, None].expand(-1, -1, shape[1])
-            if axis == 0
-            else code[:, None, :].expand(-1, shape[0], -1)
+            code[:, :, None].expand(-1, -1, shape[1]) if axis == 0 else code[:, None, :].expand(-1, shape[0], -1)
         )
     return torch.cat(codes).unsqueeze(0)

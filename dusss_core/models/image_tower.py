@@ -71,11 +71,7 @@ def _build_encoder(name: str, in_channels: int, size: int, patch_stride: int):
     coarsest = max((s for s in strides if s <= patch_stride), default=min(strides))
     # of several maps with one stride (plain transformers) the last is kept
     keep = [
-        max(i for i, s in enumerate(strides) if s == stride)
-        for stride in sorted(set(strides))
-        if stride <= coarsest
+        max(i for i, s in enumerate(strides) if s == stride) for stride in sorted(set(strides)) if stride <= coarsest
     ]
-    encoder = timm.create_model(
-        name, features_only=True, in_chans=in_channels, out_indices=tuple(keep), **extra
-    )
+    encoder = timm.create_model(name, features_only=True, in_chans=in_channels, out_indices=tuple(keep), **extra)
     return encoder, [strides[i] for i in keep], encoder.feature_info.channels()

@@ -36,9 +36,7 @@ class TextTower(nn.Module):
 
     def __init__(self, in_width: int, dim: int):
         super().__init__()
-        self.project = nn.Sequential(
-            nn.LayerNorm(in_width), nn.Linear(in_width, dim), nn.GELU(), nn.Linear(dim, dim)
-        )
+        self.project = nn.Sequential(nn.LayerNorm(in_width), nn.Linear(in_width, dim), nn.GELU(), nn.Linear(dim, dim))
         self.query = nn.Parameter(torch.zeros(1, 1, dim))
         self.pool = nn.MultiheadAttention(dim, num_heads=4, batch_first=True)
         self.norm = nn.LayerNorm(dim)

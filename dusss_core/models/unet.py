@@ -64,9 +64,7 @@ class UpBlock(nn.Module):
 
 def double_conv(in_channels: int, out_channels: int, norm: str) -> nn.Sequential:
     """Two `conv_block`s."""
-    return nn.Sequential(
-        conv_block(in_channels, out_channels, norm), conv_block(out_channels, out_channels, norm)
-    )
+    return nn.Sequential(conv_block(in_channels, out_channels, norm), conv_block(out_channels, out_channels, norm))
 
 
 def conv_block(in_channels: int, out_channels: int, norm: str) -> nn.Sequential:

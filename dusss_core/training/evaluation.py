@@ -86,9 +86,7 @@ def score_model(
     return score_logits(config, logits, split, distances=distances)
 
 
-def score_logits(
-    config: TrainingConfig, logits: Logits, split: Split, *, distances: bool = False
-) -> dict[str, float]:
+def score_logits(config: TrainingConfig, logits: Logits, split: Split, *, distances: bool = False) -> dict[str, float]:
     """Mean figures of mask logits over a split whose records all have masks."""
     scores = Scores(config.image.classes, distances=distances)
     if isinstance(logits, np.ndarray):
@@ -140,6 +138,4 @@ def _ground_whole(config, vlm, split, i, text, device) -> np.ndarray:
             return vlm(x, tokens.expand(len(x), -1, -1), mask.expand(len(x), -1))
 
     runtime = config.runtime
-    return predict_logits(
-        Grounded(), [split.images[i]], config.image, device, runtime.eval_batch, amp=runtime.amp
-    )[0]
+    return predict_logits(Grounded(), [split.images[i]], config.image, device, runtime.eval_batch, amp=runtime.amp)[0]

@@ -62,9 +62,7 @@ class Pretrainer(PhaseTrainer):
         self.text = (
             text
             if text is not None
-            else build_text_bank(
-                train.sentences, config.vlm.text, None, self.device, encoder=self.vlm.text_encoder
-            )
+            else build_text_bank(train.sentences, config.vlm.text, None, self.device, encoder=self.vlm.text_encoder)
         )
         supervised = with_text & train.labelled & config.method.grounding_supervision
         self.labelled = np.flatnonzero(supervised)
@@ -86,9 +84,7 @@ class Pretrainer(PhaseTrainer):
         # a mirrored picture contradicts its sentence unless the sentence is mirrored too, so a mirrored sentence is
         # another sentence
         identity = sentence * 2 + geometry.flipped.long()
-        view = torch.randint(1, self.config.vlm.text.views + 1, (len(positions),), generator=draw).to(
-            self.device
-        )
+        view = torch.randint(1, self.config.vlm.text.views + 1, (len(positions),), generator=draw).to(self.device)
 
         with self.autocast():
             x = self.normalise(weak_view(picture, draw))
@@ -119,9 +115,7 @@ class Pretrainer(PhaseTrainer):
             )
         if len(labelled):
             mask = geometry.apply_mask(self.masks(positions))[: len(labelled)]
-            parts["grounding"] = settings.weight_grounding * supervised_loss(
-                logits[: len(labelled)], mask, dice=True
-            )
+            parts["grounding"] = settings.weight_grounding * supervised_loss(logits[: len(labelled)], mask, dice=True)
         if method.sss:
             parts["sigma"] = settings.uncertainty.regulariser * sigma_regulariser(
                 image.embedding.gaussian, text.embedding.gaussian
@@ -149,9 +143,7 @@ class Pretrainer(PhaseTrainer):
             # whole pictures of different sizes have no common batch
             return 0.0
         self.vlm.eval()
-        order = torch.randperm(
-            len(val), generator=generator(self.config.seed, "validation", self.phase)
-        ).numpy()
+        order = torch.randperm(len(val), generator=generator(self.config.seed, "validation", self.phase)).numpy()
         total = 0.0
         for positions in np.array_split(order, max(1, len(val) // self.settings.batch)):
             x = self.normalise(torch.from_numpy(val.images[positions]).to(self.device).float() / 255)
@@ -164,9 +156,7 @@ class Pretrainer(PhaseTrainer):
         self.vlm.train()
         return total / len(val)
 
-    def _text(
-        self, sentence: Tensor, mirrored: Tensor | None = None, view: Tensor | None = None
-    ) -> TextFeatures:
+    def _text(self, sentence: Tensor, mirrored: Tensor | None = None, view: Tensor | None = None) -> TextFeatures:
         tokens, mask = self.text.features(sentence, mirrored=mirrored, view=view)
         return self.vlm.encode_text(tokens.to(self.device), mask.to(self.device))
 
@@ -180,9 +170,7 @@ class Pretrainer(PhaseTrainer):
     def _saturation(self, a, b) -> dict[str, float]:
         if not self.config.method.sss:
             return {}
-        return saturation(
-            supervised_similarity(a, b, self.settings.uncertainty, sss=True, detach_uncertainty=True)[1]
-        )
+        return saturation(supervised_similarity(a, b, self.settings.uncertainty, sss=True, detach_uncertainty=True)[1])
 
 
 def _foreground(logits: Tensor) -> Tensor:

@@ -31,11 +31,7 @@ def two_stream_batches(
     if not len(labelled) and not len(other):
         raise ValueError("no records to draw from")
     n_labelled = (
-        batch
-        if not len(other)
-        else 0
-        if not len(labelled)
-        else min(max(round(batch * labelled_share), 1), batch - 1)
+        batch if not len(other) else 0 if not len(labelled) else min(max(round(batch * labelled_share), 1), batch - 1)
     )
     first = _endless(labelled, generator)
     second = _endless(other, generator)

@@ -58,16 +58,12 @@ class Segmenter(PhaseTrainer):
         self.student = self.model
         self.teacher = Teacher(self.student) if config.method.teacher else None
         self.text_logits = text_logits if config.method.text_mask else None
-        guided = (
-            ~np.isnan(text_logits[:, 0, 0, 0]) if self.text_logits is not None else np.zeros(len(train), bool)
-        )
+        guided = ~np.isnan(text_logits[:, 0, 0, 0]) if self.text_logits is not None else np.zeros(len(train), bool)
         self.guided = guided
         self.labelled = np.flatnonzero(train.labelled)
         # without a teacher, a picture without a text-guided mask teaches nothing
         useful = ~train.labelled & (guided | config.method.teacher)
-        self.unlabelled = (
-            np.flatnonzero(useful) if config.method.semi_supervised else np.array([], dtype=np.int64)
-        )
+        self.unlabelled = np.flatnonzero(useful) if config.method.semi_supervised else np.array([], dtype=np.int64)
 
     def load_shared(self, tensors: dict[str, Tensor]) -> None:
         super().load_shared(tensors)
@@ -138,9 +134,7 @@ class Segmenter(PhaseTrainer):
         return {"dice": scores["dice"], "iou": scores["iou"]}
 
     def _geometry(self, count: int, draw: torch.Generator) -> Geometry:
-        return Geometry.draw(
-            count, draw, flip=self.settings.flip, turns=self.settings.turns, device=self.device
-        )
+        return Geometry.draw(count, draw, flip=self.settings.flip, turns=self.settings.turns, device=self.device)
 
     def _pseudo_targets(
         self, picture: Tensor, positions: np.ndarray, geometry: Geometry, draw: torch.Generator
@@ -151,9 +145,7 @@ class Segmenter(PhaseTrainer):
             with self.autocast():
                 teacher_logits = self.teacher(self.normalise(weak_view(picture, draw))).float()
         if self.text_logits is not None:
-            stored = (
-                torch.from_numpy(np.ascontiguousarray(self.text_logits[positions])).to(self.device).float()
-            )
+            stored = torch.from_numpy(np.ascontiguousarray(self.text_logits[positions])).to(self.device).float()
             text_logits = geometry.apply_logits(stored, OUTSIDE)
         has_text = torch.from_numpy(self.guided[positions]).to(self.device)
         return {"teacher_logits": teacher_logits, "text_logits": text_logits, "has_text": has_text}

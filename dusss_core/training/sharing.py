@@ -27,9 +27,7 @@ def can_train(config: TrainingConfig, phase: Phase, train: Split) -> str | None:
 
 def initial_shared(config: TrainingConfig, phase: Phase) -> dict[str, Tensor]:
     """The first global model of a phase: seeded weights, those that travel."""
-    return shared_tensors(
-        build_vlm(config) if phase == "pretrain" else build_student(config), config.local_norm
-    )
+    return shared_tensors(build_vlm(config) if phase == "pretrain" else build_student(config), config.local_norm)
 
 
 def shared_tensors(model: nn.Module, local_norm: bool) -> dict[str, Tensor]:

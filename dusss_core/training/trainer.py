@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,7 +23,7 @@ from dusss_core.training.sharing import Phase, load_tensors, local_tensors, shar
 Progress = Callable[[int, int, float], None]
 
 
-class PhaseTrainer:
+class PhaseTrainer(ABC):
     """One site's training in one phase. Subclasses say what a batch is and what its loss is.
 
     A round is a function of (shared, private, seed, site, phase, round): it repeats exactly.
@@ -63,20 +64,20 @@ class PhaseTrainer:
 
     # What a subclass provides.
 
+    @abstractmethod
     def batches(self, steps: int, draw: torch.Generator) -> Iterator[Any]:
         """`steps` batches, drawn with `draw`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def losses(self, batch: Any, draw: torch.Generator, share_done: float) -> tuple[Tensor, dict[str, float]]:
         """The loss of one batch, and figures to report; `share_done` of the whole phase lies behind, in [0, 1]."""
-        raise NotImplementedError
 
-    def after_step(self) -> None:
+    def after_step(self) -> None:  # noqa: B027 (most phases have nothing to do)
         """Called after each optimiser step, before `step` counts it."""
 
+    @abstractmethod
     def validate(self) -> dict[str, float]:
         """Figures of the loaded global model on the validation split; empty if there is none."""
-        raise NotImplementedError
 
     # What the federation uses.
 
@@ -95,10 +96,7 @@ class PhaseTrainer:
             for name, value in moments.items():
                 state[f"optimizer.{index}.{name}"] = torch.as_tensor(value).detach().cpu().clone()
         state.update(
-            {
-                f"local.{name}": value
-                for name, value in local_tensors(self.model, self.config.local_norm).items()
-            }
+            {f"local.{name}": value for name, value in local_tensors(self.model, self.config.local_norm).items()}
         )
         return state
 
@@ -157,9 +155,7 @@ class PhaseTrainer:
 
     def pictures(self, positions: np.ndarray) -> Tensor:
         """B x C x H x W in [0, 1], not yet normalised."""
-        return (
-            torch.from_numpy(np.ascontiguousarray(self.train.images[positions])).to(self.device).float() / 255
-        )
+        return torch.from_numpy(np.ascontiguousarray(self.train.images[positions])).to(self.device).float() / 255
 
     def masks(self, positions: np.ndarray) -> Tensor:
         """B x H x W class indices."""

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from dusss_core.errors import UserError
-from dusss_core.files import write_json, write_text
+from dusss_core.files import write_json
 from server.config import StudyConfig
 from server.simulation.config import SimulationConfig, SourceConfig, parse_simulation
+from sites.config import write_site
 from sites.importers import ImportOptions, import_lvit
 from sites.manifest import Record, read_manifest
 from sites.partition import PartitionConfig, partition, write_sites
@@ -42,11 +43,15 @@ def materialise(study: StudyConfig, out: Path, *, keep: bool = False) -> list[Pa
     root = Path(study.data.root).expanduser().absolute()
     seed = study.seed if simulation.seed is None else simulation.seed
     folder = Path(out).absolute() / "sites"
-    digest = _digest(simulation, root, seed)
+    settings = {
+        "text_encoder": study.vlm.text.encoder if study.vlm.text.encoder != "minilm" else None,
+        "device": simulation.device if simulation.device != "auto" else None,
+    }
+    digest = _digest(simulation, root, seed, settings["text_encoder"])
     index = _read_index(folder)
     if not index or (index.get("digest") != digest and not keep):
         shutil.rmtree(folder, ignore_errors=True)
-        files = _write(folder, simulation, root, seed)
+        files = _write(folder, simulation, root, seed, settings)
         relative = sorted(file.relative_to(folder).as_posix() for file in files)
         write_json(folder / "index.json", {"digest": digest, "site_files": relative})
         index = _read_index(folder)
@@ -67,16 +72,16 @@ def simulation_of(study: StudyConfig) -> SimulationConfig:
     return parse_simulation(study.simulation, f"study '{study.study}'")
 
 
-def _write(folder: Path, simulation: SimulationConfig, root: Path, seed: int) -> list[Path]:
+def _write(
+    folder: Path, simulation: SimulationConfig, root: Path, seed: int, settings: dict[str, str | None]
+) -> list[Path]:
     source = simulation.data
     if source.kind == "synth":
-        files = [_write_site_file(manifest) for manifest in write_hospitals(folder, source.synth, seed)]
+        manifests = write_hospitals(folder, source.synth, seed)
+        files = [write_site(manifest.parent, manifest.parent.name, **settings) for manifest in manifests]
     else:
         records = _records(source, root, folder)
-        files = write_sites(folder, partition(records, simulation.partition or PartitionConfig(), seed))
-    if simulation.device != "auto":
-        for file in files:
-            write_text(file, f"{file.read_text(encoding='utf-8')}device: {simulation.device}\n")
+        files = write_sites(folder, partition(records, simulation.partition or PartitionConfig(), seed), **settings)
     return files
 
 
@@ -104,13 +109,7 @@ def _cell(record: Record, column: str, path: Path) -> str:
     return record.extra[column]
 
 
-def _write_site_file(manifest: Path) -> Path:
-    file = manifest.parent / "site.yaml"
-    write_text(file, f"site: {manifest.parent.name}\ndata: {{manifest: manifest.csv}}\nstate_dir: state\n")
-    return file
-
-
-def _digest(simulation: SimulationConfig, root: Path, seed: int) -> str:
+def _digest(simulation: SimulationConfig, root: Path, seed: int, text_encoder: str | None) -> str:
     """Names all that the sites depend on."""
     source = simulation.data
     stamps = []
@@ -119,7 +118,7 @@ def _digest(simulation: SimulationConfig, root: Path, seed: int) -> str:
             status = (root / path).stat()
             stamps.append([str(root / path), status.st_mtime_ns, status.st_size])
     values = simulation.model_dump(mode="json", exclude={"threads", "seed"})
-    return hashlib.sha256(json.dumps([values, seed, stamps], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([values, seed, stamps, text_encoder], sort_keys=True).encode()).hexdigest()
 
 
 def _read_index(folder: Path) -> dict[str, Any]:

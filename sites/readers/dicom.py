@@ -44,9 +44,7 @@ def _frame(dataset, reference: Reference) -> np.ndarray:
 
     frames = int(dataset.get("NumberOfFrames", 1) or 1)
     if reference.index is None and frames > 1:
-        raise UserError(
-            f"{reference.file}: it has {frames} frames", f"name one: {reference.file.name}#{frames // 2}"
-        )
+        raise UserError(f"{reference.file}: it has {frames} frames", f"name one: {reference.file.name}#{frames // 2}")
     if reference.index is not None and reference.index >= frames:
         raise UserError(
             f"{reference.file}#{reference.index}: it has {frames} frames, counted from 0",

@@ -64,11 +64,7 @@ def to_intensities(raw: Raw, channels: int) -> np.ndarray:
     np.clip(scaled, 0.0, 1.0, out=scaled)
     if scaled.ndim == 2:
         return np.repeat(scaled[None], channels, axis=0)
-    return (
-        np.ascontiguousarray(scaled.transpose(2, 0, 1))
-        if channels == 3
-        else np.minimum(scaled @ LUMA, 1)[None]
-    )
+    return np.ascontiguousarray(scaled.transpose(2, 0, 1)) if channels == 3 else np.minimum(scaled @ LUMA, 1)[None]
 
 
 def to_classes(raw: Raw) -> np.ndarray:

@@ -7,9 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-_PART = re.compile(
-    r"(?P<file>.+\.(?:nii|nii\.gz|dcm|dicom|tif|tiff))#(?:(?P<axis>[xyz])=)?(?P<index>\d+)", re.I
-)
+_PART = re.compile(r"(?P<file>.+\.(?:nii|nii\.gz|dcm|dicom|tif|tiff))#(?:(?P<axis>[xyz])=)?(?P<index>\d+)", re.I)
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,12 @@ def test_only_the_last_two_rounds_are_kept(fake, site_file):
     ]
 
 
+def test_a_text_encoder_that_the_site_does_not_allow_is_declined(fake, site_file):
+    study = make_study(vlm__text__encoder="/somewhere/on/this/machine").training()
+    reason = declined(answer("train", make_content(study=study, phase="pretrain"), site_file))
+    assert "limits.text_encoders" in reason
+
+
 @pytest.mark.parametrize(
     ("limits", "training", "reason"),
     [

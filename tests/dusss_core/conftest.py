@@ -27,9 +27,7 @@ class FakeBank:
 
     def features(self, indices, *, mirrored=None, view=None):
         indices = indices.cpu()
-        side = (
-            indices.clamp(min=0) if mirrored is None else (indices.clamp(min=0) + mirrored.cpu().long()) % 2
-        )
+        side = indices.clamp(min=0) if mirrored is None else (indices.clamp(min=0) + mirrored.cpu().long()) % 2
         tokens = self.table[side]
         if view is not None:
             tokens = tokens + self.wording[view.cpu()]
@@ -51,9 +49,7 @@ def make_split(n=12, labelled=4, with_text=None, seed=0, size=32):
         sentence[with_text:] = -1
     flags = np.zeros(n, bool)
     flags[:labelled] = True
-    return Split(
-        images, masks, flags, np.ones(n, bool), sentence, SENTENCES, tuple(f"r{i}" for i in range(n))
-    )
+    return Split(images, masks, flags, np.ones(n, bool), sentence, SENTENCES, tuple(f"r{i}" for i in range(n)))
 
 
 def make_config(**changes) -> TrainingConfig:

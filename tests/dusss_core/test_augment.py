@@ -60,9 +60,9 @@ def test_picture_mask_and_logits_move_together(turns):
 def test_flipped_says_which_pictures_need_the_mirrored_sentence():
     picture, *_ = _half_planes()
     geometry = Geometry.draw(BATCH, generator("flip"))
-    right = geometry.apply(picture)[..., SIZE // 2 :].mean((1, 2, 3)) > geometry.apply(picture)[
-        ..., : SIZE // 2
-    ].mean((1, 2, 3))
+    right = geometry.apply(picture)[..., SIZE // 2 :].mean((1, 2, 3)) > geometry.apply(picture)[..., : SIZE // 2].mean(
+        (1, 2, 3)
+    )
     assert torch.equal(geometry.flipped, ~right)
     assert 0 < geometry.flipped.sum() < BATCH
 
@@ -70,16 +70,13 @@ def test_flipped_says_which_pictures_need_the_mirrored_sentence():
 def test_flips_and_turns_only_where_they_are_allowed():
     allowed = torch.arange(BATCH) % 2 == 0
     drawn = [
-        Geometry.draw(BATCH, generator("allowed", i), flip=allowed, turns=~allowed, affine=False)
-        for i in range(8)
+        Geometry.draw(BATCH, generator("allowed", i), flip=allowed, turns=~allowed, affine=False) for i in range(8)
     ]
     assert not any(g.flipped[~allowed].any() for g in drawn)
     assert any(g.flipped[allowed].any() for g in drawn)
     assert not any((g.upended | g.transposed)[allowed].any() for g in drawn)
     picture = torch.rand(BATCH, 1, SIZE, SIZE)
-    assert all(
-        torch.equal(g.apply(picture)[0] if not g.flipped[0] else picture[0], picture[0]) for g in drawn
-    )
+    assert all(torch.equal(g.apply(picture)[0] if not g.flipped[0] else picture[0], picture[0]) for g in drawn)
 
 
 def test_turns_make_all_eight_orientations_exactly():

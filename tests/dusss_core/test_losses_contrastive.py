@@ -58,9 +58,7 @@ def naive_info_nce(similarity, positives, scale, pairs, skip=()):
         if not targets:
             continue
         others = [
-            j
-            for j in range(similarity.shape[1])
-            if j not in skip and not (pairs == "masked" and j in mine and j != i)
+            j for j in range(similarity.shape[1]) if j not in skip and not (pairs == "masked" and j in mine and j != i)
         ]
         total = sum(torch.exp(scale * similarity[i, j]) for j in others)
         losses.append(sum(torch.log(total) - scale * similarity[i, j] for j in targets) / len(targets))
@@ -116,9 +114,7 @@ def test_intra_modal_loss_is_the_naive_one(positives, pairs):
     images = positives | torch.eye(len(positives), dtype=torch.bool)
 
     def naive(s_image, s_text, log_scale):
-        of_images = naive_info_nce(
-            s_image, images, log_scale.exp(), "identity" if pairs == "identity" else "masked"
-        )
+        of_images = naive_info_nce(s_image, images, log_scale.exp(), "identity" if pairs == "identity" else "masked")
         return (of_images + naive_info_nce(s_text, positives, log_scale.exp(), pairs)) / 2
 
     assert_same_as_reference(

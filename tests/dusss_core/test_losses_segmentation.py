@@ -21,9 +21,7 @@ def masks(records: int, channels: int, seed: int = 1) -> torch.Tensor:
 
 
 def probabilities(logits: torch.Tensor) -> torch.Tensor:
-    return (
-        1 / (1 + torch.exp(-logits)) if len(logits) == 1 else torch.exp(logits) / torch.exp(logits).sum(dim=0)
-    )
+    return 1 / (1 + torch.exp(-logits)) if len(logits) == 1 else torch.exp(logits) / torch.exp(logits).sum(dim=0)
 
 
 def naive_ce(logits, target, confidence=0.0):
@@ -252,9 +250,7 @@ def test_paths_without_input_are_off():
 def test_parts_are_the_means_over_the_records_they_apply_to():
     student, teacher, text = (random(3, 1, H, W, seed=s) for s in (1, 2, 3))
     has_text = torch.tensor([True, False, True])
-    loss, parts = semi_supervised_loss(
-        student, teacher, text, has_text, method=METHODS["default"], confidence=0.0
-    )
+    loss, parts = semi_supervised_loss(student, teacher, text, has_text, method=METHODS["default"], confidence=0.0)
     from_text = [naive_ce(student[i], probabilities(text[i])) for i in (0, 2)]
     torch.testing.assert_close(parts["text"], sum(from_text) / 2)
     torch.testing.assert_close(parts["teacher"], naive_ce(student[1], probabilities(teacher[1])))
@@ -266,9 +262,7 @@ def test_parts_are_the_means_over_the_records_they_apply_to():
 
 def test_confident_is_the_share_of_target_pixels_that_weigh():
     student, teacher = torch.zeros(1, 1, 1, 4), torch.tensor([4.0, -4.0, 0.1, -0.1]).view(1, 1, 1, 4)
-    loss, parts = semi_supervised_loss(
-        student, teacher, None, None, method=METHODS["default"], confidence=0.9
-    )
+    loss, parts = semi_supervised_loss(student, teacher, None, None, method=METHODS["default"], confidence=0.9)
     assert parts["confident"] == 0.5
     assert float(loss) == pytest.approx(math.log(2) / 2)
 
@@ -290,9 +284,7 @@ def test_autocast_and_half_precision_give_finite_float32(channels):
 
     def losses():
         has_text = torch.tensor([True, False])
-        semi, _ = semi_supervised_loss(
-            student, teacher, text, has_text, method=METHODS["default"], confidence=0.5
-        )
+        semi, _ = semi_supervised_loss(student, teacher, text, has_text, method=METHODS["default"], confidence=0.5)
         return semi, supervised_loss(student, masks(2, channels), dice=True)
 
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -60,17 +60,13 @@ def test_mirrored_features_are_those_of_the_mirrored_sentence(bank, encoder):
 
 def test_views_are_the_other_wordings_mirrored_or_not(bank, encoder):
     view = wordings(SENTENCES[0], 2)[1]
-    tokens, mask = bank.features(
-        torch.tensor([0, 0]), view=torch.tensor([2, 2]), mirrored=torch.tensor([False, True])
-    )
+    tokens, mask = bank.features(torch.tensor([0, 0]), view=torch.tensor([2, 2]), mirrored=torch.tensor([False, True]))
     _assert_is(tokens[0], mask[0], _direct(encoder, view))
     _assert_is(tokens[1], mask[1], _direct(encoder, mirror(view)))
 
 
 def test_a_record_without_text_reads_zeros_and_attention_stays_finite(bank):
-    tokens, mask = bank.features(
-        torch.tensor([-1, 1]), mirrored=torch.tensor([True, True]), view=torch.ones(2).long()
-    )
+    tokens, mask = bank.features(torch.tensor([-1, 1]), mirrored=torch.tensor([True, True]), view=torch.ones(2).long())
     assert not tokens[0].any()
     assert mask[0].tolist() == [True] + [False] * (bank.n_tokens - 1)
     weights = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf).softmax(1)

@@ -62,9 +62,7 @@ def test_the_table_names_the_verdict(tmp_path, capsys):
     ],
 )
 def test_what_is_lacking_is_a_warning(tmp_path, capsys, change, subject, words):
-    code, report = check(
-        capsys, write_site(tmp_path, [{**row, **change} for row in rows_of(tmp_path, 8, SPLITS)])
-    )
+    code, report = check(capsys, write_site(tmp_path, [{**row, **change} for row in rows_of(tmp_path, 8, SPLITS)]))
     assert code == 0
     assert "warning" in levels(report, subject)
     assert words in said(report)
@@ -211,15 +209,9 @@ def test_a_partition_that_cannot_be_exits_with_2(tmp_path, capsys):
 
 def test_help_is_instant():
     start = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "sites", "--help"], capture_output=True, text=True, check=True
-    )
-    assert (
-        time.monotonic() - start < 2
-    )  # 0.1 s on an idle machine; loading numpy or pydantic would show below
+    done = subprocess.run([sys.executable, "-m", "sites", "--help"], capture_output=True, text=True, check=True)
+    assert time.monotonic() - start < 2  # 0.1 s on an idle machine; loading numpy or pydantic would show below
     assert "python -m sites check" in done.stdout
-    code = (
-        "import sys, sites.__main__ as m; m.build_parser(); print({'numpy', 'pydantic'} & set(sys.modules))"
-    )
+    code = "import sys, sites.__main__ as m; m.build_parser(); print({'numpy', 'pydantic'} & set(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "set()"

@@ -181,9 +181,7 @@ def test_absent_splits_have_length_0(tmp_path):
 def test_tiles_cover_the_picture_and_carry_its_sentence_and_label(tmp_path, overlap, count):
     rows = rows_of(tmp_path, 4, ("train", "train", "train", "val"))  # 48 x 40
     rows[1]["text"] = ""
-    data = site_data(
-        tmp_path, rows, ImageConfig(size=32, mode="tile", tile_overlap=overlap), label_fraction=0.4
-    )
+    data = site_data(tmp_path, rows, ImageConfig(size=32, mode="tile", tile_overlap=overlap), label_fraction=0.4)
     train = data.split("train")
     assert len(train) == 3 * count
     rebuilt = np.zeros((3, 48, 40), np.int64)

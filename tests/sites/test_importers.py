@@ -70,9 +70,7 @@ def test_lvit_masks_and_texts_are_found_by_any_name(lvit):
 
 def test_further_columns_are_joined_by_name(lvit, tmp_path):
     names = [f"sub-S0{i}_{i}" for i in range(3)] + ["T"]
-    table = write_rows(
-        tmp_path / "hospitals.csv", [{"slide": n, "hospital": f"H{n[-1]}", "subject": n} for n in names]
-    )
+    table = write_rows(tmp_path / "hospitals.csv", [{"slide": n, "hospital": f"H{n[-1]}", "subject": n} for n in names])
     options = ImportOptions(out=tmp_path / "m.csv", columns=table, key="slide", extract={"number": r"S(\d+)"})
     result = import_lvit(lvit, options)
     records = {record.id: record for record in read_manifest(tmp_path / "m.csv")}
@@ -153,6 +151,4 @@ def test_tables_that_cannot_be_used_are_named(lvit):
 
 
 def test_names_meet_without_prefix_suffix_and_case():
-    assert {name_key(n) for n in ("a.b.png", "mask_a.b.png", "A.B.TIF", "x/mask_a.b.nii.gz", "a.b")} == {
-        "a.b"
-    }
+    assert {name_key(n) for n in ("a.b.png", "mask_a.b.png", "A.B.TIF", "x/mask_a.b.nii.gz", "a.b")} == {"a.b"}

@@ -40,9 +40,7 @@ def test_columns_become_a_record(tmp_path):
 
 
 def test_a_mask_is_labelled_unless_it_is_said_otherwise(tmp_path):
-    assert all(
-        record.labelled for record in read_manifest(write_rows(tmp_path / "m.csv", rows_of(tmp_path, 3)))
-    )
+    assert all(record.labelled for record in read_manifest(write_rows(tmp_path / "m.csv", rows_of(tmp_path, 3))))
 
 
 def test_parquet_gives_the_same_records_as_csv(tmp_path):

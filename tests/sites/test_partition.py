@@ -119,9 +119,7 @@ def test_label_fractions_by_site():
 
 def test_a_subset_is_exact_and_nested():
     def ids(n):
-        sites = partition(
-            dataset(), PartitionConfig(by="random", sites=2, subset={"train": n, "val": 20, "test": 0})
-        )
+        sites = partition(dataset(), PartitionConfig(by="random", sites=2, subset={"train": n, "val": 20, "test": 0}))
         members = [record for site in sites.values() for record in site]
         assert Counter(record.split for record in members) == {"train": n, "val": 20}
         return {record.id for record in members}
@@ -132,18 +130,14 @@ def test_a_subset_is_exact_and_nested():
 def test_dirichlet_shares_are_uneven_where_alpha_is_small():
     def spread(alpha):
         config = PartitionConfig(by="dirichlet", column="finding", sites=3, alpha=alpha)
-        counts = [
-            Counter(r.extra["finding"] for r in m) for m in partition(dataset(3000), config, 3).values()
-        ]
+        counts = [Counter(r.extra["finding"] for r in m) for m in partition(dataset(3000), config, 3).values()]
         return max(c["a"] / c.total() for c in counts) - min(c["a"] / c.total() for c in counts)
 
     assert spread(1000.0) < 0.1 < spread(0.5)
 
 
 def test_hold_out_leaves_something_to_train_on():
-    records = [
-        Record(id=f"r{i}", image=Path("a"), extra={"h": "x" if i < 2 else "y"}, row=i + 2) for i in range(12)
-    ]
+    records = [Record(id=f"r{i}", image=Path("a"), extra={"h": "x" if i < 2 else "y"}, row=i + 2) for i in range(12)]
     sites = partition(records, PartitionConfig(by="column", column="h", hold_out={"val": 0.2, "test": 0.2}))
     assert Counter(record.split for record in sites["x"]) == {"train": 1, "test": 1}
     assert Counter(record.split for record in sites["y"]) == {"train": 6, "test": 2, "val": 2}
@@ -152,8 +146,7 @@ def test_hold_out_leaves_something_to_train_on():
 def test_site_names_are_safe_and_unique(tmp_path):
     values = ["US North", "us-north", "Ünï", "../../etc", "official test", "C#" * 60]
     records = [
-        Record(id=f"r{i}", image=tmp_path / "a", extra={"h": value}, row=i + 2)
-        for i, value in enumerate(values)
+        Record(id=f"r{i}", image=tmp_path / "a", extra={"h": value}, row=i + 2) for i, value in enumerate(values)
     ]
     sites = partition(records, PartitionConfig(by="column", column="h"))
     assert set(sites) == {"us_north", "us_north_2", "uni", "etc", "official_test_2", "c_" * 24}

@@ -111,9 +111,7 @@ def test_monochrome1_is_inverted(tmp_path):
 
 def test_frames_of_a_dicom_are_named(tmp_path):
     frames = np.stack([picture(i) for i in range(3)])
-    path = write_dicom(
-        tmp_path / "a.dcm", frames, NumberOfFrames=3, WindowCenter=127.5 + 0.5, WindowWidth=256
-    )
+    path = write_dicom(tmp_path / "a.dcm", frames, NumberOfFrames=3, WindowCenter=127.5 + 0.5, WindowWidth=256)
     np.testing.assert_allclose(read_image(f"{path}#1", 1)[0], frames[1] / 255, atol=1e-2)
     with pytest.raises(UserError, match=r"3 frames\n  -> name one: a.dcm#1"):
         read_image(path, 1)

@@ -27,9 +27,7 @@ def root() -> Path:
 
 
 def site_data(manifest: Path, state: Path, **image) -> SiteData:
-    return SiteData(
-        SiteConfig(site="real", data={"manifest": manifest}, state_dir=state), ImageConfig(**image)
-    )
+    return SiteData(SiteConfig(site="real", data={"manifest": manifest}, state_dir=state), ImageConfig(**image))
 
 
 def test_qata_becomes_three_sites_and_an_official_test(root, tmp_path):
@@ -55,10 +53,7 @@ def test_qata_becomes_three_sites_and_an_official_test(root, tmp_path):
     assert train.has_text.all()
     assert 0.2 < train.labelled.mean() < 0.3
     assert len(data.split("test")) > 5
-    assert (
-        len(site_data(tmp_path / "official_test/manifest.csv", tmp_path / "state", size=112).split("test"))
-        == 50
-    )
+    assert len(site_data(tmp_path / "official_test/manifest.csv", tmp_path / "state", size=112).split("test")) == 50
 
 
 def test_left_in_the_text_is_left_in_the_picture(root, tmp_path):
@@ -83,9 +78,7 @@ def test_monuseg_becomes_hospitals_and_tiles(root, tmp_path):
     sites = partition(read_manifest(tmp_path / "m.csv"), config)
     assert len(sites) == 7
     write_sites(tmp_path / "sites", sites)
-    data = site_data(
-        tmp_path / "sites/ontario/manifest.csv", tmp_path / "state", size=256, channels=3, mode="tile"
-    )
+    data = site_data(tmp_path / "sites/ontario/manifest.csv", tmp_path / "state", size=256, channels=3, mode="tile")
     assert data.split("train").images.shape == (48, 3, 256, 256)
     assert {image.shape for image in data.split("test").images} == {(3, 1000, 1000)}
 
