@@ -139,14 +139,15 @@ def weak_view(picture: torch.Tensor, generator: torch.Generator) -> torch.Tensor
     return _relit(picture, 1 + 0.1 * signed[:, 0], 1 + 0.1 * signed[:, 1])
 
 
-def strong_view(picture: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def strong_view(picture: torch.Tensor, generator: torch.Generator, strength: float = 1.0) -> torch.Tensor:
     """Brightness, contrast, gamma by up to 40 %, colour, blur, noise, cutout; each sample draws its own set.
 
     B x C x H x W in [0, 1], and so is the result. Geometry is not touched: a mask of `picture` stays right.
+    `strength`: factor on the chance of each change, in [0, 1].
     """
     batch, channels = picture.shape[:2]
     device = picture.device
-    wanted = torch.rand(batch, len(_CHANCES), generator=generator) < torch.tensor(_CHANCES)
+    wanted = torch.rand(batch, len(_CHANCES), generator=generator) < strength * torch.tensor(_CHANCES)
     light, colour, gamma, blur, noise, cutout = wanted.unbind(1)
     amount = _signed(batch, 9, generator, "cpu")
 

@@ -215,6 +215,9 @@ class SegmentConfig(PhaseConfig):
     """The supervised loss is CE + Dice. Off: CE alone, Eq. 14."""
     confidence: float = Field(0.0, ge=0, lt=1)
     """Pixels whose pseudo-label confidence max(p, 1 - p) is below it carry no weight; 0: all pixels count."""
+    strong: float = Field(1.0, ge=0, le=1)
+    """Factor on the chance of each change in the student's strong view. Small pictures whose findings differ by a
+    subtle look lose it to blur and noise: lower it there."""
     flip: bool = True
     """Left-right flips of picture, mask and text-guided mask together."""
     turns: bool = False

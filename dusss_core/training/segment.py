@@ -104,7 +104,7 @@ class Segmenter(PhaseTrainer):
             geometry = self._geometry(len(unlabelled), draw)
             picture = geometry.apply(self.pictures(unlabelled))
             targets = self._pseudo_targets(picture, unlabelled, geometry, draw)
-            views.append(strong_view(picture, draw))
+            views.append(strong_view(picture, draw, settings.strong))
         with self.autocast():
             logits = self.student(self.normalise(torch.cat(views))).float()
 
