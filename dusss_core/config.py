@@ -194,7 +194,7 @@ class PretrainConfig(PhaseConfig):
     """Weight of the intra-modal loss, Eq. 9."""
     weight_ltg: float = Field(1.0, ge=0)
     """Weight of the text-guided loss, Eq. 11."""
-    weight_grounding: float = Field(5.0, ge=0)
+    weight_grounding: float = Field(20.0, ge=0)
     """Weight of the label supervision of the grounding decoder."""
     flip: bool = True
     """Left-right flips, with left and right exchanged in the sentence."""
