@@ -12,19 +12,17 @@ then the state of round r - 1 is needed.
 
 from __future__ import annotations
 
-import fcntl
 import re
 import shutil
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from client.request import Declined
 from dusss_core.errors import UserError
-from dusss_core.files import digest_of_tensors, read_tensors, write_tensors
+from dusss_core.files import digest_of_tensors, exclusive, read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -118,16 +116,11 @@ def locked(state_dir: Path, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
         UserError: the folder cannot be made.
     """
     _make_private(Path(state_dir))
-    with (Path(state_dir) / "lock").open("w") as file:
-        give_up = time.monotonic() + wait_s
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() >= give_up:
-                    raise Declined("another process is working for this site") from None
-                time.sleep(0.05)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive(Path(state_dir) / "lock", wait_s))
+        except BlockingIOError:
+            raise Declined("another process is working for this site") from None
         yield
 
 

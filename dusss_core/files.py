@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +84,26 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise UserError(f"{path}: no such file", "check the path") from None
     except SafetensorError as error:
         raise UserError(f"{path}: not a whole safetensors file ({error})", "delete it and use another") from None
+
+
+@contextmanager
+def exclusive(path: Path, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold a lock file for this process alone; the system lets go of it when the process ends, however it ends.
+
+    Raises:
+        BlockingIOError: another process still holds it after `wait_s` seconds.
+    """
+    with Path(path).open("w") as file:
+        give_up = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= give_up:
+                    raise
+                time.sleep(0.05)
+        yield
 
 
 def digest_of_tensors(tensors: Mapping[str, Any]) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from dusss_core.errors import UserError
-from dusss_core.files import write_json
+from dusss_core.files import exclusive, write_json
 from server.config import StudyConfig
 from server.coordinator import Coordinator
 from server.events import PlainReporter, Reporter
@@ -48,6 +49,13 @@ def simulate(
     methods = check_methods(compare_with)
     _prepare(study)
     out = Path(out).absolute()
+    with _alone(out):
+        return _simulate(study, out, engine, methods, resume, force, reporter)
+
+
+def _simulate(
+    study: StudyConfig, out: Path, engine: Engine, methods: Sequence[str], resume: bool, force: bool, reporter: Reporter
+) -> dict[str, Any]:
     resumed = check_run(out, study, resume=resume, force=force) is not None
     site_files = materialise(study, out, keep=resumed)
 
@@ -83,12 +91,30 @@ def evaluate(folder: Path, *, reporter: Reporter | None = None) -> dict[str, Any
         )
     reporter = reporter or PlainReporter()
     _prepare(study)
-    site_files = materialise(study, folder, keep=True)
-    run = open_run(folder, study, resume=True)
+    with _alone(folder):
+        site_files = materialise(study, folder, keep=True)
+        run = open_run(folder, study, resume=True)
+        try:
+            return _coordinator(study, run, site_files, reporter, "federated").evaluate()
+        finally:
+            reporter.close()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """No other process works on the run in `folder` meanwhile."""
     try:
-        return _coordinator(study, run, site_files, reporter, "federated").evaluate()
-    finally:
-        reporter.close()
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: could not be made: {error.strerror or error}", "choose another --out") from None
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive(folder / ".lock"))
+        except BlockingIOError:
+            raise UserError(
+                f"{folder}: another process is working on this run", "wait for it, or choose another --out"
+            ) from None
+        yield
 
 
 def _federate(

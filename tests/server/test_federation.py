@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dusss_core.errors import UserError
-from dusss_core.files import read_tensors
+from dusss_core.files import exclusive, read_tensors
 from server.coordinator import RoundFailed
 from server.events import Reporter
 from server.simulation.simulate import evaluate, simulate
@@ -215,3 +215,8 @@ def test_comparisons_are_added_to_the_summary_and_not_trained_twice(fake, quiet,
 def test_an_unknown_comparison_is_refused_with_the_known_ones(fake, quiet, tmp_path):
     with pytest.raises(UserError, match="known methods: local, centralized"):
         simulate(make_study(), tmp_path, reporter=quiet, compare_with="locale")
+
+
+def test_two_processes_cannot_work_on_one_run(tmp_path, fake):
+    with exclusive(tmp_path / ".lock"), pytest.raises(UserError, match="another process is working on this run"):
+        simulate(make_study(), tmp_path)
