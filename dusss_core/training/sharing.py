@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Literal
 
 from torch import Tensor, nn
@@ -35,12 +36,12 @@ def shared_tensors(model: nn.Module, local_norm: bool) -> dict[str, Tensor]:
 
     Frozen parameters do not travel; with `local_norm` (FedBN) neither do normalisation layers.
     """
-    return _copies(model, lambda name: name not in _private_names(model, local_norm))
+    return _copies(model, model.state_dict().keys() - _private_names(model, local_norm))
 
 
 def local_tensors(model: nn.Module, local_norm: bool) -> dict[str, Tensor]:
     """Copies of the normalisation layers' tensors if they stay at the site, otherwise nothing."""
-    return _copies(model, lambda name: name in _norm_names(model)) if local_norm else {}
+    return _copies(model, _norm_names(model)) if local_norm else {}
 
 
 def load_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -57,8 +58,8 @@ def load_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
         own[name].copy_(value)
 
 
-def _copies(model: nn.Module, wanted) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items() if wanted(name)}
+def _copies(model: nn.Module, names: Set[str]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items() if name in names}
 
 
 def _private_names(model: nn.Module, local_norm: bool) -> set[str]:
