@@ -17,3 +17,7 @@ class UserError(Exception):
         super().__init__(problem if not remedy else f"{problem}\n  -> {remedy}")
         self.problem = problem
         self.remedy = remedy
+
+    def __reduce__(self):
+        # so that it comes whole out of a worker process
+        return type(self), (self.problem, self.remedy)

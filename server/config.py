@@ -131,7 +131,7 @@ def find_study(path_or_preset: str | Path) -> Path:
 
 RESUMABLE = {
     "pretrain.rounds", "segment.rounds", "federation.keep_checkpoints", "federation.round_timeout_s",
-    "federation.start_timeout_s",
+    "federation.start_timeout_s", "simulation.workers",
 }  # fmt: skip
 """Keys that may change when a study is resumed."""
 

@@ -56,7 +56,10 @@ class SimulationConfig(Strict):
     device: str = "auto"
     """Device of every simulated site."""
     threads: int | None = Field(None, ge=1)
-    """Threads of torch; null: as torch chooses."""
+    """Threads of torch, in each worker; null: as torch chooses."""
+    workers: int = Field(1, ge=1)
+    """Sites that work at a time, each in a process of its own; with 1 they take turns in this process. Changes no bit
+    of the result, as long as `threads` is set."""
 
     @model_validator(mode="after")
     def _partition_where_needed(self) -> SimulationConfig:

@@ -7,7 +7,7 @@ are immutable), and an exception in the ClientApp becomes an error reply, as in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from uuid import uuid4
 
@@ -21,7 +21,7 @@ from client.observe import observed
 from dusss_core.errors import UserError
 from server.events import Reporter
 
-_RAISED = 2
+RAISED = 2
 """Flower's error code for an exception in the ClientApp."""
 
 
@@ -36,22 +36,12 @@ class InProcessGrid(Grid):
     def __init__(
         self, client_app: ClientApp, site_files: Sequence[Path], reporter: Reporter | None = None, run_id: int = 1
     ):
-        # Messages take their sender from here; Flower's own runtimes set it too.
-        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, 1
+        identify(run_id)
         self._app = client_app
         self._run_id = run_id
         self._reporter = reporter or Reporter()
         self._names = {node: file.parent.name for node, file in enumerate(site_files, start=1)}
-        self._contexts = {
-            node: Context(
-                run_id=run_id,
-                node_id=node,
-                node_config={"site-config": str(Path(file).absolute())},
-                state=RecordDict(),
-                run_config={},
-            )
-            for node, file in enumerate(site_files, start=1)
-        }
+        self._contexts = {node: site_context(run_id, node, file) for node, file in enumerate(site_files, start=1)}
         self._replies: dict[str, Message] = {}
 
     def set_run(self, run: Run) -> None:
@@ -83,25 +73,54 @@ class InProcessGrid(Grid):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         return self.pull_messages(self.push_messages(messages))
 
+    def close(self) -> None:
+        """Nothing to give back: the sites work in this process."""
+
     def _work(self, message: Message) -> Message:
         node = message.metadata.dst_node_id
-        site, kind = self._names[node], message.metadata.message_type
-        failures: list[Exception] = []
-        with observed(lambda *step: self._reporter.on_site_step(site, *step), failures.append):
-            try:
-                received = Message(metadata=message.metadata, content=_rebuilt(message.content))
-                reply = self._app(received, self._contexts[node])
-                if reply.has_content():
-                    reply.content = _rebuilt(reply.content)
-            except Exception as error:
-                failures.append(error)
-                reply = Message(Error(code=_RAISED, reason=f"{type(error)}:<'{error}'>"), reply_to=message)
+        site = self._names[node]
+        reply, failures = work_on(
+            message, self._app, self._contexts[node], lambda *step: self._reporter.on_site_step(site, *step)
+        )
+        return self._finished(message, reply, failures)
+
+    def _finished(self, message: Message, reply: Message, failures: Sequence[Exception]) -> Message:
+        """Tell what went wrong at the site, and let the answer go on its way."""
         for error in failures:
-            if kind == "query" and isinstance(error, UserError):
+            if message.metadata.message_type == "query" and isinstance(error, UserError):
                 raise error  # here the coordinator's user and the site's are one, and can mend it before it starts
+            site = self._names[message.metadata.dst_node_id]
             self._reporter.on_message(f"{site}: {type(error).__name__}: {error}")
         reply.metadata.__dict__["_message_id"] = str(uuid4())
         return reply
+
+
+def identify(run_id: int) -> None:
+    """Messages take their sender from here; Flower's own runtimes set it too."""
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, 1
+
+
+def site_context(run_id: int, node: int, site_file: Path) -> Context:
+    """What Flower's runtime tells the ClientApp of a site about itself."""
+    node_config = {"site-config": str(Path(site_file).absolute())}
+    return Context(run_id=run_id, node_id=node, node_config=node_config, state=RecordDict(), run_config={})
+
+
+def work_on(
+    message: Message, client_app: ClientApp, context: Context, on_step: Callable[[int, int, float], None]
+) -> tuple[Message, list[Exception]]:
+    """The site's answer to a message, and what went wrong at the site, which is not in the answer."""
+    failures: list[Exception] = []
+    with observed(on_step, failures.append):
+        try:
+            received = Message(metadata=message.metadata, content=_rebuilt(message.content))
+            reply = client_app(received, context)
+            if reply.has_content():
+                reply.content = _rebuilt(reply.content)
+        except Exception as error:
+            failures.append(error)
+            reply = Message(Error(code=RAISED, reason=f"{type(error)}:<'{error}'>"), reply_to=message)
+    return reply, failures
 
 
 def _rebuilt(content: RecordDict) -> RecordDict:

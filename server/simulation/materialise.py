@@ -117,7 +117,7 @@ def _digest(simulation: SimulationConfig, root: Path, seed: int, text_encoder: s
         if path is not None and (root / path).exists():
             status = (root / path).stat()
             stamps.append([str(root / path), status.st_mtime_ns, status.st_size])
-    values = simulation.model_dump(mode="json", exclude={"threads", "seed"})
+    values = simulation.model_dump(mode="json", exclude={"threads", "workers", "seed"})
     return hashlib.sha256(json.dumps([values, seed, stamps, text_encoder], sort_keys=True).encode()).hexdigest()
 
 

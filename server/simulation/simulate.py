@@ -33,7 +33,8 @@ def simulate(
 
     Args:
         out: folder of the run.
-        engine: inprocess: sites work one after another in this process. ray: on Flower's simulation.
+        engine: inprocess: sites work one after another in this process, or side by side in `simulation.workers`
+            processes. ray: on Flower's simulation.
         compare_with: comma-separated methods of `server.simulation.compare`.
         resume: go on with the run in `out`, if there is one.
         force: delete the run in `out`; the simulated sites stay if they are the same.
@@ -95,7 +96,8 @@ def evaluate(folder: Path, *, reporter: Reporter | None = None) -> dict[str, Any
         site_files = materialise(study, folder, keep=True)
         run = open_run(folder, study, resume=True)
         try:
-            return _coordinator(study, run, site_files, reporter, "federated").evaluate()
+            with _coordinator(study, run, site_files, reporter, "federated") as coordinator:
+                return coordinator.evaluate()
         finally:
             reporter.close()
 
@@ -124,15 +126,26 @@ def _federate(
         from server.simulation.ray import federate_on_ray
 
         return federate_on_ray(study, run, site_files, reporter, method)
-    return _coordinator(study, run, site_files, reporter, method).run()
+    with _coordinator(study, run, site_files, reporter, method) as coordinator:
+        return coordinator.run()
 
 
-def _coordinator(study: StudyConfig, run, site_files: Sequence[Path], reporter: Reporter, method: str) -> Coordinator:
+@contextmanager
+def _coordinator(
+    study: StudyConfig, run, site_files: Sequence[Path], reporter: Reporter, method: str
+) -> Iterator[Coordinator]:
     from client.app import app
-    from server.simulation.inprocess import InProcessGrid
+    from server.simulation import inprocess, workers
 
-    grid = InProcessGrid(app, site_files, reporter)
-    return Coordinator(grid, study, run, reporter=reporter, wait_s=0, method=method)
+    simulation = simulation_of(study)
+    if simulation.workers > 1:
+        grid = workers.WorkerGrid(app, site_files, reporter, workers=simulation.workers, threads=simulation.threads)
+    else:
+        grid = inprocess.InProcessGrid(app, site_files, reporter)
+    try:
+        yield Coordinator(grid, study, run, reporter=reporter, wait_s=0, method=method)
+    finally:
+        grid.close()
 
 
 def _prepare(study: StudyConfig) -> None:
