@@ -101,7 +101,7 @@ class SiteState:
     def _make_folder(self) -> None:
         if self.folder.is_dir():
             return
-        _make_private(self.folder)
+        make_private(self.folder)
         runs = sorted((p for p in self.folder.parent.iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime)
         for old in [run for run in runs if run != self.folder][: -(KEPT_RUNS - 1)]:
             shutil.rmtree(old, ignore_errors=True)
@@ -115,7 +115,7 @@ def locked(state_dir: Path, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
         Declined: another process still holds it after `wait_s` seconds.
         UserError: the folder cannot be made.
     """
-    _make_private(Path(state_dir))
+    make_private(Path(state_dir))
     with ExitStack() as stack:
         try:
             stack.enter_context(exclusive(Path(state_dir) / "lock", wait_s))
@@ -133,7 +133,12 @@ def write_log(state_dir: Path, text: str) -> None:
         pass
 
 
-def _make_private(folder: Path) -> None:
+def make_private(folder: Path) -> None:
+    """Make a folder that only its owner may enter.
+
+    Raises:
+        UserError: it cannot be made.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
