@@ -1,4 +1,4 @@
-"""The ServerApp: what `flwr run` starts, on Flower's simulation or on a SuperLink with real hospitals.
+"""The ServerApp: what `python -m server run` and `flwr run` start, with real hospitals or on Flower's simulation.
 
 Settings of the run (`[tool.flwr.app.config]`, or `flwr run . -c 'study="configs/qata.yaml"'`):
 `study`: preset or path of a study file; `out`: folder of the run; `overrides`: `a.b=c` settings with blanks between.
@@ -12,7 +12,12 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from dusss_core.errors import UserError
+from feddusss import cli
 from server.config import StudyConfig, load_study
+
+LOCK_WAIT_S = 90.0
+"""The ServerApp before this one lives on until it sees that its SuperLink is gone."""
 
 app = ServerApp()
 
@@ -20,16 +25,34 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run, or go on with, the study that the run's settings name."""
-    from server.coordinator import Coordinator
-    from server.runfolder import check_run, open_run
+    from server.eventlog import EventLog
+    from server.events import PlainReporter
+    from server.runfolder import alone
 
     settings = context.run_config
     study = load_study(str(settings["study"]), str(settings.get("overrides", "")).split())
     # absolute, since sites of the simulation run in other processes and other folders
     out = Path(str(settings["out"])).expanduser().absolute()
+    with alone(out, LOCK_WAIT_S):
+        events = EventLog(out, also=PlainReporter())
+        events.begin(context.run_id)
+        try:
+            _run(grid, study, out, events)
+        except Exception as error:
+            code = cli.USER_MUST_MEND if isinstance(error, UserError) else cli.FAILED
+            events.end(code, str(error))
+            raise
+        events.end(cli.OK)
+
+
+def _run(grid: Grid, study: StudyConfig, out: Path, events) -> None:
+    from server.coordinator import Coordinator
+    from server.runfolder import check_run, open_run
+
     resumed = check_run(out, study, resume=True) is not None
     sites = _simulated_sites(study, out, resumed) if _is_simulated(grid) else None
-    Coordinator(grid, study, open_run(out, study, resume=True), sites=sites).run()
+    run = open_run(out, study, resume=True)
+    Coordinator(grid, study, run, reporter=events, sites=sites).run()
     _write_report(out)
 
 
@@ -52,5 +75,5 @@ def _write_report(out: Path) -> None:
     try:
         write_report(out)
     except Exception as error:
-        # A bundle that Flower carried holds Python files alone, no templates; the study itself is done and saved.
+        # the study itself is done and saved
         log.warning("no report (%s); write it with: python -m server report %s", type(error).__name__, out)

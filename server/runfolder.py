@@ -2,6 +2,7 @@
 
 config.yaml      fully resolved settings        run.json     the run's key
 metrics.jsonl    a line per round and site      log.txt      what happened
+events.jsonl     see server/eventlog.py
 checkpoints/     see server/checkpoints.py      summary.json final figures
 """
 
@@ -13,12 +14,12 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from dusss_core.errors import UserError
-from dusss_core.files import write_json, write_text
+from dusss_core.files import exclusive, write_json, write_text
 from feddusss import configfile
 from server.checkpoints import CheckpointStore
 from server.config import PHASES, StudyConfig, changed_keys, study_digest
@@ -135,6 +136,27 @@ def check_run(folder: Path, study: StudyConfig, *, resume: bool = False, force: 
     before, run_key = read_study(folder)
     _check_unchanged(folder, before, study)
     return run_key
+
+
+@contextmanager
+def alone(folder: Path, wait_s: float = 0.0) -> Iterator[None]:
+    """No other process works on the run in `folder` meanwhile.
+
+    Raises:
+        UserError: another one still does after `wait_s` seconds; or the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: could not be made: {error.strerror or error}", "choose another --out") from None
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive(folder / ".lock", wait_s))
+        except BlockingIOError:
+            raise UserError(
+                f"{folder}: another process is working on this run", "wait for it, or choose another --out"
+            ) from None
+        yield
 
 
 def read_study(folder: Path) -> tuple[StudyConfig, str]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from dusss_core.errors import UserError
-from dusss_core.files import exclusive, write_json
+from dusss_core.files import write_json
 from server.config import StudyConfig
 from server.coordinator import Coordinator
 from server.events import PlainReporter, Reporter
-from server.runfolder import check_run, open_run, read_study
+from server.runfolder import alone, check_run, open_run, read_study
 from server.simulation.compare import check_methods, compare
 from server.simulation.materialise import materialise, simulation_of
 
@@ -50,7 +50,7 @@ def simulate(
     methods = check_methods(compare_with)
     _prepare(study)
     out = Path(out).absolute()
-    with _alone(out):
+    with alone(out):
         return _simulate(study, out, engine, methods, resume, force, reporter)
 
 
@@ -92,7 +92,7 @@ def evaluate(folder: Path, *, reporter: Reporter | None = None) -> dict[str, Any
         )
     reporter = reporter or PlainReporter()
     _prepare(study)
-    with _alone(folder):
+    with alone(folder):
         site_files = materialise(study, folder, keep=True)
         run = open_run(folder, study, resume=True)
         try:
@@ -100,23 +100,6 @@ def evaluate(folder: Path, *, reporter: Reporter | None = None) -> dict[str, Any
                 return coordinator.evaluate()
         finally:
             reporter.close()
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """No other process works on the run in `folder` meanwhile."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: could not be made: {error.strerror or error}", "choose another --out") from None
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(exclusive(folder / ".lock"))
-        except BlockingIOError:
-            raise UserError(
-                f"{folder}: another process is working on this run", "wait for it, or choose another --out"
-            ) from None
-        yield
 
 
 def _federate(

@@ -1,0 +1,188 @@
+"""Submits a study to the SuperLink, looks on while it runs, and says how it ended.
+
+The ServerApp works in a process of the SuperLink, so it goes on when whoever looks on leaves. It tells what it does in
+events.jsonl of the run's folder, and every display here is a replay of that file.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from dusss_core.errors import UserError
+from dusss_core.files import write_text
+from feddusss import cli, configfile
+from server.config import StudyConfig, load_study
+from server.deployment.control import Control, ControlFailed, FlowerRun, SuperLinkAway, connected
+from server.eventlog import Tail, replay
+from server.events import Reporter
+from server.runfolder import alone, check_run, open_run
+
+_POLL_S = 0.5
+_ASK_S = 5.0
+"""Between two questions to the SuperLink, whether the run is still there."""
+_AWAY_S = 60.0
+"""After which a SuperLink that does not answer is given up."""
+_FREE_S = 90.0
+"""An earlier ServerApp lives on until it sees that its SuperLink is gone."""
+
+
+def run(
+    study_file: str,
+    overrides: Iterable[str],
+    *,
+    coordinator: Path,
+    out: Path | None,
+    resume: bool,
+    force: bool,
+    reporter: Reporter,
+) -> int:
+    """Run a study with the sites that are connected to the SuperLink.
+
+    Args:
+        coordinator: the folder that `python -m server provision` made.
+        out: folder of the run; None: runs/STUDY.
+        resume: go on with the run that is in `out`, if there is one.
+        force: delete the run that is in `out`.
+
+    Returns:
+        The exit code: 0 the study is done, 1 it failed, 2 there is something to mend.
+
+    Raises:
+        UserError: no SuperLink, not a valid study, a run is in `out` already, ...
+        KeyboardInterrupt: whoever looks on leaves; the study goes on.
+    """
+    study = _on_any_folder(load_study(study_file, overrides))
+    out = (out or Path("runs") / study.study).expanduser().absolute()
+    with connected(coordinator) as control:
+        _make_way(control, out, reporter)
+        with alone(out):
+            check_run(out, study, resume=resume, force=force)
+            if force:
+                open_run(out, study, force=True)
+            # what was checked here is what is run there, whatever happens to the study's file meanwhile
+            submitted = out / "submitted.yaml"
+            write_text(submitted, configfile.dump(study))
+        run_id = control.start({"study": str(submitted), "out": str(out)})
+        reporter.on_message(f"run {run_id} was submitted to the SuperLink at {control.address}; files: {out}")
+        return follow(control, run_id, out, coordinator, reporter)
+
+
+def follow(control: Control, run_id: int, out: Path, coordinator: Path, reporter: Reporter) -> int:
+    """Show a run until it ends; returns its exit code.
+
+    Raises:
+        KeyboardInterrupt: after a line that says how to look on again and how to stop the run.
+    """
+    try:
+        return _follow(control, run_id, out, reporter)
+    except KeyboardInterrupt:
+        reporter.close()
+        reporter.on_message(
+            f"the study goes on without this window\n"
+            f"  look on again:  python -m server status {out} --follow --coordinator {coordinator}\n"
+            f"  stop it:        python -m server stop {out} --coordinator {coordinator}"
+        )
+        raise
+    finally:
+        reporter.close()
+
+
+def find_run(control: Control, named: str) -> FlowerRun:
+    """The run that a person named by Flower's id or by its folder (its last submission).
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = Path(named).expanduser().absolute()
+    found = [run for run in control.runs() if str(run.id) == named or run.out == folder]
+    if not found:
+        raise UserError(
+            f"{named}: the SuperLink at {control.address} knows no such run",
+            "name a run's id or its folder; python -m server status lists them",
+        )
+    return found[-1]
+
+
+def _follow(control: Control, run_id: int, out: Path, reporter: Reporter) -> int:
+    tail, ours, asked, away_since = Tail(out), False, 0.0, None
+    while True:
+        # asked before the events are read: what the run told before it ended is then in them
+        finished = None
+        if time.monotonic() - asked >= _ASK_S:
+            asked = time.monotonic()
+            try:
+                finished = run if (run := control.run(run_id)).finished else None
+                away_since = None
+            except SuperLinkAway:
+                away_since = away_since or asked
+            except ControlFailed as error:
+                return _ended(cli.FAILED, str(error), out, reporter)
+        for event in tail.read():
+            if event["event"] == "begin":
+                ours = event["args"] == [run_id]
+            elif ours and event["event"] == "end":
+                return _ended(event["args"][0], event["args"][1], out, reporter)
+            elif ours:
+                replay(event, reporter)
+        if finished is not None:
+            return _ended_without_a_word(finished, out, reporter)
+        if away_since is not None and time.monotonic() - away_since > _AWAY_S:
+            reporter.on_message(f"the SuperLink at {control.address} is gone: start it again, then\n{_resume(out)}")
+            return cli.FAILED
+        time.sleep(_POLL_S)
+
+
+def _ended(code: int, text: str, out: Path, reporter: Reporter) -> int:
+    if code == cli.USER_MUST_MEND:
+        reporter.on_message(f"error: {text}")
+    elif code != cli.OK:
+        reporter.on_message(f"failed: {text}\n{_resume(out)}")
+    return code
+
+
+def _ended_without_a_word(run: FlowerRun, out: Path, reporter: Reporter) -> int:
+    """The ServerApp was stopped, was killed, or never began."""
+    told = run.details or "its process ended without a word"
+    what = "was stopped" if run.outcome == "stopped" else f"{run.outcome}: {told}"
+    reporter.on_message(f"run {run.id} {what}\n{_resume(out)}")
+    return cli.FAILED
+
+
+def _resume(out: Path) -> str:
+    return f"  -> go on after its last round: python -m server run STUDY --resume --out {out}"
+
+
+def _make_way(control: Control, out: Path, reporter: Reporter) -> None:
+    """See to it that no other ServerApp works on `out`: one that died is put away, one that lives is left alone.
+
+    Raises:
+        UserError: a ServerApp works on it.
+    """
+    earlier = [run for run in control.runs() if run.out == out and not run.finished]
+    if earlier:
+        reporter.on_message(f"a process may still work on {out}: waiting for its end, {_FREE_S:.0f} s at most")
+    try:
+        with alone(out, _FREE_S if earlier else 0.0):
+            pass
+    except UserError:
+        raise UserError(
+            f"{out}: a study is running there",
+            f"look on: python -m server status {out} --follow; or stop it: python -m server stop {out}",
+        ) from None
+    for run in earlier:
+        try:
+            control.stop(run.id)
+            reporter.on_message(f"run {run.id} had died without the SuperLink's knowing; it is put away")
+        except ControlFailed:
+            pass  # it has found out by itself meanwhile
+
+
+def _on_any_folder(study: StudyConfig) -> StudyConfig:
+    """The same study with absolute paths: the ServerApp starts in another folder."""
+    changes = {"data": study.data.model_copy(update={"root": str(Path(study.data.root).expanduser().absolute())})}
+    if study.vlm.weights is not None:
+        weights = type(study.vlm.weights)(Path(study.vlm.weights).expanduser().absolute())
+        changes["vlm"] = study.vlm.model_copy(update={"weights": weights})
+    return study.model_copy(update=changes)
