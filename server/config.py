@@ -75,6 +75,8 @@ class StudyConfig(TrainingConfig):
     simulation: dict[str, Any] | None = None
     """Where the sites come from when all are simulated on one machine: `server.simulation.config.SimulationConfig`.
     A plain mapping here, because its types are the hospitals' and the coordinator has no part in those."""
+    deployment: dict[str, Any] | None = None
+    """How real hospitals reach the coordinator: `server.deployment.config.DeploymentConfig`."""
 
     @model_validator(mode="after")
     def _prox_through_the_strategy(self) -> StudyConfig:
@@ -113,6 +115,8 @@ def load_study(path_or_preset: str | Path, overrides: Iterable[str] = ()) -> Stu
     study = configfile.load(StudyConfig, path, overrides)
     if study.simulation is not None:
         _check_simulation(study.simulation, str(path))
+    if study.deployment is not None:
+        _check_deployment(study.deployment, str(path))
     return study
 
 
@@ -158,3 +162,9 @@ def _check_simulation(values: Mapping[str, Any], source: str) -> None:
     from server.simulation.config import parse_simulation
 
     parse_simulation(values, source)
+
+
+def _check_deployment(values: Mapping[str, Any], source: str) -> None:
+    from server.deployment.config import parse_deployment
+
+    parse_deployment(values, source)
