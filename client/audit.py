@@ -51,11 +51,11 @@ def record(state_dir: Path, event: str, **fields: Any) -> None:
 
 def incoming(content: RecordDict) -> dict[str, Any]:
     """What a message holds, as fields for `record`. The message is not trusted: texts are cut, nothing is decoded."""
-    config = next(iter(content.config_records.values()), {})
+    config = content.config_records.get("config") or {}
     training = config.get("training")
-    named = {key: config[key] for key in ("run_key", "phase", "round", "what", "vlm_digest") if config.get(key)}
+    named = {key: config.get(key) for key in ("run_key", "phase", "round", "what", "vlm_digest")}
     return {
-        **named,
+        **{key: value for key, value in named.items() if value and isinstance(value, str | int)},
         "settings": sha256(training.encode()) if isinstance(training, str) else None,
         "tensors": {name: len(arrays) for name, arrays in content.array_records.items()},
         "bytes": sum(len(array.data) for arrays in content.array_records.values() for array in arrays.values()),
@@ -65,13 +65,13 @@ def incoming(content: RecordDict) -> dict[str, Any]:
 def outgoing(content: RecordDict) -> dict[str, Any]:
     """All that an answer holds, as fields for `record`: each tensor's size and the hash of its bytes as they travel."""
     tensors = {
-        name: {
+        f"{record}.{name}": {
             "dtype": array.dtype,
             "shape": list(array.shape),
             "bytes": len(array.data),
             "sha256": sha256(array.data),
         }
-        for arrays in content.array_records.values()
+        for record, arrays in content.array_records.items()
         for name, array in arrays.items()
     }
     return {

@@ -2,8 +2,8 @@
 
 A line that is changed, removed, inserted or moved breaks the chain at its place. The chain alone cannot show that
 lines at its end were cut off; a second small file, the head, holds the number of lines and the hash of the last one,
-and does. What neither can show: somebody who may write in the folder, and rewrites both files from some line on. Against
-that, note the last hash now and then in a place that this account cannot write to.
+and does. What neither can show: somebody who may write in the folder, and rewrites both files from some line on.
+Against that, note the last hash now and then in a place that this account cannot write to.
 
 Several processes may write: each holds a lock on the file itself.
 """

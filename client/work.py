@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from client import observe, policy
+from client import audit, memory, observe, policy
 from client.request import Declined, Request, read_request, read_tensors
 from client.state import SiteState, locked, write_log
 from client.workbench import Workbench, with_prefix, workbench
@@ -39,15 +39,23 @@ def answer(kind: str, content: RecordDict, site_file: Path) -> RecordDict:
     site = None
     try:
         site = load_site(site_file)
+        audit.record(site.state_dir, "message", kind=kind, **audit.incoming(content))
         request = read_request(content)
+        policy.check_study(site, request)
         with locked(site.state_dir):
             state = SiteState(site.state_dir, request.training.study, request.run_key)
             bench = workbench(site_file, site, request)
-            reply = _KINDS[kind](site, request, content, state, bench)
+            with memory.held(site.limits, bench.device):
+                reply = _KINDS[kind](site, request, content, state, bench)
+        about = {"kind": kind, "study": request.training.study, "phase": request.phase, "round": request.round}
+        audit.record(site.state_dir, "answer", **about, **audit.outgoing(reply))
         write_log(site.state_dir, f"{kind} {request.phase} round {request.round}: answered")
         return reply
     except Declined as declined:
         reason, abstains = str(declined), declined.abstains
+    except audit.Unrecorded as error:
+        reason, abstains = _UNRECORDED, False
+        observe.failed(error)
     except Exception as error:
         reason, abstains = f"{type(error).__name__}; the site's own log says more", False
         observe.failed(error)
@@ -55,6 +63,10 @@ def answer(kind: str, content: RecordDict, site_file: Path) -> RecordDict:
             write_log(site.state_dir, traceback.format_exc())
     if site is not None:
         write_log(site.state_dir, f"{kind}: declined: {reason}")
+        try:
+            audit.record(site.state_dir, "declined", kind=kind, reason=reason, abstains=abstains)
+        except audit.Unrecorded:
+            reason = _UNRECORDED
     return RecordDict({"config": ConfigRecord({"declined": reason, "abstains": abstains})})
 
 
@@ -70,6 +82,7 @@ def _train(site: SiteConfig, request: Request, content: RecordDict, state: SiteS
 
     started = time.perf_counter()
     policy.check_training(site, request)
+    policy.check_student(site, request.training)
     if reason := can_train(request.training, request.phase, bench.split("train")):
         raise Declined(reason, abstains=True)
     _keep_vlm(request, content, state)
@@ -94,6 +107,7 @@ def _evaluate(
     site: SiteConfig, request: Request, content: RecordDict, state: SiteState, bench: Workbench
 ) -> RecordDict:
     started = time.perf_counter()
+    policy.check_student(site, request.training)
     _keep_vlm(request, content, state)
     metrics = (
         _validate(request, content, state, bench) if request.what == "val" else _test(request, content, state, bench)
@@ -178,5 +192,7 @@ def _prefixed(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
 def _metrics(values: Mapping[str, float]) -> MetricRecord:
     return MetricRecord({name: value if isinstance(value, int) else float(value) for name, value in values.items()})
 
+
+_UNRECORDED = "this site cannot write its audit log, and lets nothing leave unrecorded"
 
 _KINDS = {"query": _query, "train": _train, "evaluate": _evaluate}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from client import observe
+from client import observe, policy
 from client.request import Declined, Request
 from client.state import SiteState
 from dusss_core import training
@@ -69,7 +69,12 @@ class Workbench:
 
     @cached_property
     def text(self):
-        """Token features of the site's sentences; None where the text encoder is trained along."""
+        """Token features of the site's sentences; None where the text encoder is trained along.
+
+        Raises:
+            Declined: the site does not allow the text encoder, or a vision-language model of this size.
+        """
+        policy.check_language(self.site, self.config)
         if self.config.vlm.text.tuning != "frozen":
             return None
         cache = self.site.state_dir / "cache" / "text"
@@ -147,10 +152,15 @@ class Workbench:
 
     def _build_trainer(self, phase: str, masks: np.ndarray | None):
         train, val = self.split("train"), self.split("val")
-        common = {"device": self.device, "progress": observe.step_made}
+        common = {"device": self.device, "progress": self._step_made}
         if phase == "pretrain":
             return training.Pretrainer(self.config, self.site.site, train, val, self.text, **common)
         return training.Segmenter(self.config, self.site.site, train, val, text_logits=masks, **common)
+
+    def _step_made(self, step: int, steps: int, loss: float) -> None:
+        """After each step: breaks the round off when the site's hours are over."""
+        policy.check_hours(self.site)
+        observe.step_made(step, steps, loss)
 
     def _load_masks(self, folder: Path, key: str, vlm: dict[str, Tensor], train: Split) -> np.ndarray:
         path = folder / f"text-masks-{key}.npy"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from dusss_core.config import Strict
 from dusss_core.files import write_text
@@ -16,6 +16,7 @@ from feddusss import configfile
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 Phase = Literal["pretrain", "segment"]
+SplitName = Literal["train", "val", "test"]
 
 
 class DataConfig(Strict):
@@ -40,23 +41,52 @@ class SuperLinkConfig(Strict):
     """PEM file of the authority that signed the coordinator's certificate."""
     private_key: Path | None = None
     """This site's private key; its public half is registered at the coordinator."""
+    insecure: bool = False
+    """Neither encrypted nor authenticated; for trials with a coordinator on this machine only."""
+
+    @model_validator(mode="after")
+    def _insecure_on_loopback_only(self) -> SuperLinkConfig:
+        host = self.address.rpartition(":")[0].strip("[]")
+        if self.insecure and host not in ("127.0.0.1", "localhost", "::1"):
+            raise ValueError("insecure is for a coordinator on this machine only, and the address is another's")
+        return self
 
 
 class LimitsConfig(Strict):
     """What a study may ask of this site. No message from the coordinator can widen it."""
 
+    studies: list[str] | None = None
+    """Names of the studies that this site takes part in. null: any."""
     max_epochs_per_round: int = Field(5, ge=1)
     """Local passes over the training pictures per round, at most."""
     max_steps_per_round: int | None = Field(None, ge=1)
     """Optimizer steps per round, at most. null: no limit."""
     phases: list[Phase] = Field(default=["pretrain", "segment"])
     """Phases that this site trains in. An empty list: the site only evaluates."""
+    splits: list[SplitName] = Field(default=["train", "val", "test"])
+    """Splits of the manifest that a study may use; pictures of the others are not read."""
+    text: bool = True
+    """Sentences may be used. Off: as if the manifest had none."""
+    labels: bool = True
+    """Masks may be used, for training and for figures. Off: as if the manifest had none."""
+    max_rounds: int = Field(1000, ge=1)
+    """Rounds of a phase, at most."""
+    max_picture_size: int = Field(1024, ge=32)
+    """Height and width, in pixels, to which a study may ask for the pictures to be scaled or cut."""
+    max_parameters_m: float = Field(500, gt=0)
+    """Parameters of a study's network, in millions, without the text encoder."""
     text_encoders: list[str] = Field(default=["minilm"])
     """Text encoders that a study may name: one is read from this machine's disk, or fetched from a hub."""
     max_memory_gb: float | None = Field(None, gt=0)
-    """Memory that training may take, in GB. null: no limit."""
+    """Main memory of the process that works on messages, in GB; `client.memory` says how it is held. null: no
+    limit."""
+    max_gpu_memory_gb: float | None = Field(None, gt=0)
+    """Memory that this process may take on its CUDA device, in GB. null: no limit."""
+    max_disk_gb: float | None = Field(None, gt=0)
+    """Size of `state_dir`, in GB, beyond which nothing is trained. null: no limit."""
     hours: str | None = None
-    """HH:MM-HH:MM, local time, in which training may run; it may span midnight. null: always."""
+    """HH:MM-HH:MM, local time, in which training may run; it may span midnight. A round that is not done when they
+    end is broken off, and counts as not trained. null: always."""
 
     @field_validator("hours")
     @classmethod

@@ -4,6 +4,7 @@ on."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from dusss_core.config import ImageConfig
 from dusss_core.errors import UserError
 from dusss_core.records import Split
-from sites.config import SiteConfig
+from sites.config import LimitsConfig, SiteConfig
 from sites.manifest import (
     MOST_LINES,
     SPLITS,
@@ -45,7 +46,11 @@ class SiteData:
     def __init__(self, site: SiteConfig, image: ImageConfig, progress: Progress | None = None):
         self.site = site
         self.image = image
-        self.records = read_manifest(site.data.manifest)
+        self.records = [
+            _as_allowed(record, site.limits)
+            for record in read_manifest(site.data.manifest)
+            if record.split in site.limits.splits
+        ]
         self.sentences = tuple(sorted({record.text for record in self.records if record.text}))
         """The distinct sentences of all splits, sorted: an index means the same in every split."""
         self._number = {sentence: i for i, sentence in enumerate(self.sentences)}
@@ -172,6 +177,13 @@ class SiteData:
                 elif not problems:
                     yield item
         raise_problems(self.site.data.manifest, problems)
+
+
+def _as_allowed(record: Record, limits: LimitsConfig) -> Record:
+    """The record without what the site lets no study use."""
+    if not limits.text:
+        record = replace(record, text="")
+    return record if limits.labels else replace(record, mask=None, labelled=False)
 
 
 def _stamp(path: Path, folder: Path) -> list:

@@ -77,7 +77,7 @@ def test_a_text_encoder_that_the_site_does_not_allow_is_declined(fake, site_file
         ("limits: {max_steps_per_round: 1}", {}, "more steps per round than this site allows"),
         ("limits: {phases: [pretrain]}", {}, "does not train in phase 'segment'"),
         ("privacy: {epsilon: 3.0}", {}, "differential privacy"),
-        ("limits: {max_memory_gb: 0.001}", {}, "allows 0.001"),
+        ("limits: {max_memory_gb: 0.001}", {}, "0.001 GB that this site allows"),
     ],
 )
 def test_what_goes_beyond_a_limit_is_declined_and_nothing_is_trained(fake, site_file, limits, training, reason):
