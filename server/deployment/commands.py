@@ -1,10 +1,184 @@
-"""run, status, stop, nodes: to be written again here by the coordinator helper.
+"""The commands of `python -m server` that speak with a SuperLink about studies: run, status, stop, nodes."""
 
-NOTE to the coordinator helper: the provisioning helper's file of the same name overwrote yours at 00:33, sorry. Please
-write your file again over this one; provision/register/renew/revoke are now in server/deployment/administration.py and
-are added to server/__main__.py by a line of their own.
-"""
+from __future__ import annotations
+
+import argparse
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from feddusss import cli
+
+if TYPE_CHECKING:
+    from server.deployment.control import FlowerRun
+    from server.eventlog import Progress
+
+_FIGURES = ("train.loss", "val.loss", "val.dice", "dice_mean", "dice_worst")
 
 
-def add_commands(commands):
-    """Overwritten; see above."""
+def add_commands(commands: argparse._SubParsersAction) -> None:
+    """Add run, status, stop and nodes to the parser of `python -m server`."""
+    run = commands.add_parser("run", help="run a study with the hospitals that are connected to the SuperLink")
+    run.add_argument("study", help="a study file, or the name of a preset")
+    run.add_argument("--out", type=Path, help="folder of the run (runs/STUDY)")
+    run.add_argument("--resume", action="store_true", help="go on with the run that is in --out")
+    run.add_argument("--force", action="store_true", help="delete the run that is in --out")
+    _finish(run, _run, overrides=True)
+
+    status = commands.add_parser("status", help="the runs of the SuperLink, or one run closely")
+    status.add_argument("run", nargs="?", help="a run's id or its folder")
+    status.add_argument("--follow", action="store_true", help="look on until it ends")
+    _finish(status, _status)
+
+    stop = commands.add_parser("stop", help="stop a run; it can be resumed")
+    stop.add_argument("run", help="a run's id or its folder")
+    _finish(stop, _stop)
+
+    nodes = commands.add_parser("nodes", help="the registered sites, and which are connected")
+    _finish(nodes, _nodes)
+
+
+def _finish(parser: argparse.ArgumentParser, command, *, overrides: bool = False) -> None:
+    parser.add_argument(
+        "--coordinator",
+        type=Path,
+        default=Path("kits") / "coordinator",
+        metavar="DIR",
+        help="the coordinator's folder, made by provision (kits/coordinator)",
+    )
+    cli.add_common_arguments(parser, overrides=overrides)
+    parser.set_defaults(command=command)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from server.deployment.run import run
+    from server.progress import make_reporter
+
+    return run(
+        arguments.study,
+        arguments.overrides,
+        coordinator=arguments.coordinator,
+        out=arguments.out,
+        resume=arguments.resume,
+        force=arguments.force,
+        reporter=make_reporter(),
+    )
+
+
+def _status(arguments: argparse.Namespace) -> int | None:
+    from server.deployment.control import connected
+    from server.deployment.run import find_run, follow
+    from server.eventlog import progress_of
+    from server.progress import make_reporter
+
+    with connected(arguments.coordinator) as control:
+        if arguments.run is None:
+            _print_table(
+                ("run", "study", "state", "phase", "round", "sites", "figures", "folder"),
+                [_row(run, progress_of(run.out)) for run in control.runs()],
+                "no runs yet",
+            )
+            return None
+        run = find_run(control, arguments.run)
+        if arguments.follow:
+            return follow(control, run.id, run.out, arguments.coordinator, make_reporter())
+    _print_run(run, progress_of(run.out))
+    return None
+
+
+def _stop(arguments: argparse.Namespace) -> None:
+    from dusss_core.errors import UserError
+    from server.deployment.control import connected
+    from server.deployment.run import find_run
+
+    with connected(arguments.coordinator) as control:
+        run = find_run(control, arguments.run)
+        if run.finished:
+            raise UserError(f"run {run.id} has ended already ({run.outcome})", "nothing is to be done")
+        control.stop(run.id)
+    print(f"run {run.id} is stopped; go on with it: python -m server run STUDY --resume --out {run.out}")
+
+
+def _nodes(arguments: argparse.Namespace) -> None:
+    from server.deployment.control import connected
+
+    with connected(arguments.coordinator) as control:
+        nodes = control.nodes()
+    names = _names_by_node(arguments.coordinator)
+    rows = [
+        (node.name or names.get(node.id, "?"), node.status, _moment(node.seen), str(node.id), node.fingerprint or "-")
+        for node in nodes
+    ]
+    _print_table(("site", "state", "last seen", "node", "key"), rows, "no sites are registered")
+
+
+def _row(run: FlowerRun, progress: Progress) -> tuple[str, ...]:
+    if progress.run_id != run.id:
+        return (str(run.id), "", _state(run), "", "", "", "", str(run.out))
+    taking_part = sum(not doing.startswith("left out") for doing in progress.sites.values())
+    return (
+        str(run.id),
+        progress.study,
+        _state(run),
+        progress.phase,
+        f"{progress.round}/{progress.rounds}" if progress.rounds else "",
+        f"{taking_part} of {len(progress.sites)}" if progress.sites else "",
+        _figures(progress),
+        str(run.out),
+    )
+
+
+def _print_run(run: FlowerRun, progress: Progress) -> None:
+    lines = [f"run {run.id}: {_state(run)}, began {_moment(run.began)}", f"folder: {run.out}"]
+    if progress.run_id == run.id:
+        place = f"study {progress.study or '?'}: {progress.phase or 'before its first round'}"
+        place += f", round {progress.round} of {progress.rounds}" if progress.rounds else ""
+        lines.append(place + (f" ({progress.doing})" if progress.doing else ""))
+        lines += [f"  {site}: {doing or 'takes part'}" for site, doing in sorted(progress.sites.items())]
+        lines += [f"figures: {_figures(progress)}"] if _figures(progress) else []
+        lines += [f"last message: {progress.last_message}"] if progress.last_message else []
+        lines += [f"ended with code {progress.code}: {progress.text or 'done'}"] if progress.code is not None else []
+    elif run.details:
+        lines.append(run.details)
+    print("\n".join(lines))
+
+
+def _state(run: FlowerRun) -> str:
+    return run.outcome if run.finished and run.outcome else run.status
+
+
+def _figures(progress: Progress) -> str:
+    shown = {name: progress.figures[name] for name in _FIGURES if progress.figures.get(name) is not None}
+    return "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
+
+
+def _moment(text: str) -> str:
+    if not text:
+        return "never"
+    moment = datetime.fromisoformat(text)
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _names_by_node(coordinator: Path) -> dict[int, str]:
+    """Names of sites by node id, from the coordinator's own list; for nodes that were registered without a name."""
+    try:
+        sites = json.loads((coordinator / "sites.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    found = {}
+    for name, site in sites.items() if isinstance(sites, dict) else ():
+        node = site.get("node_id") if isinstance(site, dict) else None
+        if isinstance(node, int | str) and str(node).isdigit():
+            found[int(node)] = name
+    return found
+
+
+def _print_table(heading: tuple[str, ...], rows: list[tuple[str, ...]], none: str) -> None:
+    if not rows:
+        print(none)
+        return
+    widths = [max(len(row[i]) for row in [heading, *rows]) for i in range(len(heading))]
+    for row in [heading, *rows]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
