@@ -1,4 +1,4 @@
-"""python -m server: simulate a study, evaluate a run, make its report."""
+"""python -m server: simulate a study, run one with real hospitals, evaluate a run, make its report."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from feddusss import cli
+from server.deployment import administration
+from server.deployment.commands import add_commands
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,6 +40,9 @@ def _parser() -> argparse.ArgumentParser:
     simulate.add_argument("--force", action="store_true", help="delete the run that is in --out")
     cli.add_common_arguments(simulate)
     simulate.set_defaults(command=_simulate)
+
+    add_commands(commands)
+    administration.add_commands(commands)
 
     evaluate = commands.add_parser("evaluate", help="evaluate the final model of a run again")
     evaluate.add_argument("run", type=Path, help="folder of the run")
