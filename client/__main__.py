@@ -1,0 +1,154 @@
+"""python -m client: one hospital's node.
+
+python -m client init --site FILE     make this site's key pair and print the public half
+python -m client --site FILE --check  look at everything once; change nothing
+python -m client --site FILE          take part in studies until stopped
+python -m client audit --site FILE    verify and print the audit log
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dusss_core.errors import UserError
+from feddusss import cli
+
+if TYPE_CHECKING:
+    from sites.config import SiteConfig
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line of a hospital."""
+    return cli.run(lambda arguments: _COMMANDS[arguments.command](arguments), _parser(), argv)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m client", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", nargs="?", choices=sorted(_COMMANDS), default="run", help="run, if left out")
+    parser.add_argument("--site", type=Path, required=True, metavar="FILE", help="this site's own file")
+    parser.add_argument("--check", action="store_true", help="with run: a preflight; nothing is started or changed")
+    parser.add_argument("--force", action="store_true", help="with init: a new key in place of the old one")
+    cli.add_common_arguments(parser)
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.check:
+        from client.preflight import check
+
+        return check(arguments.site, arguments.overrides)
+
+    from client.console import open_console
+    from client.supervisor import Supervisor
+
+    site = _site(arguments)
+    _check_superlink(site, arguments.site)
+    with _alone(site):
+        if not _data_are_fit(arguments):
+            return cli.USER_MUST_MEND
+        site_file = _file_for_messages(arguments, site)
+        with open_console(site.state_dir / "logs") as console:
+            console.say(f"site {site.site}, coordinator {site.superlink.address}; logs in {site.state_dir / 'logs'}")
+            Supervisor(site, site_file, console).run()
+    return cli.OK
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    from client.keys import make_key, public_path
+
+    site = _site(arguments)
+    if site.superlink is None or site.superlink.private_key is None:
+        raise UserError(f"{arguments.site}: no 'superlink.private_key'", "say there where the key is to be kept")
+    line = make_key(site.superlink.private_key, site.site, force=arguments.force)
+    print(f"private key: {site.superlink.private_key} (keep it; it never leaves this machine)", file=sys.stderr)
+    print(f"send this line to the coordinator, or {public_path(site.superlink.private_key)}:", file=sys.stderr)
+    print(line)
+    return cli.OK
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    from client.audit import print_log
+
+    return print_log(_site(arguments))
+
+
+_COMMANDS = {"run": _run, "init": _init, "audit": _audit}
+
+
+def _site(arguments: argparse.Namespace) -> SiteConfig:
+    from sites.config import load_site
+
+    return load_site(arguments.site, arguments.overrides)
+
+
+def _check_superlink(site: SiteConfig, site_file: Path) -> None:
+    from client.keys import read_public_key
+
+    link = site.superlink
+    if link is None:
+        raise UserError(f"{site_file}: no 'superlink'", "name the coordinator there: address, root_certificates, ...")
+    if link.insecure:
+        return
+    if link.private_key is None:
+        raise UserError(f"{site_file}: no 'superlink.private_key'", "name it there, then: python -m client init")
+    read_public_key(link.private_key)
+    if link.root_certificates is not None and not link.root_certificates.is_file():
+        raise UserError(f"{link.root_certificates}: no such file", "it is ca.crt of the kit that the coordinator sent")
+
+
+@contextmanager
+def _alone(site: SiteConfig) -> Iterator[None]:
+    """Hold the site for this process alone.
+
+    Raises:
+        UserError: another process holds it, or its folder cannot be made.
+    """
+    from client.state import make_private
+    from dusss_core.files import exclusive
+
+    make_private(site.state_dir)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive(site.state_dir / "client.lock"))
+        except BlockingIOError:
+            raise UserError(
+                f"{site.state_dir}: python -m client is running for this site already", "stop that one first"
+            ) from None
+        yield
+
+
+def _data_are_fit(arguments: argparse.Namespace) -> bool:
+    """Whether the site can train on its data. In a process of its own, which gives its memory back."""
+    command = [sys.executable, "-m", "sites", "check", str(arguments.site)]
+    command += [part for override in arguments.overrides for part in ("--set", override)]
+    check = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if check.returncode:
+        print(check.stdout, end="")
+        print(f"error: {arguments.site}: this site's data are not fit to train on", file=sys.stderr)
+    return check.returncode == 0
+
+
+def _file_for_messages(arguments: argparse.Namespace, site: SiteConfig) -> Path:
+    """The site's own file, read again for each message; with --set, a copy that holds the settings as they are now."""
+    from dusss_core.files import write_text
+    from feddusss.configfile import dump
+
+    path = arguments.site.resolve()
+    if arguments.overrides:
+        path = site.state_dir / "flwr" / "site.yaml"
+        write_text(path, dump(site))
+    if '"' in str(path) or "\\" in str(path):
+        raise UserError(f"{path}: Flower cannot be given a path with quotes or backslashes", "rename the folder")
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""The warm process that works on messages: python -m client.worker RUNTIME_FILE
+
+Flower starts a process per message, which imports torch and reads the data each time. With `--isolation process` the
+SuperNode leaves that to others, and this process asks it for work over its local API for as long as the site runs:
+torch, data, text features and trainers stay loaded. Nothing of a bundle is unpacked here; the app is the installed one.
+
+RUNTIME_FILE is written by the supervisor at each start of the SuperNode: {"address": "127.0.0.1:PORT", "secret": hex}.
+The secret lets no other user of the machine take a message.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from client import observe
+from client.child import end_with_supervisor, tell
+from client.guard import refusal
+from client.request import PHASES
+
+if TYPE_CHECKING:
+    from flwr.app import Context, Message
+
+_SHORTEST_POLL_S, _LONGEST_POLL_S = 0.05, 0.5
+_STATUS_EVERY_S = 1.0
+
+
+def main(argv: Sequence[str]) -> None:
+    """Take messages and answer them, for ever."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that half-written files are cleared away
+    end_with_supervisor()
+    supernode = _SuperNode(Path(argv[0]))
+    _warm_up()
+    tell("status", "waiting for work")
+    since = time.monotonic()
+    while True:
+        if token := supernode.next_task():
+            _take(supernode.address, token)
+            tell("status", "waiting for work")
+            since = time.monotonic()
+        waited = time.monotonic() - since
+        time.sleep(min(_LONGEST_POLL_S, max(_SHORTEST_POLL_S, waited / 20)))
+
+
+def _warm_up() -> None:
+    import client.app
+    import client.work
+    import client.workbench  # noqa: F401
+
+
+class _SuperNode:
+    """This site's SuperNode, wherever it was last started."""
+
+    def __init__(self, runtime: Path):
+        self.address = ""
+        self._runtime = runtime
+        self._read = ""
+        self._client: Any = None
+
+    def next_task(self) -> str | None:
+        """The token of the next message; None if there is none, or no SuperNode yet."""
+        import httpx
+        from flwr.proto.runtime_pb2 import AcquireTaskRequest
+
+        try:
+            self._connect(self._runtime.read_text(encoding="utf-8"))
+            request = AcquireTaskRequest(supported_task_types=["flwr-clientapp"])
+            return self._client.AcquireTask(request).token or None
+        except (OSError, ValueError, httpx.HTTPError):
+            return None
+
+    def _connect(self, text: str) -> None:
+        from flwr.supercore.interceptors import SuperExecAuthHttpInterceptor
+
+        if text == self._read:
+            return
+        if self._client is not None:
+            self._client.close()
+        place = json.loads(text)
+        secret = bytes.fromhex(place["secret"])
+        signer = SuperExecAuthHttpInterceptor(
+            master_secret=secret, protected_methods={"/flwr.proto.Runtime/AcquireTask"}
+        )
+        self._client = _client(place["address"], signer)
+        self.address, self._read = place["address"], text
+
+
+def _take(address: str, token: str) -> None:
+    import httpx
+
+    try:
+        _work(address, token)
+    except httpx.HTTPError as error:
+        tell("say", f"an answer could not be handed over ({type(error).__name__}): the SuperNode was started again")
+
+
+def _work(address: str, token: str) -> None:
+    """One message, from the SuperNode and back.
+
+    Raises:
+        httpx.HTTPError: the SuperNode is gone, and the message with it.
+    """
+    from flwr.common.constant import SubStatus
+    from flwr.supercore.heartbeat import HeartbeatSender
+    from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor
+    from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+
+    with closing(_client(address, RuntimeTokenHttpInterceptor(token))) as client:
+        heartbeat = HeartbeatSender(lambda: _beat(client))
+        heartbeat.start()
+        try:
+            message, context, _, bundle = pull_task_input(client)
+            reason = refusal(bundle.content, bundle.hash_str)
+            reply = _error(message, reason) if reason else _answer(message, context)
+            push_message(client, reply, context)
+            push_task_output(client, context, SubStatus.COMPLETED, "")
+        finally:
+            with suppress(RuntimeError):
+                heartbeat.stop()
+
+
+def _answer(message: Message, context: Context) -> Message:
+    from client.app import app
+
+    with _shown(message):
+        try:
+            return app(message, context)
+        except Exception as error:
+            # Only the kind: its text may name a patient's file. `client.work` has told the site's own log.
+            return _error(message, f"{type(error).__name__}; the site's own log says more")
+
+
+@contextmanager
+def _shown(message: Message) -> Iterator[None]:
+    """Show what is worked on. Settings of the message are shown only as far as they are of the expected form."""
+    settings = message.content.config_records.get("config") or {}
+    phase, number = settings.get("phase"), settings.get("round")
+    kind = re.sub(r"[^a-z]", "", str(message.metadata.message_type))[:20]
+    name = f"{phase} round {number}" if phase in PHASES and type(number) is int else ""
+    what = {"train": f"training {name}", "evaluate": f"evaluating {name}"}.get(kind, f"answering a {kind}")
+    tell("status", what)
+    last = 0.0
+
+    def step(done: int, steps: int, loss: float) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _STATUS_EVERY_S:
+            last = time.monotonic()
+            tell("status", f"{what}, step {done} of {steps}")
+
+    with observe.observed(step, None):
+        yield
+
+
+def _error(message: Message, reason: str) -> Message:
+    from flwr.app import Error, Message
+    from flwr.common.constant import ErrorCode
+
+    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+
+
+def _beat(client) -> bool:
+    """Tell the SuperNode that the message is still worked on. It takes a silent worker for dead after a minute."""
+    import httpx
+    from flwr.proto.runtime_pb2 import SendTaskHeartbeatRequest
+
+    with suppress(httpx.HTTPError):  # a SuperNode that is gone shows when the answer is handed over
+        client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
+    return True
+
+
+def _client(address: str, interceptor: Any):
+    from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+    from flwr.supercore.runtime import RuntimeHttpClient
+
+    versions = RuntimeVersionHttpInterceptor(component_name="flwr-clientapp")
+    return RuntimeHttpClient.from_server_address(address, True, None, [versions, interceptor])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
