@@ -1,0 +1,224 @@
+"""What this machine has: data, text encoder, device, memory, disk, key, and whether a client runs already."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from dusss_core.errors import UserError
+from sites.check import Finding
+from sites.config import SiteConfig
+from sites.manifest import Record, read_manifest
+
+SAMPLE = 12
+"""Pictures that are read; `python -m sites check` reads all."""
+LEAST_DISK_GB, ENOUGH_DISK_GB = 1.0, 5.0
+LEAST_MEMORY_GB = 2.0
+_GB = 1e9
+
+
+def data(site: SiteConfig) -> Iterator[Finding]:
+    """The manifest, and a few of its pictures."""
+    records = read_manifest(site.data.manifest)
+    n = Counter(record.split for record in records)
+    splits = ", ".join(f"{n[split]} {split}" for split in ("train", "val", "test"))
+    masks, texts = (sum(bool(getattr(record, name)) for record in records) for name in ("mask", "text"))
+    if problem := _unreadable(_sample(records)):
+        yield problem
+    elif site.limits.phases and not n["train"]:
+        yield Finding(
+            "error", "data", "no training records", "give some records the split train, or set limits.phases: []"
+        )
+    else:
+        yield Finding(
+            "ok", "data", f"{splits}; {masks} masks, {texts} sentences (`python -m sites check` reads every picture)"
+        )
+
+
+def _sample(records: Sequence[Record]) -> Sequence[Record]:
+    return records[:: max(1, len(records) // SAMPLE)][:SAMPLE]
+
+
+def _unreadable(records: Iterable[Record]) -> Finding | None:
+    from sites.prepare import load_mask
+    from sites.readers import read_raw
+
+    for record in records:
+        try:
+            load_mask(record, read_raw(record.image).pixels.shape[:2])
+        except UserError as error:
+            return Finding("error", "data", f"row {record.row}: {error.problem}", error.remedy)
+    return None
+
+
+def text_encoders(site: SiteConfig) -> Iterator[Finding]:
+    """Every text encoder that the site's limits name is whole and on this machine."""
+    from dusss_core.text_encoder import locate
+
+    for name in site.limits.text_encoders:
+        try:
+            encoder = locate(name)
+            yield Finding("ok", "text encoder", f"{name}, sha256 {encoder.digest[:12]}…, {encoder.folder}")
+        except UserError as error:
+            yield Finding("error", "text encoder", error.problem, error.remedy)
+    if not site.limits.text_encoders:
+        yield Finding("ok", "text encoder", "none is allowed (limits.text_encoders): no phase that reads sentences")
+
+
+def device(site: SiteConfig) -> Iterator[Finding]:
+    """The torch device is there."""
+    import torch
+
+    from client.workbench import resolve_device
+
+    name = resolve_device(site.device)
+    if not name.startswith("cuda"):
+        yield Finding("ok", "device", f"{name}, {torch.get_num_threads()} threads")
+        return
+    whole = torch.cuda.get_device_properties(name)
+    most = site.limits.max_gpu_memory_gb
+    text = f"{name}, {whole.name}, {whole.total_memory / _GB:.0f} GB"
+    yield Finding("ok", "device", text + (f"; this site allows {most:g} (limits.max_gpu_memory_gb)" if most else ""))
+
+
+def memory(site: SiteConfig) -> Iterator[Finding]:
+    """Enough main memory, and not less than the site allows studies to take."""
+    free = available_memory_gb()
+    most = site.limits.max_memory_gb
+    if free is None:
+        yield Finding("ok", "memory", "cannot be told on this system")
+    elif free < LEAST_MEMORY_GB:
+        yield Finding(
+            "error",
+            "memory",
+            f"{free:.1f} GB free, {LEAST_MEMORY_GB:g} are needed",
+            "end other programs, or add memory",
+        )
+    elif most is not None and most > free:
+        yield Finding(
+            "warning",
+            "memory",
+            f"{free:.1f} GB free; this site allows {most:g} (limits.max_memory_gb)",
+            "lower limits.max_memory_gb, so that training does not make the machine swap",
+        )
+    else:
+        allowed = f"; this site allows {most:g} (limits.max_memory_gb)" if most else "; no limit is set"
+        yield Finding("ok", "memory", f"{free:.1f} GB free{allowed}")
+
+
+def available_memory_gb() -> float | None:
+    """Main memory that programs can still have; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 / _GB for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def disk(site: SiteConfig) -> Iterator[Finding]:
+    """state_dir can be written, is this account's own, and has room."""
+    folder = _existing(site.state_dir)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        yield Finding(
+            "error",
+            "disk",
+            f"{folder}: this account may not write there",
+            "mend the permissions, or name another state_dir",
+        )
+        return
+    if site.state_dir.is_dir() and stat.S_IMODE(site.state_dir.stat().st_mode) & 0o077:
+        yield Finding(
+            "warning",
+            "state_dir",
+            f"{site.state_dir}: other accounts of this machine may look into it",
+            f"chmod 700 {site.state_dir}",
+        )
+    free = shutil.disk_usage(folder).free / _GB
+    text = f"{free:.1f} GB free at {site.state_dir}"
+    if free < LEAST_DISK_GB:
+        yield Finding("error", "disk", text, f"free some: at least {LEAST_DISK_GB:g} GB, better {ENOUGH_DISK_GB:g}")
+    elif free < ENOUGH_DISK_GB:
+        yield Finding("warning", "disk", text, f"free some: better {ENOUGH_DISK_GB:g} GB")
+    else:
+        yield Finding("ok", "disk", text)
+
+
+def _existing(folder: Path) -> Path:
+    return next(parent for parent in [folder, *folder.parents] if parent.exists())
+
+
+def key(site: SiteConfig) -> Iterator[Finding]:
+    """The private key is there, readable by this account alone, and of the right kind."""
+    from client.keys import read_public_key
+
+    link = site.superlink
+    if link is None or link.insecure:
+        return
+    if link.private_key is None:
+        yield Finding(
+            "error",
+            "key",
+            "superlink.private_key is not set",
+            "name a file there, then make the key: python -m client init --site FILE",
+        )
+        return
+    public = read_public_key(link.private_key)
+    if not public.startswith("ecdsa-sha2-nistp384 "):
+        yield Finding(
+            "error",
+            "key",
+            f"{link.private_key}: not a key on the curve P-384",
+            "make one: python -m client init --site FILE --force",
+        )
+    else:
+        yield Finding("ok", "key", f"{link.private_key}, {fingerprint(public)}")
+
+
+def fingerprint(public: str) -> str:
+    """As `ssh-keygen -l` shows it, for two people to compare."""
+    import base64
+    import hashlib
+
+    digest = hashlib.sha256(base64.b64decode(public.split()[1])).digest()
+    return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
+
+
+def running_client(site: SiteConfig) -> Iterator[Finding]:
+    """No other `python -m client` holds the site."""
+    try:
+        descriptor = os.open(site.state_dir / "client.lock", os.O_RDONLY)
+    except OSError:
+        yield Finding("ok", "client", "not running")
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield Finding("ok", "client", "not running")
+    except BlockingIOError:
+        yield Finding("warning", "client", "is running for this site", "stop it before you start another")
+    finally:
+        os.close(descriptor)
+
+
+def audit_log(site: SiteConfig) -> Iterator[Finding]:
+    """Its chain is whole."""
+    from client.chain import LOG, verify
+
+    path = site.state_dir / LOG
+    if not path.exists():
+        yield Finding("ok", "audit log", "none yet")
+        return
+    verdict = verify(path)
+    if verdict.broken is None:
+        yield Finding("ok", "audit log", f"{verdict.lines} lines, the chain is whole")
+    else:
+        yield Finding(
+            "error",
+            "audit log",
+            f"{path}: line {verdict.broken} {verdict.problem}",
+            "find out who changed it; to begin a new log, move it and audit.head away and keep them",
+        )

@@ -1,0 +1,44 @@
+"""Whether this site has the release that the coordinator has."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+
+from feddusss import __version__
+from sites.check import Finding
+from sites.config import SiteConfig
+
+FLOWER = (1, 41)
+"""Minor releases of Flower differ in what they send and in their flags."""
+
+
+def versions(site: SiteConfig) -> Iterator[Finding]:
+    """This package, Flower, torch and Python."""
+    found = {name: _version(name) for name in ("flwr", "torch")}
+    told = ", ".join(
+        [f"feddusss {__version__}", *(f"{k} {v}" for k, v in found.items()), f"Python {platform.python_version()}"]
+    )
+    missing = [name for name, text in found.items() if text == "missing"]
+    if missing:
+        yield Finding("error", "versions", told, f"pip install {' '.join(missing)}, or install this release again")
+    elif tuple(map(int, found["flwr"].split(".")[:2])) != FLOWER:
+        major, minor = FLOWER
+        yield Finding("error", "versions", told, f"pip install 'flwr>={major}.{minor},<{major}.{minor + 1}'")
+    else:
+        yield Finding("ok", "versions", told)
+
+
+def app(site: SiteConfig) -> Iterator[Finding]:
+    """The one app bundle that this release accepts, for comparison with the coordinator's."""
+    from feddusss.bundle import release_bundle
+
+    yield Finding("ok", "app", f"sha256 {release_bundle()[1]} (the coordinator's must be the same)")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"
