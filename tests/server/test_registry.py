@@ -1,0 +1,244 @@
+"""The register of the hospitals' keys, and how a SuperLink is made to agree with it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+import pytest
+from cryptography.hazmat.primitives import serialization as s
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+
+from dusss_core.errors import UserError
+from server.__main__ import main
+from server.deployment import registry
+from server.deployment.control import ControlFailed, Node, SuperLinkAway, fingerprint
+from server.deployment.folder import CoordinatorFolder
+from server.deployment.registry import add_key, add_sites, load_registry, revoke, synchronise
+
+
+class FakeSuperLink:
+    """Keeps nodes as Flower 1.41 does: a key that was unregistered is hidden, and never accepted again."""
+
+    def __init__(self):
+        self.accepted: dict[str, Node] = {}
+        self.dead: set[str] = set()
+        self.refuse: str | None = None
+
+    def nodes(self) -> list[Node]:
+        return list(self.accepted.values())
+
+    def register(self, name: str, public_key: bytes) -> int:
+        key = fingerprint(public_key)
+        if key in self.accepted or key in self.dead or name == self.refuse:
+            raise ControlFailed("the SuperLink answered 412: Public key already in use.")
+        self.accepted[key] = Node(100 + len(self.accepted) + len(self.dead), name, "registered", "", key)
+        return self.accepted[key].id
+
+    def unregister(self, node_id: int) -> None:
+        (key,) = [key for key, node in self.accepted.items() if node.id == node_id]
+        del self.accepted[key]
+        self.dead.add(key)
+
+    def names(self) -> list[str]:
+        return sorted(node.name for node in self.accepted.values())
+
+
+@pytest.fixture
+def folder(tmp_path):
+    made = CoordinatorFolder(tmp_path)
+    add_sites(made, ["alder", "birch"])
+    return made
+
+
+def new_key(curve=None) -> str:
+    key = ec.generate_private_key(curve or ec.SECP384R1())
+    return key.public_key().public_bytes(s.Encoding.OpenSSH, s.PublicFormat.OpenSSH).decode() + " someone@hospital"
+
+
+def status(folder: CoordinatorFolder) -> dict[str, str]:
+    return {site.name: site.status for site in load_registry(folder).sites}
+
+
+def test_a_key_goes_from_invited_to_registered_to_revoked(folder):
+    superlink = FakeSuperLink()
+    assert status(folder)["alder"] == "invited"
+    add_key(folder, "alder", new_key())
+    assert status(folder)["alder"] == "pending"
+    assert synchronise(folder, superlink).registered == ["alder"]
+    assert status(folder) == {"alder": "registered", "birch": "invited"}
+    revoke(folder, "alder")
+    assert synchronise(folder, superlink).unregistered == ["alder"]
+    assert status(folder)["alder"] == "revoked" and not superlink.accepted
+
+
+def test_renewing_one_site_leaves_the_others(folder):
+    superlink = FakeSuperLink()
+    for name in ("alder", "birch"):
+        add_key(folder, name, new_key())
+    synchronise(folder, superlink)
+    before = load_registry(folder)
+    fresh = add_key(folder, "alder", new_key(), renew=True)
+    changes = synchronise(folder, superlink)
+    assert (changes.registered, changes.unregistered) == (["alder"], ["alder"])
+    after = load_registry(folder)
+    assert after.site("birch") == before.site("birch")
+    assert after.site("alder").key.fingerprint == fresh.fingerprint
+    assert superlink.names() == ["alder", "birch"]
+    # results that came under the old key still have a name
+    assert set(after.names_by_node().values()) == {"alder", "birch"} and len(after.names_by_node()) == 3
+
+
+def test_a_new_key_is_registered_before_the_old_one_goes(folder):
+    superlink = FakeSuperLink()
+    add_key(folder, "alder", new_key())
+    synchronise(folder, superlink)
+    add_key(folder, "alder", new_key(), renew=True)
+    superlink.refuse = "alder"
+    assert synchronise(folder, superlink).problems
+    superlink.refuse = None
+    assert synchronise(folder, superlink).registered == ["alder"]
+    assert superlink.names() == ["alder"] and status(folder)["alder"] == "registered"
+
+
+def test_synchronising_again_changes_nothing(folder):
+    superlink = FakeSuperLink()
+    add_key(folder, "alder", new_key())
+    synchronise(folder, superlink)
+    before = folder.register.read_bytes()
+    changes = synchronise(folder, superlink)
+    assert not (changes.registered or changes.unregistered or changes.problems)
+    assert folder.register.read_bytes() == before
+
+
+def test_a_lost_database_is_made_good(folder):
+    add_key(folder, "alder", new_key())
+    add_key(folder, "birch", new_key())
+    synchronise(folder, FakeSuperLink())
+    revoke(folder, "birch")
+    empty = FakeSuperLink()
+    assert synchronise(folder, empty).registered == ["alder"]
+    assert empty.names() == ["alder"]
+
+
+def test_a_crash_between_superlink_and_file_is_made_good(folder):
+    superlink = FakeSuperLink()
+    add_key(folder, "alder", new_key())
+    before = folder.register.read_bytes()
+    synchronise(folder, superlink)
+    folder.register.write_bytes(before)
+    changes = synchronise(folder, superlink)
+    assert not changes.problems and status(folder)["alder"] == "registered"
+
+
+def test_what_was_done_before_a_failure_is_remembered(folder):
+    class Failing(FakeSuperLink):
+        def register(self, name, public_key):
+            if name == "birch":
+                raise SuperLinkAway("gone")
+            return super().register(name, public_key)
+
+    for name in ("alder", "birch"):
+        add_key(folder, name, new_key())
+    with pytest.raises(SuperLinkAway):
+        synchronise(folder, Failing())
+    assert status(folder) == {"alder": "registered", "birch": "pending"}
+
+
+def test_a_node_that_nobody_registered_here_is_reported(folder):
+    superlink = FakeSuperLink()
+    stranger = s.load_ssh_public_key(new_key().encode())
+    superlink.register("stranger", stranger.public_bytes(s.Encoding.PEM, s.PublicFormat.SubjectPublicKeyInfo))
+    (problem,) = synchronise(folder, superlink).problems
+    assert "stranger" in problem and superlink.names() == ["stranger"]
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("nonsense", "not a public key"),
+        ("ssh-rsa AAAA x", "not a public key"),
+        (new_key(ec.SECP256R1()), "not an EC P-384 key"),
+        (
+            ed25519.Ed25519PrivateKey.generate()
+            .public_key()
+            .public_bytes(s.Encoding.OpenSSH, s.PublicFormat.OpenSSH)
+            .decode(),
+            "not an EC P-384 key",
+        ),
+        ("-----BEGIN OPENSSH PRIVATE KEY-----\nx\n", "must never leave"),
+    ],
+)
+def test_only_p384_public_keys_are_taken(folder, key, message):
+    with pytest.raises(UserError, match=message):
+        add_key(folder, "alder", key)
+    assert status(folder)["alder"] == "invited"
+
+
+def test_no_key_serves_twice(folder):
+    first, second = new_key(), new_key()
+    add_key(folder, "alder", first)
+    with pytest.raises(UserError, match="used by alder"):
+        add_key(folder, "birch", first.rsplit(" ", 1)[0] + " another comment")
+    with pytest.raises(UserError, match="this key already"):
+        add_key(folder, "alder", first)
+    add_key(folder, "alder", second, renew=True)
+    with pytest.raises(UserError, match="never used again"):
+        add_key(folder, "alder", first, renew=True)
+    revoke(folder, "alder")
+    with pytest.raises(UserError, match="never used again"):
+        add_key(folder, "alder", second)
+    add_key(folder, "alder", new_key())
+
+
+def test_register_does_not_replace_a_key_and_renew_does_not_add_one(folder):
+    with pytest.raises(UserError, match="server register alder"):
+        add_key(folder, "alder", new_key(), renew=True)
+    add_key(folder, "alder", new_key())
+    with pytest.raises(UserError, match="server renew alder"):
+        add_key(folder, "alder", new_key())
+
+
+def test_unknown_names_are_named_with_those_there_are(folder):
+    with pytest.raises(UserError, match="alder, birch"):
+        add_key(folder, "aldr", new_key())
+    with pytest.raises(UserError, match="nothing to revoke"):
+        revoke(folder, "alder")
+
+
+@pytest.mark.skipif(not shutil.which("ssh-keygen"), reason="ssh-keygen is not installed")
+def test_a_fingerprint_is_that_of_ssh_keygen(tmp_path, folder):
+    path = tmp_path / "key.pub"
+    path.write_text(new_key() + "\n")
+    shown = subprocess.run(["ssh-keygen", "-lf", str(path)], capture_output=True, text=True, check=True).stdout
+    key = add_key(folder, "alder", registry.read_key_argument(str(path)))
+    assert key.fingerprint == shown.split()[1]
+
+
+def test_commands_without_a_running_superlink_are_kept_for_its_start(folder, tmp_path, capsys):
+    (tmp_path / "flwr").mkdir()
+    (tmp_path / "flwr" / "config.toml").write_text(
+        '[superlink]\ndefault = "x"\n[superlink.x]\naddress = "127.0.0.1:9"\ninsecure = true\n'
+    )
+    at = ["--coordinator", str(tmp_path)]
+    assert main(["register", "alder", new_key(), *at]) == 0
+    assert "when start.sh starts it" in capsys.readouterr().out
+    assert main(["renew", "alder", new_key(), *at]) == 0
+    assert main(["revoke", "alder", *at]) == 0
+    assert status(folder)["alder"] == "revoked"
+    assert main(["register", "--pending", *at]) == 2
+    assert "start it" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_none_is_named(tmp_path, capsys):
+    assert main(["revoke", "alder", "--coordinator", str(tmp_path / "nowhere")]) == 2
+    assert "--coordinator" in capsys.readouterr().err
+
+
+def test_a_damaged_register_is_not_taken_for_an_empty_one(folder):
+    folder.register.write_text('{"version": 1, "sites": [')
+    with pytest.raises(UserError, match="backup"):
+        load_registry(folder)
+    with pytest.raises(UserError, match="backup"):
+        add_sites(folder, ["cedar"])
+    assert folder.register.read_text() == '{"version": 1, "sites": ['
