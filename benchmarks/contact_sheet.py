@@ -49,8 +49,7 @@ def _sites(run: Path) -> list[Path]:
 def _rows(run: Path, site_file: Path, count: int) -> list[list[np.ndarray]]:
     """Tiles of `count` unlabelled training pictures of a site, H x W x 3 each."""
     from client.state import SiteState
-    from client.workbench import with_prefix
-    from dusss_core.files import read_tensors
+    from dusss_core.files import read_tensors, with_prefix
     from dusss_core.inference import predict_logits
     from dusss_core.metrics import to_classes
     from dusss_core.models import build_student
@@ -73,13 +72,19 @@ def _rows(run: Path, site_file: Path, count: int) -> list[list[np.ndarray]]:
         load_tensors(model, tensors)
         return to_classes(predict_logits(model, picked.images, study.image, "cpu", 32))
 
-    student = read_tensors(run / "checkpoints" / "student.safetensors")[0]
     key = json.loads((run / "run.json").read_text())["run_key"]
-    private = SiteState(site_file.parent / "state", study.study, key).newest("segment", before=10**9)
+    state = SiteState(site_file.parent / "state", study.study, key)
+
+    def final(name: str, phase: str) -> dict:
+        tensors, metadata = read_tensors(run / "checkpoints" / f"{name}.safetensors")
+        return {**tensors, **state.local_layers(phase, int(metadata["round"]))}
+
+    student = final("student", "segment")
+    private = state.newest("segment", before=10**9)
     teacher = with_prefix(private[0], "teacher.") if private else {}
     masks = [np.asarray(picked.masks)]
     if study.method.text_mask:
-        vlm = read_tensors(run / "checkpoints" / "vlm.safetensors")[0]
+        vlm = final("vlm", "pretrain")
         bank = build_text_bank(picked.sentences, study.vlm.text, site.text_cache, "cpu", augmented=False)
         masks.append(to_classes(np.asarray(text_guided_masks(study, vlm, picked, bank), dtype=np.float32)))
     else:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from dusss_core.config import TrainingConfig
+from feddusss import wire
 
 if TYPE_CHECKING:
     from flwr.app import ConfigRecord, RecordDict
@@ -44,10 +45,15 @@ class Request:
     """Names the run; the site's private state is kept by it."""
     phase: str = "segment"
     round: int = 1
+    """The round to train; for `what: test` the round that made the model."""
     vlm_digest: str = ""
     """SHA-256 of the final vision-language model; empty before there is one."""
+    vlm_round: int = 0
+    """The round of pretraining that made it."""
     what: str = "train"
     """train, val (validate the model) or test (evaluate the final student)."""
+    wire: str = "float32"
+    """Type in which learned weights come and are wanted back; see `feddusss.wire`."""
 
 
 def read_request(content: RecordDict) -> Request:
@@ -68,39 +74,43 @@ def read_request(content: RecordDict) -> Request:
         raise Declined(f"the study's settings are not valid in this release: '{where}': {first['msg']}") from None
     if training.vlm.weights is not None:
         raise Declined("the study names a file on this machine (vlm.weights)")
-    request = Request(
+    return Request(
         training=training,
         training_digest=hashlib.sha256(text.encode()).hexdigest(),
         run_key=_text(record, "run_key", _RUN_KEY),
         phase=_text(record, "phase", re.compile("|".join(PHASES)), "segment"),
-        round=record.get("round", 1),
+        round=_round(record, "round", 1),
         vlm_digest=_text(record, "vlm_digest", _DIGEST, ""),
+        vlm_round=_round(record, "vlm_round", 0),
         what=_text(record, "what", re.compile("train|val|test"), "train"),
+        wire=_text(record, "wire", re.compile("|".join(wire.WIRES)), "float32"),
     )
-    if type(request.round) is not int or not 1 <= request.round <= _MOST_ROUNDS:
-        raise Declined("'round' in the message is not a round")
-    return request
 
 
 def read_tensors(content: RecordDict, name: str) -> dict[str, Tensor] | None:
-    """The tensors of the record `name`; None if the message has no such record.
+    """The tensors of the record `name`, rounded ones as float32; None if the message has no such record.
 
     Raises:
         Declined: they cannot be decoded.
     """
-    import torch
-
     record = content.array_records.get(name)
     if record is None:
         return None
     try:
-        return {key: torch.from_numpy(array.numpy()) for key, array in record.items()}
-    except Exception:
-        raise Declined(f"the tensors in '{name}' cannot be decoded") from None
+        return wire.widened(wire.unpack(record))
+    except wire.Unreadable as problem:
+        raise Declined(f"'{name}' in the message: {problem}") from None
 
 
 def _text(record: ConfigRecord, key: str, pattern: re.Pattern, default: str | None = None) -> str:
     value: Any = record.get(key, default)
     if not isinstance(value, str) or not pattern.fullmatch(value):
         raise Declined(f"'{key}' in the message is missing or not allowed")
+    return value
+
+
+def _round(record: ConfigRecord, key: str, lowest: int) -> int:
+    value: Any = record.get(key, lowest)
+    if type(value) is not int or not lowest <= value <= _MOST_ROUNDS:
+        raise Declined(f"'{key}' in the message is not a round")
     return value

@@ -3,11 +3,13 @@
     state_dir/lock                                       held while a message is worked on
     state_dir/log.txt                                    what this site did and why it declined; never leaves
     state_dir/studies/STUDY/RUN_KEY/PHASE-ROUND.safetensors
+    state_dir/studies/STUDY/RUN_KEY/PHASE-local-ROUND.safetensors    normalisation layers that stay here (FedBN)
     state_dir/studies/STUDY/RUN_KEY/vlm-SHA256.safetensors
     state_dir/studies/STUDY/RUN_KEY/text-masks-*.npy     made once per VLM and data
 
 The last two rounds of a phase are kept: a coordinator that died before it saved round r asks for round r again, and
-then the state of round r - 1 is needed.
+then the state of round r - 1 is needed. The local normalisation layers are kept for every round, since the final model
+of a phase may be that of any round, and belongs with the layers of that round.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from client.request import Declined
 from dusss_core.errors import UserError
-from dusss_core.files import digest_of_tensors, exclusive, read_tensors, write_tensors
+from dusss_core.files import digest_of_tensors, exclusive, read_tensors, with_prefix, write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,17 +57,26 @@ class SiteState:
         return next((round for round in reversed(self._rounds(phase)) if round < before), None)
 
     def save(self, phase: str, round: int, tensors: dict[str, Tensor]) -> None:
-        """Keep the state after `round`, atomically; drop rounds that no resume can need.
+        """Keep the state after `round`, atomically; drop rounds that no resume can need, but for the local layers.
 
         Raises:
             UserError: the disk is full, or does not allow writing. The states before are untouched.
         """
         self._make_folder()
+        if layers := with_prefix(tensors, "local."):
+            write_tensors(self._path(f"{phase}-local", round), layers)
         write_tensors(self._path(phase, round), tensors, {"phase": phase, "round": str(round)})
         rounds = self._rounds(phase)
         kept = [r for r in rounds if r <= round][-KEPT_ROUNDS:]
         for old in set(rounds) - set(kept):
             self._path(phase, old).unlink(missing_ok=True)
+
+    def local_layers(self, phase: str, round: int) -> dict[str, Tensor]:
+        """The local layers that belong to the global model of `round`: those after this site's newest round up to it,
+        or its first ones if it joined later; empty if there are none."""
+        rounds = self._rounds(f"{phase}-local")
+        chosen = [known for known in rounds if known <= round][-1:] or rounds[:1]
+        return read_tensors(self._path(f"{phase}-local", chosen[0]))[0] if chosen else {}
 
     def vlm_digest(self) -> str:
         """SHA-256 of the vision-language model that is held, or ''."""

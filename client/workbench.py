@@ -130,7 +130,7 @@ class Workbench:
         return self._masks[2]
 
     def vlm(self, state: SiteState, request: Request) -> dict[str, Tensor]:
-        """The whole final VLM; under FedBN with this site's own normalisation layers.
+        """The whole final VLM; under FedBN with this site's own normalisation layers of the same round.
 
         Raises:
             Declined: the site has not been given the VLM.
@@ -138,14 +138,7 @@ class Workbench:
         shared = state.vlm(request.vlm_digest)
         if shared is None:
             raise Declined("this site has not been given the vision-language model")
-        return {**shared, **self.local_layers(state, "pretrain")}
-
-    def local_layers(self, state: SiteState, phase: str) -> dict[str, Tensor]:
-        """The newest normalisation layers that this site keeps to itself (FedBN); empty if all are shared."""
-        if not self.config.local_norm:
-            return {}
-        newest = state.newest(phase, before=10**9)
-        return with_prefix(newest[0], "local.") if newest else {}
+        return {**shared, **state.local_layers("pretrain", request.vlm_round)}
 
     def _training_masks(self, state: SiteState, request: Request) -> np.ndarray | None:
         return self.text_masks(state, request) if self.config.method.text_mask else None
@@ -171,11 +164,6 @@ class Workbench:
                 if other != path:
                     other.unlink()
         return np.load(path, mmap_mode="r")
-
-
-def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names start with `prefix`, without it."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def resolve_device(name: str) -> str:

@@ -27,8 +27,8 @@ class ImageConfig(Strict):
     mode: Literal["resize", "tile"] = "resize"
     """resize: the whole picture is scaled to size x size. tile: pictures keep their scale; training cuts tiles of
     size x size, evaluation slides a window over the whole picture."""
-    tile_overlap: float = Field(0.0, ge=0, lt=1)
-    """Overlap of neighbouring training tiles, as a share of `size`."""
+    tile_overlap: float = Field(0.0, ge=0, le=0.75)
+    """Overlap of neighbouring training tiles, as a share of `size`. At 0.75 each pixel is in 16 tiles."""
     mean: float = 0.5
     """Subtracted from intensities in [0, 1]. A public constant, never a statistic of a site's data."""
     std: float = Field(0.25, gt=0)
@@ -101,11 +101,11 @@ class TextConfig(Strict):
     """`minilm` (MiniLM-L6, from an installed package, checked by its sha256), or a BERT's local folder or hub name."""
     tuning: Literal["frozen", "lora", "full"] = "frozen"
     """frozen: each distinct sentence is encoded once and its token features are cached on the site's disk."""
-    lora_rank: int = Field(8, ge=1)
+    lora_rank: int = Field(8, ge=1, le=256)
     """Rank of the adapters for tuning: lora."""
     max_tokens: int = Field(48, ge=4)
     """Sentences are cut to this many tokens."""
-    views: int = Field(3, ge=1)
+    views: int = Field(3, ge=1, le=64)
     """Augmented wordings per sentence (word dropout, clause order, synonyms) for the text side of Eq. 9."""
 
 

@@ -118,6 +118,11 @@ def digest_of_tensors(tensors: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
+def with_prefix(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The tensors whose names start with `prefix`, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dusss_core.augment import Geometry, strong_view, weak_view
 from dusss_core.config import TrainingConfig
+from dusss_core.files import with_prefix
 from dusss_core.losses.schedules import sigmoid_rampup
 from dusss_core.losses.segmentation import semi_supervised_loss, supervised_loss
 from dusss_core.models import Teacher, build_student
@@ -17,7 +18,7 @@ from dusss_core.records import Split
 from dusss_core.training.evaluation import score_model
 from dusss_core.training.sampling import two_stream_batches
 from dusss_core.training.sharing import load_tensors
-from dusss_core.training.trainer import PhaseTrainer, Progress, _with_prefix
+from dusss_core.training.trainer import PhaseTrainer, Progress
 
 OUTSIDE = -8.0
 """Mask logit of what a shifted or turned picture does not show."""
@@ -85,7 +86,7 @@ class Segmenter(PhaseTrainer):
     def load_private(self, tensors: dict[str, Tensor]) -> None:
         super().load_private(tensors)
         if self.teacher is not None:
-            load_tensors(self.teacher.model, _with_prefix(tensors, "teacher."))
+            load_tensors(self.teacher.model, with_prefix(tensors, "teacher."))
 
     def batches(self, steps: int, draw: torch.Generator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         return two_stream_batches(

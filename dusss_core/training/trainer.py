@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dusss_core.config import PhaseConfig, TrainingConfig
 from dusss_core.errors import UserError
+from dusss_core.files import with_prefix
 from dusss_core.losses.schedules import cosine_lr
 from dusss_core.records import Split
 from dusss_core.seeds import generator
@@ -111,7 +112,7 @@ class PhaseTrainer(ABC):
         state = self.optimizer.state_dict()
         state["state"] = dict(moments)
         self.optimizer.load_state_dict(state)
-        load_tensors(self.model, _with_prefix(tensors, "local."))
+        load_tensors(self.model, with_prefix(tensors, "local."))
 
     def train_round(self, round: int) -> dict[str, float]:
         """Train for one round.
@@ -186,7 +187,3 @@ class PhaseTrainer(ABC):
                 f"lower {self.phase}.optimizer.lr (now {self.settings.optimizer.lr:g}) or look for damaged pictures "
                 "with `python -m sites check`",
             )
-
-
-def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

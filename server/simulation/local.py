@@ -15,6 +15,7 @@ import numpy as np
 
 from client.workbench import resolve_device
 from dusss_core.config import TrainingConfig
+from dusss_core.files import with_prefix
 from dusss_core.records import Split
 from dusss_core.text import build_text_bank
 from server.config import StudyConfig
@@ -80,9 +81,9 @@ def train_locally(study: StudyConfig, site: LocalSite, reporter: Reporter | None
         model = _train_phase(study, phase, rounds, trainer, site, reporter)
         if phase == "pretrain":
             result.vlm = model
-            masks = training.text_guided_masks(config, {**model, **_local_layers(trainer)}, train, text, site.device)
+            masks = training.text_guided_masks(config, model, train, text, site.device)
         else:
-            result.student = {**model, **_local_layers(trainer)}
+            result.student = model
     return result
 
 
@@ -100,8 +101,8 @@ def _train_phase(
 
     n_val = int(site.splits["val"].masked.sum())
     selection = Selection(phase, getattr(study, phase).patience)
-    last = best = initial_shared(study, phase)
-    trainer.load_shared(last)
+    trainer.load_shared(initial_shared(study, phase))
+    last = best = _whole(trainer)
     reporter.on_phase(phase, rounds, 1)
     round = 0
     while round < rounds and not selection.exhausted:
@@ -111,7 +112,7 @@ def _train_phase(
         metrics = _validate(trainer)
         best = _observe(selection, round - 1, n_val, metrics, last, best)
         metrics |= {f"train.{name}": value for name, value in trainer.train_round(round).items()}
-        last = trainer.shared()
+        last = _whole(trainer)
         reporter.on_site_done(site.name, metrics)
         reporter.on_round_end(phase, round, {**metrics, "seconds": time.perf_counter() - started}, selection.best_round)
     best = _observe(selection, round, n_val, _validate(trainer), last, best)
@@ -136,11 +137,9 @@ def _text(config: TrainingConfig, site: LocalSite):
     return build_text_bank(site.splits["train"].sentences, config.vlm.text, site.text_cache, site.device)
 
 
-def _local_layers(trainer) -> dict[str, Tensor]:
-    """The normalisation layers that FedBN would keep; without a federation they belong to the model."""
-    return {
-        name.removeprefix("local."): tensor for name, tensor in trainer.private().items() if name.startswith("local.")
-    }
+def _whole(trainer) -> dict[str, Tensor]:
+    """The model, with the normalisation layers that FedBN would keep at the site."""
+    return {**trainer.shared(), **with_prefix(trainer.private(), "local.")}
 
 
 def _pool_splits(parts: Sequence[tuple[str, Split]]) -> Split:

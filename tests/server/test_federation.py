@@ -124,6 +124,30 @@ def test_normalisation_layers_stay_at_the_site_under_fedbn(fake, quiet, tmp_path
     assert summary["global"]["dice_mean"] is not None
 
 
+def test_a_final_model_of_an_earlier_round_is_tested_with_the_local_layers_of_that_round(
+    fake, quiet, tmp_path, monkeypatch
+):
+    tested = []
+    score = fake.evaluate_student
+    monkeypatch.setattr(
+        "dusss_core.training.evaluate_student",
+        lambda config, tensors, *rest: tested.append(tensors) or score(config, tensors, *rest),
+    )
+    # Dice falls from round to round: the first round's model is final, and the layers have moved on since
+    summary = simulate(make_study(study="falling", local_norm=True, segment__rounds=4), tmp_path, reporter=quiet)
+    assert summary["rounds"]["segment"]["final"] == 1
+    means = [model["norm.running_mean"] for model in tested if "norm.running_mean" in model]
+    for site in ("alder", "birch"):
+        state = tmp_path / "sites" / site / "state"
+        first, last = (
+            read_tensors(next(state.rglob(f"segment-local-00000{round}.safetensors")))[0]["norm.running_mean"]
+            for round in (1, 4)
+        )
+        assert any(torch.equal(mean, first) for mean in means)
+        assert not torch.equal(first, last)
+    assert len(means) >= 2
+
+
 def test_all_sites_failing_ends_the_round_with_each_sites_reason(fake, quiet, tmp_path):
     with pytest.raises(RoundFailed) as failed:
         simulate(make_study(study="nan"), tmp_path, reporter=quiet)
