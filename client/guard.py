@@ -42,15 +42,15 @@ def refusal(content: bytes, announced: str) -> str | None:
     return f"this site runs release {__version__} alone, and the app bundle {found[:12]} is not that release's"
 
 
-def guard_supernode(on_refusal: Callable[[str, str], None], on_poll: Callable[[bool], None]) -> None:
+def guard_supernode(on_refusal: Callable[[str, str], None], on_poll: Callable[[bool, int], None]) -> None:
     """Judge every bundle that this process's SuperNode receives, before it is stored or unpacked.
 
     A refused bundle's message is answered with an error that gives the reason; nothing of the message is fetched.
 
     Args:
         on_refusal: told the reason and the bundle's SHA-256.
-        on_poll: told, after each look for a message, whether there was one. The first call shows that the SuperNode
-            is connected.
+        on_poll: told, after each look for a message, whether there was one, and this node's number. The first call
+            shows that the SuperNode is connected.
 
     Raises:
         RuntimeError: Flower is not built as expected, and the guard would not hold.
@@ -87,7 +87,7 @@ def guard_supernode(on_refusal: Callable[[str, str], None], on_poll: Callable[[b
             answer = Message(Error(ErrorCode.INVALID_FAB, str(refused)), reply_to=received[0])
             supernode._insert_message(answer, state, object_store)
             run_id = received[0].metadata.run_id
-        on_poll(run_id is not None)
+        on_poll(run_id is not None, state.get_node_id())
         return run_id
 
     supernode._pull_and_store_message = guarded

@@ -1,19 +1,32 @@
-"""flower-supernode with the guard: python -m client.supernode STATE_DIR FLOWER_ARGUMENTS...
+"""flower-supernode with the guard: python -m client.supernode SITE_FILE
 
 Started by the supervisor. It runs Flower's own command in this process, because the guard must sit where the bundle
 arrives, and because Flower looks for a message every 3 s, which is long for a small model and for the coordinator.
+
+It keeps in state_dir/flwr: `runtime.json` and `secret` (how this site's worker, and no other user of the machine,
+reaches the local API) and `connected` (the node's number, while the coordinator may count this site as connected).
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import secrets
+import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from client.child import end_with_supervisor, tell
 from client.guard import guard_supernode, record_refusal
+from dusss_core.files import write_bytes, write_text
+from sites.config import SiteConfig, SuperLinkConfig, load_site
+
+_LOOPBACK = "127.0.0.1"
+_GOODBYE_S = 2.0
 
 
 class Pace:
@@ -38,19 +51,22 @@ class Pace:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run flower-supernode with the arguments after the first, which is the site's state_dir."""
+    """Run flower-supernode for the site that the file describes."""
     end_with_supervisor()
-    state_dir, *arguments = argv
-    pace, seen = Pace(), []
+    site_file = Path(argv[0])
+    site = load_site(site_file)
+    marker = site.state_dir / "flwr" / "connected"
+    pace, polls = Pace(), deque[bool](maxlen=2)
 
-    def on_poll(found: bool) -> None:
-        if not seen:
-            seen.append(True)
+    def on_poll(found: bool, node: int) -> None:
+        if not polls:
+            write_text(marker, str(node))
             tell("connected", "connected to the coordinator")
-        if found:
+        polls.append(found)
+        if any(polls):  # a message has just come, or its answer has just gone
             pace.happened()
 
-    guard_supernode(lambda reason, sha256: _refused(Path(state_dir), reason, sha256), on_poll)
+    guard_supernode(lambda reason, sha256: _refused(site.state_dir, reason, sha256), on_poll)
 
     from flwr.supercore.logger import update_console_handler
     from flwr.supernode import start_client_internal
@@ -60,8 +76,25 @@ def main(argv: Sequence[str]) -> None:
     start_client_internal.time = pace
     update_console_handler(colored=False, timestamps=True)
     logging.getLogger("flwr").addHandler(_ConnectionTold())
-    sys.argv = ["flower-supernode", *arguments]
+    _say_missed_goodbye(site.superlink, marker)
+    sys.argv = ["flower-supernode", *flower_arguments(site, site_file)]
     flower_supernode()
+
+
+def flower_arguments(site: SiteConfig, site_file: Path) -> list[str]:
+    """The arguments of flower-supernode. With `--isolation process` it starts no process: the worker asks for work."""
+    link, home, port, secret = site.superlink, site.state_dir / "flwr", _free_port(), secrets.token_bytes(32)
+    _write_private(home / "secret", secret)
+    runtime = {"address": f"{_LOOPBACK}:{port}", "secret": secret.hex()}
+    _write_private(home / "runtime.json", json.dumps(runtime).encode())
+    arguments = ["--superlink", link.address, "--isolation", "process", "--host", _LOOPBACK, "--port", str(port)]
+    arguments += ["--superexec-auth-secret-file", str(home / "secret")]
+    arguments += ["--node-config", f'site-config="{site_file}"']
+    if link.insecure:
+        return [*arguments, "--insecure"]
+    if link.root_certificates is not None:
+        arguments += ["--root-certificates", str(link.root_certificates)]
+    return [*arguments, "--auth-supernode-private-key", str(link.private_key)]
 
 
 class _ConnectionTold(logging.Handler):
@@ -82,6 +115,45 @@ class _ConnectionTold(logging.Handler):
 def _refused(state_dir: Path, reason: str, sha256: str) -> None:
     tell("say", f"refused: {reason}")
     record_refusal(state_dir, reason, sha256)
+
+
+def _say_missed_goodbye(link: SuperLinkConfig, marker: Path) -> None:
+    """Sign the site off if its last SuperNode was killed.
+
+    The coordinator would refuse it for up to a minute, and wait so long for an answer that nobody is working on.
+    Nobody else is signed off: the number is that of this state folder's own last connection.
+    """
+    if link.insecure or not marker.exists():
+        return
+    import httpx
+    from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+    from flwr.proto.fleet_pb2 import DeactivateNodeRequest
+    from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+    from flwr.supernode.fleet_http_client import FleetHttpClient
+    from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+    with suppress(httpx.HTTPError, OSError, ValueError):  # then it waits out the minute
+        key = load_ssh_private_key(link.private_key.read_bytes(), None)
+        signed = [RuntimeVersionHttpInterceptor("SuperNode"), NodeAuthHttpInterceptor(key, key.public_key())]
+        certificates = None if link.root_certificates is None else str(link.root_certificates)
+        with FleetHttpClient.from_server_address(link.address, False, certificates, signed) as client:
+            client.DeactivateNode(DeactivateNodeRequest(node_id=int(marker.read_text())))
+        tell("say", "signed off the connection that was lost")
+        time.sleep(_GOODBYE_S)  # for the coordinator to see that the site was away
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((_LOOPBACK, 0))
+        return probe.getsockname()[1]
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    """Write a file that is in a folder of this user alone."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path.parent.chmod(0o700)
+    write_bytes(path, content)
+    path.chmod(0o600)
 
 
 if __name__ == "__main__":

@@ -5,18 +5,14 @@
       python -m client.worker            torch, the data, training
 
 Each child leads a process group of its own, so that Ctrl-C reaches this process alone and nothing that a child starts
-can outlive it. In state_dir/flwr: FLWR_HOME, `runtime.json` and `secret` (how the worker reaches the SuperNode), and
-`connected` (there while the coordinator may count this site as connected).
+can outlive it. FLWR_HOME is state_dir/flwr.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import queue
-import secrets
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -30,10 +26,8 @@ from client.child import GRACE_S, heard
 from client.console import Console
 from client.ending import STILL_ONLINE_S, Ending, Situation, why
 from client.keys import public_path
-from dusss_core.files import write_bytes
 from sites.config import SiteConfig, SuperLinkConfig
 
-_LOOPBACK = "127.0.0.1"
 _STEADY_S = 60.0
 """After so long a run, the next wait starts small again."""
 _WORKER_ENDED = Ending("worker", "", 1, 60)
@@ -52,7 +46,6 @@ class Supervisor:
         self._site_file = site_file
         self._console = console
         self._home = site.state_dir / "flwr"
-        self._state_dir = site.state_dir
         self._events: queue.SimpleQueue[tuple[_Child | None, str | None]] = queue.SimpleQueue()
         self._supernode = _Child("supernode", self._events)
         self._worker = _Child("worker", self._events)
@@ -102,7 +95,6 @@ class Supervisor:
             self._console.say(event[1])
         if event is not None and event[0] == "connected":
             self._connected, self._refused_since, self._told = True, None, ""
-            (self._home / "connected").touch()
             self._console.show("connected, waiting for work")
 
     def _ended(self, child: _Child) -> None:
@@ -136,29 +128,9 @@ class Supervisor:
     # Starting and stopping.
 
     def _start(self, child: _Child) -> None:
-        if child is self._worker:
-            child.start(["client.worker", str(self._home / "runtime.json")], self._environment())
-            return
-        self._console.show(f"connecting to {self._superlink.address}")
-        child.start(["client.supernode", str(self._state_dir), *self._flower_arguments()], self._environment())
-
-    def _flower_arguments(self) -> list[str]:
-        """The arguments of flower-supernode. With `--isolation process` it starts no process itself."""
-        port, secret = _free_port(), secrets.token_bytes(32)
-        _write_private(self._home / "secret", secret)
-        runtime = json.dumps({"address": f"{_LOOPBACK}:{port}", "secret": secret.hex()})
-        _write_private(self._home / "runtime.json", runtime.encode())
-        link = self._superlink
-        arguments = ["--superlink", link.address, "--isolation", "process", "--host", _LOOPBACK, "--port", str(port)]
-        arguments += ["--superexec-auth-secret-file", str(self._home / "secret")]
-        arguments += ["--node-config", f"site-config={json.dumps(str(self._site_file), ensure_ascii=False)}"]
-        if link.insecure:
-            return [*arguments, "--insecure"]
-        if link.root_certificates is not None:
-            arguments += ["--root-certificates", str(link.root_certificates)]
-        if link.private_key is not None:
-            arguments += ["--auth-supernode-private-key", str(link.private_key)]
-        return arguments
+        if child is self._supernode:
+            self._console.show(f"connecting to {self._superlink.address}")
+        child.start([f"client.{child.name}", str(self._site_file)], self._environment())
 
     def _environment(self) -> dict[str, str]:
         """HTTPS_PROXY and NO_PROXY are passed on: Flower's client (httpx) honours them."""
@@ -284,15 +256,3 @@ class _Child:
 
 def _last_words(lines: deque[str]) -> str:
     return next((line for line in reversed(lines) if not line.startswith("@")), "")[:300]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((_LOOPBACK, 0))
-        return probe.getsockname()[1]
-
-
-def _write_private(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    write_bytes(path, content)
-    path.chmod(0o600)

@@ -1,11 +1,10 @@
-"""The warm process that works on messages: python -m client.worker RUNTIME_FILE
+"""The warm process that works on messages: python -m client.worker SITE_FILE
 
 Flower starts a process per message, which imports torch and reads the data each time. With `--isolation process` the
 SuperNode leaves that to others, and this process asks it for work over its local API for as long as the site runs:
 torch, data, text features and trainers stay loaded. Nothing of a bundle is unpacked here; the app is the installed one.
 
-RUNTIME_FILE is written by the supervisor at each start of the SuperNode: {"address": "127.0.0.1:PORT", "secret": hex}.
-The secret lets no other user of the machine take a message.
+The SuperNode says in state_dir/flwr/runtime.json, at each start, how it is reached.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from client import observe
 from client.child import end_with_supervisor, tell
 from client.guard import refusal
 from client.request import PHASES
+from sites.config import load_site
 
 if TYPE_CHECKING:
     from flwr.app import Context, Message
@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
     """Take messages and answer them, for ever."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that half-written files are cleared away
     end_with_supervisor()
-    supernode = _SuperNode(Path(argv[0]))
+    supernode = _SuperNode(load_site(Path(argv[0])).state_dir / "flwr" / "runtime.json")
     _warm_up()
     tell("status", "waiting for work")
     since = time.monotonic()

@@ -156,6 +156,25 @@ class SuperLink:
         with self.control() as control:
             return control.start(settings)
 
+    def submit(self, bundle: bytes) -> int:
+        """Start a run of any bundle, as whoever reaches the Control API can."""
+        import hashlib
+
+        from flwr.common.serde import fab_to_proto
+        from flwr.proto.control_pb2 import StartRunRequest
+        from flwr.supercore.control import ControlHttpClient
+        from flwr.supercore.fab import Fab
+        from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+
+        fab = Fab(hashlib.sha256(bundle).hexdigest(), bundle, {})
+        with ControlHttpClient.from_server_address(
+            self.address,
+            not self.authenticated,
+            None if self.certificate is None else str(self.certificate),
+            [RuntimeVersionHttpInterceptor(component_name="test")],
+        ) as client:
+            return client.StartRun(StartRunRequest(fab=fab_to_proto(fab))).run_id
+
     def wait_for_run(self, run_id: int, seconds: float = 240.0) -> FlowerRun:
         with self.control() as control:
             return wait_until(
@@ -308,13 +327,15 @@ def processes_with(text: str) -> dict[str, int]:
     return found
 
 
-def hospitals(folder: Path, link: SuperLink, names_and_sizes: Mapping[str, int], stack: ExitStack) -> list[Client]:
-    """Synthetic hospitals of so many training pictures each; their clients are entered into `stack`, not started."""
+def write_data(folder: Path, sizes: Mapping[str, int]) -> None:
+    """Synthetic data of hospitals, by name and number of training pictures, in `folder`/NAME."""
     from sites.synth import SynthConfig, write_hospitals
 
-    each = [
-        {"name": name, "train": size, "val": 6, "test": 6, "label_fraction": 0.5}
-        for name, size in names_and_sizes.items()
-    ]
+    each = [{"name": name, "train": size, "val": 6, "test": 6, "label_fraction": 0.5} for name, size in sizes.items()]
     write_hospitals(folder, SynthConfig.model_validate({"size": 32, "hospitals": each}), 1)
-    return [stack.enter_context(Client(folder / name, link, site={"device": "cpu"})) for name in names_and_sizes]
+
+
+def hospitals(folder: Path, link: SuperLink, sizes: Mapping[str, int], stack: ExitStack) -> list[Client]:
+    """Clients with synthetic data, entered into `stack`; none is started."""
+    write_data(folder, sizes)
+    return [stack.enter_context(Client(folder / name, link, site={"device": "cpu"})) for name in sizes]
