@@ -50,6 +50,8 @@ def provision(study_file: str | Path, out: Path, overrides: Iterable[str] = (), 
     _make_private(folder.path)
     _make_private(folder.flwr_home)
 
+    if getpass.getuser() == "root":
+        say("warning: provisioned as root, so the SuperLink would run as root; better use an account of its own")
     _make_certificates(folder, study.study, deployment, say)
     added = registry.add_sites(folder, deployment.sites)
     _write_start_files(folder, study.study, deployment, say)
