@@ -15,6 +15,7 @@ from client import chain
 from client.chain import HEAD, LOG, Verdict, sha256, verify
 from client.state import make_private
 from dusss_core.errors import UserError
+from feddusss import wire
 
 if TYPE_CHECKING:
     from flwr.app import RecordDict
@@ -57,8 +58,8 @@ def incoming(content: RecordDict) -> dict[str, Any]:
     return {
         **{key: value for key, value in named.items() if value and isinstance(value, str | int)},
         "settings": sha256(training.encode()) if isinstance(training, str) else None,
-        "tensors": {name: len(arrays) for name, arrays in content.array_records.items()},
-        "bytes": sum(len(array.data) for arrays in content.array_records.values() for array in arrays.values()),
+        "records": sorted(content.array_records),
+        "bytes": sum(wire.size(arrays) for arrays in content.array_records.values()),
     }
 
 
@@ -66,16 +67,16 @@ def outgoing(content: RecordDict) -> dict[str, Any]:
     """All that an answer holds, as fields for `record`: each tensor's size and the hash of its bytes as they travel."""
     tensors = {
         f"{record}.{name}": {
-            "dtype": array.dtype,
-            "shape": list(array.shape),
-            "bytes": len(array.data),
-            "sha256": sha256(array.data),
+            "dtype": dtype,
+            "shape": list(shape),
+            "bytes": len(data),
+            "sha256": sha256(data),
         }
         for record, arrays in content.array_records.items()
-        for name, array in arrays.items()
+        for name, (dtype, shape, data) in wire.contents(arrays).items()
     }
     return {
-        "bytes": sum(tensor["bytes"] for tensor in tensors.values()),
+        "bytes": sum(wire.size(arrays) for arrays in content.array_records.values()),
         "metrics": {k: v for metrics in content.metric_records.values() for k, v in metrics.items()},
         "texts": {k: v for texts in content.config_records.values() for k, v in texts.items()},
         "tensors": tensors,

@@ -28,11 +28,13 @@ class Declined(Exception):
     Args:
         reason: one sentence.
         abstains: the site cannot take part in the phase at all, and that is no failure.
+        diverged: training gave a loss or weights that are not finite.
     """
 
-    def __init__(self, reason: str, *, abstains: bool = False):
+    def __init__(self, reason: str, *, abstains: bool = False, diverged: bool = False):
         super().__init__(reason)
         self.abstains = abstains
+        self.diverged = diverged
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
 from client import audit, memory, observe, policy
 from client.request import Declined, Request, read_request, read_tensors
 from client.state import SiteState, locked, write_log
-from client.workbench import Workbench, with_prefix, workbench
-from feddusss import __version__
+from client.workbench import Workbench, workbench
+from dusss_core.errors import NotFinite
+from dusss_core.files import with_prefix
+from feddusss import __version__, wire
 from sites.config import SiteConfig, load_site
 
 if TYPE_CHECKING:
@@ -52,22 +54,27 @@ def answer(kind: str, content: RecordDict, site_file: Path) -> RecordDict:
         write_log(site.state_dir, f"{kind} {request.phase} round {request.round}: answered")
         return reply
     except Declined as declined:
-        reason, abstains = str(declined), declined.abstains
+        why = declined
     except audit.Unrecorded as error:
-        reason, abstains = _UNRECORDED, False
+        why = Declined(_UNRECORDED)
         observe.failed(error)
     except Exception as error:
-        reason, abstains = f"{type(error).__name__}; the site's own log says more", False
+        diverged = isinstance(error, NotFinite)
+        what = "the loss is not finite" if diverged else type(error).__name__
+        why = Declined(f"{what}; the site's own log says more", diverged=diverged)
         observe.failed(error)
         if site is not None:
             write_log(site.state_dir, traceback.format_exc())
+    reason = str(why)
     if site is not None:
         write_log(site.state_dir, f"{kind}: declined: {reason}")
         try:
-            audit.record(site.state_dir, "declined", kind=kind, reason=reason, abstains=abstains)
+            audit.record(site.state_dir, "declined", kind=kind, reason=reason, abstains=why.abstains)
         except audit.Unrecorded:
             reason = _UNRECORDED
-    return RecordDict({"config": ConfigRecord({"declined": reason, "abstains": abstains})})
+    return RecordDict(
+        {"config": ConfigRecord({"declined": reason, "abstains": why.abstains, "diverged": why.diverged})}
+    )
 
 
 def _query(site: SiteConfig, request: Request, content: RecordDict, state: SiteState, bench: Workbench) -> RecordDict:
@@ -88,7 +95,7 @@ def _train(site: SiteConfig, request: Request, content: RecordDict, state: SiteS
     _keep_vlm(request, content, state)
     trainer, state_round = bench.trainer(state, request)
     policy.check_steps(site, trainer.steps_per_round)
-    _load_shared(trainer, content)
+    received = _load_shared(trainer, content)
     metrics = _prefixed("val", trainer.validate())
     metrics |= _prefixed("train", trainer.train_round(request.round))
     shared = trainer.shared()
@@ -100,7 +107,9 @@ def _train(site: SiteConfig, request: Request, content: RecordDict, state: SiteS
         "state.age": request.round - 1 - state_round,
         "seconds": time.perf_counter() - started,
     }
-    return RecordDict({"arrays": ArrayRecord(shared), "metrics": _metrics(metrics)})
+    if request.wire == "bfloat16":
+        shared = wire.rounded(wire.difference(shared, received))
+    return RecordDict({"arrays": wire.pack(shared), "metrics": _metrics(metrics)})
 
 
 def _evaluate(
@@ -136,7 +145,7 @@ def _test(request: Request, content: RecordDict, state: SiteState, bench: Workbe
     config, device = request.training, bench.device
     test, train = bench.split("test"), bench.split("train")
     student = read_tensors(content, "arrays")
-    local = bench.local_layers(state, "segment")
+    local = state.local_layers("segment", request.round)
     metrics = {}
     if student is not None and (local or not config.local_norm):
         metrics |= _prefixed("test", evaluate_student(config, {**student, **local}, test, device))
@@ -147,7 +156,7 @@ def _test(request: Request, content: RecordDict, state: SiteState, bench: Workbe
         metrics |= {"pseudo.teacher_dice": scores.get("dice", math.nan), "pseudo.n": float(len(hidden))}
     if config.method.text_mask and request.vlm_digest:
         vlm = bench.vlm(state, request)
-        if config.local_norm and not bench.local_layers(state, "pretrain"):
+        if config.local_norm and not state.local_layers("pretrain", request.vlm_round):
             return metrics
         if test.has_text.any():
             logits = text_guided_masks(config, vlm, test, bench.text, device)
@@ -164,19 +173,20 @@ def _keep_vlm(request: Request, content: RecordDict, state: SiteState) -> None:
         state.save_vlm(request.vlm_digest, tensors)
 
 
-def _load_shared(trainer, content: RecordDict) -> None:
+def _load_shared(trainer, content: RecordDict) -> dict[str, Tensor]:
     tensors = read_tensors(content, "arrays")
     expected = {name: tensor.shape for name, tensor in trainer.shared().items()}
     if tensors is None or {name: tensor.shape for name, tensor in tensors.items()} != expected:
         raise Declined("the model in the message does not fit the study's settings in this release")
     trainer.load_shared(tensors)
+    return tensors
 
 
 def _check_finite(shared: Mapping[str, Tensor]) -> None:
     import torch
 
     if not all(bool(torch.isfinite(tensor).all()) for tensor in shared.values()):
-        raise Declined("training gave weights that are not finite; the state before is kept")
+        raise Declined("training gave weights that are not finite; the state before is kept", diverged=True)
 
 
 def _examples(request: Request, bench: Workbench) -> int:

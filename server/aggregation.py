@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dusss_core.errors import UserError
+from feddusss.wire import is_statistic
 from server.config import FederationConfig
 
 if TYPE_CHECKING:
     from flwr.app import Message
     from torch import Tensor
 
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _ROBUST = ("fedmedian", "fedtrimmedavg", "krum")
 
 
@@ -153,11 +153,6 @@ class Aggregator:
         for value, share in zip(values[1:], shares[1:], strict=True):
             mean = mean + value * share
         return mean
-
-
-def is_statistic(name: str, tensor: Tensor) -> bool:
-    """Whether a tensor is a statistic or a counter and no learned weight."""
-    return name.rpartition(".")[2] in _STATISTICS or not tensor.is_floating_point()
 
 
 def sites_needed(config: FederationConfig) -> int:

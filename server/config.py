@@ -48,6 +48,15 @@ class FederationConfig(Strict):
     """A site's weight in the mean: its number of training pictures, or the same for all."""
     min_sites: int = Field(1, ge=1)
     """A round with fewer accepted replies fails."""
+    retries: int = Field(2, ge=0)
+    """How often a round with too few answers asks those sites again that were lost (no answer, a crash). Answers that
+    are there already are kept."""
+    max_norm_ratio: float | None = Field(10, gt=1)
+    """An update whose norm is more than this many times the median of the other sites' is refused (a site with more
+    pictures than the others is given as many times more room). Needs three answers. null: not compared."""
+    wire: Literal["float32", "bfloat16"] = "float32"
+    """Type in which learned weights travel, both ways; bfloat16 halves the bytes and rounds by at most 0.2 %. The
+    coordinator's own model, its checkpoints and the final model stay float32."""
     select: Literal["best", "last"] = "best"
     """Which round's model ends a phase: the best by validation (pictures weigh the same), or the last."""
     keep_checkpoints: int = Field(3, ge=1)
@@ -55,7 +64,7 @@ class FederationConfig(Strict):
     round_timeout_s: float = Field(3600, gt=0)
     """Sites that have not answered after this many seconds are left out of the round."""
     start_timeout_s: float = Field(600, gt=0)
-    """How long to wait for the sites when a study starts."""
+    """How long to wait for the sites when a study starts, and when too few are connected for a round."""
     sites: list[str] | None = None
     """Names of the sites that may take part; the study starts when all are there. null: whoever is there."""
 
@@ -135,7 +144,7 @@ def find_study(path_or_preset: str | Path) -> Path:
 
 RESUMABLE = {
     "pretrain.rounds", "segment.rounds", "federation.keep_checkpoints", "federation.round_timeout_s",
-    "federation.start_timeout_s", "simulation.workers",
+    "federation.retries", "federation.start_timeout_s", "simulation.workers",
 }  # fmt: skip
 """Keys that may change when a study is resumed."""
 

@@ -13,19 +13,20 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dusss_core.errors import UserError
-from dusss_core.files import digest_of_tensors, write_json
+from dusss_core.files import write_json
 from server.aggregation import Aggregator, SiteModel, check_number_of_sites, sites_needed
 from server.checkpoints import Checkpoint
 from server.config import PHASES, StudyConfig
 from server.events import PlainReporter, Reporter
-from server.replies import Reply, array_bytes, read_reply
-from server.roster import Roster, Site
+from server.messages import Messages
+from server.replies import DIVERGED, LOST, Reply
+from server.roster import Roster
 from server.runfolder import ALL_SITES, RunFolder, log, nested
+from server.screening import NEEDED, too_large, update_norms
 from server.selection import Selection, weighted_mean
 from server.summary import evaluation_figures, make_summary
 
 if TYPE_CHECKING:
-    from flwr.app import ArrayRecord, Message, RecordDict
     from flwr.serverapp import Grid
     from torch import Tensor
 
@@ -56,17 +57,14 @@ class Coordinator:
         method: str = "federated",
     ):
         self._study = study
-        self._training = study.training()
-        self._training_json = self._training.model_dump_json()
         self._reporter = reporter or PlainReporter()
         self._wait_s = study.federation.start_timeout_s if wait_s is None else wait_s
         self._method = method
+        self._told_unscreened = False
         self._run = run
-        self._roster = Roster(
-            grid, lambda: self._content({}, what="train"), study.federation.sites if sites is None else sites, self._say
-        )
-        self._vlm: dict[str, Tensor] | None = None
-        self._vlm_digest = ""
+        self._messages = Messages(study, run.run_key, self._reporter)
+        allowed = study.federation.sites if sites is None else sites
+        self._roster = Roster(grid, self._messages.query, allowed, self._say)
 
     def run(self) -> dict[str, Any]:
         """The whole study, or what is left of it.
@@ -100,7 +98,7 @@ class Coordinator:
                 )
             self._gather()
             if (vlm := self._run.checkpoints.final("pretrain")) is not None:
-                self._hold_vlm(vlm.model)
+                self._messages.hold_vlm(vlm)
             return self._evaluate(student)
 
     # A study.
@@ -116,18 +114,19 @@ class Coordinator:
             self._say(f"resuming the run in {self._run.folder}")
         self._gather()
         names = [site.name for site in self._roster.all()]
-        log.info("study %s, run %s, sites: %s", self._study.study, self._run.run_key, ", ".join(names))
+        counts = ", ".join(f"{site.name} ({site.pictures} training pictures)" for site in self._roster.all())
+        log.info("study %s, run %s, sites: %s", self._study.study, self._run.run_key, counts)
         self._reporter.on_study(self._study.study, names, phases, self._method)
         final = None
         for phase, rounds in phases.items():
             final = self._run.checkpoints.final(phase) or self._run_phase(phase, rounds)
             if phase == "pretrain":
-                self._hold_vlm(final.model)
+                self._messages.hold_vlm(final)
         return self._evaluate(final)
 
     def _gather(self) -> None:
         federation = self._study.federation
-        self._roster.gather(federation.min_sites, self._wait_s)
+        self._roster.gather(federation.min_sites, self._wait_s, self._run.last_sites())
         check_number_of_sites(federation, len(self._roster.training()))
 
     def _reopen_extended(self, phases: Mapping[str, int]) -> None:
@@ -144,9 +143,6 @@ class Coordinator:
                 )
             checkpoints.drop_final(phase)
             self._run.summary_path.unlink(missing_ok=True)
-
-    def _hold_vlm(self, model: dict[str, Tensor]) -> None:
-        self._vlm, self._vlm_digest = model, digest_of_tensors(model)
 
     # A phase.
 
@@ -205,16 +201,8 @@ class Coordinator:
         abstaining: dict[str, str],
     ) -> Checkpoint:
         started, round = time.perf_counter(), last.round + 1
-        self._roster.refresh()
-        sites = [site for site in self._roster.training() if site.name not in abstaining]
-        self._reporter.on_round_start(phase, round, rounds, [site.name for site in sites])
-        replies, down = self._ask("train", sites, last.model, phase=phase, round=round)
+        replies, down = self._collect(phase, round, rounds, last.model, abstaining)
         accepted = {name: reply for name, reply in replies.items() if reply.accepted}
-        for name, reply in replies.items():
-            if not reply.accepted:
-                log.warning("%s round %d: %s: %s", phase, round, name, reply.reason)
-                if reply.abstains:
-                    abstaining[name] = reply.reason
         self._check_enough(phase, round, accepted, replies, abstaining)
         model = aggregator.aggregate(
             last.model, {name: SiteModel(reply.tensors, reply.examples) for name, reply in accepted.items()}
@@ -239,14 +227,72 @@ class Coordinator:
         totals["rounds"] = last.totals.get("rounds", 0.0) + 1
         checkpoint = Checkpoint(phase, round, model, aggregator.state(), selection.state(), totals)
         self._run.checkpoints.save_round(checkpoint, self._study.federation.keep_checkpoints, selection.best_round)
-        log.info("%s round %d: %d of %d sites, %.1f s", phase, round, len(accepted), len(sites), figures["seconds"])
+        log.info("%s round %d: %d of %d sites, %.1f s", phase, round, len(accepted), len(replies), figures["seconds"])
         self._reporter.on_round_end(phase, round, figures, selection.best_round)
         return checkpoint
 
+    def _collect(
+        self, phase: str, round: int, rounds: int, model: Mapping[str, Tensor], abstaining: dict[str, str]
+    ) -> tuple[dict[str, Reply], dict[str, int]]:
+        """The answers of a round, screened. While there are too few, sites that were lost are asked again."""
+        federation, needed = self._study.federation, sites_needed(self._study.federation)
+        replies: dict[str, Reply] = {}
+        down: dict[str, int] = {}
+        self._roster.refresh()
+        for attempt in range(1 + federation.retries):
+            if attempt:
+                self._say(f"{phase} round {round}: too few answers; asking again those that were lost")
+            accepted = [name for name, reply in replies.items() if reply.accepted]
+            open_sites = self._open_sites(replies, abstaining)
+            self._roster.wait_for(max(1, needed - len(accepted)), federation.start_timeout_s, open_sites)
+            sites = [s for s in self._roster.training() if s.name in self._open_sites(replies, abstaining)]
+            self._reporter.on_round_start(phase, round, rounds, [*accepted, *(site.name for site in sites)])
+            answered, sent = self._messages.ask(self._roster, "train", sites, model, phase=phase, round=round)
+            replies |= answered
+            down = {name: down.get(name, 0) + sent.get(name, 0) for name in replies}
+            self._screen(replies, model)
+            usable = sum(reply.accepted for reply in replies.values())
+            if usable >= needed or not any(reply.kind == LOST for reply in replies.values()):
+                break
+        for site in self._roster.away():
+            if site.name not in replies and site.name not in abstaining:
+                replies[site.name], down[site.name] = Reply(site.name, "not connected", kind=LOST), 0
+                self._reporter.on_site_refused(site.name, "not connected")
+        for name, reply in replies.items():
+            if not reply.accepted:
+                log.warning("%s round %d: %s: %s", phase, round, name, reply.reason)
+                if reply.abstains:
+                    abstaining[name] = reply.reason
+        return dict(sorted(replies.items())), down
+
+    def _open_sites(self, replies: Mapping[str, Reply], abstaining: Mapping[str, str]) -> set[str]:
+        """Sites whose answer the round still lacks."""
+        done = {name for name, reply in replies.items() if reply.kind != LOST}
+        return self._roster.sites.keys() - abstaining.keys() - done
+
+    def _screen(self, replies: dict[str, Reply], model: Mapping[str, Tensor]) -> None:
+        """Refuse updates that are far too large."""
+        ratio = self._study.federation.max_norm_ratio
+        accepted = {name: reply for name, reply in replies.items() if reply.accepted}
+        if ratio is None:
+            return
+        if len(accepted) < NEEDED and not self._told_unscreened:
+            self._told_unscreened = True
+            log.info("with fewer than %d answers the sizes of updates are not compared", NEEDED)
+        norms = update_norms(accepted, model)
+        for name, norm in norms.items():
+            accepted[name].metrics["update.norm"] = norm
+        for name, reason in too_large(norms, {n: r.examples for n, r in accepted.items()}, ratio).items():
+            replies[name] = Reply(name, reason, metrics=accepted[name].metrics, bytes_up=accepted[name].bytes_up)
+            self._reporter.on_site_refused(name, reason)
+
     def _validate_last(self, last: Checkpoint, selection: Selection, abstaining: Mapping[str, str]) -> None:
         """The last round's model has not been validated yet: the next round would have done it."""
+        self._roster.refresh()
         sites = [site for site in self._roster.training() if site.name not in abstaining and site.counts.get("n_val")]
-        replies, down = self._ask("evaluate", sites, last.model, phase=last.phase, round=last.round + 1, what="val")
+        replies, down = self._messages.ask(
+            self._roster, "evaluate", sites, last.model, phase=last.phase, round=last.round + 1, what="val"
+        )
         accepted = {name: reply for name, reply in replies.items() if reply.accepted}
         selection.observe(last.round, self._validation(accepted))
         if accepted:
@@ -277,6 +323,13 @@ class Coordinator:
                 if phase == "pretrain"
                 else "give sites what is missing",
             )
+        if reasons and all(reply.kind == DIVERGED for reply in replies.values() if not reply.abstains):
+            lr = getattr(self._study, phase).optimizer.lr
+            raise UserError(
+                f"{phase} round {round}: the loss or the weights are not finite at every site:\n{told}",
+                f"lower {phase}.optimizer.lr (now {lr:g}) and start afresh, or look for damaged pictures at the sites "
+                "with `python -m sites check`",
+            )
         raise RoundFailed(
             f"{phase} round {round}: {len(accepted)} of {len(self._roster.training())} sites could be "
             f"used, {needed} needed; the checkpoints are intact (--resume)\n{told}"
@@ -286,13 +339,15 @@ class Coordinator:
 
     def _evaluate(self, student: Checkpoint) -> dict[str, Any]:
         started = time.perf_counter()
-        replies, _ = self._ask(
+        self._roster.refresh()
+        replies, _ = self._messages.ask(
+            self._roster,
             "evaluate",
             self._roster.all(),
             student.model,
             what="test",
             phase="segment",
-            round=max(1, student.last_round),
+            round=max(1, student.round),
         )
         for name, reply in replies.items():
             if not reply.accepted:
@@ -312,48 +367,7 @@ class Coordinator:
         self._reporter.on_study_end(summary["seconds"]["total"], str(self._run.folder))
         return summary
 
-    # Messages.
-
-    def _ask(
-        self, kind: str, sites: list[Site], model: Mapping[str, Tensor], **settings: Any
-    ) -> tuple[dict[str, Reply], dict[str, int]]:
-        """Send `model` to each site and read the answers, by site; also the bytes sent to each site."""
-        from flwr.app import ArrayRecord
-
-        arrays = ArrayRecord(dict(model))
-        vlm = ArrayRecord(self._vlm) if self._vlm and any(self._lacks_vlm(site) for site in sites) else None
-        contents, down = {}, {}
-        for site in sites:
-            records = {"arrays": arrays, **({"vlm": vlm} if self._lacks_vlm(site) else {})}
-            contents[site.name] = self._content(records, **settings)
-            down[site.name] = sum(array_bytes(record) for record in records.values())
-        expected = model if kind == "train" else None
-        replies: dict[str, Reply] = {}
-
-        def on_reply(name: str, message: Message | None) -> None:
-            reply = replies[name] = read_reply(name, message, expected)
-            if reply.accepted:
-                self._roster.sites[name].vlm = self._vlm_digest or self._roster.sites[name].vlm
-                self._reporter.on_site_done(name, reply.metrics)
-            else:
-                self._roster.sites[name].vlm = ""
-                self._reporter.on_site_refused(name, reply.reason)
-
-        answers = self._roster.ask(
-            kind, contents, self._study.federation.round_timeout_s, self._reporter.on_site_start, on_reply
-        )
-        for name in answers.keys() - replies.keys():
-            on_reply(name, None)
-        return {name: replies[name] for name in sorted(replies)}, down
-
-    def _lacks_vlm(self, site: Site) -> bool:
-        return self._vlm is not None and site.vlm != self._vlm_digest
-
-    def _content(self, records: Mapping[str, ArrayRecord], **settings: Any) -> RecordDict:
-        from flwr.app import ConfigRecord, RecordDict
-
-        config = {"training": self._training_json, "run_key": self._run.run_key, "vlm_digest": self._vlm_digest}
-        return RecordDict({**records, "config": ConfigRecord({**config, **settings})})
+    # Figures.
 
     def _validation(self, accepted: Mapping[str, Reply]) -> list[tuple[float, dict[str, float]]]:
         return [(self._roster.sites[name].counts.get("n_val", 0), reply.metrics) for name, reply in accepted.items()]
@@ -389,5 +403,5 @@ def _lines(phase: str, round: int, replies: Mapping[str, Reply], down: Mapping[s
         line = {"phase": phase, "round": round, "site": site, "accepted": reply.accepted, **nested(reply.metrics)}
         if not reply.accepted:
             line["reason"] = reply.reason
-        lines.append({**line, "bytes_up": reply.bytes_up, "bytes_down": down[site]})
+        lines.append({**line, "bytes_up": reply.bytes_up, "bytes_down": down.get(site, 0)})
     return lines

@@ -8,13 +8,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from feddusss import wire as codec
+
 if TYPE_CHECKING:
-    from flwr.app import Array, Message
+    from flwr.app import Message
     from torch import Tensor
+
+LOST = "lost"
+"""No answer, or an error of Flower's or of the app: asking again may help."""
+DIVERGED = "diverged"
+"""The loss or the weights are not finite: other settings may help."""
 
 _METRIC_NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 _MOST_EXAMPLES = 10**8
-_HEADER_BYTES = 4096
+_HEADER_BYTES, _HEADER_BYTES_PER_TENSOR = 4096, 512
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,8 @@ class Reply:
     reason: str | None = None
     abstains: bool = False
     """The site cannot take part in this phase at all (no text, no training pictures); no failure."""
+    kind: str = ""
+    """Of a refused answer: LOST, DIVERGED, or empty."""
     tensors: dict[str, Tensor] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
@@ -44,19 +53,29 @@ class Reply:
 class Refused(Exception):
     """Why an answer is not used."""
 
-    def __init__(self, reason: str, *, abstains: bool = False):
+    def __init__(self, reason: str, *, abstains: bool = False, kind: str = ""):
         super().__init__(reason)
         self.abstains = abstains
+        self.kind = kind
 
 
-def read_reply(site: str, message: Message | None, expected: Mapping[str, Tensor] | None = None) -> Reply:
+def read_reply(
+    site: str,
+    message: Message | None,
+    expected: Mapping[str, Tensor] | None = None,
+    *,
+    wire: str = "float32",
+    most_examples: float = _MOST_EXAMPLES,
+) -> Reply:
     """Check one answer; never raises.
 
     Args:
         site: who was asked. By the coordinator's own map: a dead node's error reply does not name it.
         message: None if no answer came in time.
-        expected: the tensors that were sent; the answer must hold the same names, shapes and dtypes, all finite, and
-            a number of examples. None: an answer without tensors is expected.
+        expected: the global model of the round; the answer must hold the same names, shapes and types, all finite,
+            and a number of examples. None: an answer without tensors is expected.
+        wire: the type in which learned weights come back; see `feddusss.wire`.
+        most_examples: training pictures that the site said it has: it can claim no more weight than that.
     """
     try:
         content = _content(message)
@@ -66,22 +85,24 @@ def read_reply(site: str, message: Message | None, expected: Mapping[str, Tensor
             if content.array_records:
                 raise Refused("sent tensors that nobody asked for")
             return Reply(site, metrics=metrics, texts=texts)
-        tensors, size = _tensors(content, expected)
-        _check_examples(metrics)
+        tensors, size = _tensors(content, expected, wire)
+        _check_examples(metrics, most_examples)
         return Reply(site, tensors=tensors, metrics=metrics, texts=texts, bytes_up=size)
     except Refused as refused:
-        return Reply(site, reason=str(refused), abstains=refused.abstains)
+        return Reply(site, reason=str(refused), abstains=refused.abstains, kind=refused.kind)
 
 
 def _content(message: Message | None):
     if message is None:
-        raise Refused("no answer in time")
+        raise Refused("no answer in time", kind=LOST)
     if message.has_error():
         reason = (message.error.reason or "no reason given").strip().splitlines()
-        raise Refused(f"error {message.error.code}: {reason[0][:300] if reason else 'no reason given'}")
+        told = reason[0][:300] if reason else "no reason given"
+        raise Refused(f"error {message.error.code}: {_printable(told)}", kind=LOST)
     for record in message.content.config_records.values():
         if "declined" in record:
-            raise Refused(_printable(record["declined"]), abstains=record.get("abstains") is True)
+            kind = DIVERGED if record.get("diverged") is True else ""
+            raise Refused(_printable(record["declined"]), abstains=record.get("abstains") is True, kind=kind)
     return message.content
 
 
@@ -104,52 +125,60 @@ def _texts(content) -> dict[str, str]:
     return {_printable(k): _printable(v) for record in records for k, v in record.items() if isinstance(v, str)}
 
 
-def _tensors(content, expected: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
+def _tensors(content, expected: Mapping[str, Tensor], wire: str) -> tuple[dict[str, Tensor], int]:
     if list(content.array_records) != ["arrays"]:
         raise Refused(f"tensor records {sorted(map(_printable, content.array_records))} instead of ['arrays']")
-    arrays = content.array_records["arrays"]
-    missing, extra = sorted(expected.keys() - arrays.keys()), sorted(arrays.keys() - expected.keys())
+    record = content.array_records["arrays"]
+    most = sum(tensor.numel() * tensor.element_size() + _HEADER_BYTES_PER_TENSOR for tensor in expected.values())
+    try:
+        tensors = codec.unpack(record, most + _HEADER_BYTES)
+    except codec.Unreadable as problem:
+        raise Refused(f"tensors: {problem}") from None
+    missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing:
         raise Refused(f"tensor '{missing[0]}' is missing ({len(missing)} in all)")
     if extra:
         raise Refused(f"tensor '{_printable(extra[0])}' was not asked for ({len(extra)} in all)")
-    return {name: _tensor(name, arrays[name], tensor) for name, tensor in expected.items()}, array_bytes(arrays)
+    for name, tensor in expected.items():
+        _check_tensor(name, tensors[name], tensor, wire)
+    if wire == "float32":
+        whole = {name: tensors[name] for name in expected}
+    else:
+        differences = codec.widened(tensors)
+        whole = codec.added({name: differences[name] for name in expected}, expected)
+        for name, tensor in whole.items():
+            _check_finite(name, tensor)  # a sum of finite numbers need not be finite
+    return whole, codec.size(record)
 
 
-def _tensor(name: str, array: Array, expected: Tensor) -> Tensor:
+def _check_tensor(name: str, tensor: Tensor, expected: Tensor, wire: str) -> None:
+    rounded = wire != "float32" and codec.is_rounded(name, expected)
+    wanted = wire if rounded else _dtype(expected), tuple(expected.shape)
+    found = _dtype(tensor), tuple(tensor.shape)
+    if found != wanted:
+        raise Refused(f"tensor '{name}' is {_describe(*found)} instead of {_describe(*wanted)}")
+    _check_finite(name, tensor)
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
     import torch
 
-    wanted = (str(expected.dtype).removeprefix("torch."), tuple(expected.shape))
-    declared = (array.dtype, tuple(array.shape))
-    if declared != wanted:
-        raise Refused(f"tensor '{name}' is {_describe(*declared)} instead of {_describe(*wanted)}")
-    if len(array.data) > expected.numel() * expected.element_size() + _HEADER_BYTES:
-        raise Refused(f"tensor '{name}' carries {len(array.data)} bytes, too many for its shape")
-    try:
-        values = array.numpy()
-    except Exception:
-        raise Refused(f"tensor '{name}' cannot be decoded") from None
-    if (str(values.dtype), values.shape) != wanted:
-        raise Refused(
-            f"tensor '{name}' holds {_describe(str(values.dtype), values.shape)} instead of {_describe(*wanted)}"
-        )
-    tensor = torch.from_numpy(values)
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-        raise Refused(f"tensor '{name}' holds NaN or infinity")
-    return tensor
+        raise Refused(f"tensor '{name}' holds NaN or infinity", kind=DIVERGED)
 
 
-def _check_examples(metrics: Mapping[str, float]) -> None:
+def _check_examples(metrics: Mapping[str, float], most: float) -> None:
     examples = metrics.get("num-examples")
     if examples is None:
         raise Refused("'num-examples' is missing")
     if not 0 < examples <= _MOST_EXAMPLES:
         raise Refused(f"'num-examples' is {examples:g}")
+    if examples > most:
+        raise Refused(f"'num-examples' is {examples:g}, more than the {most:g} training pictures that it said it has")
 
 
-def array_bytes(arrays: Mapping[str, Array]) -> int:
-    """Bytes of the tensors of a message, as they travel."""
-    return sum(len(array.data) for array in arrays.values())
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _describe(dtype: str, shape: tuple[int, ...]) -> str:

@@ -85,6 +85,14 @@ class RunFolder:
         ]
         write_text(path, "".join(f"{text}\n" for text in kept))
 
+    def last_sites(self) -> list[str]:
+        """Sites whose answers were accepted in the last round in metrics.jsonl."""
+        path = self.folder / "metrics.jsonl"
+        lines = [line for _, line in _lines(path) if "train" in line] if path.is_file() else []
+        last = lines[-1] if lines else {}
+        rounds = [line for line in lines if (line["phase"], line["round"]) == (last["phase"], last["round"])]
+        return sorted(line["site"] for line in rounds if line.get("accepted"))
+
     @contextmanager
     def logging(self) -> Iterator[None]:
         """Have the coordinator's log written to log.txt while the block runs."""

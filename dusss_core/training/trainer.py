@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dusss_core.config import PhaseConfig, TrainingConfig
-from dusss_core.errors import UserError
+from dusss_core.errors import NotFinite
 from dusss_core.files import with_prefix
 from dusss_core.losses.schedules import cosine_lr
 from dusss_core.records import Split
@@ -124,7 +124,7 @@ class PhaseTrainer(ABC):
             Means over the round's steps: "loss", its parts, and "n_steps".
 
         Raises:
-            UserError: the loss is not finite.
+            NotFinite: the loss is not finite.
         """
         draw = generator(self.config.seed, self.site, self.phase, round)
         anchor = [p.detach().clone() for p in self._trained()] if self.config.prox_mu else []
@@ -182,7 +182,7 @@ class PhaseTrainer(ABC):
 
     def _check_finite(self, loss: Tensor, round: int, step: int) -> None:
         if not math.isfinite(loss.item()):
-            raise UserError(
+            raise NotFinite(
                 f"site {self.site}, phase {self.phase}, round {round}, step {step + 1}: the loss is {loss.item()}",
                 f"lower {self.phase}.optimizer.lr (now {self.settings.optimizer.lr:g}) or look for damaged pictures "
                 "with `python -m sites check`",

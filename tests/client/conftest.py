@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 
+from feddusss import wire
 from sites.synth import SynthConfig, write_hospitals
 from tests.server import fake_training
 from tests.server.conftest import fake, make_study
@@ -34,9 +35,9 @@ def make_content(phase="segment", round=1, arrays=True, vlm=None, study=None, **
         "vlm_digest": "",
         **config,
     }
-    records = {"arrays": ArrayRecord(initial_shared(study, phase))} if arrays else {}
+    records = {"arrays": wire.pack(initial_shared(study, phase))} if arrays else {}
     if vlm is not None:
-        records["vlm"] = ArrayRecord(vlm)
+        records["vlm"] = wire.pack(vlm)
     return RecordDict({**records, "config": ConfigRecord(settings)})
 
 
@@ -47,7 +48,8 @@ def declined(reply: RecordDict) -> str | None:
 
 
 def tensors_of(reply: RecordDict) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(array.numpy()) for name, array in reply.array_records["arrays"].items()}
+    """The tensors of an answer, in the types that they travelled in."""
+    return wire.unpack(reply.array_records["arrays"])
 
 
 __all__ = ["fake", "fake_training"]

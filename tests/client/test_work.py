@@ -18,6 +18,7 @@ import client.state
 from client.state import SiteState, locked
 from client.work import answer
 from client.workbench import forget
+from feddusss import wire
 from tests.client.conftest import RUN_KEY, declined, make_content, tensors_of
 from tests.server.conftest import make_study
 
@@ -125,7 +126,8 @@ def test_a_message_without_settings_is_declined(fake, site_file):
 
 def test_a_model_that_does_not_fit_is_declined(fake, site_file):
     content = make_content()
-    content.array_records["arrays"].pop("body.bias")
+    tensors = wire.unpack(content.array_records["arrays"])
+    content["arrays"] = wire.pack({name: tensor for name, tensor in tensors.items() if name != "body.bias"})
     assert "does not fit" in declined(answer("train", content, site_file))
 
 

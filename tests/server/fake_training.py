@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from dusss_core.errors import UserError
+from dusss_core.errors import NotFinite
 from dusss_core.seeds import generator
 
 NORM = ("norm.weight", "norm.running_mean", "norm.running_var", "norm.num_batches_tracked")
@@ -120,7 +120,9 @@ class _Trainer:
             if self.progress:
                 self.progress(step + 1, self.steps_per_round, 0.5)
         if self.config.study == "nan":
-            raise UserError(f"site {self.site}: the loss is nan", "lower the learning rate")
+            raise NotFinite(f"site {self.site}: the loss is nan", "lower the learning rate")
+        if self.config.study == "broken":
+            raise RuntimeError(f"site {self.site}: a picture is damaged")
         return {"loss": float(self.model["body.weight"].abs().mean()), "n_steps": float(self.steps_per_round)}
 
 

@@ -150,8 +150,15 @@ def test_a_final_model_of_an_earlier_round_is_tested_with_the_local_layers_of_th
 
 def test_all_sites_failing_ends_the_round_with_each_sites_reason(fake, quiet, tmp_path):
     with pytest.raises(RoundFailed) as failed:
+        simulate(make_study(study="broken"), tmp_path, reporter=quiet)
+    assert "alder: RuntimeError" in str(failed.value) and "birch: RuntimeError" in str(failed.value)
+
+
+def test_a_loss_that_is_not_finite_at_every_site_is_the_users_to_mend(fake, quiet, tmp_path):
+    with pytest.raises(
+        UserError, match=r"not finite at every site[^>]*alder[^>]*birch[^>]*-> lower pretrain\.optimizer\.lr"
+    ):
         simulate(make_study(study="nan"), tmp_path, reporter=quiet)
-    assert "alder: UserError" in str(failed.value) and "birch: UserError" in str(failed.value)
 
 
 def test_a_failing_site_is_told_in_full_here_and_kept_out_of_the_answer(fake, tmp_path):
@@ -162,10 +169,10 @@ def test_a_failing_site_is_told_in_full_here_and_kept_out_of_the_answer(fake, tm
             heard.append(text)
 
     with pytest.raises(RoundFailed) as failed:
-        simulate(make_study(study="nan"), tmp_path, reporter=Listener())
-    assert any("lower the learning rate" in text for text in heard)
-    assert "lower the learning rate" not in str(failed.value)
-    assert "lower the learning rate" in (tmp_path / "sites" / "alder" / "state" / "log.txt").read_text()
+        simulate(make_study(study="broken"), tmp_path, reporter=Listener())
+    assert any("a picture is damaged" in text for text in heard)
+    assert "a picture is damaged" not in str(failed.value)
+    assert "a picture is damaged" in (tmp_path / "sites" / "alder" / "state" / "log.txt").read_text()
 
 
 def test_a_damaged_manifest_is_told_before_anything_is_trained(fake, quiet, tmp_path):
@@ -215,7 +222,7 @@ def test_evaluation_can_be_repeated_from_the_checkpoint(fake, quiet, tmp_path):
 
 def test_evaluating_an_unfinished_run_says_what_to_do(fake, quiet, tmp_path):
     with pytest.raises(RoundFailed):
-        simulate(make_study(study="nan"), tmp_path, reporter=quiet)
+        simulate(make_study(study="broken"), tmp_path, reporter=quiet)
     with pytest.raises(UserError, match="no final student"):
         evaluate(tmp_path, reporter=quiet)
 

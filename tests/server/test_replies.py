@@ -6,10 +6,12 @@ import json
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.app.metadata import Metadata
 
+from feddusss import wire
 from server.replies import read_reply
 from server.simulation.simulate import simulate
 from tests.server.conftest import make_study
@@ -34,24 +36,25 @@ def message(content=None, error=None):
 
 def good(tensors=None, metrics=None):
     tensors = EXPECTED if tensors is None else tensors
-    arrays = tensors if isinstance(tensors, ArrayRecord) else ArrayRecord(tensors)
+    arrays = tensors if isinstance(tensors, ArrayRecord) else wire.pack(tensors)
     return message(RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics or {"num-examples": 3})}))
 
 
-def _lying_array():
-    honest = Array(np.zeros((2, 3), dtype=np.float32))
-    return Array("float32", (2, 3), honest.stype, Array(np.zeros(6, dtype=np.float64)).data)
+def _file(content):
+    """A record whose one array holds these bytes."""
+    return ArrayRecord({wire.KEY: Array(np.frombuffer(content, dtype=np.uint8))})
 
 
-def _array_with_data(data):
-    return ArrayRecord({"w": Array("float32", (2, 3), "numpy.ndarray", data), "n": Array(np.array(0))})
+def _with_data(data):
+    """A record whose one array claims to be a file of numpy and is not."""
+    return ArrayRecord({wire.KEY: Array("uint8", (6,), "numpy.ndarray", data)})
 
 
 def test_a_good_answer_is_accepted_with_its_bytes_counted():
     reply = read_reply("a", good(), EXPECTED)
     assert reply.accepted and reply.examples == 3
     assert torch.equal(reply.tensors["w"], EXPECTED["w"])
-    assert reply.bytes_up == sum(len(Array(tensor.numpy()).data) for tensor in EXPECTED.values())
+    assert reply.bytes_up == wire.size(wire.pack(EXPECTED)) > sum(tensor.nbytes for tensor in EXPECTED.values())
 
 
 @pytest.mark.parametrize(
@@ -65,9 +68,12 @@ def test_a_good_answer_is_accepted_with_its_bytes_counted():
         (good({**EXPECTED, "w": torch.zeros(2, 3, dtype=torch.float64)}), "float64 2x3 instead of float32 2x3"),
         (good({**EXPECTED, "w": torch.full((2, 3), float("nan"))}), "'w' holds NaN or infinity"),
         (good({**EXPECTED, "w": torch.full((2, 3), float("inf"))}), "'w' holds NaN or infinity"),
-        (good(ArrayRecord({"w": _lying_array(), "n": Array(np.array(0))})), "'w' holds float64 6 instead"),
-        (good(_array_with_data(b"garbage")), "'w' cannot be decoded"),
-        (good(_array_with_data(b"x" * 10_000)), "'w' carries 10000 bytes"),
+        (good(ArrayRecord({"w": Array(np.zeros(6)), "n": Array(np.array(0))})), "2 arrays instead of one"),
+        (good(ArrayRecord({wire.KEY: Array(np.zeros(6))})), "does not hold bytes"),
+        (good(_with_data(b"garbage")), "the array cannot be decoded"),
+        (good(_file(b"garbage")), "the tensors cannot be decoded"),
+        (good(_file(safetensors.torch.save(EXPECTED)[:-1])), "the tensors cannot be decoded"),
+        (good(_file(b"x" * 10_000)), "10128 bytes, more than the"),
         (good(metrics={"num-examples": 0}), "'num-examples' is 0"),
         (good(metrics={"num-examples": -5}), "'num-examples' is -5"),
         (good(metrics={"num-examples": float("nan")}), "'num-examples' is missing"),

@@ -1,0 +1,90 @@
+"""What goes to the sites, and how their answers are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from dusss_core.files import digest_of_tensors
+from feddusss import wire
+from server.config import StudyConfig
+from server.events import Reporter
+from server.replies import Reply, read_reply
+from server.roster import Roster, Site
+
+if TYPE_CHECKING:
+    from flwr.app import ArrayRecord, Message, RecordDict
+    from torch import Tensor
+
+    from server.checkpoints import Checkpoint
+
+
+class Messages:
+    """The messages of one study.
+
+    Args:
+        run_key: names the run; the sites keep their private state by it.
+    """
+
+    def __init__(self, study: StudyConfig, run_key: str, reporter: Reporter):
+        self._training_json = study.training().model_dump_json()
+        self._run_key = run_key
+        self._timeout = study.federation.round_timeout_s
+        self._wire = study.federation.wire
+        self._reporter = reporter
+        self._vlm: dict[str, Tensor] | None = None
+        self._vlm_digest, self._vlm_round = "", 0
+
+    def hold_vlm(self, final: Checkpoint) -> None:
+        """From now on, give the final vision-language model to every site that does not have it."""
+        self._vlm, self._vlm_digest, self._vlm_round = final.model, digest_of_tensors(final.model), final.round
+
+    def query(self) -> RecordDict:
+        """The message that asks a node who it is."""
+        return self._content({}, what="train")
+
+    def ask(
+        self, roster: Roster, kind: str, sites: list[Site], model: Mapping[str, Tensor], **settings: Any
+    ) -> tuple[dict[str, Reply], dict[str, int]]:
+        """Send `model` to each site and read the answers, by site; also the bytes sent to each site."""
+        # the final model is judged as it is
+        rounded = self._wire == "bfloat16" and settings.get("what") != "test"
+        arrays = wire.pack(wire.rounded(model) if rounded else model)
+        vlm = wire.pack(self._vlm) if self._vlm and any(self._lacks_vlm(site) for site in sites) else None
+        contents, down = {}, {}
+        for site in sites:
+            records = {"arrays": arrays, **({"vlm": vlm} if self._lacks_vlm(site) else {})}
+            contents[site.name] = self._content(records, wire=self._wire, **settings)
+            down[site.name] = sum(wire.size(record) for record in records.values())
+        expected = model if kind == "train" else None
+        replies: dict[str, Reply] = {}
+
+        def on_reply(name: str, message: Message | None) -> None:
+            site = roster.sites[name]
+            reply = read_reply(name, message, expected, wire=self._wire, most_examples=site.pictures)
+            replies[name] = reply
+            if reply.accepted:
+                site.vlm = self._vlm_digest or site.vlm
+                self._reporter.on_site_done(name, reply.metrics)
+            else:
+                site.vlm = ""
+                self._reporter.on_site_refused(name, reply.reason)
+
+        answers = roster.ask(kind, contents, self._timeout, self._reporter.on_site_start, on_reply)
+        for name in answers.keys() - replies.keys():
+            on_reply(name, None)
+        return {name: replies[name] for name in sorted(replies)}, down
+
+    def _lacks_vlm(self, site: Site) -> bool:
+        return self._vlm is not None and site.vlm != self._vlm_digest
+
+    def _content(self, records: Mapping[str, ArrayRecord], **settings: Any) -> RecordDict:
+        from flwr.app import ConfigRecord, RecordDict
+
+        config = {
+            "training": self._training_json,
+            "run_key": self._run_key,
+            "vlm_digest": self._vlm_digest,
+            "vlm_round": self._vlm_round,
+        }
+        return RecordDict({**records, "config": ConfigRecord({**config, **settings})})
