@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sqlite3
 import threading
 
@@ -23,6 +25,7 @@ def start(tmp_path):
             arguments = ["--insecure", "--host", "127.0.0.1", "--port", str(loop.port), "--database", str(database)]
             loop.start("superlink", [*command, *arguments, "--disable-runtime-dependency-installation"])
             wait_for(lambda: loop.alive("superlink") and answers(loop.port), 60, "the SuperLink")
+            started.loop = loop
             return Control(find_connection(loop.coordinator)), database
 
         yield started
@@ -55,3 +58,14 @@ def test_flowers_own_command_gives_up(start):
     control, database = start("flower-superlink")
     with control, pytest.raises(ControlFailed, match="500"):
         register_while_locked(control, database, 8)
+
+
+@pytest.mark.slow
+def test_it_does_not_go_on_without_what_starts_studies(start):
+    control, _ = start("python", "-m", "server.deployment.superlink")
+    with control:
+        assert control.nodes() == []
+    (child,) = wait_for(lambda: start.loop.pids("flower-superexec"), 20, "flower-superexec")
+    os.kill(child, signal.SIGKILL)
+    assert start.loop.processes["superlink"].wait(30) != 0
+    assert "ending too" in start.loop.log("superlink")
