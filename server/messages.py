@@ -9,7 +9,7 @@ from dusss_core.files import digest_of_tensors
 from feddusss import wire
 from server.config import StudyConfig
 from server.events import Reporter
-from server.replies import Reply, read_reply
+from server.replies import MISCOUNTED, Reply, read_reply
 from server.roster import Roster, Site
 
 if TYPE_CHECKING:
@@ -69,6 +69,8 @@ class Messages:
             else:
                 site.vlm = ""
                 self._reporter.on_site_refused(name, reply.reason)
+                if reply.kind == MISCOUNTED:
+                    roster.ask_again(name)
 
         answers = roster.ask(kind, contents, self._timeout, self._reporter.on_site_start, on_reply)
         for name in answers.keys() - replies.keys():

@@ -18,6 +18,8 @@ LOST = "lost"
 """No answer, or an error of Flower's or of the app: asking again may help."""
 DIVERGED = "diverged"
 """The loss or the weights are not finite: other settings may help."""
+MISCOUNTED = "miscounted"
+"""More training pictures than the site said it has: it may have got new ones."""
 
 _METRIC_NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 _MOST_EXAMPLES = 10**8
@@ -33,7 +35,7 @@ class Reply:
     abstains: bool = False
     """The site cannot take part in this phase at all (no text, no training pictures); no failure."""
     kind: str = ""
-    """Of a refused answer: LOST, DIVERGED, or empty."""
+    """Of a refused answer: LOST, DIVERGED, MISCOUNTED, or empty."""
     tensors: dict[str, Tensor] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
@@ -174,7 +176,10 @@ def _check_examples(metrics: Mapping[str, float], most: float) -> None:
     if not 0 < examples <= _MOST_EXAMPLES:
         raise Refused(f"'num-examples' is {examples:g}")
     if examples > most:
-        raise Refused(f"'num-examples' is {examples:g}, more than the {most:g} training pictures that it said it has")
+        raise Refused(
+            f"'num-examples' is {examples:g}, more than the {most:g} training pictures that it said it has",
+            kind=MISCOUNTED,
+        )
 
 
 def _dtype(tensor: Tensor) -> str:

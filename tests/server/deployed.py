@@ -1,0 +1,116 @@
+"""A real federation of the hospitals of a simulated study, and `python -m server` commands for it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from dusss_core.files import write_text
+from feddusss import configfile
+from server.config import StudyConfig
+from server.simulation.materialise import materialise
+from tests.deployment import Client, Process, SuperLink, environment, wait_until
+
+
+class Federation:
+    """A SuperLink, clients by name, and the study that they are the hospitals of."""
+
+    def __init__(self, folder: Path, study: StudyConfig, link: SuperLink):
+        self.folder = folder
+        self.link = link
+        self.clients: dict[str, Client] = {}
+        self.study_file = folder / "study.yaml"
+        write_text(self.study_file, configfile.dump(study))
+        connection = f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "{link.address}"\n'
+        certificate = f'root-certificates = "{link.certificate}"\n' if link.authenticated else "insecure = true\n"
+        write_text(link.folder / "flwr" / "config.toml", connection + certificate)
+
+    def start_clients(self, seconds: float = 240) -> None:
+        """Start the clients that do not run, and wait until all are connected."""
+        for client in self.clients.values():
+            if client.process is None or client.process.popen.poll() is not None:
+                client.start()
+        self.wait_online(set(self.clients), seconds)
+
+    def wait_online(self, names: set[str], seconds: float = 240) -> None:
+        wait_until(lambda: names <= set(self.link.online()), seconds, f"{sorted(names)} to be connected")
+
+    def server(self, command: str, *arguments: str | Path, log: str = "") -> Process:
+        """Start `python -m server COMMAND ARGUMENTS`."""
+        return Process(
+            [sys.executable, "-m", "server", command, *map(str, arguments), "--coordinator", str(self.link.folder)],
+            self.folder / f"{log or command}.out",
+            environment(self.folder / "flwr-unused"),
+            cwd=self.folder,
+        )
+
+    def told(self, command: str, *arguments: str | Path) -> str:
+        """What such a command prints."""
+        done = subprocess.run(
+            [sys.executable, "-m", "server", command, *map(str, arguments), "--coordinator", str(self.link.folder)],
+            env=environment(self.folder / "flwr-unused"),
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        return done.stdout + done.stderr
+
+    def run(self, out: Path, *arguments: str) -> Process:
+        """Start `python -m server run` of the study."""
+        return self.server("run", self.study_file, "--out", out, *arguments, log=f"run-{out.name}")
+
+    def run_to_end(self, out: Path, *arguments: str, seconds: float = 600) -> str:
+        """Run the study and return what was printed; it must succeed."""
+        process = self.run(out, *arguments)
+        try:
+            code = process.wait(seconds)
+        finally:
+            process.end()
+        assert code == 0, process.output + self.link.output[-3000:]
+        return process.output
+
+
+@contextmanager
+def federation(folder: Path, study: StudyConfig, **site: Any) -> Iterator[Federation]:
+    """A SuperLink and one client for each hospital that the study simulates; the clients are not started."""
+    files = materialise(study, folder / "hospitals")
+    with ExitStack() as stack:
+        link = stack.enter_context(SuperLink(folder / "coordinator"))
+        there = Federation(folder, study, link)
+        for file in files:
+            client = Client(file.parent, link, site={"device": "cpu", **site})
+            there.clients[client.name] = stack.enter_context(client)
+        yield there
+
+
+def events(out: Path) -> list[dict[str, Any]]:
+    """What the ServerApps of a run have told so far."""
+    try:
+        lines = (out / "events.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in lines if line]
+
+
+def wait_for_event(
+    out: Path, name: str, condition: Callable[[list[Any]], bool] = lambda arguments: True, seconds: float = 240
+) -> list[Any]:
+    """Wait until a ServerApp has told of such an event; returns its arguments."""
+
+    def found() -> list[Any] | None:
+        told = [event["args"] for event in events(out) if event["event"] == name and condition(event["args"])]
+        return told[-1] if told else None
+
+    return wait_until(found, seconds, f"{name} in {out}")
+
+
+def metrics(out: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl."""
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
