@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from sites.config import SiteConfig
 
 
+_MOST_NAMES = 10
+"""Of a message's records, which are two at most in any that is answered."""
+
+
 class Unrecorded(UserError):
     """The audit log could not be written. What was to be recorded must not happen."""
 
@@ -58,7 +62,7 @@ def incoming(content: RecordDict) -> dict[str, Any]:
     return {
         **{key: value for key, value in named.items() if value and isinstance(value, str | int)},
         "settings": sha256(training.encode()) if isinstance(training, str) else None,
-        "records": sorted(content.array_records),
+        "records": sorted(content.array_records)[:_MOST_NAMES],
         "bytes": sum(wire.size(arrays) for arrays in content.array_records.values()),
     }
 

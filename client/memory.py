@@ -78,12 +78,14 @@ def _gpu_memory(most: float | None, device: str) -> Iterator[None]:
         return
     import torch
 
-    whole = torch.cuda.get_device_properties(device).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, most * _GB / whole), device)
+    named = torch.device(device).index
+    index = torch.cuda.current_device() if named is None else named
+    whole = torch.cuda.get_device_properties(index).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, most * _GB / whole), index)
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
+        torch.cuda.set_per_process_memory_fraction(1.0, index)
 
 
 def _exhausted(error: Exception) -> str | None:

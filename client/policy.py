@@ -10,9 +10,6 @@ from client.request import Declined, Request
 from dusss_core.config import TrainingConfig
 from sites.config import SiteConfig
 
-_LARGEST_RANK = 256
-"""Of adapters of the text encoder: at this rank they are about as large as the layers that they adapt."""
-
 
 def check_study(site: SiteConfig, request: Request) -> None:
     """Refuse a study that this site has no part in, whatever is asked: what can be told from the settings alone.
@@ -52,11 +49,8 @@ def check_language(site: SiteConfig, training: TrainingConfig) -> None:
         Declined: with the limit.
         UserError: this release cannot build the model.
     """
-    text = training.vlm.text
-    if text.encoder not in site.limits.text_encoders:
+    if training.vlm.text.encoder not in site.limits.text_encoders:
         raise Declined("the study names a text encoder that this site does not allow (limits.text_encoders)")
-    if text.tuning == "lora" and text.lora_rank > _LARGEST_RANK:
-        raise Declined(f"adapters of rank {text.lora_rank} were asked for; this release allows {_LARGEST_RANK}")
     _check_size(site, _parameters("vlm", _networks(training)))
 
 
