@@ -1,0 +1,301 @@
+"""What the faults of `benchmarks/faults.py` need: the federation, a cable that can be cut, sites that misbehave."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from server.config import StudyConfig
+from tests.deployment import ROOT, Client, Process, processes_with, wait_until
+from tests.server.conftest import finals
+from tests.server.deployed import Federation, events, federation, wait_for_event
+
+SITES = ("alder", "birch", "cedar")
+ROUNDS = 6
+
+
+class NotSurvived(Exception):
+    """A study did not do what it must after a fault."""
+
+
+@dataclass
+class Round:
+    """What a run told of one round."""
+
+    number: int
+    done: set[str] = field(default_factory=set)
+    refused: dict[str, str] = field(default_factory=dict)
+    ended: float | None = None
+    """Seconds since 1970."""
+
+
+class Lab:
+    """The federation of three hospitals; `out` of every run is a folder in `folder`."""
+
+    def __init__(self, there: Federation, folder: Path):
+        self.there = there
+        self.folder = folder
+        self.link = there.link
+        self.victim: Client = there.clients["cedar"]
+        self._undisturbed: dict[str, str] | None = None
+
+    def heal(self) -> None:
+        """All sites are there, as at the beginning."""
+        for client in self.there.clients.values():
+            client.write_site_file()
+        self.there.start_clients()
+
+    @contextmanager
+    def study(self, name: str, *settings: str, code: int = 0, resume: bool = False) -> Iterator[Path]:
+        """Run the study while the block runs, and to its end; gives the folder of the run.
+
+        Raises:
+            NotSurvived: it ended with another exit code.
+        """
+        out = self.folder / "runs" / name
+        arguments = [*(["--resume"] if resume else []), *(f"--set={setting}" for setting in settings)]
+        process = self.there.run(out, *arguments)
+        try:
+            yield out
+            _check_code(process, code)
+        finally:
+            process.end()
+
+    def interrupted_study(self, name: str, *settings: str) -> tuple[Path, Process]:
+        """Start the study; the caller ends the process."""
+        out = self.folder / "runs" / name
+        return out, self.there.run(out, *(f"--set={setting}" for setting in settings))
+
+    def check_equal(self, out: Path) -> None:
+        """Raises NotSurvived if the final model is not that of the run that nobody disturbed."""
+        if self._undisturbed is None:
+            with self.study("undisturbed") as whole:
+                pass
+            self._undisturbed = finals(whole)
+        if finals(out) != self._undisturbed:
+            raise NotSurvived("the final model is not that of the undisturbed run")
+
+    def train_site(self, out: Path, round: int, site: str = "cedar") -> None:
+        """Wait until a site works on its message of that round."""
+        started: list[Any] = []
+
+        def begun() -> bool:
+            seen, started[:] = 0, []
+            for event in events(out):
+                seen = event["args"][1] if event["event"] == "on_round_start" else seen
+                if event["event"] == "on_site_start" and event["args"] == [site]:
+                    started.append(seen)
+            return round in started
+
+        wait_until(begun, 300, f"{site} to work on round {round}")
+
+    def end_of_round(self, out: Path, round: int) -> None:
+        """Wait until a round is saved."""
+        wait_for_event(out, "on_round_end", lambda arguments: arguments[1] >= round, 300)
+
+    def kill_client(self, client: Client) -> None:
+        """kill -9 of all its processes. The worker is held first, so that it has not answered."""
+        children = client.children()
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in sorted(children.values(), key=lambda pid: pid == children.get("client")):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+        client.process.wait()
+
+    @contextmanager
+    def worker_held(self, client: Client) -> Iterator[None]:
+        """The site's worker stands still meanwhile."""
+        pid = client.children()["client.worker"]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    def kill_serverapp(self) -> None:
+        """kill -9 of the process that runs the study."""
+        for name, pid in processes_with(self.link.address).items():
+            if "serverapp" in name:
+                os.kill(pid, signal.SIGKILL)
+
+
+@contextmanager
+def open_lab(folder: Path, study: StudyConfig) -> Iterator[Lab]:
+    """The federation, with all three hospitals connected."""
+    with federation(folder, study) as there:
+        there.start_clients()
+        yield Lab(there, folder)
+
+
+def rounds(out: Path) -> list[Round]:
+    """The rounds of a run, in the order in which they were done; one that was done twice is there twice."""
+    found: list[Round] = []
+    for event in events(out):
+        name, arguments = event["event"], event["args"]
+        if name == "on_round_start":
+            if not found or found[-1].ended is not None or found[-1].number != arguments[1]:
+                found.append(Round(arguments[1]))
+        elif not found or found[-1].ended is not None:
+            continue
+        elif name == "on_site_done":
+            found[-1].done.add(arguments[0])
+        elif name == "on_site_refused":
+            found[-1].done.discard(arguments[0])
+            found[-1].refused[arguments[0]] = arguments[1]
+        elif name == "on_round_end":
+            found[-1].ended = event["at"]
+    return found
+
+
+def recovery(out: Path, since: float) -> float | None:
+    """Seconds from `since` until a round with all sites was saved; None if there was none."""
+    whole = [round.ended for round in rounds(out) if round.ended and round.ended > since and round.done >= set(SITES)]
+    return min(whole) - since if whole else None
+
+
+def lost(out: Path, site: str = "cedar") -> dict[int, str]:
+    """Rounds that were done without a site, and why."""
+    return {round.number: round.refused[site] for round in rounds(out) if site in round.refused and round.ended}
+
+
+class Cable:
+    """A TCP line to a port of loopback that can be cut: open connections end, new ones are not answered."""
+
+    def __init__(self, port: int):
+        self._port = port
+        self._cut = False
+        self._pairs: set[socket.socket] = set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        """Nothing passes any more."""
+        self._cut = True
+        for end in list(self._pairs):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def mend(self) -> None:
+        """New connections pass again."""
+        self._cut = False
+
+    def close(self) -> None:
+        """Nothing passes, and nobody listens."""
+        self.cut()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near = self._listener.accept()[0]
+            except OSError:
+                return
+            threading.Thread(target=self._connect, args=(near,), daemon=True).start()
+
+    def _connect(self, near: socket.socket) -> None:
+        if self._cut:
+            near.close()
+            return
+        try:
+            far = socket.create_connection(("127.0.0.1", self._port), 5)
+        except OSError:
+            near.close()
+            return
+        far.settimeout(None)
+        self._pairs |= {near, far}
+        for source, sink in ((near, far), (far, near)):
+            threading.Thread(target=self._pass_on, args=(source, sink), daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                sink.sendall(data)
+        for end in (source, sink):
+            with suppress(OSError):
+                end.close()
+            self._pairs.discard(end)
+
+
+@contextmanager
+def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
+    """`folder` on a disk of its own; gives a file that fills it when `fill` writes it. Needs root.
+
+    Raises:
+        PermissionError: not root, or the system does not allow it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=0700", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        raise PermissionError("needs a disk of its own, which only root can mount")
+    try:
+        yield folder / "filler"
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=False)
+
+
+def fill(filler: Path) -> None:
+    """Fill the disk of `filler` to the last byte."""
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"\0" * 4096)
+
+
+def misbehaving(folder: Path, code: str) -> dict[str, str]:
+    """The environment of a client in whose processes `code` runs before all else: a faulty or hostile release."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "sitecustomize.py").write_text(code, encoding="utf-8")
+    return {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
+
+
+def poisoned(damage: str) -> str:
+    """Code that damages the answer of round 2: `damage` changes `tensors`, a dict of torch tensors."""
+    return f"""
+import sys
+if "client.worker" in sys.orig_argv:
+    import torch
+    import client.work as work
+    from feddusss import wire
+    honest = work._KINDS["train"]
+    def train(site, request, *rest):
+        reply = honest(site, request, *rest)
+        if request.round == 2:
+            tensors = wire.unpack(reply["arrays"])
+            {damage}
+            reply["arrays"] = wire.pack(tensors)
+        return reply
+    work._KINDS["train"] = train
+"""
+
+
+AN_HOUR_OFF = """
+import datetime
+class Later(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return super().now(tz) + datetime.timedelta(hours=1)
+datetime.datetime = Later
+"""
+
+
+def _check_code(process: Process, code: int) -> None:
+    try:
+        found = process.wait(900)
+    except subprocess.TimeoutExpired:
+        raise NotSurvived("the study did not end within 15 minutes") from None
+    if found != code:
+        raise NotSurvived(f"exit code {found} instead of {code}: {' / '.join(process.output.splitlines()[-3:])}")
+
+
+def now() -> float:
+    """Seconds since 1970, as in events.jsonl."""
+    return time.time()
