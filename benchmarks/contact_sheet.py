@@ -54,7 +54,7 @@ def _rows(run: Path, site_file: Path, count: int) -> list[list[np.ndarray]]:
     from dusss_core.metrics import to_classes
     from dusss_core.models import build_student
     from dusss_core.text import build_text_bank
-    from dusss_core.training import text_guided_masks
+    from dusss_core.training import text_guided_masks, with_own_statistics
     from dusss_core.training.sharing import load_tensors
     from server.config import load_study
     from server.simulation.local import load_local
@@ -77,7 +77,9 @@ def _rows(run: Path, site_file: Path, count: int) -> list[list[np.ndarray]]:
 
     def final(name: str, phase: str) -> dict:
         tensors, metadata = read_tensors(run / "checkpoints" / f"{name}.safetensors")
-        return {**tensors, **state.local_layers(phase, int(metadata["round"]))}
+        whole = {**tensors, **state.local_layers(phase, int(metadata["round"]))}
+        bank = build_text_bank(train.sentences, study.vlm.text, site.text_cache, "cpu", augmented=False)
+        return with_own_statistics(study, phase, whole, train, bank)
 
     student = final("student", "segment")
     private = state.newest("segment", before=10**9)

@@ -140,7 +140,7 @@ def _validate(request: Request, content: RecordDict, state: SiteState, bench: Wo
 
 def _test(request: Request, content: RecordDict, state: SiteState, bench: Workbench) -> dict[str, float]:
     """Figures of the final student, of the text-guided masks and of the pseudo-labels, where masks are known."""
-    from dusss_core.training import evaluate_logits, evaluate_student, text_guided_masks
+    from dusss_core.training import evaluate_logits, evaluate_student, text_guided_masks, with_own_statistics
 
     config, device = request.training, bench.device
     test, train = bench.split("test"), bench.split("train")
@@ -148,7 +148,8 @@ def _test(request: Request, content: RecordDict, state: SiteState, bench: Workbe
     local = state.local_layers("segment", request.round)
     metrics = {}
     if student is not None and (local or not config.local_norm):
-        metrics |= _prefixed("test", evaluate_student(config, {**student, **local}, test, device))
+        student = with_own_statistics(config, "segment", {**student, **local}, train, None, device)
+        metrics |= _prefixed("test", evaluate_student(config, student, test, device))
     hidden = (train.masked & ~train.labelled & train.has_text).nonzero()[0]
     newest = state.newest("segment", before=10**9) if len(hidden) else None
     if newest is not None and (teacher := with_prefix(newest[0], "teacher.")):

@@ -138,7 +138,11 @@ class Workbench:
         shared = state.vlm(request.vlm_digest)
         if shared is None:
             raise Declined("this site has not been given the vision-language model")
-        return {**shared, **state.local_layers("pretrain", request.vlm_round)}
+        local = state.local_layers("pretrain", request.vlm_round)
+        if not local:
+            return shared
+        whole = {**shared, **local}
+        return training.with_own_statistics(self.config, "pretrain", whole, self.split("train"), self.text, self.device)
 
     def _training_masks(self, state: SiteState, request: Request) -> np.ndarray | None:
         return self.text_masks(state, request) if self.config.method.text_mask else None

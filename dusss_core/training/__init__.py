@@ -8,6 +8,7 @@ from dusss_core.training.evaluation import evaluate_logits, evaluate_student, te
 from dusss_core.training.pretrain import Pretrainer
 from dusss_core.training.segment import Segmenter
 from dusss_core.training.sharing import can_train, initial_shared
+from dusss_core.training.statistics import with_own_statistics
 
 __all__ = [
     "Pretrainer",
@@ -17,4 +18,5 @@ __all__ = [
     "evaluate_student",
     "initial_shared",
     "text_guided_masks",
+    "with_own_statistics",
 ]

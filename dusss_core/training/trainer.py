@@ -18,8 +18,10 @@ from dusss_core.files import with_prefix
 from dusss_core.losses.schedules import cosine_lr
 from dusss_core.records import Split
 from dusss_core.seeds import generator
+from dusss_core.text import TextBank
 from dusss_core.training.sampling import steps_per_epoch
 from dusss_core.training.sharing import Phase, load_tensors, local_tensors, shared_tensors
+from dusss_core.training.statistics import estimate_statistics
 
 Progress = Callable[[int, int, float], None]
 
@@ -31,6 +33,8 @@ class PhaseTrainer(ABC):
     """
 
     phase: Phase
+    text: TextBank | None = None
+    """Features of the site's sentences, for pretraining."""
 
     def __init__(
         self,
@@ -83,8 +87,9 @@ class PhaseTrainer(ABC):
     # What the federation uses.
 
     def load_shared(self, tensors: dict[str, Tensor]) -> None:
-        """Take the round's global model; normalisation layers under FedBN stay as they are."""
+        """Take the round's global model; normalisation layers under FedBN stay, but for statistics that fit it."""
         load_tensors(self.model, tensors)
+        estimate_statistics(self.config, self.phase, self.model, self.train, self.text, self.device)
 
     def shared(self) -> dict[str, Tensor]:
         """What travels to the coordinator, on the CPU."""

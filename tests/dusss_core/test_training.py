@@ -68,6 +68,7 @@ def test_a_round_from_saved_state_equals_the_uninterrupted_one(phase, local_norm
     straight.load_shared(initial_shared(config, phase))
     straight.train_round(1)
     shared, private = straight.shared(), straight.private()
+    straight.load_shared(shared)
     straight.train_round(2)
 
     resumed = make_trainer(phase, config, train, bank, logits)
@@ -96,6 +97,33 @@ def test_fedbn_keeps_normalisation_at_the_site(bank):
     trainer = Segmenter(config, "a", train, train)
     assert not any("running" in name for name in trainer.shared())
     assert any(name.startswith("local.") and "running_mean" in name for name in trainer.private())
+
+
+@pytest.mark.parametrize("phase", ["pretrain", "segment"])
+def test_fedbn_fits_its_statistics_to_the_weights_that_arrive(phase, bank):
+    config, train = make_config(local_norm=True), make_split()
+    trainer = make_trainer(phase, config, train, bank)
+    layers = [m for m in trainer.model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert layers
+    trainer.load_shared({name: 3 * tensor for name, tensor in initial_shared(config, phase).items()})
+    seen = []
+    handle = layers[0].register_forward_hook(lambda layer, inputs, _: seen.append(inputs[0].mean((0, 2, 3))))
+    momentum, training = layers[0].momentum, layers[0].training
+    trainer.load_shared(initial_shared(config, phase))
+    handle.remove()
+    assert torch.allclose(layers[0].running_mean, torch.stack(seen).mean(0), atol=1e-6)
+    assert (layers[0].momentum, layers[0].training) == (momentum, training)
+    once = digest_of_tensors(trainer.private())
+    trainer.load_shared(initial_shared(config, phase))
+    assert digest_of_tensors(trainer.private()) == once
+
+
+def test_shared_statistics_are_taken_as_they_come(bank):
+    config, train = make_config(), make_split()
+    trainer = Segmenter(config, "a", train, train)
+    shared = initial_shared(config, "segment")
+    trainer.load_shared(shared)
+    assert digest_of_tensors(trainer.shared()) == digest_of_tensors(shared)
 
 
 def test_training_improves_masks_and_student(bank):

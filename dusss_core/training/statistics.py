@@ -1,0 +1,98 @@
+"""Batch statistics of a model that came from the coordinator.
+
+A BatchNorm layer's running mean and variance belong to the weights below it. The weights of a round's global model are
+an average, which no site has run: the statistics that a site followed during its own training do not fit it. Where
+normalisation layers stay at the site (FedBN, Li et al. 2021) they are estimated anew on some of its own training
+pictures, as "precise" BatchNorm does after plain training (Wu and Johnson 2021). They stay at the site as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from dusss_core.config import TrainingConfig
+from dusss_core.inference import to_input
+from dusss_core.models import build_student, build_vlm
+from dusss_core.records import Split
+from dusss_core.seeds import generator
+from dusss_core.text import TextBank
+from dusss_core.training.sharing import Phase, load_tensors, local_tensors
+
+PICTURES = 64
+"""Training pictures that the statistics are estimated on: each layer averages over all their pixels."""
+_BATCH = 16
+
+
+def estimate_statistics(
+    config: TrainingConfig,
+    phase: Phase,
+    model: nn.Module,
+    train: Split,
+    text: TextBank | None = None,
+    device: str | torch.device = "cpu",
+) -> None:
+    """Fit the running statistics of `model` to its weights; nothing is done where the study shares them.
+
+    Args:
+        train: the site's training split; of pretraining, records with text are used.
+        text: features of its sentences, for pretraining.
+    """
+    usable = train.has_text.nonzero()[0] if phase == "pretrain" else np.arange(len(train))
+    if not config.local_norm or len(usable) < 2 or not isinstance(train.images, np.ndarray):
+        return
+    order = torch.randperm(len(usable), generator=generator(config.seed, "statistics", phase)).numpy()
+    chosen = usable[order[:PICTURES]]
+
+    def show(positions: np.ndarray) -> None:
+        x = to_input(torch.from_numpy(np.ascontiguousarray(train.images[positions])).to(device), config.image)
+        if phase == "segment":
+            model(x)
+        else:
+            tokens, mask = text.features(torch.from_numpy(train.sentence[positions]))
+            model(x, tokens.to(device), mask.to(device))
+
+    _estimate(model, show, np.array_split(chosen, max(1, len(chosen) // _BATCH)))
+
+
+def with_own_statistics(
+    config: TrainingConfig,
+    phase: Phase,
+    tensors: dict[str, Tensor],
+    train: Split,
+    text: TextBank | None = None,
+    device: str | torch.device = "cpu",
+) -> dict[str, Tensor]:
+    """`tensors` of a whole model, global weights and local layers, with statistics that fit them."""
+    if not config.local_norm:
+        return tensors
+    model = (build_vlm(config) if phase == "pretrain" else build_student(config)).to(device)
+    load_tensors(model, tensors)
+    estimate_statistics(config, phase, model, train, text, device)
+    return {**tensors, **local_tensors(model, local_norm=True)}
+
+
+@torch.no_grad()
+def _estimate(model: nn.Module, show: Callable[[np.ndarray], None], batches: list[np.ndarray]) -> None:
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    before = [{name: buffer.clone() for name, buffer in layer.named_buffers()} for layer in layers]
+    modes = [(module, module.training) for module in model.modules()]
+    momenta = [layer.momentum for layer in layers]
+    model.eval()
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # the mean over batches
+        layer.train()
+    for positions in batches:
+        show(positions)
+    for layer, momentum, buffers in zip(layers, momenta, before, strict=True):
+        layer.momentum = momentum
+        if not layer.num_batches_tracked:  # the pictures do not pass it
+            for name, buffer in layer.named_buffers():
+                buffer.copy_(buffers[name])
+    for module, training in modes:
+        module.training = training
