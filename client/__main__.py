@@ -36,6 +36,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--site", type=Path, required=True, metavar="FILE", help="this site's own file")
     parser.add_argument("--check", action="store_true", help="with run: a preflight; nothing is started or changed")
     parser.add_argument("--force", action="store_true", help="with init: a new key in place of the old one")
+    parser.add_argument("--json", action="store_true", help="with audit: all of it as JSON")
+    parser.add_argument(
+        "--last", type=int, metavar="N", help="with audit: the last N lines; the whole chain is verified"
+    )
     cli.add_common_arguments(parser)
     return parser
 
@@ -57,17 +61,20 @@ def _run(arguments: argparse.Namespace) -> int:
         site_file = _file_for_messages(arguments, site)
         with open_console(site.state_dir / "logs") as console:
             console.say(f"site {site.site}, coordinator {site.superlink.address}; logs in {site.state_dir / 'logs'}")
-            Supervisor(site, site_file, console).run()
+            with _recorded(site):
+                Supervisor(site, site_file, console).run()
     return cli.OK
 
 
 def _init(arguments: argparse.Namespace) -> int:
+    from client.audit import record
     from client.keys import make_key, public_path
 
     site = _site(arguments)
     if site.superlink is None or site.superlink.private_key is None:
         raise UserError(f"{arguments.site}: no 'superlink.private_key'", "say there where the key is to be kept")
     line = make_key(site.superlink.private_key, site.site, force=arguments.force)
+    record(site.state_dir, "key made", public=" ".join(line.split()[:2]))
     print(f"private key: {site.superlink.private_key} (keep it; it never leaves this machine)", file=sys.stderr)
     print(f"send this line to the coordinator, or {public_path(site.superlink.private_key)}:", file=sys.stderr)
     print(line)
@@ -77,7 +84,7 @@ def _init(arguments: argparse.Namespace) -> int:
 def _audit(arguments: argparse.Namespace) -> int:
     from client.audit import print_log
 
-    return print_log(_site(arguments))
+    return print_log(_site(arguments), as_json=arguments.json, last=arguments.last)
 
 
 _COMMANDS = {"run": _run, "init": _init, "audit": _audit}
@@ -123,6 +130,24 @@ def _alone(site: SiteConfig) -> Iterator[None]:
                 f"{site.state_dir}: python -m client is running for this site already", "stop that one first"
             ) from None
         yield
+
+
+@contextmanager
+def _recorded(site: SiteConfig) -> Iterator[None]:
+    """Record the client's start, and how it ended."""
+    from client.audit import record
+    from feddusss import __version__
+
+    record(site.state_dir, "client started", release=__version__, limits=site.limits.model_dump(mode="json"))
+    how = "failed"
+    try:
+        yield
+        how = "stopped"
+    except (KeyboardInterrupt, SystemExit):
+        how = "stopped"
+        raise
+    finally:
+        record(site.state_dir, "client ended", how=how)
 
 
 def _data_are_fit(arguments: argparse.Namespace) -> bool:

@@ -98,7 +98,8 @@ def print_log(site: SiteConfig, *, as_json: bool = False, last: int | None = Non
     """
     path = site.state_dir / LOG
     verdict = verify(path)
-    shown = chain.entries(path)[-(last or 0) :]
+    entries = chain.entries(path)
+    shown = entries[-last:] if last and last > 0 else entries
     if as_json:
         print(json.dumps({"log": str(path), "chain": vars(verdict), "entries": shown}))
     else:

@@ -280,6 +280,21 @@ def test_the_table_tells_whether_the_chain_is_whole(log, site_file, capsys, monk
     assert told["chain"]["broken"] == 3 and len(told["entries"]) == 5
 
 
+def test_the_command_line_makes_a_key_and_shows_that_it_did(site_file, capsys):
+    from client.__main__ import main
+
+    site_file.write_text(site_file.read_text() + "superlink: {address: 'localhost:1', private_key: site.key}\n")
+    assert main(["init", "--site", str(site_file)]) == 0
+    public = capsys.readouterr().out.strip()
+    assert main(["audit", "--site", str(site_file), "--json", "--last", "1"]) == 0
+    (entry,) = json.loads(capsys.readouterr().out)["entries"]
+    assert entry["event"] == "key made" and public.startswith(entry["fields"]["public"])
+    log = site_file.parent / "state" / "audit.jsonl"
+    log.write_bytes(log.read_bytes().replace(b"key made", b"key lost"))
+    assert main(["audit", "--site", str(site_file)]) == 1
+    assert "line 1 was changed" in capsys.readouterr().out
+
+
 def test_a_hostile_text_cannot_write_to_the_terminal(tmp_path, site_file, capsys):
     record(tmp_path / "s", "message", phase="\x1b[2J[red]x[/red]\nnew")
     assert print_log(load_site(site_file, [f"state_dir={tmp_path / 's'}"])) == 0
