@@ -24,8 +24,8 @@ _ASK_S = 5.0
 """Between two questions to the SuperLink, whether the run is still there."""
 _AWAY_S = 60.0
 """After which a SuperLink that does not answer is given up."""
-_FREE_S = 90.0
-"""An earlier ServerApp lives on until it sees that its SuperLink is gone."""
+_FREE_S = 15.0
+"""An earlier ServerApp lives on for some seconds after its SuperLink was killed."""
 
 
 def run(
@@ -169,7 +169,8 @@ def _make_way(control: Control, out: Path, reporter: Reporter) -> None:
     except UserError:
         raise UserError(
             f"{out}: a study is running there",
-            f"look on: python -m server status {out} --follow; or stop it: python -m server stop {out}",
+            f"look on: python -m server status {out} --follow; or stop it: python -m server stop {out}; "
+            "if its SuperLink has just been killed, try again in a minute",
         ) from None
     for run in earlier:
         try:

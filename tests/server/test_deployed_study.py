@@ -80,14 +80,15 @@ def test_a_superlink_killed_amid_a_round_costs_that_round_alone(there: Federatio
 
 def test_whoever_looks_on_can_leave_come_back_and_stop_the_run(there: Federation, tmp_path):
     out = tmp_path / "run"
-    looker = there.run(out)
+    many = "segment.rounds=50"
+    looker = there.run(out, "--set", many)
     try:
         wait_for_event(out, "on_round_start")
         looker.signal(signal.SIGINT)
         assert looker.wait(60) == 130
         assert f"stop it:        python -m server stop {out}" in looker.output
-        assert "error: " in (refused := there.told("run", there.study_file, "--out", out, "--resume"))
-        assert "a study is running there" in refused
+        refused = there.told("run", there.study_file, "--out", out, "--resume", "--set", many)
+        assert "error: " in refused and "a study is running there" in refused
     finally:
         looker.end()
     listed = there.told("status")
