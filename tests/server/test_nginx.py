@@ -7,8 +7,10 @@ import json
 import shutil
 import socket
 import ssl
+import threading
 import time
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import httpx
@@ -16,13 +18,14 @@ import pytest
 import yaml
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
-from benchmarks.loopback import Loopback, answers, free_port, wait_for
 from client.keys import make_key, public_path
 from server.deployment.control import Control, find_connection
 from server.deployment.folder import CoordinatorFolder
 from server.deployment.provision import FLEET_CALLS, provision
 from server.deployment.registry import load_registry
+from tests.deployment import free_port, wait_until
 from tests.server import echo_app
+from tests.server.running import Running, answers
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
 pytestmark = [
@@ -52,7 +55,7 @@ http {{
 class Coordinator:
     """What runs, and how to reach it from outside."""
 
-    loop: Loopback
+    running: Running
     folder: CoordinatorFolder
     port: int
     superlink_port: int
@@ -69,16 +72,16 @@ class Coordinator:
         return httpx.Client(base_url=self.url, verify=context, trust_env=False)
 
     def command(self, *arguments: str) -> str:
-        process = self.loop.start(
+        process = self.running.start(
             f"server-{arguments[0]}",
             ["python", "-m", "server", *arguments, "--coordinator", str(self.folder.path)],
         )
-        assert process.wait(60) == 0, self.loop.log(f"server-{arguments[0]}")
-        return self.loop.log(f"server-{arguments[0]}")
+        assert process.wait(60) == 0, self.running.log(f"server-{arguments[0]}")
+        return self.running.log(f"server-{arguments[0]}")
 
     def arrived(self) -> int:
         """How many requests the SuperLink has seen from nginx."""
-        return self.loop.log("superlink").count('127.0.0.1:0 - "')
+        return self.running.log("superlink").count('127.0.0.1:0 - "')
 
     def online(self) -> set[str]:
         with Control(find_connection(self.folder.path)) as control:
@@ -89,7 +92,7 @@ class Coordinator:
         command = ["flower-supernode", "--superlink", f"127.0.0.1:{self.port}", "--port", str(free_port())]
         command += ["--root-certificates", str(self.folder.authority.certificate)]
         command += ["--auth-supernode-private-key", str(self.keys / name)]
-        self.loop.start(name, command, FLWR_HOME=str(self.loop.folder / name))
+        self.running.start(name, command, FLWR_HOME=str(self.running.folder / name))
 
     def echo(self, nodes: int, megabytes: int) -> dict[str, bool]:
         """Run the trivial study; node id -> whether it sent back what it should."""
@@ -98,25 +101,22 @@ class Coordinator:
         from flwr.proto.control_pb2 import StartRunRequest
         from flwr.supercore.fab import Fab
 
-        app = self.loop.folder / "echo"
+        app = self.running.folder / "echo"
         app.mkdir(exist_ok=True)
         (app / "pyproject.toml").write_text(echo_app.PYPROJECT)
         content = build_fab_from_disk(app)
-        out = self.loop.folder / f"echo-{time.monotonic_ns()}.json"
+        out = self.running.folder / f"echo-{time.monotonic_ns()}.json"
         settings = {"out": str(out), "nodes": nodes, "megabytes": megabytes}
         with Control(find_connection(self.folder.path)) as control:
             fab = Fab(hashlib.sha256(content).hexdigest(), content, {})
             request = StartRunRequest(fab=fab_to_proto(fab), override_config=user_config_to_proto(settings))
             run_id = control._client.StartRun(request).run_id
-            wait_for(lambda: out.exists() or control.run(run_id).finished, 120, "the run to end", poll=1)
+            wait_until(lambda: out.exists() or control.run(run_id).finished, 120, "the run to end", every_s=1)
             assert out.exists(), control.run(run_id)
         return json.loads(out.read_text())
 
 
-@pytest.fixture(scope="module")
-def coordinator(tmp_path_factory):
-    tmp_path = tmp_path_factory.mktemp("nginx")
-    port, superlink_port = free_port(), free_port()
+def provisioned(tmp_path: Path, port: int, superlink_port: int) -> CoordinatorFolder:
     study = {
         "study": "behind_nginx",
         "deployment": {
@@ -128,21 +128,32 @@ def coordinator(tmp_path_factory):
         },
     }
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
-    folder = provision(tmp_path / "study.yaml", tmp_path / "kits", say=lambda _: None)
+    return provision(tmp_path / "study.yaml", tmp_path / "kits", say=lambda _: None)
+
+
+def start_nginx(running: Running, folder: CoordinatorFolder, port: int) -> None:
+    own = running.folder / "nginx"
+    own.mkdir(parents=True)
+    user = "user root;\n" if own.owner() == "root" else ""
+    (own / "nginx.conf").write_text(MAIN.format(folder=own, conf=folder.path / "nginx.conf", user=user))
+    running.start("nginx", [NGINX, "-c", str(own / "nginx.conf"), "-e", "stderr"])
+    wait_until(lambda: running.alive("nginx") and answers(port), 20, "nginx")
+
+
+@pytest.fixture(scope="module")
+def coordinator(tmp_path_factory):
+    tmp_path = tmp_path_factory.mktemp("nginx")
+    port, superlink_port = free_port(), free_port()
+    folder = provisioned(tmp_path, port, superlink_port)
     for site in ("site_a", "site_b", "site_c"):
         make_key(tmp_path / "keys" / site, site)
-    with Loopback(tmp_path / "processes") as loop:
-        found = Coordinator(loop, folder, port, superlink_port, tmp_path / "keys")
+    with Running(tmp_path / "processes", f"127.0.0.1:{superlink_port}") as running:
+        found = Coordinator(running, folder, port, superlink_port, tmp_path / "keys")
         # while it is down: start.sh hands it over
         assert "takes effect when" in found.command("register", "site_b", str(public_path(found.keys / "site_b")))
-        loop.start("superlink", [str(folder.path / "start.sh")])
-        wait_for(lambda: loop.alive("superlink") and answers(superlink_port), 60, "the SuperLink")
-        own = tmp_path / "nginx"
-        own.mkdir()
-        user = "user root;\n" if Path("/root").owner() == "root" and own.owner() == "root" else ""
-        (own / "nginx.conf").write_text(MAIN.format(folder=own, conf=folder.path / "nginx.conf", user=user))
-        loop.start("nginx", [NGINX, "-c", str(own / "nginx.conf"), "-e", "stderr"])
-        wait_for(lambda: loop.alive("nginx") and answers(port), 20, "nginx")
+        running.start("superlink", [str(folder.path / "start.sh")])
+        wait_until(lambda: running.alive("superlink") and answers(superlink_port), 60, "the SuperLink")
+        start_nginx(running, folder, port)
         yield found
 
 
@@ -240,6 +251,34 @@ def test_a_call_without_a_registered_key_is_refused(coordinator):
     assert coordinator.arrived() == arrived + len(FLEET_CALLS)
 
 
+def test_a_superlink_that_cannot_work_now_is_asked_again(tmp_path):
+    """Flower's client ends after 500 and tries again after 503; other refusals must reach it as they are."""
+    port, superlink_port = free_port(), free_port()
+    folder = provisioned(tmp_path, port, superlink_port)
+
+    class Upstream(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.send_response(int(self.headers["x-answer"]))
+            self.end_headers()
+            self.wfile.write(b'{"code": 2004}')
+
+    upstream = HTTPServer(("127.0.0.1", superlink_port), Upstream)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder.server.certificate, folder.server.key)
+    upstream.socket = context.wrap_socket(upstream.socket, server_side=True)
+    threading.Thread(target=upstream.serve_forever, daemon=True).start()
+    with Running(tmp_path / "processes", f"127.0.0.1:{superlink_port}") as running:
+        start_nginx(running, folder, port)
+        outside = Coordinator(running, folder, port, superlink_port, tmp_path)
+        with outside.outside() as caller:
+            for status, passed_on in ((500, 503), (503, 503), (412, 412), (401, 401), (200, 200)):
+                answer = caller.post("/v1/fleet/pull-messages", headers={"x-answer": str(status)}, content=b"")
+                assert answer.status_code == passed_on
+                assert ("2004" in answer.text) == (status != 500)
+    upstream.shutdown()
+    upstream.server_close()
+
+
 def raw_request(coordinator: Coordinator, request: str) -> bytes:
     """Send a request as it stands, since clients put paths in order before they send them."""
     context = ssl.create_default_context(cafile=str(coordinator.folder.authority.certificate))
@@ -254,31 +293,33 @@ def raw_request(coordinator: Coordinator, request: str) -> bytes:
     return answer
 
 
+@pytest.mark.timeout(900)
 def test_sites_work_through_nginx_until_their_key_is_revoked(coordinator):
-    loop, public = coordinator.loop, {name: str(public_path(coordinator.keys / name)) for name in ("site_a", "site_c")}
-    assert "site_a: registered at the SuperLink" in coordinator.command("register", "site_a", public["site_a"])
+    running = coordinator.running
+    public = str(public_path(coordinator.keys / "site_a"))
+    assert "site_a: registered at the SuperLink" in coordinator.command("register", "site_a", public)
     for name in ("site_a", "site_b", "site_c"):
         coordinator.start_site(name)
-    wait_for(lambda: coordinator.online() == {"site_a", "site_b"}, 60, "both sites to be online", poll=1)
+    wait_until(lambda: coordinator.online() == {"site_a", "site_b"}, 60, "both sites to be online", every_s=1)
 
     # 12 MiB go in chunks, of which each is smaller than what nginx lets in
     answered = coordinator.echo(nodes=2, megabytes=12)
     names = load_registry(coordinator.folder).names_by_node()
     assert {names[int(node)]: good for node, good in answered.items()} == {"site_a": True, "site_b": True}
     # nobody registered its key
-    loop.processes["site_c"].wait(60)
+    running.processes["site_c"].wait(60)
 
     coordinator.command("revoke", "site_a")
-    loop.processes["site_a"].wait(60)
+    running.processes["site_a"].wait(60)
     coordinator.start_site("site_a")
-    loop.processes["site_a"].wait(60)
-    assert loop.alive("site_b")
+    running.processes["site_a"].wait(60)
+    assert running.alive("site_b")
     assert coordinator.online() == {"site_b"}
     assert [names[int(node)] for node in coordinator.echo(nodes=1, megabytes=1)] == ["site_b"]
 
     # the same hospital with a new key, while the other goes on
     make_key(coordinator.keys / "site_a", "site_a", force=True)
-    coordinator.command("register", "site_a", public["site_a"])
+    coordinator.command("register", "site_a", public)
     coordinator.start_site("site_a")
-    wait_for(lambda: coordinator.online() == {"site_a", "site_b"}, 60, "site_a to be back", poll=1)
-    assert loop.alive("site_b")
+    wait_until(lambda: coordinator.online() == {"site_a", "site_b"}, 60, "site_a to be back", every_s=1)
+    assert running.alive("site_b")

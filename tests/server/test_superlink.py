@@ -6,27 +6,41 @@ import os
 import signal
 import sqlite3
 import threading
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization as s
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from benchmarks.loopback import Loopback, answers, wait_for
-from server.deployment.control import Control, ControlFailed, find_connection
+from server.deployment.control import Connection, Control, ControlFailed
+from tests.deployment import LOOPBACK, free_port, processes_with, wait_until
+from tests.server.running import Running, answers
+
+
+@dataclass
+class Started:
+    """A SuperLink that answers."""
+
+    control: Control
+    database: Path
+    running: Running
+    address: str
 
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts a SuperLink; a connection to it, and its database."""
-    with Loopback(tmp_path / "processes") as loop:
+    """Starts a SuperLink with the command that is given."""
+    port = free_port()
+    address = f"{LOOPBACK}:{port}"
+    with Running(tmp_path / "processes", address) as running:
 
-        def started(*command: str):
-            database = loop.coordinator / "superlink.db"
-            arguments = ["--insecure", "--host", "127.0.0.1", "--port", str(loop.port), "--database", str(database)]
-            loop.start("superlink", [*command, *arguments, "--disable-runtime-dependency-installation"])
-            wait_for(lambda: loop.alive("superlink") and answers(loop.port), 60, "the SuperLink")
-            started.loop = loop
-            return Control(find_connection(loop.coordinator)), database
+        def started(*command: str) -> Started:
+            database = tmp_path / "superlink.db"
+            arguments = ["--insecure", "--host", LOOPBACK, "--port", str(port), "--database", str(database)]
+            running.start("superlink", [*command, *arguments, "--disable-runtime-dependency-installation"])
+            wait_until(lambda: running.alive("superlink") and answers(port), 60, "the SuperLink")
+            return Started(Control(Connection(address)), database, running, address)
 
         yield started
 
@@ -47,25 +61,23 @@ def register_while_locked(control: Control, database, seconds: float) -> int:
 
 @pytest.mark.slow
 def test_a_busy_database_is_waited_for(start):
-    control, database = start("python", "-m", "server.deployment.superlink")
-    with control:
-        assert register_while_locked(control, database, 8)
+    link = start("python", "-m", "server.deployment.superlink")
+    with link.control as control:
+        assert register_while_locked(control, link.database, 8)
 
 
 @pytest.mark.slow
 def test_flowers_own_command_gives_up(start):
-    """If this fails, Flower has mended it, and `server.deployment.superlink` can go."""
-    control, database = start("flower-superlink")
-    with control, pytest.raises(ControlFailed, match="500"):
-        register_while_locked(control, database, 8)
+    """If this fails, Flower has mended it, and half of `server.deployment.superlink` can go."""
+    link = start("flower-superlink")
+    with link.control as control, pytest.raises(ControlFailed, match="500"):
+        register_while_locked(control, link.database, 8)
 
 
 @pytest.mark.slow
 def test_it_does_not_go_on_without_what_starts_studies(start):
-    control, _ = start("python", "-m", "server.deployment.superlink")
-    with control:
-        assert control.nodes() == []
-    (child,) = wait_for(lambda: start.loop.pids("flower-superexec"), 20, "flower-superexec")
+    link = start("python", "-m", "server.deployment.superlink")
+    child = wait_until(lambda: processes_with(link.address).get("flower-superexec"), 20, "flower-superexec")
     os.kill(child, signal.SIGKILL)
-    assert start.loop.processes["superlink"].wait(30) != 0
-    assert "ending too" in start.loop.log("superlink")
+    assert link.running.processes["superlink"].wait(30) != 0
+    assert "ending too" in link.running.log("superlink")
