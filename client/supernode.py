@@ -35,7 +35,7 @@ class Pace:
     So waiting costs a round at most a twentieth of its length, and an idle site still asks only every 3 s.
     """
 
-    shortest_s = 0.1
+    shortest_s = 0.3
 
     def __init__(self) -> None:
         self._since = time.monotonic()

@@ -130,12 +130,14 @@ class Supervisor:
     def _start(self, child: _Child) -> None:
         if child is self._supernode:
             self._console.show(f"connecting to {self._superlink.address}")
-        child.start([f"client.{child.name}", str(self._site_file)], self._environment())
+        child.start([f"client.{child.name}", str(self._site_file)], self._environment(child))
 
-    def _environment(self) -> dict[str, str]:
-        """HTTPS_PROXY and NO_PROXY are passed on: Flower's client (httpx) honours them."""
+    def _environment(self, child: _Child) -> dict[str, str]:
+        """The SuperNode goes through HTTPS_PROXY where it is set, as Flower's client (httpx) does by itself."""
+        proxy = {name: f"{os.environ.get(name, '')},127.0.0.1" for name in ("NO_PROXY", "no_proxy")}
         return {
             **os.environ,
+            **(proxy if child is self._worker else {}),  # the worker speaks with this machine's SuperNode alone
             "FLWR_HOME": str(self._home),
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",

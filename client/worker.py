@@ -28,7 +28,7 @@ from sites.config import load_site
 if TYPE_CHECKING:
     from flwr.app import Context, Message
 
-_SHORTEST_POLL_S, _LONGEST_POLL_S = 0.05, 0.5
+_SHORTEST_POLL_S, _LONGEST_POLL_S = 0.1, 0.5
 _STATUS_EVERY_S = 1.0
 
 

@@ -38,7 +38,7 @@ def environment(home: Path, **more: str) -> dict[str, str]:
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",
         "OMP_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
@@ -56,7 +56,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 60.0, what: str = "") -> Any:
+def wait_until(condition: Callable[[], Any], seconds: float = 60.0, what: str = "", every_s: float = 0.2) -> Any:
     """The condition's first true value.
 
     Raises:
@@ -66,7 +66,7 @@ def wait_until(condition: Callable[[], Any], seconds: float = 60.0, what: str = 
     while time.monotonic() < give_up:
         if value := condition():
             return value
-        time.sleep(0.2)
+        time.sleep(every_s)
     raise AssertionError(f"not within {seconds:g} s: {what or condition}")
 
 
@@ -178,7 +178,7 @@ class SuperLink:
     def wait_for_run(self, run_id: int, seconds: float = 240.0) -> FlowerRun:
         with self.control() as control:
             return wait_until(
-                lambda: (run := control.run(run_id)).finished and run, seconds, f"run {run_id}\n{self.output[-3000:]}"
+                lambda: (run := control.run(run_id)).finished and run, seconds, f"the end of run {run_id}", every_s=1.0
             )
 
     def start(self) -> None:
