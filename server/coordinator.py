@@ -16,19 +16,18 @@ from dusss_core.errors import UserError
 from dusss_core.files import write_json
 from server.aggregation import Aggregator, SiteModel, check_number_of_sites, sites_needed
 from server.checkpoints import Checkpoint
+from server.collecting import Collector
 from server.config import PHASES, StudyConfig
 from server.events import PlainReporter, Reporter
 from server.messages import Messages
-from server.replies import DIVERGED, LOST, Reply
+from server.replies import DIVERGED, Reply
 from server.roster import Roster
 from server.runfolder import ALL_SITES, RunFolder, log, nested
-from server.screening import NEEDED, too_large, update_norms
 from server.selection import Selection, weighted_mean
 from server.summary import evaluation_figures, make_summary
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
-    from torch import Tensor
 
 
 class RoundFailed(Exception):
@@ -60,11 +59,11 @@ class Coordinator:
         self._reporter = reporter or PlainReporter()
         self._wait_s = study.federation.start_timeout_s if wait_s is None else wait_s
         self._method = method
-        self._told_unscreened = False
         self._run = run
         self._messages = Messages(study, run.run_key, self._reporter)
         allowed = study.federation.sites if sites is None else sites
         self._roster = Roster(grid, self._messages.query, allowed, self._say)
+        self._collector = Collector(study.federation, self._roster, self._messages, self._reporter, self._say)
 
     def run(self) -> dict[str, Any]:
         """The whole study, or what is left of it.
@@ -201,7 +200,7 @@ class Coordinator:
         abstaining: dict[str, str],
     ) -> Checkpoint:
         started, round = time.perf_counter(), last.round + 1
-        replies, down = self._collect(phase, round, rounds, last.model, abstaining)
+        replies, down = self._collector.collect(phase, round, rounds, last.model, abstaining)
         accepted = {name: reply for name, reply in replies.items() if reply.accepted}
         self._check_enough(phase, round, accepted, replies, abstaining)
         model = aggregator.aggregate(
@@ -230,61 +229,6 @@ class Coordinator:
         log.info("%s round %d: %d of %d sites, %.1f s", phase, round, len(accepted), len(replies), figures["seconds"])
         self._reporter.on_round_end(phase, round, figures, selection.best_round)
         return checkpoint
-
-    def _collect(
-        self, phase: str, round: int, rounds: int, model: Mapping[str, Tensor], abstaining: dict[str, str]
-    ) -> tuple[dict[str, Reply], dict[str, int]]:
-        """The answers of a round, screened. While there are too few, sites that were lost are asked again."""
-        federation, needed = self._study.federation, sites_needed(self._study.federation)
-        replies: dict[str, Reply] = {}
-        down: dict[str, int] = {}
-        self._roster.refresh()
-        for attempt in range(1 + federation.retries):
-            if attempt:
-                self._say(f"{phase} round {round}: too few answers; asking again those that were lost")
-            accepted = [name for name, reply in replies.items() if reply.accepted]
-            open_sites = self._open_sites(replies, abstaining)
-            self._roster.wait_for(max(1, needed - len(accepted)), federation.start_timeout_s, open_sites)
-            sites = [s for s in self._roster.training() if s.name in self._open_sites(replies, abstaining)]
-            self._reporter.on_round_start(phase, round, rounds, [*accepted, *(site.name for site in sites)])
-            answered, sent = self._messages.ask(self._roster, "train", sites, model, phase=phase, round=round)
-            replies |= answered
-            down = {name: down.get(name, 0) + sent.get(name, 0) for name in replies}
-            self._screen(replies, model)
-            usable = sum(reply.accepted for reply in replies.values())
-            if usable >= needed or not any(reply.kind == LOST for reply in replies.values()):
-                break
-        for site in self._roster.away():
-            if site.name not in replies and site.name not in abstaining:
-                replies[site.name], down[site.name] = Reply(site.name, "not connected", kind=LOST), 0
-                self._reporter.on_site_refused(site.name, "not connected")
-        for name, reply in replies.items():
-            if not reply.accepted:
-                log.warning("%s round %d: %s: %s", phase, round, name, reply.reason)
-                if reply.abstains:
-                    abstaining[name] = reply.reason
-        return dict(sorted(replies.items())), down
-
-    def _open_sites(self, replies: Mapping[str, Reply], abstaining: Mapping[str, str]) -> set[str]:
-        """Sites whose answer the round still lacks."""
-        done = {name for name, reply in replies.items() if reply.kind != LOST}
-        return self._roster.sites.keys() - abstaining.keys() - done
-
-    def _screen(self, replies: dict[str, Reply], model: Mapping[str, Tensor]) -> None:
-        """Refuse updates that are far too large."""
-        ratio = self._study.federation.max_norm_ratio
-        accepted = {name: reply for name, reply in replies.items() if reply.accepted}
-        if ratio is None:
-            return
-        if len(accepted) < NEEDED and not self._told_unscreened:
-            self._told_unscreened = True
-            log.info("with fewer than %d answers the sizes of updates are not compared", NEEDED)
-        norms = update_norms(accepted, model)
-        for name, norm in norms.items():
-            accepted[name].metrics["update.norm"] = norm
-        for name, reason in too_large(norms, {n: r.examples for n, r in accepted.items()}, ratio).items():
-            replies[name] = Reply(name, reason, metrics=accepted[name].metrics, bytes_up=accepted[name].bytes_up)
-            self._reporter.on_site_refused(name, reason)
 
     def _validate_last(self, last: Checkpoint, selection: Selection, abstaining: Mapping[str, str]) -> None:
         """The last round's model has not been validated yet: the next round would have done it."""

@@ -1,0 +1,96 @@
+"""The answers of a round: who is asked, who is asked again, what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from server.aggregation import sites_needed
+from server.config import FederationConfig
+from server.events import Reporter
+from server.messages import Messages
+from server.replies import LOST, Reply
+from server.roster import Roster
+from server.runfolder import log
+from server.screening import NEEDED, too_large, update_norms
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Collector:
+    """Collects the answers of one study's rounds.
+
+    Args:
+        say: told what a person should know.
+    """
+
+    def __init__(
+        self,
+        federation: FederationConfig,
+        roster: Roster,
+        messages: Messages,
+        reporter: Reporter,
+        say: Callable[[str], None],
+    ):
+        self._federation = federation
+        self._roster = roster
+        self._messages = messages
+        self._reporter = reporter
+        self._say = say
+        self._told_unscreened = False
+
+    def collect(
+        self, phase: str, round: int, rounds: int, model: Mapping[str, Tensor], abstaining: dict[str, str]
+    ) -> tuple[dict[str, Reply], dict[str, int]]:
+        """The answers of a round, screened. While there are too few, sites that were lost are asked again."""
+        federation, needed = self._federation, sites_needed(self._federation)
+        replies: dict[str, Reply] = {}
+        down: dict[str, int] = {}
+        self._roster.refresh()
+        for attempt in range(1 + federation.retries):
+            if attempt:
+                self._say(f"{phase} round {round}: too few answers; asking again those that were lost")
+            accepted = [name for name, reply in replies.items() if reply.accepted]
+            open_sites = self._open_sites(replies, abstaining)
+            self._roster.wait_for(max(1, needed - len(accepted)), federation.start_timeout_s, open_sites)
+            sites = [s for s in self._roster.training() if s.name in self._open_sites(replies, abstaining)]
+            self._reporter.on_round_start(phase, round, rounds, [*accepted, *(site.name for site in sites)])
+            answered, sent = self._messages.ask(self._roster, "train", sites, model, phase=phase, round=round)
+            replies |= answered
+            down = {name: down.get(name, 0) + sent.get(name, 0) for name in replies}
+            self._screen(replies, model)
+            usable = sum(reply.accepted for reply in replies.values())
+            if usable >= needed or not any(reply.kind == LOST for reply in replies.values()):
+                break
+        for site in self._roster.away():
+            if site.name not in replies and site.name not in abstaining:
+                replies[site.name], down[site.name] = Reply(site.name, "not connected", kind=LOST), 0
+                self._reporter.on_site_refused(site.name, "not connected")
+        for name, reply in replies.items():
+            if not reply.accepted:
+                log.warning("%s round %d: %s: %s", phase, round, name, reply.reason)
+                if reply.abstains:
+                    abstaining[name] = reply.reason
+        return dict(sorted(replies.items())), down
+
+    def _open_sites(self, replies: Mapping[str, Reply], abstaining: Mapping[str, str]) -> set[str]:
+        """Sites whose answer the round still lacks."""
+        done = {name for name, reply in replies.items() if reply.kind != LOST}
+        return self._roster.sites.keys() - abstaining.keys() - done
+
+    def _screen(self, replies: dict[str, Reply], model: Mapping[str, Tensor]) -> None:
+        """Refuse updates that are far too large."""
+        ratio = self._federation.max_norm_ratio
+        accepted = {name: reply for name, reply in replies.items() if reply.accepted}
+        if ratio is None:
+            return
+        if len(accepted) < NEEDED and not self._told_unscreened:
+            self._told_unscreened = True
+            log.info("with fewer than %d answers the sizes of updates are not compared", NEEDED)
+        norms = update_norms(accepted, model)
+        for name, norm in norms.items():
+            accepted[name].metrics["update.norm"] = norm
+        for name, reason in too_large(norms, {n: r.examples for n, r in accepted.items()}, ratio).items():
+            replies[name] = Reply(name, reason, metrics=accepted[name].metrics, bytes_up=accepted[name].bytes_up)
+            self._reporter.on_site_refused(name, reason)
