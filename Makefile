@@ -7,12 +7,13 @@ BIN    := $(VENV)/bin
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$python"; break; }; done)
 
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo test faults lint format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo     train three synthetic hospitals together on this machine and write runs/demo/report.html"
 	@echo "make test     run the tests"
+	@echo "make faults   do the quick selection of faults to a real federation on this machine"
 	@echo "make lint     check format and style"
 	@echo "make format   put format and style right"
 	@echo "make install  only install, into $(VENV)"
@@ -38,6 +39,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@"$(BIN)/python" -m pytest
+
+faults: $(STAMP)
+	@"$(BIN)/python" benchmarks/faults.py --quick
 
 lint: $(STAMP)
 	@"$(BIN)/ruff" format --check .

@@ -54,6 +54,10 @@ class Lab:
             client.write_site_file()
         self.there.start_clients()
 
+    def end_victim(self) -> None:
+        """The victim is gone, however it was; `heal` starts it as it was at the beginning."""
+        self.kill_client(self.victim)
+
     @contextmanager
     def study(self, name: str, *settings: str, code: int = 0, resume: bool = False) -> Iterator[Path]:
         """Run the study while the block runs, and to its end; gives the folder of the run.

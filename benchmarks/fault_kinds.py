@@ -1,0 +1,375 @@
+"""The faults of `benchmarks/faults.py`: each does something to the federation and says what was lost.
+
+A fault raises NotSurvived (or AssertionError) if the study did not do what it must.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from unittest.mock import patch
+
+from benchmarks.fault_lab import (
+    AN_HOUR_OFF,
+    ROUNDS,
+    SITES,
+    Cable,
+    Lab,
+    NotSurvived,
+    fill,
+    lost,
+    misbehaving,
+    now,
+    poisoned,
+    recovery,
+    small_disk,
+)
+from feddusss import cli
+from tests.deployment import Client, wait_until
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a fault did."""
+
+    lost: str
+    recovery_s: float | None = None
+    """From the fault (or from its end, where it lasts) until a round with all sites was saved; None: not applicable."""
+    equal: bool | None = None
+    """Whether the final model was compared with the undisturbed one, and was the same."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    name: str
+    title: str
+    do: Callable[[Lab, str], Outcome]
+    quick: bool
+
+
+FAULTS: dict[str, Fault] = {}
+
+
+def fault(title: str, *, quick: bool = False):
+    """Adds a function to the table. It does the fault and raises NotSurvived."""
+
+    def add(do: Callable[[Lab, str], Outcome]) -> Callable[[Lab, str], Outcome]:
+        FAULTS[do.__name__] = Fault(do.__name__, title, do, quick)
+        return do
+
+    return add
+
+
+# Processes.
+
+
+@fault("client killed -9 while training", quick=True)
+def client_killed(lab: Lab, name: str) -> Outcome:
+    with lab.study(name) as out:
+        lab.train_site(out, 2)
+        lab.kill_client(lab.victim)
+        since = now()
+        lab.victim.start()
+    return _without_victim(out, since)
+
+
+@fault("client machine gone for two rounds and back")
+def client_gone(lab: Lab, name: str) -> Outcome:
+    with lab.study(name) as out:
+        lab.end_of_round(out, 1)
+        lab.kill_client(lab.victim)
+        lab.end_of_round(out, 3)
+        since = now()
+        lab.victim.start()
+    return _without_victim(out, since)
+
+
+@fault("SuperLink killed -9 while a round is open, restarted, resumed", quick=True)
+def superlink_killed(lab: Lab, name: str) -> Outcome:
+    out, process = lab.interrupted_study(name)
+    try:
+        lab.train_site(out, 3)
+        lab.link.kill()
+        since = now()
+        lab.link.start()
+    finally:
+        process.end()
+    with lab.study(name, resume=True):
+        pass
+    lab.check_equal(out)
+    return Outcome("the open round's work", recovery(out, since), True)
+
+
+@fault("ServerApp killed -9, resumed")
+def serverapp_killed(lab: Lab, name: str) -> Outcome:
+    out, process = lab.interrupted_study(name)
+    try:
+        lab.train_site(out, 3)
+        lab.kill_serverapp()
+        since = now()
+    finally:
+        process.end()
+    with lab.study(name, resume=True):
+        pass
+    lab.check_equal(out)
+    return Outcome("the open round's work", recovery(out, since), True)
+
+
+@fault("two clients for one site")
+def two_clients(lab: Lab, name: str) -> Outcome:
+    second = Client(lab.victim.folder, lab.link)
+    with lab.study(name) as out:
+        lab.end_of_round(out, 1)
+        second.start()
+        code = second.process.wait(120)
+        if code != cli.USER_MUST_MEND:
+            raise NotSurvived(f"the second client ended with exit code {code}: {second.output[-300:]}")
+    lab.check_equal(out)
+    return Outcome("nothing; the second client is refused", None, True)
+
+
+# Network and time.
+
+
+@fault("network of one site cut for a minute and healed")
+def network_cut(lab: Lab, name: str) -> Outcome:
+    cable = Cable(lab.link.port)
+    address = lab.link.address
+    try:
+        lab.victim.stop()
+        text = lab.victim.site_file.read_text().replace(address, f"127.0.0.1:{cable.port}")
+        lab.victim.site_file.write_text(text)
+        lab.victim.start()
+        lab.there.wait_online(set(SITES))
+        with lab.study(name, "federation.round_timeout_s=30", f"segment.rounds={2 * ROUNDS}") as out:
+            lab.train_site(out, 2)
+            cable.cut()
+            time.sleep(60)
+            since = now()
+            cable.mend()
+        return _without_victim(out, since)
+    finally:
+        lab.victim.stop()
+        cable.close()
+
+
+@fault("a site slower than the deadline", quick=True)
+def slow_site(lab: Lab, name: str) -> Outcome:
+    with lab.study(name, "federation.round_timeout_s=20") as out:
+        lab.end_of_round(out, 1)
+        with lab.worker_held(lab.victim):
+            lab.end_of_round(out, 2)
+            since = now()
+    return _without_victim(out, since, "no answer in time")
+
+
+@fault("clock of a site an hour off")
+def clock_off(lab: Lab, name: str) -> Outcome:
+    lab.victim.stop()
+    with lab.study(name) as out:
+        lab.end_of_round(out, 1)
+        lab.victim.start(**misbehaving(lab.folder / name, AN_HOUR_OFF))
+        lab.victim.wait_for("clock", 120)
+        lab.victim.stop()
+        since = now()
+        lab.victim.start()
+    return Outcome("the site is refused until its clock is right, and says so", recovery(out, since))
+
+
+# Updates.
+
+
+def _bad_update(lab: Lab, name: str, damage: str, reason: str) -> Outcome:
+    lab.victim.stop()
+    lab.victim.start(**misbehaving(lab.folder / name, poisoned(damage)))
+    try:
+        lab.there.wait_online(set(SITES))
+        with lab.study(name) as out:
+            lab.end_of_round(out, 2)
+            since = now()
+    finally:
+        lab.victim.stop()
+    return _without_victim(out, since, reason)
+
+
+@fault("an update with NaN", quick=True)
+def nan_update(lab: Lab, name: str) -> Outcome:
+    return _bad_update(lab, name, "next(iter(tensors.values())).view(-1)[0] = float('nan')", "holds NaN or infinity")
+
+
+@fault("an update with a wrong shape")
+def wrong_shape(lab: Lab, name: str) -> Outcome:
+    damage = "key = next(iter(tensors)); tensors[key] = tensors[key][..., None]"
+    return _bad_update(lab, name, damage, "instead of float32")
+
+
+@fault("an update a thousand times too large", quick=True)
+def too_large(lab: Lab, name: str) -> Outcome:
+    damage = "tensors.update({key: t * 1000 for key, t in tensors.items() if t.is_floating_point()})"
+    return _bad_update(lab, name, damage, "times as large as the median")
+
+
+# Data and disks.
+
+
+@fault("a corrupt picture appearing in mid-study")
+def corrupt_picture(lab: Lab, name: str) -> Outcome:
+    picture = next(path for path in sorted(lab.victim.folder.rglob("*.png")) if "mask" not in str(path))
+    whole = picture.read_bytes()
+    try:
+        with lab.study(name) as out:
+            lab.end_of_round(out, 1)
+            picture.write_bytes(whole[: len(whole) // 2])
+            lab.kill_client(lab.victim)  # a site that runs has the picture in its memory
+            lab.victim.start()
+            lab.end_of_round(out, 3)
+            picture.write_bytes(whole)
+            since = now()
+            if lab.victim.process.popen.poll() is not None:
+                lab.victim.start()
+        return _without_victim(out, since)
+    finally:
+        picture.write_bytes(whole)
+
+
+@fault("disk full at the site")
+def site_disk_full(lab: Lab, name: str) -> Outcome:
+    lab.victim.stop()
+    text = lab.victim.site_file.read_text()
+    disk = lab.folder / name
+    with small_disk(disk, 64) as filler:
+        lab.victim.site_file.write_text(text.replace("state_dir: state", f"state_dir: {disk}/state"))
+        lab.victim.start()
+        lab.there.wait_online(set(SITES))
+        with lab.study(name, f"segment.rounds={2 * ROUNDS}") as out:
+            lab.end_of_round(out, 1)
+            fill(filler)
+            lab.end_of_round(out, 3)
+            filler.unlink()
+            since = now()
+        lab.victim.stop()
+    return _without_victim(out, since)
+
+
+@fault("disk full at the coordinator, resumed", quick=True)
+def coordinator_disk_full(lab: Lab, name: str) -> Outcome:
+    with small_disk(lab.folder / "runs" / name, 16) as filler:
+        with lab.study(name, code=cli.USER_MUST_MEND) as out:
+            lab.end_of_round(out, 1)
+            fill(filler)
+        filler.unlink()
+        since = now()
+        with lab.study(name, resume=True):
+            pass
+        lab.check_equal(out)
+        return Outcome("the open round's work", recovery(out, since), True)
+
+
+# Keys, certificates, code.
+
+
+@fault("wrong key")
+def wrong_key(lab: Lab, name: str) -> Outcome:
+    lab.victim.stop()
+    folder = lab.folder / name / "cedar"
+    folder.mkdir(parents=True)
+    text = lab.victim.site_file.read_text().replace("manifest.csv", str(lab.victim.folder / "manifest.csv"))
+    with Client(folder, lab.link, register=False) as stranger:
+        stranger.site_file.write_text(text)
+        with lab.study(name) as out:
+            stranger.start()
+            stranger.wait_for("does not know this site's key", 180)
+            stranger.stop()
+            since = now()
+            lab.victim.start()
+    return Outcome("the stranger is never let in, and is told why", recovery(out, since))
+
+
+@fault("revoked key, and a new one in its place")
+def revoked_key(lab: Lab, name: str) -> Outcome:
+    from client.keys import make_key, public_path
+
+    with lab.study(name, f"segment.rounds={2 * ROUNDS}") as out:
+        lab.end_of_round(out, 1)
+        with lab.link.control() as control:
+            node = next(node.id for node in control.nodes() if node.name == "cedar")
+            control.unregister(node)
+        lab.victim.wait_for("no longer accepts this site's key|does not know this site's key", 180)
+        lab.victim.stop()
+        make_key(lab.victim.key, "cedar", force=True)
+        lab.link.register("cedar", public_path(lab.victim.key))
+        since = now()
+        lab.victim.start()
+    return _without_victim(out, since)
+
+
+@fault("expired certificate, renewed")
+def expired_certificate(lab: Lab, name: str) -> Outcome:
+    from server.deployment import certificates
+
+    files = lab.link.folder
+    authority = certificates.Authority(files / "ca.key", files / "ca.crt")
+    pair = certificates.ServerPair(files / "server.key", files / "server.crt")
+    valid = pair.certificate.read_bytes()
+    out, process = lab.interrupted_study(name)
+    try:
+        lab.end_of_round(out, 1)
+        lab.link.kill()
+        with patch.object(certificates, "_CLOCK_SKEW", timedelta(days=2)):
+            certificates.make_server_certificate(authority, pair, (), -1)
+        with suppress(AssertionError):  # it runs, and this process trusts it as little as the sites do
+            lab.link.start()
+        lab.victim.stop()
+        lab.victim.start()
+        lab.victim.wait_for("it has expired", 180)
+    finally:
+        process.end()
+        lab.link.kill()
+        pair.certificate.write_bytes(valid)
+        lab.link.start()
+    since = now()
+    with lab.study(name, resume=True):
+        pass
+    lab.check_equal(out)
+    return Outcome("the rounds until the certificate is renewed", recovery(out, since), True)
+
+
+@fault("foreign app: a bundle that is not the release's")
+def foreign_app(lab: Lab, name: str) -> Outcome:
+    from flwr.cli.build import build_fab_from_disk
+
+    from feddusss.bundle import write_app
+
+    app = write_app(lab.folder / name / "app")
+    (app / "client").mkdir()
+    (app / "client" / "app.py").write_text("raise SystemExit('this code must never run')\n")
+    lab.link.submit(build_fab_from_disk(app))
+    wait_until(lambda: "refused" in lab.victim.output, 120, "the client to refuse it")
+    with lab.study(name) as out:
+        pass
+    lab.check_equal(out)
+    return Outcome("nothing; every site refuses it before it is unpacked", None, True)
+
+
+def _without_victim(out: Path, since: float, reason: str = "") -> Outcome:
+    """The outcome where cedar missed rounds and came back.
+
+    Raises:
+        NotSurvived: it missed none, for another reason, its name is not in the log, or it never came back.
+    """
+    missed = lost(out)
+    if not missed:
+        raise NotSurvived("no round was done without cedar: the fault did not happen")
+    if reason and not any(reason in told for told in missed.values()):
+        raise NotSurvived(f"cedar was left out for another reason: {missed}")
+    if "cedar:" not in (out / "log.txt").read_text():
+        raise NotSurvived("the log does not name cedar")
+    seconds = recovery(out, since)
+    if seconds is None:
+        raise NotSurvived("cedar did not come back into a round")
+    told = "; ".join(sorted(set(missed.values())))
+    return Outcome(f"cedar's part of round{'s' * (len(missed) > 1)} {', '.join(map(str, missed))} ({told})", seconds)
