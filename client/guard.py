@@ -60,9 +60,9 @@ def guard_supernode(on_refusal: Callable[[str, str], None], on_poll: Callable[[b
     from flwr.supernode import start_client_internal as supernode
 
     # Private to Flower, hence pinned to one minor release. There is no public place where a bundle passes by.
-    receive_one = getattr(supernode, "_pull_and_store_message", None)
-    if receive_one is None or not hasattr(supernode, "_insert_message"):
+    if not all(hasattr(supernode, name) for name in ("_pull_and_store_message", "_insert_message")):
         raise RuntimeError("this release of Flower hides where bundles are received; install the pinned one")
+    receive_one = supernode._pull_and_store_message
 
     def guarded(*, receive: Callable, get_fab: Callable, state: Any, object_store: Any, **others: Any) -> int | None:
         received: list[Message] = []

@@ -16,9 +16,10 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from client.child import end_with_supervisor, tell
 from client.guard import guard_supernode, record_refusal
@@ -27,6 +28,7 @@ from sites.config import SiteConfig, SuperLinkConfig, load_site
 
 _LOOPBACK = "127.0.0.1"
 _GOODBYE_S = 2.0
+_LOOK_S = 0.5
 
 
 class Pace:
@@ -74,6 +76,8 @@ def main(argv: Sequence[str]) -> None:
 
     # the module's only use of `time` is to sleep between looks
     start_client_internal.time = pace
+    push_answers = start_client_internal._push_messages
+    start_client_internal._push_messages = lambda **given: _push_answers(push_answers, pace, **given)
     update_console_handler(colored=False, timestamps=True)
     logging.getLogger("flwr").addHandler(_ConnectionTold())
     _say_missed_goodbye(site.superlink, marker)
@@ -95,6 +99,33 @@ def flower_arguments(site: SiteConfig, site_file: Path) -> list[str]:
     if link.root_certificates is not None:
         arguments += ["--root-certificates", str(link.root_certificates)]
     return [*arguments, "--auth-supernode-private-key", str(link.private_key)]
+
+
+def _push_answers(push: Callable[..., None], pace: Pace, *, state: Any, object_store: Any, **others: Any) -> None:
+    """Flower's `_push_messages`, which waits for an answer, and for ever if the worker ended before it had one."""
+    from flwr.app import Error, Message
+    from flwr.common.constant import ErrorCode, Status, SubStatus
+    from flwr.supernode.start_client_internal import _insert_message
+
+    messages = [entry.message for entry in state.msg_store.values()]
+    answered = {message.metadata.reply_to_message_id for message in messages}
+    for message in messages:
+        if message.metadata.reply_to_message_id or message.metadata.message_id in answered:
+            continue
+        while (task := _newest_task(state, message.metadata.run_id)).status.status != Status.FINISHED:
+            pace.sleep(_LOOK_S)
+        told = {entry.message.metadata.reply_to_message_id for entry in list(state.msg_store.values())}
+        if task.status.sub_status == SubStatus.FAILED and message.metadata.message_id not in told:
+            state.record_message_processing_start(message.metadata.message_id)
+            state.record_message_processing_end(message.metadata.message_id)
+            reason = "the site's worker ended while it had this message"
+            _insert_message(Message(Error(ErrorCode.CLIENT_APP_CRASHED, reason), reply_to=message), state, object_store)
+    push(state=state, object_store=object_store, **others)
+
+
+def _newest_task(state: Any, run_id: int) -> Any:
+    tasks = [task for task in state.get_tasks() if task.run_id == run_id]
+    return max(tasks, key=lambda task: task.pending_at)
 
 
 class _ConnectionTold(logging.Handler):

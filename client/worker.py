@@ -23,6 +23,8 @@ from client import observe
 from client.child import end_with_supervisor, tell
 from client.guard import refusal
 from client.request import PHASES
+from dusss_core.errors import UserError
+from dusss_core.files import write_text
 from sites.config import load_site
 
 if TYPE_CHECKING:
@@ -36,13 +38,18 @@ def main(argv: Sequence[str]) -> None:
     """Take messages and answer them, for ever."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that half-written files are cleared away
     end_with_supervisor()
-    supernode = _SuperNode(load_site(Path(argv[0])).state_dir / "flwr" / "runtime.json")
+    home = load_site(Path(argv[0])).state_dir / "flwr"
+    supernode, in_work = _SuperNode(home / "runtime.json"), home / "in_work"
+    _give_up(in_work)
     _warm_up()
     tell("status", "waiting for work")
     since = time.monotonic()
     while True:
         if token := supernode.next_task():
+            with suppress(UserError):  # a full disk: then the SuperNode waits for a sign of life, should this one end
+                write_text(in_work, f"{supernode.address} {token}")
             _take(supernode.address, token)
+            in_work.unlink(missing_ok=True)
             tell("status", "waiting for work")
             since = time.monotonic()
         waited = time.monotonic() - since
@@ -92,13 +99,30 @@ class _SuperNode:
         self.address, self._read = place["address"], text
 
 
+def _give_up(in_work: Path) -> None:
+    """Say that the message which the worker before this one had when it ended will not be answered.
+
+    The SuperNode would wait a minute for its sign of life, and the coordinator with it.
+    """
+    import httpx
+    from flwr.common.constant import SubStatus
+    from flwr.proto.runtime_pb2 import PushTaskOutputRequest
+    from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor
+
+    with suppress(OSError, ValueError, httpx.HTTPError):  # no such message, or no such SuperNode any more
+        address, token = in_work.read_text(encoding="utf-8").split()
+        in_work.unlink()
+        with closing(_client(address, RuntimeTokenHttpInterceptor(token))) as client:
+            client.PushTaskOutput(PushTaskOutputRequest(sub_status=SubStatus.FAILED, details="the worker ended"))
+
+
 def _take(address: str, token: str) -> None:
     import httpx
 
     try:
         _work(address, token)
-    except httpx.HTTPError as error:
-        tell("say", f"an answer could not be handed over ({type(error).__name__}): the SuperNode was started again")
+    except (httpx.HTTPError, RuntimeError) as error:
+        tell("say", f"an answer could not be handed over ({type(error).__name__}): the SuperNode lost the message")
 
 
 def _work(address: str, token: str) -> None:
@@ -116,7 +140,7 @@ def _work(address: str, token: str) -> None:
         heartbeat = HeartbeatSender(lambda: _beat(client))
         heartbeat.start()
         try:
-            message, context, _, bundle = pull_task_input(client)
+            message, context, _, bundle = pull_task_input(_Patient(client))
             reason = refusal(bundle.content, bundle.hash_str)
             reply = _error(message, reason) if reason else _answer(message, context)
             push_message(client, reply, context)
@@ -124,6 +148,23 @@ def _work(address: str, token: str) -> None:
         finally:
             with suppress(RuntimeError):
                 heartbeat.stop()
+
+
+class _Patient:
+    """A client that waits for the message: the SuperNode announces the work a moment before it has it."""
+
+    def __init__(self, client: Any):
+        self._client = client
+
+    def PullMessages(self, request: Any) -> Any:
+        for _ in range(100):
+            if (reply := self._client.PullMessages(request)).messages_list:
+                break
+            time.sleep(_SHORTEST_POLL_S)
+        return reply
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
 
 
 def _answer(message: Message, context: Context) -> Message:

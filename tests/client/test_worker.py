@@ -61,6 +61,7 @@ def test_flower_still_hands_out_messages_as_the_worker_asks_for_them():
         "push_task_output": ["client", "context", "sub_status", "details"],
     }.items():
         assert list(inspect.signature(getattr(run_clientapp, name)).parameters) == parameters
+    assert {"state", "object_store"} <= set(inspect.signature(start_client_internal._push_messages).parameters)
     # `Pace` stands in for the whole module `time`
     assert set(re.findall(r"\btime\.(\w+)", inspect.getsource(start_client_internal))) == {"sleep"}
 
@@ -115,6 +116,7 @@ def test_a_worker_that_dies_in_a_round_is_replaced_and_the_study_completes(tmp_p
         wait_until(lambda: "Receiving: train" in alder.log, 120, "alder's first round")
         os.kill(alder.children()["client.worker"], signal.SIGKILL)
         alder.wait_for(r"the worker ended \(signal 9\); starting it again")
+        wait_until(lambda: "Sent successfully" in alder.log.rpartition("Receiving: train")[2], 60, "an answer")
         assert link.wait_for_run(run, 290).outcome == "completed"
         assert "segment round 2: 2 of 2 sites" in (tmp_path / "run" / "log.txt").read_text()
 
