@@ -21,6 +21,8 @@ from tests.server.deployed import Federation, events, federation, wait_for_event
 
 SITES = ("alder", "birch", "cedar")
 ROUNDS = 6
+_PATIENCE_S = 600.0
+"""For something that takes seconds on an idle machine."""
 
 
 class NotSurvived(Exception):
@@ -49,7 +51,11 @@ class Lab:
         self._undisturbed: dict[str, str] | None = None
 
     def heal(self) -> None:
-        """All sites are there, as at the beginning."""
+        """All sites are there, as at the beginning, and no study of an earlier fault goes on."""
+        with self.link.control() as control:
+            for run in control.runs():
+                if not run.finished:
+                    control.stop(run.id)
         for client in self.there.clients.values():
             client.write_site_file()
         self.there.start_clients()
@@ -100,11 +106,11 @@ class Lab:
                     started.append(seen)
             return round in started
 
-        wait_until(begun, 300, f"{site} to work on round {round}")
+        wait_until(begun, _PATIENCE_S, f"{site} to work on round {round}")
 
     def end_of_round(self, out: Path, round: int) -> None:
         """Wait until a round is saved."""
-        wait_for_event(out, "on_round_end", lambda arguments: arguments[1] >= round, 300)
+        wait_for_event(out, "on_round_end", lambda arguments: arguments[1] >= round, _PATIENCE_S)
 
     def kill_client(self, client: Client) -> None:
         """kill -9 of all its processes. The worker is held first, so that it has not answered."""
