@@ -26,12 +26,12 @@ def test_what_a_process_tells_is_heard_and_nothing_else(capsys):
     assert heard("@other thing") is None
 
 
-def test_waiting_costs_a_twentieth_and_an_idle_site_asks_as_rarely_as_flower(monkeypatch):
+def test_waiting_costs_a_tenth_and_an_idle_site_asks_as_rarely_as_flower(monkeypatch):
     slept, clock = [], [0.0]
     monkeypatch.setattr("client.supernode.time.sleep", slept.append)
     monkeypatch.setattr("client.supernode.time.monotonic", lambda: clock[0])
     pace = Pace()
-    for clock[0] in (0.0, 20.0, 600.0):
+    for clock[0] in (0.0, 10.0, 600.0):
         pace.sleep(3)
     assert slept == [Pace.shortest_s, 1.0, 3]
 
