@@ -23,6 +23,8 @@ MISCOUNTED = "miscounted"
 
 _METRIC_NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 _MOST_EXAMPLES = 10**8
+_NODE_UNAVAILABLE = 5
+"""Flower's error code for a node whose heartbeats have stopped."""
 _HEADER_BYTES, _HEADER_BYTES_PER_TENSOR = 4096, 512
 
 
@@ -98,6 +100,8 @@ def _content(message: Message | None):
     if message is None:
         raise Refused("no answer in time", kind=LOST)
     if message.has_error():
+        if message.error.code == _NODE_UNAVAILABLE:
+            raise Refused("its connection was lost", kind=LOST)
         reason = (message.error.reason or "no reason given").strip().splitlines()
         told = reason[0][:300] if reason else "no reason given"
         raise Refused(f"error {message.error.code}: {_printable(told)}", kind=LOST)

@@ -64,7 +64,7 @@ def on(site, round, do):
 
 
 @pytest.mark.parametrize(
-    ("do", "reason"), [(lambda answer: None, "no answer in time"), (error, "error 3: node unavailable")]
+    ("do", "reason"), [(lambda answer: None, "no answer in time"), (error, "its connection was lost")]
 )
 def test_a_late_or_lost_site_is_left_out_of_the_round_by_name(tmp_path, do, reason):
     _, listener = coordinate(study(), tmp_path, on("birch", 2, do))

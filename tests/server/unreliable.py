@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from flwr.app import Error, Message
+from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 
 from client.app import app
@@ -18,8 +19,7 @@ from server.simulation.materialise import materialise
 
 Meddle = Callable[[str, str, int, Message], Message | None]
 """(site, kind of message, round, answer) -> the answer that arrives; None: none does."""
-UNAVAILABLE = 3
-"""Flower's error code for a node that is not connected."""
+UNAVAILABLE = ErrorCode.NODE_UNAVAILABLE
 
 
 class UnreliableGrid(InProcessGrid):
