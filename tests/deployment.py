@@ -201,9 +201,12 @@ class SuperLink:
         if self._process is not None:
             self._process.end()
             self._process = None
-            for pid in processes_with(self.address).values():
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            # until there is none: a ServerApp that is slow to start is started again, and there may be several
+            while apps := processes_with(self.address).keys() & {"flwr-serverapp", "flower-superexec"}:
+                for name in apps:
+                    with suppress(ProcessLookupError, KeyError):
+                        os.kill(processes_with(self.address)[name], signal.SIGKILL)
+                time.sleep(0.1)
 
     def _answers(self) -> bool:
         assert self._process.popen.poll() is None, self.output
