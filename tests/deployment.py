@@ -194,7 +194,7 @@ class SuperLink:
         self._process = Process(
             command, self.folder / "superlink.log", environment(self.folder / "flwr"), cwd=self.folder
         )
-        wait_until(self._answers, 60, f"the SuperLink\n{self.output[-2000:]}")
+        wait_until(self._answers, 180, f"the SuperLink\n{self.output[-2000:]}")
 
     def kill(self) -> None:
         """As kill -9 of it and of the ServerApps that it started, which Flower puts in sessions of their own."""
@@ -278,7 +278,7 @@ class Client:
         path = self.state_dir / "logs" / "client.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def wait_for(self, text: str, seconds: float = 90.0) -> None:
+    def wait_for(self, text: str, seconds: float = 180.0) -> None:
         """Wait until `text` (a regular expression) was said."""
 
         def said() -> bool:
