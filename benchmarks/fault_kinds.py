@@ -15,7 +15,6 @@ from unittest.mock import patch
 
 from benchmarks.fault_lab import (
     AN_HOUR_OFF,
-    ROUNDS,
     SITES,
     Cable,
     Lab,
@@ -73,7 +72,7 @@ def client_killed(lab: Lab, name: str) -> Outcome:
         lab.train_site(out, 2)
         lab.kill_client(lab.victim)
         since = now()
-        lab.victim.start()
+        lab.start_victim()
     return _without_victim(out, since)
 
 
@@ -84,7 +83,7 @@ def client_gone(lab: Lab, name: str) -> Outcome:
         lab.kill_client(lab.victim)
         lab.end_of_round(out, 3)
         since = now()
-        lab.victim.start()
+        lab.start_victim()
     return _without_victim(out, since)
 
 
@@ -145,12 +144,16 @@ def network_cut(lab: Lab, name: str) -> Outcome:
         lab.victim.site_file.write_text(text)
         lab.victim.start()
         lab.there.wait_online(set(SITES))
-        with lab.study(name, "federation.round_timeout_s=30", f"segment.rounds={2 * ROUNDS}") as out:
+        with lab.study(name) as out:
             lab.train_site(out, 2)
             cable.cut()
-            time.sleep(60)
-            since = now()
-            cable.mend()
+            lab.end_of_round(out, 2)
+            with lab.rounds_held():
+                time.sleep(max(0.0, cable.cut_at + 60 - time.monotonic()))
+                since = now()
+                cable.mend()
+                lab.victim.wait_for("the coordinator answers again", 180)
+                lab.there.wait_online({"cedar"})
         return _without_victim(out, since)
     finally:
         lab.victim.stop()
@@ -172,11 +175,12 @@ def clock_off(lab: Lab, name: str) -> Outcome:
     lab.victim.stop()
     with lab.study(name) as out:
         lab.end_of_round(out, 1)
-        lab.victim.start(**misbehaving(lab.folder / name, AN_HOUR_OFF))
-        lab.victim.wait_for("clock", 120)
-        lab.victim.stop()
-        since = now()
-        lab.victim.start()
+        with lab.rounds_held():
+            lab.victim.start(**misbehaving(lab.folder / name, AN_HOUR_OFF))
+            lab.victim.wait_for("set this machine's clock", 300)
+            lab.victim.stop()
+            since = now()
+        lab.start_victim()
     return Outcome("the site is refused until its clock is right, and says so", recovery(out, since))
 
 
@@ -226,11 +230,12 @@ def corrupt_picture(lab: Lab, name: str) -> Outcome:
             picture.write_bytes(whole[: len(whole) // 2])
             lab.kill_client(lab.victim)  # a site that runs has the picture in its memory
             lab.victim.start()
-            lab.end_of_round(out, 3)
-            picture.write_bytes(whole)
-            since = now()
-            if lab.victim.process.popen.poll() is not None:
-                lab.victim.start()
+            with lab.rounds_held():
+                if lab.victim.process.wait(300) != cli.USER_MUST_MEND:
+                    raise NotSurvived(f"the client did not refuse its data: {lab.victim.output[-300:]}")
+                picture.write_bytes(whole)
+                since = now()
+            lab.start_victim()
         return _without_victim(out, since)
     finally:
         picture.write_bytes(whole)
@@ -245,7 +250,7 @@ def site_disk_full(lab: Lab, name: str) -> Outcome:
         lab.victim.site_file.write_text(text.replace("state_dir: state", f"state_dir: {disk}/state"))
         lab.victim.start()
         lab.there.wait_online(set(SITES))
-        with lab.study(name, f"segment.rounds={2 * ROUNDS}") as out:
+        with lab.study(name) as out:
             lab.end_of_round(out, 1)
             fill(filler)
             lab.end_of_round(out, 3)
@@ -281,11 +286,13 @@ def wrong_key(lab: Lab, name: str) -> Outcome:
     with Client(folder, lab.link, register=False) as stranger:
         stranger.site_file.write_text(text)
         with lab.study(name) as out:
-            stranger.start()
-            stranger.wait_for("does not know this site's key", 180)
-            stranger.stop()
-            since = now()
-            lab.victim.start()
+            lab.end_of_round(out, 1)
+            with lab.rounds_held():
+                stranger.start()
+                stranger.wait_for("does not know this site's key", 300)
+                stranger.stop()
+                since = now()
+            lab.start_victim()
     return Outcome("the stranger is never let in, and is told why", recovery(out, since))
 
 
@@ -293,17 +300,19 @@ def wrong_key(lab: Lab, name: str) -> Outcome:
 def revoked_key(lab: Lab, name: str) -> Outcome:
     from client.keys import make_key, public_path
 
-    with lab.study(name, f"segment.rounds={2 * ROUNDS}") as out:
+    with lab.study(name) as out:
         lab.end_of_round(out, 1)
         with lab.link.control() as control:
             node = next(node.id for node in control.nodes() if node.name == "cedar")
             control.unregister(node)
-        lab.victim.wait_for("no longer accepts this site's key|does not know this site's key", 180)
-        lab.victim.stop()
-        make_key(lab.victim.key, "cedar", force=True)
-        lab.link.register("cedar", public_path(lab.victim.key))
-        since = now()
-        lab.victim.start()
+        lab.end_of_round(out, 3)
+        with lab.rounds_held():
+            lab.victim.wait_for("no longer accepts this site's key|does not know this site's key", 300)
+            lab.victim.stop()
+            make_key(lab.victim.key, "cedar", force=True)
+            lab.link.register("cedar", public_path(lab.victim.key))
+            since = now()
+        lab.start_victim()
     return _without_victim(out, since)
 
 

@@ -21,6 +21,7 @@ from tests.server.deployed import Federation, events, federation, wait_for_event
 
 SITES = ("alder", "birch", "cedar")
 ROUNDS = 6
+_CONNECTED = "connected to the coordinator"
 _PATIENCE_S = 600.0
 """For something that takes seconds on an idle machine."""
 
@@ -122,6 +123,20 @@ class Lab:
         client.process.wait()
 
     @contextmanager
+    def rounds_held(self) -> Iterator[None]:
+        """The open round, or the next one, does not end meanwhile: on a fast machine the study would be over."""
+        with self.worker_held(self.there.clients["alder"]):
+            yield
+
+    def start_victim(self) -> None:
+        """Start the victim's client, and hold the round until it is connected."""
+        with self.rounds_held():
+            before = self.victim.output.count(_CONNECTED)
+            self.victim.start()
+            wait_until(lambda: self.victim.output.count(_CONNECTED) > before, _PATIENCE_S, "cedar to be connected")
+            self.there.wait_online({"cedar"}, _PATIENCE_S)
+
+    @contextmanager
     def worker_held(self, client: Client) -> Iterator[None]:
         """The site's worker stands still meanwhile."""
         pid = client.children()["client.worker"]
@@ -183,6 +198,7 @@ class Cable:
     def __init__(self, port: int):
         self._port = port
         self._cut = False
+        self.cut_at = 0.0
         self._pairs: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
@@ -191,6 +207,7 @@ class Cable:
     def cut(self) -> None:
         """Nothing passes any more."""
         self._cut = True
+        self.cut_at = time.monotonic()
         for end in list(self._pairs):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)

@@ -56,7 +56,7 @@ def survive(lab: Lab, one: Fault) -> tuple[Outcome | None, str]:
 def study_of_faults():
     """A small study: no pretraining, a tiny student."""
     hospitals = [{**HOSPITALS[0], "name": name} for name in SITES]
-    federation = {"min_sites": 2, "round_timeout_s": 120, "start_timeout_s": 240}
+    federation = {"min_sites": 2, "round_timeout_s": 600, "start_timeout_s": 240}
     return make_study(
         hospitals,
         study="faults",

@@ -59,11 +59,18 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
     """Write torch tensors to a safetensors file atomically; `metadata` goes into its header."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
+
+    def save(path: Path) -> None:
+        try:
+            save_file(contiguous, path, dict(metadata or {}))
+        except SafetensorError as error:  # which hides that the disk is full
+            raise OSError(str(error)) from error
 
     # clone: safetensors refuses tensors that share memory
     contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_atomically(path, lambda temporary: save_file(contiguous, temporary, dict(metadata or {})))
+    write_atomically(path, save)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
