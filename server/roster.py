@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
 _POLL_S = 0.1
+_LONGEST_POLL_S = 2.0
+"""Each look costs the SuperLink processor time, so a long wait looks less often: after a twentieth of it."""
 _LOOK_S = 2.0
 """Between two looks at who is connected, while sites are waited for."""
 _SAY_S = 30.0
@@ -292,9 +294,9 @@ def exchange(
             if message_id:  # else the node was unregistered a moment ago
                 pending[message_id] = node
         pull()
-    give_up = time.monotonic() + timeout
-    while pending and time.monotonic() < give_up:
-        time.sleep(_POLL_S)
+    since = time.monotonic()
+    while pending and (waited := time.monotonic() - since) < timeout:
+        time.sleep(min(_LONGEST_POLL_S, max(_POLL_S, waited / 20)))
         pull()
     return answers
 
