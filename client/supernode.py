@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import secrets
 import socket
 import sys
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -83,7 +85,14 @@ def main(argv: Sequence[str]) -> None:
     logging.getLogger("flwr").addHandler(_ConnectionTold())
     _say_missed_goodbye(site.superlink, marker)
     sys.argv = ["flower-supernode", *flower_arguments(site, site_file)]
-    flower_supernode()
+    try:
+        flower_supernode()
+    except Exception:
+        # A certificate that expires while it is connected, for one. The thread of Flower's local API would keep this
+        # process alive, connected to nothing, and nobody would start it again.
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def flower_arguments(site: SiteConfig, site_file: Path) -> list[str]:
