@@ -81,6 +81,7 @@ def main(argv: Sequence[str]) -> None:
     start_client_internal.time = pace
     push_answers = start_client_internal._push_messages
     start_client_internal._push_messages = lambda **given: _push_answers(push_answers, pace, **given)
+    start_client_internal.pull_objects = _dropping_stopped(start_client_internal.pull_objects)
     update_console_handler(colored=False, timestamps=True)
     logging.getLogger("flwr").addHandler(_ConnectionTold())
     _say_missed_goodbye(site.superlink, marker)
@@ -88,11 +89,11 @@ def main(argv: Sequence[str]) -> None:
     try:
         flower_supernode()
     except Exception:
-        # A certificate that expires while it is connected, for one. The thread of Flower's local API would keep this
-        # process alive, connected to nothing, and nobody would start it again.
         traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(1)
+    # It comes here when the connection broke in a way that Flower does not try again, such as a certificate that
+    # expired meanwhile. The thread of Flower's local API would keep this process alive, connected to nothing.
+    print("the connection broke", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def flower_arguments(site: SiteConfig, site_file: Path) -> list[str]:
@@ -136,6 +137,22 @@ def _push_answers(push: Callable[..., None], pace: Pace, *, state: Any, object_s
 def _newest_task(state: Any, run_id: int) -> Any:
     tasks = [task for task in state.get_tasks() if task.run_id == run_id]
     return max(tasks, key=lambda task: task.pending_at)
+
+
+def _dropping_stopped(pull_objects: Callable) -> Callable:
+    """Have a message whose study is stopped while it arrives put away like one that cannot be received.
+
+    Flower drops the message and leaves its task, which the worker takes and then waits minutes for the message.
+    """
+    from flwr.supercore.run import RunNotRunningException
+
+    def pull(*arguments: Any, **named: Any) -> Any:
+        try:
+            return pull_objects(*arguments, **named)
+        except RunNotRunningException:
+            raise RuntimeError("its study was stopped") from None
+
+    return pull
 
 
 class _ConnectionTold(logging.Handler):

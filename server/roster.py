@@ -207,6 +207,8 @@ class Roster:
         asked = self._asked.get(node)
         if asked is None:
             return True
+        if node in self._queries.values():  # what answers may have been killed with the question in its hands
+            return now - asked.at >= _ANSWER_S
         return asked.problem is not None and not asked.for_good and now - asked.at >= _AGAIN_S
 
     def _hear(self) -> None:

@@ -166,6 +166,21 @@ def test_a_site_that_comes_late_joins_between_rounds(tmp_path):
     assert [round for site, kind, round in grid.sent if (site, kind) == ("cedar", "train")] == [2, 3]
 
 
+def test_a_question_whose_answer_is_lost_is_asked_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(roster, "_ANSWER_S", 0.05)
+    lost = []
+
+    def meddle(site, kind, round, answer):
+        if (site, kind) == ("cedar", "query") and not lost:
+            lost.append(answer)
+            return None
+        return answer
+
+    grid, _ = coordinate(study(rounds=4), tmp_path, meddle)
+    assert sum(message[:2] == ("cedar", "query") for message in grid.sent) == 2
+    assert ("cedar", "train", 4) in grid.sent
+
+
 def test_a_site_with_a_new_node_replaces_its_old_one(tmp_path):
     def prepare(grid):
         def look(looks):
