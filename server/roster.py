@@ -195,6 +195,7 @@ class Roster:
         """Ask the nodes that have not said who they are; returns those that were asked just now."""
         now = time.monotonic()
         due = [node for node in sorted(self._nodes) if self._is_due(node, now)]
+        self._queries = {message_id: node for message_id, node in self._queries.items() if node not in due}
         for node in due:
             # one by one: in this process the site answers during the push
             for message_id in self._grid.push_messages([_message(self._query(), node, "query")]):
