@@ -31,6 +31,7 @@ class PlayedSuperLink:
         self.started: list[dict] = []
         self.do = lambda out, run_id: None
         self.ends_as = "completed"
+        self.told = "told"
         self.away = False
 
     def start(self, settings):
@@ -40,7 +41,9 @@ class PlayedSuperLink:
         self.known[number] = FlowerRun(number, "running", "", "", out, "2026-01-01T10:00:00+00:00")
         self.do(out, number)
         if self.ends_as:
-            self.known[number] = FlowerRun(number, "finished", self.ends_as, "told", out, "2026-01-01T10:00:00+00:00")
+            self.known[number] = FlowerRun(
+                number, "finished", self.ends_as, self.told, out, "2026-01-01T10:00:00+00:00"
+            )
         return number
 
     def run(self, number):
@@ -131,6 +134,13 @@ def test_a_server_app_that_dies_without_a_word_is_a_failure(link, study_file, tm
     link.do, link.ends_as = lambda out, number: EventLog(out).begin(number), "failed"
     assert main(["run", str(study_file), "--out", str(tmp_path / "out")]) == 1
     assert "failed: told" in (shown := capsys.readouterr().out) and "--resume" in shown
+
+
+def test_what_flower_alone_kept_of_an_error_still_gives_its_exit_code(link, study_file, tmp_path, capsys):
+    link.do, link.ends_as = lambda out, number: EventLog(out).begin(number), "failed"
+    link.told = "ServerApp failed with exception: the disk is full\n  -> free disk space"
+    assert main(["run", str(study_file), "--out", str(tmp_path / "out")]) == 2
+    assert "the disk is full" in capsys.readouterr().out
 
 
 def test_a_superlink_that_stays_away_ends_the_looking_on(link, study_file, tmp_path, capsys):
