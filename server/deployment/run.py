@@ -147,7 +147,7 @@ def _ended_without_a_word(run: FlowerRun, out: Path, reporter: Reporter) -> int:
     told = run.details or "its process ended without a word"
     what = "was stopped" if run.outcome == "stopped" else f"{run.outcome}: {told}"
     reporter.on_message(f"run {run.id} {what}\n{_resume(out)}")
-    # on a full disk events.jsonl cannot tell the end; Flower keeps the text of the error, and a remedy marks a UserError
+    # on a full disk events.jsonl cannot tell the end; Flower keeps the text, and a remedy marks what is to be mended
     return cli.USER_MUST_MEND if "\n  -> " in run.details else cli.FAILED
 
 
