@@ -13,6 +13,7 @@ from typing import Any
 from dusss_core.files import write_text
 from feddusss import configfile
 from server.config import StudyConfig
+from server.eventlog import Tail
 from server.simulation.materialise import materialise
 from tests.deployment import Client, Process, SuperLink, environment, wait_until
 
@@ -92,11 +93,7 @@ def federation(folder: Path, study: StudyConfig, **site: Any) -> Iterator[Federa
 
 def events(out: Path) -> list[dict[str, Any]]:
     """What the ServerApps of a run have told so far."""
-    try:
-        lines = (out / "events.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in lines if line]
+    return list(Tail(out).read())
 
 
 def wait_for_event(
