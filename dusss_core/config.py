@@ -235,6 +235,27 @@ class RuntimeConfig(Strict):
     """Pictures per batch at evaluation."""
 
 
+class PrivateTrainingConfig(Strict):
+    """How a site trains that asks for differential privacy in its own file; other sites ignore it.
+
+    Every value is public. What it costs follows from it alone; whether a site can afford that is the site's to say.
+    """
+
+    noise_multiplier: float = Field(1.0, gt=0)
+    """Standard deviation of the noise in a step's sum, over `clip`."""
+    clip: float = Field(1.0, gt=0)
+    """C: largest L2 norm of one record's gradient."""
+    sample_rate: float = Field(0.05, gt=0, le=1)
+    """q of the Poisson draw: probability that a record takes part in a step."""
+    steps_per_round: int = Field(20, ge=1)
+    """Steps per round, in either phase."""
+    pretrain: Literal["public_negatives", "groups", "off"] = "public_negatives"
+    """What keeps records apart in step 1: contrast with public captions and pictures (sensitivity C), or groups drawn
+    at random (2 C); off: the site takes no part in step 1."""
+    groups: int = Field(16, ge=2)
+    """Groups of a step, for `pretrain: groups`."""
+
+
 class TrainingConfig(Strict):
     """Everything that a site needs to take part in a study. Sent with every message; checked again at the site."""
 
@@ -249,6 +270,7 @@ class TrainingConfig(Strict):
     pretrain: PretrainConfig = PretrainConfig()
     segment: SegmentConfig = SegmentConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+    privacy: PrivateTrainingConfig = PrivateTrainingConfig()
     local_norm: bool = False
     """FedBN: normalisation layers stay at the site."""
     prox_mu: float = Field(0.0, ge=0)
