@@ -249,6 +249,8 @@ class PrivateTrainingConfig(Strict):
     """q of the Poisson draw: probability that a record takes part in a step."""
     steps_per_round: int = Field(20, ge=1)
     """Steps per round, in either phase."""
+    views: int = Field(1, ge=1, le=64)
+    """Augmented views of a record, whose gradients are averaged before they are clipped. Costs time, no privacy."""
     pretrain: Literal["public_negatives", "groups", "off"] = "public_negatives"
     """What keeps records apart in step 1: contrast with public captions and pictures (sensitivity C), or groups drawn
     at random (2 C); off: the site takes no part in step 1."""
