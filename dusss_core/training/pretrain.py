@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,9 +13,10 @@ from dusss_core.augment import Geometry, strong_view, weak_view
 from dusss_core.config import TrainingConfig
 from dusss_core.losses.contrastive import cross_modal_loss, intra_modal_loss, same_sentence
 from dusss_core.losses.segmentation import supervised_loss
-from dusss_core.losses.similarity import saturation, sigma_regulariser, supervised_similarity
+from dusss_core.losses.similarity import Embedding, saturation, sigma_regulariser, supervised_similarity
 from dusss_core.losses.text_guided import masked_pool, text_guided_loss
 from dusss_core.models import build_vlm
+from dusss_core.models.grounding import Grounding
 from dusss_core.models.text_tower import TextFeatures
 from dusss_core.records import Split
 from dusss_core.seeds import generator
@@ -22,6 +24,29 @@ from dusss_core.text import TextBank, build_text_bank
 from dusss_core.training.evaluation import ground_split, score_logits
 from dusss_core.training.sampling import two_stream_batches
 from dusss_core.training.trainer import PhaseTrainer, Progress
+
+
+class Seen(NamedTuple):
+    """What the model makes of B records."""
+
+    image: Embedding
+    """Of the weak view."""
+    text: Embedding
+    """Of the sentence, mirrored where the picture is."""
+    grounding: Grounding
+    """Of the sentence in the weak view."""
+    other_image: Embedding | None
+    """Of the strong view; None without dual contrastive learning, like `other_text`."""
+    other_text: Embedding | None
+    """Of another wording."""
+    mask: Tensor | None
+    """n x H x W class indices of the n labelled records, which come first; None: there are none."""
+    identity: Tensor
+    """B int64: equal where records share their sentence, mirrored or not."""
+
+    def pooled(self) -> Tensor:
+        """v_t of Eq. 11: pixel features under the text-guided mask, B x G."""
+        return masked_pool(self.grounding.pixels.float(), _foreground(self.grounding.logits))
 
 
 class Pretrainer(PhaseTrainer):
@@ -74,54 +99,66 @@ class Pretrainer(PhaseTrainer):
         )
 
     def losses(self, batch, draw, share_done) -> tuple[Tensor, dict[str, float]]:
+        seen = self._look(batch, draw)
+        parts = self._contrasts(seen)
+        n_labelled = len(batch[0])
+        if n_labelled:
+            parts["grounding"] = self.settings.weight_grounding * supervised_loss(
+                seen.grounding.logits[:n_labelled], seen.mask, dice=True
+            )
+        if self.config.method.sss:
+            parts["sigma"] = self.settings.uncertainty.regulariser * sigma_regulariser(
+                seen.image.gaussian, seen.text.gaussian
+            )
+        figures = {name: value.item() for name, value in parts.items()}
+        return sum(parts.values()), {**figures, **self._saturation(seen.image, seen.text)}
+
+    def _look(self, batch: tuple[np.ndarray, np.ndarray], draw: torch.Generator) -> Seen:
+        """Augment a batch, labelled records first, and encode it."""
         labelled, other = batch
-        method, settings = self.config.method, self.settings
         positions = np.concatenate([labelled, other])
         sentence = torch.from_numpy(self.train.sentence[positions]).to(self.device)
-        may_flip = self.text.may_flip(sentence).cpu() & settings.flip
+        may_flip = self.text.may_flip(sentence).cpu() & self.settings.flip
         geometry = Geometry.draw(len(positions), draw, flip=may_flip, turns=False, device=self.device)
         picture = geometry.apply(self.pictures(positions))
         # a mirrored picture contradicts its sentence unless the sentence is mirrored too, so a mirrored sentence is
         # another sentence
         identity = sentence * 2 + geometry.flipped.long()
         view = torch.randint(1, self.config.vlm.text.views + 1, (len(positions),), generator=draw).to(self.device)
+        other_image = other_text = mask = None
 
         with self.autocast():
             x = self.normalise(weak_view(picture, draw))
             image = self.vlm.encode_image(x)
             text = self._text(sentence, geometry.flipped)
-            logits, pixels, grounded = self.vlm.ground(x, image, text)
-            if method.dcl:
-                other_image = self.vlm.encode_image(self.normalise(strong_view(picture, draw)))
-                other_text = self._text(sentence, geometry.flipped, view)
+            grounding = self.vlm.ground(x, image, text)
+            if self.config.method.dcl:
+                other_image = self.vlm.encode_image(self.normalise(strong_view(picture, draw))).embedding
+                other_text = self._text(sentence, geometry.flipped, view).embedding
+        if len(labelled):
+            mask = geometry.apply_mask(self.masks(positions))[: len(labelled)]
+        return Seen(image.embedding, text.embedding, grounding, other_image, other_text, mask, identity)
 
-        same = same_sentence(identity, identity)
-        similarity = self._similarity(image.embedding, text.embedding)
+    def _contrasts(self, seen: Seen) -> dict[str, Tensor]:
+        """The contrastive losses of Eq. 8, 9 and 11, by name, within the batch."""
+        method, settings = self.config.method, self.settings
+        same = same_sentence(seen.identity, seen.identity)
+        similarity = self._similarity(seen.image, seen.text)
         parts = {"cmc": cross_modal_loss(similarity, same, self.vlm.log_scale, method.pairs)}
         if method.dcl:
             parts["imc"] = settings.weight_imc * intra_modal_loss(
-                self._similarity(image.embedding, other_image.embedding),
-                self._similarity(text.embedding, other_text.embedding),
+                self._similarity(seen.image, seen.other_image),
+                self._similarity(seen.text, seen.other_text),
                 same,
                 same,
                 self.vlm.log_scale,
                 method.pairs,
             )
         if method.ltg:
-            weights = _foreground(logits)
-            pooled = masked_pool(pixels.float(), weights)
             parts["ltg"] = settings.weight_ltg * text_guided_loss(
-                pooled, grounded.float(), same, self.vlm.log_scale_ltg, method.pairs
+                seen.pooled(), seen.grounding.text.float(), same, self.vlm.log_scale_ltg, method.pairs
             )
-        if len(labelled):
-            mask = geometry.apply_mask(self.masks(positions))[: len(labelled)]
-            parts["grounding"] = settings.weight_grounding * supervised_loss(logits[: len(labelled)], mask, dice=True)
-        if method.sss:
-            parts["sigma"] = settings.uncertainty.regulariser * sigma_regulariser(
-                image.embedding.gaussian, text.embedding.gaussian
-            )
-        figures = {name: value.item() for name, value in parts.items()}
-        return sum(parts.values()), {**figures, **self._saturation(image.embedding, text.embedding)}
+        return parts
 
     def validate(self) -> dict[str, float]:
         """ "dice" of the text-guided masks where masks exist, and the cross-modal "loss"."""

@@ -52,6 +52,7 @@ class PhaseTrainer(ABC):
         self.settings = settings
         self.site = site
         self.device = torch.device(device)
+        self.prepare(model)
         self.model = model.to(self.device)
         if config.runtime.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
@@ -68,6 +69,9 @@ class PhaseTrainer(ABC):
         self.steps_per_round = settings.epochs * steps_per_epoch(usable, settings.batch)
 
     # What a subclass provides.
+
+    def prepare(self, model: nn.Module) -> None:  # noqa: B027 (most have nothing to do)
+        """Called once, before the optimiser is built: what is frozen here is not trained."""
 
     @abstractmethod
     def batches(self, steps: int, draw: torch.Generator) -> Iterator[Any]:
@@ -141,21 +145,36 @@ class PhaseTrainer(ABC):
             position = (round - 1) * steps + i
             for group in self.optimizer.param_groups:
                 group["lr"] = cosine_lr(position, all_steps, self.settings.optimizer)
-            loss, parts = self.losses(batch, draw, position / all_steps)
-            self._check_finite(loss, round, i)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            self._pull_towards(anchor)
-            if self.settings.optimizer.clip_norm is not None:
-                nn.utils.clip_grad_norm_(self._trained(), self.settings.optimizer.clip_norm)
+            figures = self.set_gradients(batch, draw, position / all_steps, anchor, f"round {round}, step {i + 1}")
             self.optimizer.step()
             self.after_step()
             self.step += 1
-            for name, value in {"loss": loss.item(), **parts}.items():
+            for name, value in figures.items():
                 totals[name] += value
             if self.progress:
-                self.progress(i + 1, steps, loss.item())
+                self.progress(i + 1, steps, figures.get("loss", math.nan))
         return {**{name: value / steps for name, value in totals.items()}, "n_steps": float(steps)}
+
+    def set_gradients(
+        self, batch: Any, draw: torch.Generator, share_done: float, anchor: list[Tensor], place: str
+    ) -> dict[str, float]:
+        """Give every trained parameter the gradient that the optimiser will use.
+
+        Args:
+            anchor: the trained parameters of the round's global model, for FedProx; empty without it.
+            place: round and step, for the text of an error.
+
+        Returns:
+            Figures to report: "loss" and its parts.
+        """
+        loss, parts = self.losses(batch, draw, share_done)
+        self._check_finite(loss, place)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self._pull_towards(anchor)
+        if self.settings.optimizer.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._trained(), self.settings.optimizer.clip_norm)
+        return {"loss": loss.item(), **parts}
 
     # Shared by the subclasses.
 
@@ -185,10 +204,10 @@ class PhaseTrainer(ABC):
             if parameter.grad is not None:
                 parameter.grad.add_(parameter.detach() - start, alpha=self.config.prox_mu)
 
-    def _check_finite(self, loss: Tensor, round: int, step: int) -> None:
+    def _check_finite(self, loss: Tensor, place: str) -> None:
         if not math.isfinite(loss.item()):
             raise NotFinite(
-                f"site {self.site}, phase {self.phase}, round {round}, step {step + 1}: the loss is {loss.item()}",
+                f"site {self.site}, phase {self.phase}, {place}: the loss is {loss.item()}",
                 f"lower {self.phase}.optimizer.lr (now {self.settings.optimizer.lr:g}) or look for damaged pictures "
                 "with `python -m sites check`",
             )

@@ -1,0 +1,23 @@
+"""Step 2 under record-level differential privacy."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dusss_core.privacy.trainer import PrivateTraining
+from dusss_core.training.segment import Segmenter
+
+
+class PrivateSegmenter(PrivateTraining, Segmenter):
+    """Trains the student on one union of labelled and unlabelled records.
+
+    A labelled record costs the supervised loss, an unlabelled one w(t) times its own L_semi, where w(t) follows from
+    the step alone. How many of either kind are drawn changes no record's weight: means over the labelled and the
+    unlabelled records of a draw would couple them.
+
+    Text-guided masks must come from a vision-language model that is public, was trained elsewhere, or was paid for
+    from the same budget.
+    """
+
+    def kinds(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.labelled, self.unlabelled
