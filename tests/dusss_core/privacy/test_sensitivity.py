@@ -1,0 +1,206 @@
+"""One record more or less changes the sum of a step by at most C (2 C with groups): the production step, without its
+noise, on data built to break it. Wrong forms that were once thought right are planted, and must be caught."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from dusss_core.privacy.pretrain import PrivatePretrainer
+from dusss_core.privacy.segment import PrivateSegmenter
+from dusss_core.records import Split
+from tests.dusss_core.conftest import SENTENCES, make_split
+from tests.dusss_core.privacy.conftest import Fixed, pretrainer, private_config, released_sum, segmenter
+
+ROUNDING = 1e-3
+
+
+def adversarial(labelled, other, seed=0):
+    """One picture, again and again: `labelled` records with a mask, the first of them its complement."""
+    n = labelled + other
+    rng = np.random.default_rng(seed)
+    images = np.repeat(rng.integers(0, 255, (1, 1, 32, 32), dtype=np.uint8), n, 0)
+    masks = np.zeros((n, 32, 32), np.uint8)
+    masks[:, 8:] = 1
+    masks[0] = 1 - masks[0]
+    flags = np.arange(n) < labelled
+    ids = tuple(f"r{i}" for i in range(n))
+    return Split(images, masks, flags, np.ones(n, bool), np.arange(n) % 2, SENTENCES, ids)
+
+
+def without(split, record):
+    return split.select(np.delete(np.arange(len(split)), record))
+
+
+def largest_change(build, split, records, randomness=lambda kept: None):
+    """Over C, the largest change of the sum when one of `records` leaves."""
+    everybody = np.arange(len(split))
+    whole = released_sum(build(split, everybody), randomness(everybody))
+    changes = []
+    for record in records:
+        kept = np.delete(everybody, record)
+        changes.append((whole - released_sum(build(without(split, record), kept), randomness(kept))).norm().item())
+    return max(changes)
+
+
+# ---- segmentation ----
+
+
+def segment_config(clip, **changes):
+    return private_config(privacy={"clip": clip}, segment={"dice": False, "rampup": 0, "strong": 0}, **changes)
+
+
+def own_norm(split, config):
+    """Of the gradient of the last record alone."""
+    config = config.model_copy(update={"privacy": config.privacy.model_copy(update={"clip": 1e9})})
+    return released_sum(segmenter(config, split.select(np.array([len(split) - 1])))).norm().item()
+
+
+@pytest.mark.parametrize("clip", [1e-3, 0.1])
+def test_a_record_of_either_kind_changes_the_sum_by_at_most_c(clip):
+    split = make_split(n=8, labelled=4, with_text=6)
+    split.images[0], split.masks[1] = 255, 1
+    split.images[7] = np.random.default_rng(1).integers(0, 2, (1, 32, 32)) * 255
+    logits = np.random.default_rng(2).choice([-20, 20], (8, 1, 32, 32)).astype(np.float16)
+    logits[6:] = np.nan
+
+    def build(part, kept):
+        return segmenter(segment_config(clip), part, logits[kept])
+
+    # nearly reached: otherwise nothing was clipped and nothing was tested
+    assert 0.9 < largest_change(build, split, range(8)) / clip <= 1 + ROUNDING
+
+
+class SubsetMeans(PrivateSegmenter):
+    """Planted: CE[labelled].mean() + CE[unlabelled].mean(), whose rows are then clipped."""
+
+    def loss_of(self, unit, share_done):
+        loss = super().loss_of(unit, share_done)
+        kind = self.labelled if unit[0] in self.labelled else self.unlabelled
+        return loss * len(self.train) / len(kind)
+
+
+class MergedRows(PrivateSegmenter):
+    """Planted: two forward passes, one backward, so that row i is labelled record i plus unlabelled record i."""
+
+    def units(self, drawn):
+        pairs = zip(drawn[np.isin(drawn, self.labelled)], drawn[np.isin(drawn, self.unlabelled)], strict=False)
+        return [np.array(pair) for pair in pairs]
+
+
+@pytest.mark.parametrize(("kind", "worst"), [(PrivateSegmenter, (0.9, 1 + ROUNDING)), (SubsetMeans, (1.3, 2))])
+def test_means_over_the_labelled_and_the_unlabelled_records_of_a_draw_are_caught(kind, worst):
+    split = adversarial(labelled=8, other=16)
+    config = segment_config(1.0)
+    # without the first labelled record, the others' rows of the wrong form are just as long as C
+    clip = own_norm(split.select(np.arange(8)), config) * (23 / 7 if kind is SubsetMeans else 0.9)
+    change = largest_change(lambda part, kept: segmenter(segment_config(clip), part, kind=kind), split, [0]) / clip
+    assert worst[0] < change < worst[1]
+
+
+@pytest.mark.parametrize(("kind", "worst"), [(PrivateSegmenter, (0.9, 1 + ROUNDING)), (MergedRows, (1.5, 99))])
+def test_rows_that_hold_two_records_are_caught(kind, worst):
+    n = 5
+    split = adversarial(labelled=n, other=n)
+    for i in range(n):  # ever smaller masks; the unlabelled record's text-guided mask is the complement
+        split.masks[i] = split.masks[n + i] = 0
+        split.masks[i, : 30 - 6 * i] = split.masks[n + i, : 30 - 6 * i] = 1
+    logits = (20 - 40 * split.masks[:, None].astype(np.float16)).astype(np.float16)
+    config = segment_config(0.01, method={"teacher": False})
+
+    def build(part, kept):
+        trainer = segmenter(config, part, logits[kept], kind=kind)
+        for parameter in trainer.student.head.parameters():  # all pixels at one half: a pair's gradients nearly cancel
+            parameter.data.zero_()
+        return trainer
+
+    change = largest_change(build, split, [n]) / 0.01
+    assert worst[0] < change < worst[1]
+
+
+def test_a_record_with_many_views_still_counts_as_one():
+    split = make_split(n=4, labelled=2)
+
+    def build(views):
+        config = private_config(privacy={"clip": 1e-3, "views": views})
+        return lambda part, kept: segmenter(config, part)
+
+    assert largest_change(build(3), split, range(4)) <= 1e-3 * (1 + ROUNDING)
+
+
+def test_a_record_without_a_target_leaves_the_sum_as_it_is():
+    split = make_split(n=6, labelled=3, with_text=5)
+    config = private_config(method={"preset": "supervised"})
+    assert largest_change(lambda part, kept: segmenter(config, part), split, [3, 5]) == 0
+
+
+# ---- pretraining ----
+
+
+def pretrain_config(kind, clip, **method):
+    return private_config(
+        privacy={"clip": clip, "pretrain": kind, "groups": 3},
+        pretrain={"temperature": 0.1, "flip": False},
+        method=method,
+    )
+
+
+def test_with_public_negatives_a_record_changes_the_sum_by_at_most_c():
+    split = make_split(n=10, labelled=4, with_text=9)
+    split.images[0] = 255
+    config = pretrain_config("public_negatives", 1e-3)
+    change = largest_change(lambda part, kept: pretrainer(config, part), split, [0, 3, 8, 9]) / 1e-3
+    assert 0.9 < change <= 1 + ROUNDING
+
+
+class InBatchNegatives(PrivatePretrainer):
+    """Planted: the negatives are the drawn records themselves."""
+
+    def _encode_public(self):
+        self.vlm.eval()
+        drawn = [self._look((np.array([], int), np.array([i])), Fixed().generator()) for i in range(len(self.train))]
+        images, texts = (torch.cat([getattr(seen, name).semantic for seen in drawn]) for name in ("image", "text"))
+        bank = super()._encode_public()
+        return bank._replace(image=bank.image._replace(semantic=images), text=bank.text._replace(semantic=texts))
+
+    def _other_captions(self, seen):
+        return None
+
+
+@pytest.mark.parametrize(("kind", "worst"), [(PrivatePretrainer, (0.9, 1 + ROUNDING)), (InBatchNegatives, (1.5, 99))])
+def test_negatives_from_the_draw_are_caught(kind, worst):
+    split = adversarial(labelled=0, other=8)
+    split.images[0] = np.arange(32, dtype=np.uint8) * 8
+    split.sentence[:] = np.arange(8) > 0
+    config = pretrain_config("public_negatives", 1e-6, sss=False, dcl=False, ltg=False)
+
+    def build(part, kept):
+        trainer = pretrainer(config, part, kind=kind)
+        # the temperature alone: among copies of itself a record has nothing to say about it, beside a stranger it has
+        trainer.vlm.requires_grad_(False).log_scale.requires_grad_(True)
+        return trainer
+
+    assert worst[0] < largest_change(build, split, [0]) / 1e-6 < worst[1]
+
+
+class EvenGroups(PrivatePretrainer):
+    """Planted: groups are dealt in turn, so that one record more moves all that come after it."""
+
+    def units(self, drawn):
+        return [drawn[k :: self.config.privacy.groups] for k in range(self.config.privacy.groups)]
+
+
+@pytest.mark.parametrize(("kind", "worst"), [(PrivatePretrainer, (0.5, 2 + ROUNDING)), (EvenGroups, (2.1, 99))])
+def test_with_groups_a_record_changes_the_sum_by_at_most_two_c(kind, worst):
+    rng = np.random.default_rng(0)
+    split = make_split(n=18, labelled=9)
+    split.images[:] = rng.integers(0, 2, (18, 1, 1, 1)) * 200 + rng.integers(0, 50, split.images.shape)
+    clip = 1e-3
+    config = pretrain_config("groups", clip)
+    config.privacy.groups = 6 if kind is EvenGroups else 3
+    groups = rng.integers(0, 3, len(split))
+    change = largest_change(
+        lambda part, kept: pretrainer(config, part, kind=kind), split, [0, 5, 17], lambda kept: Fixed(groups[kept])
+    )
+    assert worst[0] < change / clip < worst[1]
