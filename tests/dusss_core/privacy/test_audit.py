@@ -19,15 +19,15 @@ from dusss_core.privacy.randomness import Randomness
 from dusss_core.privacy.step import private_gradient
 
 CLAIMED, DELTA = 1.0, 1e-5
-CANARIES, GUESSES = 1000, 400
-STEPS, RATE = 40, 0.25
+CANARIES, GUESSES = 2500, 300
+STEPS, RATE = 20, 0.25
 
 
 def noise_multiplier():
     """That for which the steps cost the claimed epsilon."""
     from opacus.accountants.analysis import rdp
 
-    orders = [1 + x / 10 for x in range(1, 100)] + list(range(12, 64))
+    orders = [1 + x / 10 for x in range(1, 100)] + list(range(12, 256, 4))
 
     def epsilon(sigma):
         spent = rdp.compute_rdp(q=RATE, noise_multiplier=sigma, steps=STEPS, orders=orders)

@@ -52,9 +52,7 @@ def test_a_record_whose_gradient_is_not_finite_counts_as_nothing(bad):
         return (model(record) * record.abs().max() ** 0.9).mean()
 
     rest = [record for i, record in enumerate(damaged) if i != 2]
-    assert torch.equal(
-        flat(clipped_sum(model, loss, damaged, 1.0)), flat(clipped_sum(model, loss, rest, 1.0))
-    )
+    assert torch.equal(flat(clipped_sum(model, loss, damaged, 1.0)), flat(clipped_sum(model, loss, rest, 1.0)))
 
 
 def test_a_record_without_a_loss_counts_as_nothing():
@@ -90,7 +88,7 @@ def test_frozen_parameters_take_no_part():
 )
 def test_batchnorm_that_would_look_at_the_records_is_refused(layer):
     model = nn.Sequential(layer, network())
-    with pytest.raises(ValueError, match="0 .BatchNorm2d. takes its statistics from the records"):
+    with pytest.raises(ValueError, match=r"0 .BatchNorm2d. takes its statistics from the records"):
         clipped_sum(model, squared(model), records(), 1.0)
 
 

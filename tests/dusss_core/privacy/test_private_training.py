@@ -1,0 +1,156 @@
+"""Private trainers are the phase's trainers, but for what they tell: noised weights and public figures alone."""
+
+from __future__ import annotations
+
+import inspect
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from dusss_core.errors import UserError
+from dusss_core.files import digest_of_tensors, write_tensors
+from dusss_core.models import build_vlm
+from dusss_core.privacy.pretrain import PrivatePretrainer
+from dusss_core.privacy.public import CASES, public_captions, public_pictures
+from dusss_core.privacy.segment import PrivateSegmenter
+from dusss_core.training import Pretrainer, Segmenter, initial_shared
+from tests.dusss_core.conftest import FakeBank, make_split
+from tests.dusss_core.privacy.conftest import Fixed, pretrainer, private_config, released_sum, segmenter
+
+
+@pytest.mark.parametrize(("private", "plain"), [(PrivateSegmenter, Segmenter), (PrivatePretrainer, Pretrainer)])
+def test_a_private_trainer_is_built_like_the_plain_one(private, plain):
+    def arguments(kind):
+        return set(inspect.signature(kind.__init__).parameters) - {"args", "kwargs"}
+
+    if private is PrivateSegmenter:  # hands everything on but its own
+        assert arguments(private) - arguments(plain) == {"records"}
+    else:
+        assert arguments(private) - arguments(plain) == {"records", "public_text"}
+        assert not arguments(plain) - arguments(private)
+
+
+def make(phase, config, split):
+    return segmenter(config, split, records=1000) if phase == "segment" else pretrainer(config, split)
+
+
+@pytest.mark.parametrize("phase", ["pretrain", "segment"])
+def test_nothing_but_weights_and_the_number_of_steps_comes_out(phase):
+    split, told = make_split(), []
+    trainer = make(phase, private_config(privacy={"steps_per_round": 2}), split)
+    trainer.progress = lambda *figures: told.append(figures)
+    before = initial_shared(trainer.config, phase)
+    assert trainer.train_round(1) == {"n_steps": 2}
+    assert trainer.validate() == {}
+    assert [figures[:2] for figures in told] == [(1, 2), (2, 2)]
+    assert all(np.isnan(loss) for _, _, loss in told)
+    after = trainer.shared()
+    assert set(after) == set(before)
+    for name in after:  # statistics come back as they came, everything that is trained with noise
+        assert torch.equal(after[name], before[name]) == ("running_" in name or "num_batches" in name), name
+
+
+def test_rounds_do_not_repeat():
+    config, split = private_config(), make_split()
+    digests = set()
+    for _ in range(2):
+        trainer = segmenter(config, split)
+        trainer.train_round(1)
+        digests.add(digest_of_tensors(trainer.shared()))
+    assert len(digests) == 2
+
+
+def test_a_state_without_the_mark_of_private_training_is_refused():
+    config, split = private_config(), make_split()
+    plain = Segmenter(config, "a", split, split)
+    trainer = segmenter(config, split)
+    with pytest.raises(UserError, match="without differential privacy\n  -> start the study anew"):
+        trainer.load_private(plain.private())
+    trainer.train_round(1)
+    resumed = segmenter(config, split)
+    resumed.load_private(trainer.private())
+    assert digest_of_tensors(resumed.private()) == digest_of_tensors(trainer.private())
+    assert resumed.step == 1
+
+
+def test_a_study_that_can_not_be_private_is_refused_with_a_remedy():
+    split = make_split()
+    config = private_config(student={"width": 4, "norm": "batch"})
+    with pytest.raises(UserError, match=r"phase segment: student.norm: batch .* set student.norm: group"):
+        PrivateSegmenter(config, "a", split, split, records=10)
+
+
+def test_the_teacher_follows_noised_students_alone():
+    config = private_config(privacy={"steps_per_round": 1}, segment={"ema": 0.0})
+    trainer = segmenter(config, make_split())
+    trainer.train_round(1)
+    student, teacher = trainer.student.state_dict(), trainer.teacher.model.state_dict()
+    assert all(torch.equal(student[name], teacher[name]) for name in student)
+
+
+def test_with_little_noise_the_private_student_learns():
+    config = private_config(
+        privacy={"steps_per_round": 25, "sample_rate": 0.5, "noise_multiplier": 1e-3},
+        segment={"rounds": 2, "optimizer": {"lr": 2e-2}},
+        method={"preset": "supervised"},
+    )
+    split = make_split(n=12, labelled=12)
+    trainer = segmenter(config, split, records=12)
+    start = Segmenter.validate(trainer)["dice"]
+    for round in (1, 2):
+        trainer.train_round(round)
+    assert Segmenter.validate(trainer)["dice"] > max(start + 0.1, 0.6)
+
+
+@pytest.mark.parametrize("switch", ["sss", "dcl", "ltg", "grounding_supervision"])
+def test_every_switch_of_pretraining_changes_the_private_sum(switch):
+    split = make_split(n=4)
+    on = released_sum(pretrainer(private_config(), split))
+    off = released_sum(pretrainer(private_config(method={switch: False}), split))
+    assert not torch.allclose(on, off)
+
+
+def test_a_record_s_own_sentence_is_no_negative():
+    split = make_split(n=2)
+    bank = public_captions()
+    config = private_config(method={"dcl": False, "ltg": False})
+    same = type(split)(**{**vars(split), "sentences": (bank[0], bank[1])})
+    assert not torch.allclose(released_sum(pretrainer(config, split)), released_sum(pretrainer(config, same)))
+
+
+def test_public_weights_are_frozen_and_travel_as_they_came(tmp_path):
+    config = private_config()
+    weights = build_vlm(config).image.encoder.state_dict()
+    write_tensors(tmp_path / "weights.safetensors", weights, {})
+    vlm = {**config.vlm.model_dump(), "weights": str(tmp_path / "weights.safetensors")}
+    config = private_config(vlm=vlm)
+    trainer = pretrainer(config, make_split())
+    before = initial_shared(config, "pretrain")
+    trainer.train_round(1)
+    after = trainer.shared()
+    assert set(after) == set(before)
+    frozen = {name for name in after if torch.equal(after[name], before[name])}
+    assert frozen == {f"image.encoder.{name}" for name in weights}
+
+
+def test_a_group_is_whoever_drew_its_number():
+    config = private_config(privacy={"pretrain": "groups", "groups": 4})
+    trainer = PrivatePretrainer(config, "a", make_split(), make_split(), FakeBank(), records=1000)
+    trainer.randomness = Fixed(np.array([3, 0, 3, 1]))
+    units = trainer.units(np.array([2, 4, 6, 8]))
+    assert [list(unit) for unit in units] == [[4], [8], [2, 6]]
+    assert trainer.expected == 4
+
+
+def test_the_public_bank_is_the_same_everywhere_and_no_two_cases_are_alike():
+    image = private_config().image
+    pictures = public_pictures(image)
+    assert pictures.shape == (CASES, 1, 32, 32)
+    assert pictures.min() >= 0
+    assert pictures.max() <= 1
+    torch.manual_seed(5)
+    assert torch.equal(pictures, public_pictures(image))
+    assert len(set(public_captions())) == CASES
+    assert min(float((a - b).abs().mean()) for a, b in pairwise(pictures)) > 0.01
