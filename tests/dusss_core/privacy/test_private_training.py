@@ -92,16 +92,14 @@ def test_the_teacher_follows_noised_students_alone():
 
 def test_with_little_noise_the_private_student_learns():
     config = private_config(
-        privacy={"steps_per_round": 25, "sample_rate": 0.5, "noise_multiplier": 1e-3},
-        segment={"rounds": 2, "optimizer": {"lr": 2e-2}},
+        privacy={"steps_per_round": 20, "sample_rate": 1.0, "noise_multiplier": 1e-3},
+        segment={"rounds": 2, "optimizer": {"lr": 1e-2}, "flip": False},
         method={"preset": "supervised"},
     )
-    split = make_split(n=12, labelled=12)
-    trainer = segmenter(config, split, records=12)
-    start = Segmenter.validate(trainer)["dice"]
-    for round in (1, 2):
-        trainer.train_round(round)
-    assert Segmenter.validate(trainer)["dice"] > max(start + 0.1, 0.6)
+    trainer = segmenter(config, make_split(n=8, labelled=8), records=8)
+    assert Segmenter.validate(trainer)["dice"] < 0.3
+    trainer.train_round(1)
+    assert Segmenter.validate(trainer)["dice"] > 0.7
 
 
 @pytest.mark.parametrize("switch", ["sss", "dcl", "ltg", "grounding_supervision"])
