@@ -4,6 +4,7 @@ python -m client init --site FILE     make this site's key pair and print the pu
 python -m client --site FILE --check  look at everything once; change nothing
 python -m client --site FILE          take part in studies until stopped
 python -m client audit --site FILE    verify and print the audit log
+python -m client privacy --help       the privacy budget: what is spent and left, what a study would cost
 """
 
 from __future__ import annotations
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line of a hospital."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv[:1] == ["privacy"]:
+        from client.privacy import main as privacy
+
+        return privacy(argv[1:])
     return cli.run(lambda arguments: _COMMANDS[arguments.command](arguments), _parser(), argv)
 
 

@@ -74,7 +74,7 @@ def check_training(site: SiteConfig, request: Request) -> None:
     if phase == "pretrain":
         check_language(site, request.training)
     if site.privacy.epsilon is not None:
-        raise Declined("this site asks for differential privacy, which this release cannot train with", abstains=True)
+        _check_private(site, request)
     check_hours(site)
     if limits.max_disk_gb is not None and _size(site.state_dir) > limits.max_disk_gb * 1e9:
         raise Declined(
@@ -102,6 +102,17 @@ def check_hours(site: SiteConfig) -> None:
     hours = site.limits.hours
     if hours is not None and not _within(hours, datetime.now().time()):
         raise Declined(f"this site trains only between {hours} (limits.hours)")
+
+
+def _check_private(site: SiteConfig, request: Request) -> None:
+    """Refuse what no noise could make private: what can be told from the settings alone."""
+    from dusss_core.privacy.mechanism import why_not
+
+    reason = why_not(request.training, request.phase, site.privacy.records)
+    if site.data.label_fraction < 1:
+        reason = "data.label_fraction draws masks by rank, so that one picture decides over another's: set it to 1 here"
+    if reason is not None:
+        raise Declined(f"this site trains with differential privacy alone, and cannot here: {reason}", abstains=True)
 
 
 def _check_size(site: SiteConfig, parameters: int) -> None:

@@ -56,6 +56,8 @@ class Request:
     """train, val (validate the model) or test (evaluate the final student)."""
     wire: str = "float32"
     """Type in which learned weights come and are wanted back; see `feddusss.wire`."""
+    charges: int = 0
+    """How many charges of this site's privacy ledger the coordinator has seen."""
 
 
 def read_request(content: RecordDict) -> Request:
@@ -86,6 +88,7 @@ def read_request(content: RecordDict) -> Request:
         vlm_round=_round(record, "vlm_round", 0),
         what=_text(record, "what", re.compile("train|val|test"), "train"),
         wire=_text(record, "wire", re.compile("|".join(wire.WIRES)), "float32"),
+        charges=_round(record, "charges", 0),
     )
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
-from client import audit, memory, observe, policy
+from client import audit, ledger, memory, observe, policy, privately
 from client.request import Declined, Request, read_request, read_tensors
 from client.state import SiteState, locked, write_log
 from client.workbench import Workbench, workbench
@@ -59,9 +59,7 @@ def answer(kind: str, content: RecordDict, site_file: Path) -> RecordDict:
         why = Declined(_UNRECORDED)
         observe.failed(error)
     except Exception as error:
-        diverged = isinstance(error, NotFinite)
-        what = "the loss is not finite" if diverged else type(error).__name__
-        why = Declined(f"{what}; the site's own log says more", diverged=diverged)
+        why = _told(error, site)
         observe.failed(error)
         if site is not None:
             write_log(site.state_dir, traceback.format_exc())
@@ -77,9 +75,23 @@ def answer(kind: str, content: RecordDict, site_file: Path) -> RecordDict:
     )
 
 
+def _told(error: Exception, site: SiteConfig | None) -> Declined:
+    """What the coordinator hears of an error."""
+    if isinstance(error, ledger.LedgerError):
+        return Declined(privately.LEDGER_IS_WRONG)
+    if site is not None and privately.is_private(site):
+        return Declined(privately.FAILED)
+    diverged = isinstance(error, NotFinite)
+    what = "the loss is not finite" if diverged else type(error).__name__
+    return Declined(f"{what}; the site's own log says more", diverged=diverged)
+
+
 def _query(site: SiteConfig, request: Request, content: RecordDict, state: SiteState, bench: Workbench) -> RecordDict:
-    counts = bench.data.counts
-    role = "train" if counts["n_labelled"] + counts["n_unlabelled"] else "evaluate"
+    if privately.is_private(site):
+        counts, role = privately.counts(site), privately.role(site)
+    else:
+        counts = bench.data.counts
+        role = "train" if counts["n_labelled"] + counts["n_unlabelled"] else "evaluate"
     texts = {"site": site.site, "release": __version__, "role": role, "vlm": state.vlm_digest()}
     return RecordDict({"config": ConfigRecord(texts), "metrics": _metrics(counts)})
 
@@ -87,16 +99,24 @@ def _query(site: SiteConfig, request: Request, content: RecordDict, state: SiteS
 def _train(site: SiteConfig, request: Request, content: RecordDict, state: SiteState, bench: Workbench) -> RecordDict:
     from dusss_core.training import can_train
 
-    started = time.perf_counter()
+    started, private = time.perf_counter(), privately.is_private(site)
     policy.check_training(site, request)
     policy.check_student(site, request.training)
     if reason := can_train(request.training, request.phase, bench.split("train")):
         raise Declined(reason, abstains=True)
     _keep_vlm(request, content, state)
+    if private:
+        privately.check_patients(site, bench)
+        if (answered := privately.paid_answer(site, request, content)) is not None:
+            return answered
     trainer, state_round = bench.trainer(state, request)
     policy.check_steps(site, trainer.steps_per_round)
     received = _load_shared(trainer, content)
     metrics = _prefixed("val", trainer.validate())
+    if private:
+        paid = privately.pay(site, request, content)
+    else:
+        ledger.note_unpaid(site.state_dir, request.training.study, request.run_key, request.phase, request.round)
     metrics |= _prefixed("train", trainer.train_round(request.round))
     shared = trainer.shared()
     _check_finite(shared)
@@ -109,7 +129,12 @@ def _train(site: SiteConfig, request: Request, content: RecordDict, state: SiteS
     }
     if request.wire == "bfloat16":
         shared = wire.rounded(wire.difference(shared, received))
-    return RecordDict({"arrays": wire.pack(shared), "metrics": _metrics(metrics)})
+    if not private:
+        return RecordDict({"arrays": wire.pack(shared), "metrics": _metrics(metrics)})
+    privately.keep_figures(site, request, "train", metrics)
+    reply = RecordDict({"arrays": wire.pack(shared), "metrics": _metrics(paid)})
+    privately.keep_answer(site, request, content, reply)
+    return reply
 
 
 def _evaluate(
@@ -121,6 +146,9 @@ def _evaluate(
     metrics = (
         _validate(request, content, state, bench) if request.what == "val" else _test(request, content, state, bench)
     )
+    if privately.is_private(site):
+        privately.keep_figures(site, request, request.what, metrics)
+        return RecordDict({"metrics": _metrics({})})
     return RecordDict({"metrics": _metrics({**metrics, "seconds": time.perf_counter() - started})})
 
 

@@ -150,9 +150,12 @@ class Workbench:
     def _build_trainer(self, phase: str, masks: np.ndarray | None):
         train, val = self.split("train"), self.split("val")
         common = {"device": self.device, "progress": self._step_made}
+        kind = {"pretrain": training.Pretrainer, "segment": training.Segmenter}[phase]
+        if self.site.privacy.epsilon is not None:
+            kind, common = _private(phase), {**common, "records": self.site.privacy.records}
         if phase == "pretrain":
-            return training.Pretrainer(self.config, self.site.site, train, val, self.text, **common)
-        return training.Segmenter(self.config, self.site.site, train, val, text_logits=masks, **common)
+            return kind(self.config, self.site.site, train, val, self.text, **common)
+        return kind(self.config, self.site.site, train, val, text_logits=masks, **common)
 
     def _step_made(self, step: int, steps: int, loss: float) -> None:
         """After each step: breaks the round off when the site's hours are over."""
@@ -184,6 +187,14 @@ def resolve_device(name: str) -> str:
     if not available[name.partition(":")[0]]:
         raise UserError(f"device: {name} is not available on this machine", "use device: auto or device: cpu")
     return name
+
+
+def _private(phase: str):
+    """The trainer of a phase for a site that asks for differential privacy."""
+    from dusss_core.privacy.pretrain import PrivatePretrainer
+    from dusss_core.privacy.segment import PrivateSegmenter
+
+    return {"pretrain": PrivatePretrainer, "segment": PrivateSegmenter}[phase]
 
 
 def _save(path: Path, array: np.ndarray) -> None:

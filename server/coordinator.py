@@ -60,7 +60,7 @@ class Coordinator:
         self._wait_s = study.federation.start_timeout_s if wait_s is None else wait_s
         self._method = method
         self._run = run
-        self._messages = Messages(study, run.run_key, self._reporter)
+        self._messages = Messages(study, run.run_key, self._reporter, run.charges())
         allowed = study.federation.sites if sites is None else sites
         self._roster = Roster(grid, self._messages.query, allowed, self._say)
         self._collector = Collector(study.federation, self._roster, self._messages, self._reporter, self._say)

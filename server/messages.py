@@ -9,7 +9,7 @@ from dusss_core.files import digest_of_tensors
 from feddusss import wire
 from server.config import StudyConfig
 from server.events import Reporter
-from server.replies import MISCOUNTED, Reply, read_reply
+from server.replies import CHARGES, MISCOUNTED, Reply, read_reply
 from server.roster import Roster, Site
 
 if TYPE_CHECKING:
@@ -24,14 +24,17 @@ class Messages:
 
     Args:
         run_key: names the run; the sites keep their private state by it.
+        charges: how many charges of its privacy ledger each site has told of in this run. It is repeated to the site,
+            which so finds out when its disk was set back to an older copy.
     """
 
-    def __init__(self, study: StudyConfig, run_key: str, reporter: Reporter):
+    def __init__(self, study: StudyConfig, run_key: str, reporter: Reporter, charges: Mapping[str, int] | None = None):
         self._training_json = study.training().model_dump_json()
         self._run_key = run_key
         self._timeout = study.federation.round_timeout_s
         self._wire = study.federation.wire
         self._reporter = reporter
+        self._charges = dict(charges or {})
         self._vlm: dict[str, Tensor] | None = None
         self._vlm_digest, self._vlm_round = "", 0
 
@@ -54,7 +57,8 @@ class Messages:
         contents, down = {}, {}
         for site in sites:
             records = {"arrays": arrays, **({"vlm": vlm} if self._lacks_vlm(site) else {})}
-            contents[site.name] = self._content(records, wire=self._wire, **settings)
+            seen = {"charges": self._charges[site.name]} if site.name in self._charges else {}
+            contents[site.name] = self._content(records, wire=self._wire, **seen, **settings)
             down[site.name] = sum(wire.size(record) for record in records.values())
         expected = model if kind == "train" else None
         replies: dict[str, Reply] = {}
@@ -65,6 +69,8 @@ class Messages:
             replies[name] = reply
             if reply.accepted:
                 site.vlm = self._vlm_digest or site.vlm
+                if CHARGES in reply.metrics:
+                    self._charges[name] = max(self._charges.get(name, 0), int(reply.metrics[CHARGES]))
                 self._reporter.on_site_done(name, reply.metrics)
             else:
                 site.vlm = ""

@@ -21,6 +21,9 @@ DIVERGED = "diverged"
 MISCOUNTED = "miscounted"
 """More training pictures than the site said it has: it may have got new ones."""
 
+CHARGES = "ledger-charges"
+"""Figure of a site that trains with differential privacy: how many charges its privacy ledger holds."""
+
 _METRIC_NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 _MOST_EXAMPLES = 10**8
 _NODE_UNAVAILABLE = 5

@@ -38,14 +38,15 @@ class Site:
     role: str
     """train, or evaluate for a site without training pictures."""
     counts: dict[str, int] = field(default_factory=dict)
-    """n_labelled, n_unlabelled, n_val, n_test, n_text."""
+    """n_labelled, n_unlabelled, n_val, n_test, n_text; of a site that trains with differential privacy n_records alone,
+    its declared number of training pictures."""
     vlm: str = ""
     """Digest of the vision-language model that it holds."""
 
     @property
     def pictures(self) -> int:
         """Training pictures that it said it has."""
-        return self.counts.get("n_labelled", 0) + self.counts.get("n_unlabelled", 0)
+        return sum(self.counts.get(name, 0) for name in ("n_labelled", "n_unlabelled", "n_records"))
 
 
 @dataclass

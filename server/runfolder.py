@@ -23,6 +23,7 @@ from dusss_core.files import exclusive, write_json, write_text
 from feddusss import configfile
 from server.checkpoints import CheckpointStore
 from server.config import PHASES, StudyConfig, changed_keys, study_digest
+from server.replies import CHARGES
 
 ALL_SITES = "*"
 """The site of the lines of metrics.jsonl that hold a round's aggregate."""
@@ -92,6 +93,15 @@ class RunFolder:
         last = lines[-1] if lines else {}
         rounds = [line for line in lines if (line["phase"], line["round"]) == (last["phase"], last["round"])]
         return sorted(line["site"] for line in rounds if line.get("accepted"))
+
+    def charges(self) -> dict[str, int]:
+        """The largest number of charges that each site's privacy ledger has told of, as far as metrics.jsonl knows."""
+        path = self.folder / "metrics.jsonl"
+        seen: dict[str, int] = {}
+        for _, line in _lines(path) if path.is_file() else ():
+            if CHARGES in line:
+                seen[line["site"]] = max(seen.get(line["site"], 0), int(line[CHARGES]))
+        return seen
 
     @contextmanager
     def logging(self) -> Iterator[None]:

@@ -93,11 +93,20 @@ def evaluation_figures(
 
 
 def _scores(site: Site, metrics: Mapping[str, float]) -> dict[str, Any]:
+    figures = {name: metrics.get(f"test.{name}") for name in ("dice", "iou", "hd95")}
+    if "n_records" in site.counts:  # differential privacy: no true count leaves the site
+        return {
+            "n_records": site.counts["n_records"],
+            "n_labeled": None,
+            "n_unlabeled": None,
+            "n_test": None,
+            **figures,
+        }
     return {
         "n_labeled": site.counts.get("n_labelled", 0),
         "n_unlabeled": site.counts.get("n_unlabelled", 0),
         "n_test": int(metrics.get("test.n", site.counts.get("n_test", 0))),
-        **{name: metrics.get(f"test.{name}") for name in ("dice", "iou", "hd95")},
+        **figures,
     }
 
 

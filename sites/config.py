@@ -98,12 +98,30 @@ class LimitsConfig(Strict):
 
 
 class PrivacyConfig(Strict):
-    """Differential privacy of what leaves the site."""
+    """Differential privacy of what leaves the site; docs/privacy.md says what it covers."""
 
-    epsilon: float | None = Field(None, gt=0)
-    """Budget over all studies. null: no differential privacy."""
+    epsilon: float | None = Field(None, gt=0, le=100)
+    """Budget of one patient over all studies. null: no differential privacy."""
     delta: float = Field(1e-5, gt=0, lt=1)
-    """Probability that the guarantee may fail; well below one over the number of training pictures."""
+    """Probability that the guarantee may fail; well below one over the number of training pictures. Fixed at first
+    use."""
+    cohort: str = Field("all", pattern=NAME_PATTERN)
+    """Name of the group of patients whose budget this is. Fixed at first use: another cohort needs a `state_dir` of its
+    own, and no patient may be in both."""
+    records: int | None = Field(None, ge=1, le=10**8)
+    """Declared number of training pictures: what the coordinator is told in place of the true one, and what sums over
+    pictures are divided by. Any number is safe; one near the true number trains best."""
+    records_per_patient: int = Field(1, ge=1, le=100)
+    """k: most training pictures that one patient has. Epsilon and delta hold for all of them together."""
+
+    @model_validator(mode="after")
+    def _a_private_site_declares_its_size(self) -> PrivacyConfig:
+        if self.epsilon is not None and self.records is None:
+            raise ValueError(
+                "'records' must be given with 'epsilon': the number of training pictures, roughly, which the "
+                "coordinator is told instead of the true one"
+            )
+        return self
 
 
 class SiteConfig(Strict):

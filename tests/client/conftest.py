@@ -8,6 +8,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from feddusss import wire
 from sites.synth import SynthConfig, write_hospitals
+from tests.client import fake_private
 from tests.server import fake_training
 from tests.server.conftest import fake, make_study
 from tests.server.fake_training import initial_shared
@@ -22,6 +23,12 @@ def site_file(tmp_path):
     file = tmp_path / "alder" / "site.yaml"
     file.write_text("site: alder\ndata: {manifest: manifest.csv}\nstate_dir: state\n")
     return file
+
+
+@pytest.fixture
+def private(fake, monkeypatch):
+    """The stand-in for private training; `private.site(file)` makes a site ask for it."""
+    return fake_private.install(monkeypatch)
 
 
 def make_content(phase="segment", round=1, arrays=True, vlm=None, study=None, **config):

@@ -207,8 +207,9 @@ def test_limits_in_a_message_are_not_read(worked, site_file):
     assert worked == []
 
 
-def test_paths_and_budgets_in_a_message_are_not_read(worked, site_file, bait):
-    site_file.write_text(site_file.read_text() + "privacy: {epsilon: 1.0}\n")
+def test_paths_and_budgets_in_a_message_are_not_read(worked, private, site_file, bait):
+    private.reason = "not this study"
+    private.site(site_file)
     for key in ("site", "state_dir", "data", "manifest", "site-config", "privacy", "epsilon", "delta", "out"):
         with touched() as files:
             assert "differential privacy" in declined(answer("train", make_content(**{key: str(bait)}), site_file))

@@ -77,7 +77,6 @@ def test_a_text_encoder_that_the_site_does_not_allow_is_declined(fake, site_file
         ("limits: {max_epochs_per_round: 1}", {"segment__epochs": 2}, "2 epochs per round were asked for.* allows 1"),
         ("limits: {max_steps_per_round: 1}", {}, "more steps per round than this site allows"),
         ("limits: {phases: [pretrain]}", {}, "does not train in phase 'segment'"),
-        ("privacy: {epsilon: 3.0}", {}, "differential privacy"),
         ("limits: {max_memory_gb: 0.001}", {}, "0.001 GB that this site allows"),
     ],
 )
