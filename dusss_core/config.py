@@ -243,8 +243,8 @@ class PrivateTrainingConfig(Strict):
 
     noise_multiplier: float = Field(1.0, gt=0)
     """Standard deviation of the noise in a step's sum, over `clip`."""
-    clip: float = Field(1.0, gt=0)
-    """C: largest L2 norm of one record's gradient."""
+    clip: float = Field(1.0, ge=1e-6, le=1e6)
+    """C: largest L2 norm of one record's gradient. Bounded, since float32 does not clip exactly at its own limits."""
     sample_rate: float = Field(0.05, gt=0, le=1)
     """q of the Poisson draw: probability that a record takes part in a step."""
     steps_per_round: int = Field(20, ge=1)

@@ -28,6 +28,7 @@ def simulate(
     resume: bool = False,
     force: bool = False,
     reporter: Reporter | None = None,
+    site_files: Sequence[Path] | None = None,
 ) -> dict[str, Any]:
     """Run a study with simulated sites.
 
@@ -38,6 +39,7 @@ def simulate(
         compare_with: comma-separated methods of `server.simulation.compare`.
         resume: go on with the run in `out`, if there is one.
         force: delete the run in `out`; the simulated sites stay if they are the same.
+        site_files: sites that are there already; None: those that the study's `simulation` part describes.
 
     Returns:
         What summary.json holds.
@@ -51,15 +53,21 @@ def simulate(
     _prepare(study)
     out = Path(out).absolute()
     with alone(out):
-        return _simulate(study, out, engine, methods, resume, force, reporter)
+        resumed = check_run(out, study, resume=resume, force=force) is not None
+        files = materialise(study, out, keep=resumed) if site_files is None else site_files
+        return _simulate(study, out, files, engine, methods, resume, force, reporter)
 
 
 def _simulate(
-    study: StudyConfig, out: Path, engine: Engine, methods: Sequence[str], resume: bool, force: bool, reporter: Reporter
+    study: StudyConfig,
+    out: Path,
+    site_files: Sequence[Path],
+    engine: Engine,
+    methods: Sequence[str],
+    resume: bool,
+    force: bool,
+    reporter: Reporter,
 ) -> dict[str, Any]:
-    resumed = check_run(out, study, resume=resume, force=force) is not None
-    site_files = materialise(study, out, keep=resumed)
-
     def federate(other: StudyConfig, folder: Path, method: str) -> dict[str, Any]:
         # a comparison lies inside the run's folder: what is there belongs to this run
         again = resume if method == "federated" else True

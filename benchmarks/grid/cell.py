@@ -1,0 +1,104 @@
+"""One cell of the grid, and the study it starts from: pictures, networks, schedule, of a data set and a profile."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+from dusss_core.errors import UserError
+
+PROFILES = ("cpu", "gpu")
+_TEXT = {"views": 1, "max_tokens": 32}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is measured."""
+
+    dataset: str
+    labels: float
+    """Share of the training masks that may be trained on, in (0, 1]."""
+    method: str
+    setting: str
+    profile: str
+    seed: int
+
+    def __post_init__(self):
+        if self.dataset not in DATASETS:
+            raise UserError(f"--dataset {self.dataset}: not known", f"one of: {', '.join(DATASETS)}")
+        if not 0 < self.labels <= 1:
+            raise UserError(
+                f"--labels {self.labels:g}: not a share", "give a number above 0 and at most 1, such as 0.05"
+            )
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        share = f"{100 * self.labels:g}".replace(".", "_")
+        return f"{self.dataset}-{self.profile}-{share}pct-{self.method}-{self.setting}-seed{self.seed}"
+
+    def base(self) -> dict[str, Any]:
+        """The study before method and setting have their say."""
+        study = copy.deepcopy(DATASETS[self.dataset][self.profile])
+        return {**study, "study": f"{self.dataset}_{self.profile}", "seed": self.seed}
+
+    def source(self) -> dict[str, Any]:
+        """The data set as `simulation.data` and `simulation.partition` name it, sites not yet chosen."""
+        return copy.deepcopy(DATASETS[self.dataset]["source"])
+
+
+_QATA = {
+    "source": {
+        "data": {"kind": "manifest", "path": "qata_cov19/manifest.csv"},
+        "sites": ("covid", "cxr_1", "cxr_2"),
+        "federated": {"by": "column", "column": "family", "divide": {"cxr": {"into": 2, "by": "patient"}}},
+        "hold_out": {"val": 0.1},
+        "official_test": True,
+        "subset": {"cpu": {"train": 2800, "val": 300, "test": 500}, "gpu": {}},
+    },
+    "cpu": {
+        "image": {"size": 112},
+        "vlm": {"image_encoder": "mobilenetv3_small_050", "dim": 64, "decoder_width": 24, "text": _TEXT},
+        "student": {"width": 16},
+        "pretrain": {"rounds": 5, "batch": 16, "optimizer": {"lr": 4.0e-3}},
+        "segment": {"rounds": 8, "batch": 16, "strong": 0.5, "optimizer": {"lr": 4.0e-3}},
+        "runtime": {"channels_last": True},
+    },
+    "gpu": {
+        "image": {"size": 224, "channels": 3},
+        "vlm": {"image_encoder": "resnet18"},
+        "student": {"width": 64},
+        "pretrain": {"rounds": 30, "batch": 32, "optimizer": {"lr": 1.0e-3}},
+        "segment": {"rounds": 80, "batch": 32, "optimizer": {"lr": 1.0e-3}},
+        "runtime": {"amp": True, "channels_last": True},
+    },
+}
+_MONUSEG = {
+    "source": {
+        "data": {"kind": "lvit", "path": "monuseg", "columns": "monuseg/hospitals.csv", "key": "slide"},
+        "sites": ("christiana", "ontario", "other", "pittsburgh", "roswell_park", "us_north", "us_south"),
+        "federated": {"by": "column", "column": "hospital"},
+        "hold_out": {"test": 0.3},
+        "official_test": False,
+        "subset": {"cpu": {}, "gpu": {}},
+    },
+    "cpu": {
+        "image": {"size": 224, "channels": 3, "mode": "tile"},
+        "vlm": {"image_encoder": "mobilenetv3_small_050", "dim": 64, "decoder_width": 24, "text": _TEXT},
+        "student": {"width": 12},
+        "pretrain": {"rounds": 6, "batch": 4, "optimizer": {"lr": 2.0e-3}},
+        "segment": {"rounds": 6, "batch": 4, "strong": 0.5, "turns": True, "optimizer": {"lr": 3.0e-3}},
+        "runtime": {"channels_last": True, "eval_batch": 4},
+    },
+    "gpu": {
+        "image": {"size": 224, "channels": 3, "mode": "tile", "tile_overlap": 0.5},
+        "vlm": {"image_encoder": "resnet18"},
+        "student": {"width": 64},
+        "pretrain": {"rounds": 30, "batch": 16, "optimizer": {"lr": 1.0e-3}},
+        "segment": {"rounds": 60, "batch": 16, "turns": True, "optimizer": {"lr": 1.0e-3}},
+        "runtime": {"amp": True, "channels_last": True},
+    },
+}
+DATASETS: dict[str, dict[str, Any]] = {"qata": _QATA, "monuseg": _MONUSEG}
+"""Schedules of a profile are the same for every method, so that a difference between methods is theirs."""

@@ -1,0 +1,86 @@
+"""The settings: which sites there are, with how many labels and sentences, and who trains with whom.
+
+centralized    the same training and validation pictures as in `federated`, in one place
+local          each site by itself
+federated      the data set's natural sites
+iid            as many sites, drawn at random
+skewed         the first site has all its labels, the others a tenth of `--labels`
+no_labels      the first site has no labels at all
+no_text        the first site has no sentences
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.grid.cell import Cell
+from dusss_core.errors import UserError
+from server.config import StudyConfig
+from server.simulation.materialise import materialise
+from sites.config import write_site
+from sites.manifest import Record, read_manifest, write_manifest
+from sites.partition import OFFICIAL_TEST
+
+SETTINGS = ("centralized", "local", "federated", "iid", "skewed", "no_labels", "no_text")
+
+
+def groups_of_sites(cell: Cell, study: StudyConfig, folder: Path) -> dict[str, list[Path]]:
+    """Write the cell's sites under `folder`.
+
+    Returns:
+        The federations to train, by name: their site files. One federation, but for `local`, where each site is one.
+        The site `official_test` is in every one, and only evaluates.
+    """
+    files = materialise(study, folder)
+    test = [file for file in files if file.parent.name == OFFICIAL_TEST]
+    sites = [file for file in files if file not in test]
+    if cell.setting == "local":
+        return {file.parent.name: [file, *test] for file in sites}
+    if cell.setting == "centralized":
+        return {"centralized": [_pooled(folder / "sites" / "centralized", sites), *test]}
+    if cell.setting == "no_text":
+        _without_sentences(sites[0])
+    return {cell.setting: [*sites, *test]}
+
+
+def partition_of(cell: Cell) -> dict[str, Any]:
+    """`simulation.partition` of the cell.
+
+    Raises:
+        UserError: an unknown setting.
+    """
+    if cell.setting not in SETTINGS:
+        raise UserError(f"--setting {cell.setting}: not known", f"one of: {', '.join(SETTINGS)}")
+    source = cell.source()
+    natural = source["sites"]
+    drawn = {"by": "random", "sites": len(natural)} if cell.setting == "iid" else source["federated"]
+    shares = {
+        "skewed": dict.fromkeys(natural[1:], cell.labels / 10),
+        "no_labels": dict.fromkeys(natural, cell.labels) | {natural[0]: 0.0},
+    }
+    return {
+        **drawn,
+        "hold_out": source["hold_out"],
+        "subset": source["subset"][cell.profile],
+        "official_test": source["official_test"],
+        "keep_splits": source["official_test"],
+        "label_fraction": shares.get(cell.setting, cell.labels),
+    }
+
+
+def _pooled(folder: Path, sites: Sequence[Path]) -> Path:
+    """One site with all pictures of `sites`."""
+    records: list[Record] = []
+    for file in sites:
+        own = read_manifest(file.parent / "manifest.csv")
+        records += [replace(record, id=f"{file.parent.name}-{record.id}") for record in own]
+    write_manifest(folder / "manifest.csv", records)
+    return write_site(folder, folder.name)
+
+
+def _without_sentences(site_file: Path) -> None:
+    manifest = site_file.parent / "manifest.csv"
+    write_manifest(manifest, [replace(record, text="") for record in read_manifest(manifest)])

@@ -1,0 +1,46 @@
+"""Methods that are switches of this project: DuSSS, its ablations, and what it is compared with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from benchmarks.grid.trial import Trained, Trial
+
+
+def _ablation(sss: bool, dcl: bool, ltg: bool) -> dict[str, Any]:
+    return {"preset": "paper", "sss": sss, "dcl": dcl, "ltg": ltg}
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "supervised": {"preset": "supervised"},
+    "mean_teacher": {"preset": "mean_teacher"},
+    "clip": {"preset": "clip"},
+    "paper": {"preset": "paper"},
+    "dusss": {"preset": "dusss"},
+    # the rows of the paper's Table 2, all without label supervision of the grounding decoder
+    **{
+        f"table2_{sss:d}{dcl:d}{ltg:d}": _ablation(sss, dcl, ltg)
+        for sss in (False, True)
+        for dcl in (False, True)
+        for ltg in (False, True)
+    },
+}
+"""Name -> the study's `method`. table2_SDL: SSS, DCL and Ltg on (1) or off (0)."""
+
+
+def run(trial: Trial) -> Trained:
+    """Train the federation with the method's switches."""
+    from benchmarks.grid.trial import Trained
+    from server.checkpoints import read_model
+    from server.simulation.simulate import simulate
+
+    study = trial.study({"method": METHODS[trial.cell.method]})
+    simulate(study, trial.folder, resume=True, reporter=trial.clock, site_files=trial.sites)
+    checkpoints = trial.folder / "checkpoints"
+    vlm = checkpoints / "vlm.safetensors"
+    return Trained(
+        config=study.training(),
+        student=read_model(checkpoints / "student.safetensors"),
+        vlm=read_model(vlm) if study.method.text_mask and vlm.is_file() else None,
+    )

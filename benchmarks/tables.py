@@ -1,0 +1,140 @@
+"""Writes the tables of accuracy into docs/results.md, from the files of benchmarks/accuracy.py alone.
+
+    python benchmarks/tables.py             rewrites what lies between the two markers
+    python benchmarks/tables.py --check     exit code 1 if that would change anything
+
+Dice x 100 on test pictures, mean over seeds with the range where there are several. *Gap closed*: (method -
+supervised) / (ceiling - supervised), the ceiling being supervised training with every label. p: one-sided Wilcoxon
+signed-rank test over the test pictures of all seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from dusss_core.errors import UserError
+from dusss_core.files import write_text
+from feddusss import cli
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "results.md"
+BEGIN, END = "<!-- accuracy: written by benchmarks/tables.py -->", "<!-- accuracy: end -->"
+_COMPARED = ("mean_teacher", "supervised")
+
+Result = dict[str, Any]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Rewrite or check the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the JSON files")
+    parser.add_argument("--page", type=Path, default=PAGE, help="the page to write into")
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    cli.add_common_arguments(parser, overrides=False)
+    return cli.run(_write, parser, argv)
+
+
+def _write(arguments: argparse.Namespace) -> int:
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(arguments.results.glob("*.json"))]
+    page = arguments.page.read_text(encoding="utf-8")
+    if BEGIN not in page or END not in page:
+        raise UserError(f"{arguments.page}: lacks a marker", f"add the lines {BEGIN} and {END}")
+    before, rest = page.split(BEGIN, 1)
+    new = f"{before}{BEGIN}\n\n{tables(results)}\n{END}{rest.split(END, 1)[1]}"
+    if arguments.check:
+        return cli.OK if new == page else cli.FAILED
+    write_text(arguments.page, new)
+    return cli.OK
+
+
+def tables(results: Iterable[Result]) -> str:
+    """One table for each data set, profile and setting: a row per method, a column per share of labels."""
+    groups: dict[tuple[str, str, str], list[Result]] = defaultdict(list)
+    for result in results:
+        groups[result["dataset"], result["profile"], result["setting"]].append(result)
+    parts = [_table(" · ".join(key), members) for key, members in sorted(groups.items())]
+    return "\n".join(parts) or "No cell has been measured yet.\n"
+
+
+def _table(title: str, results: Sequence[Result]) -> str:
+    shares = sorted({result["labels"] for result in results})
+    methods = sorted({result["method"] for result in results}, key=lambda name: (name.startswith("table2"), name))
+    head = ["method", *[f"{100 * share:g} %" for share in shares]]
+    lines = [f"### {title}", "", _line(head), _line(["---"] * len(head))]
+    for method in methods:
+        cells = [_of(results, method, share) for share in shares]
+        lines.append(_line([method, *[_cell(cell, results, share) for cell, share in zip(cells, shares, strict=True)]]))
+    return "\n".join([*lines, "", *_more(results, methods, shares), ""])
+
+
+def _cell(cell: Sequence[Result], results: Sequence[Result], share: float) -> str:
+    if not cell:
+        return ""
+    dice = [100 * result["test"]["dice"] for result in cell]
+    text = f"{fmean(dice):.1f}"
+    if len(dice) > 1:
+        text += f" ({min(dice):.1f} to {max(dice):.1f})"
+    closed = gap_closed(cell, _of(results, "supervised", share), _of(results, "supervised", 1.0))
+    return text if closed is None or share == 1 else f"{text}, {100 * closed:.0f} % of the gap"
+
+
+def gap_closed(cell: Sequence[Result], supervised: Sequence[Result], ceiling: Sequence[Result]) -> float | None:
+    """(method - supervised) / (ceiling - supervised), means over seeds; None where one is missing or no gap."""
+    if not (cell and supervised and ceiling) or cell[0]["method"] == "supervised":
+        return None
+    low, high, reached = (fmean(r["test"]["dice"] for r in some) for some in (supervised, ceiling, cell))
+    return (reached - low) / (high - low) if high > low else None
+
+
+def p_better(a: Sequence[Result], b: Sequence[Result]) -> float | None:
+    """p of the Wilcoxon signed-rank test that `a` is better than `b`, over the pictures of the seeds that both have."""
+    import numpy as np
+    from scipy.stats import wilcoxon
+
+    by_seed = {result["seed"]: result["test_dice_per_picture"] for result in b}
+    pairs = [(r["test_dice_per_picture"], by_seed[r["seed"]]) for r in a if r["seed"] in by_seed]
+    pairs = [(x, y) for x, y in pairs if len(x) == len(y)]
+    if not pairs:
+        return None
+    difference = np.concatenate([np.subtract(x, y) for x, y in pairs])
+    return float(wilcoxon(difference, alternative="greater").pvalue) if difference.any() else 1.0
+
+
+def _more(results: Sequence[Result], methods: Sequence[str], shares: Sequence[float]) -> list[str]:
+    lines = []
+    for share in shares:
+        dusss = _of(results, "dusss", share)
+        notes = []
+        for other in _COMPARED:
+            if other in methods and (p := p_better(dusss, _of(results, other, share))) is not None:
+                notes.append(f"better than {other}: p = {p:.1g}")
+        text = [r["text_mask"]["dice"] for r in dusss if r["text_mask"]["dice"] is not None]
+        merged = [r["with_sentence"]["dice"] for r in dusss if r["with_sentence"]["dice"] is not None]
+        if text:
+            notes.append(f"text-guided masks on unlabelled training pictures {100 * fmean(text):.1f}")
+        if merged:
+            notes.append(f"with a sentence at inference {100 * fmean(merged):.1f}")
+        if notes:
+            lines.append(f"- DuSSS, {100 * share:g} %: {'; '.join(notes)}.")
+    return lines
+
+
+def _of(results: Sequence[Result], method: str, share: float) -> list[Result]:
+    return [result for result in results if result["method"] == method and result["labels"] == share]
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
