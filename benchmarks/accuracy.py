@@ -9,9 +9,11 @@ It stops cleanly where the next round would pass --time-limit, and goes on at th
 from __future__ import annotations
 
 import argparse
+import math
 import sys
-import time
+from collections.abc import Iterable
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -21,6 +23,8 @@ from feddusss import cli
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from benchmarks.grid.trial import Clock
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -67,7 +71,7 @@ def _measure(arguments: argparse.Namespace) -> int:
     return cli.OK
 
 
-def measure(cell: Cell, data: Path, work: Path, clock: Any, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
+def measure(cell: Cell, data: Path, work: Path, clock: Clock, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
     """Train the cell's federations and read their test pictures.
 
     Returns:
@@ -75,88 +79,58 @@ def measure(cell: Cell, data: Path, work: Path, clock: Any, overrides: tuple[str
     """
     from benchmarks.grid.hospitals import groups_of_sites
     from benchmarks.grid.methods import find_method
-    from benchmarks.grid.trial import Trial, hidden_text_dice, make_study, provenance, test_figures
+    from benchmarks.grid.trial import Trial, figures_on_test, make_study, provenance
 
-    started = time.perf_counter()
-    plain = make_study(cell, data, overrides)
-    share = f"{100 * cell.labels:g}".replace(".", "_")
-    hospitals = work / f"hospitals-{cell.dataset}-{cell.profile}-{share}pct-{cell.setting}-seed{cell.seed}"
-    groups = groups_of_sites(cell, plain, hospitals)
+    groups = groups_of_sites(cell, make_study(cell, data, overrides), work / cell.hospitals)
     pictures: dict[str, list[dict[str, np.ndarray]]] = {}
-    summaries, hidden = [], []
+    trained = []
     for name, sites in groups.items():
-        trial = Trial(cell, work / cell.name / name, sites, data, clock, overrides)
-        trained = find_method(cell.method)(trial)
+        trained.append(find_method(cell.method)(Trial(cell, work / cell.name / name, sites, data, clock, overrides)))
         clock.check()
-        for site, figures in test_figures(trained, sites, plain).items():
+        for site, figures in figures_on_test(trained[-1], sites).items():
             pictures.setdefault(site, []).append(figures)
-        summaries.append(_run_figures(trial.folder))
-        hidden.append(hidden_text_dice(trained, sites, plain))
     return {
         **{key: getattr(cell, key) for key in ("dataset", "labels", "method", "setting", "profile", "seed")},
-        **_figures(pictures, summaries, hidden),
-        "config": plain.model_dump(mode="json", exclude={"data", "deployment"}),
+        "val": {name: _mean(some.val.get(name) for some in trained) for name in ("dice", "iou")},
+        **_test_figures(pictures, _mean(some.hidden_text_dice for some in trained)),
+        "config": trained[0].study.model_dump(mode="json", exclude={"data", "deployment"}),
         **provenance(),
-        "seconds": round(sum(run["seconds"] for run in summaries) or time.perf_counter() - started, 1),
+        "seconds": round(sum(some.seconds for some in trained), 1),
     }
 
 
-def _run_figures(folder: Path) -> dict[str, Any]:
-    """Validation figures of the final model, and the time that its rounds took."""
-    import json
+def _test_figures(pictures: dict[str, list[dict[str, np.ndarray]]], hidden_text_dice: float | None) -> dict[str, Any]:
+    """Of the official test where there is one, else of all sites' own.
 
-    from server.runfiles import read_run
-
-    run = read_run(folder)
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    final = summary["rounds"]["segment"]["final"]
-    lines = [line for line in run.rounds if line["phase"] == "segment" and line["site"] == "*"]
-    # the figures of a round are those of the model before it
-    val = next((line.get("val", {}) for line in lines if line["round"] == final + 1), {})
-    return {"val": val, "seconds": summary["seconds"]["total"]}
-
-
-def _figures(
-    pictures: dict[str, list[dict[str, np.ndarray]]], runs: list[dict[str, Any]], hidden: list[float | None]
-) -> dict[str, Any]:
+    Args:
+        pictures: by site, of each federation that was tested there, the figures of each test picture.
+    """
     import numpy as np
 
     from sites.partition import OFFICIAL_TEST
 
-    def means(figures: list[dict[str, np.ndarray]], names: tuple[str, ...]) -> dict[str, float | None]:
-        values = {name: np.concatenate([some[name] for some in figures]) for name in names}
-        return {name: _rounded(np.nanmean(v) if np.isfinite(v).any() else None) for name, v in values.items()}
+    def means(sites: Iterable[str], names: Iterable[str]) -> dict[str, float | None]:
+        values = {name: [some[name] for site in sites for some in pictures[site]] for name in names}
+        return {name: _mean(np.concatenate(parts)) for name, parts in values.items()}
 
-    official = pictures.get(OFFICIAL_TEST) or [some for site in pictures.values() for some in site]
-    text = means(official, ("text_dice", "merged_dice"))
-    known = [value for value in hidden if value is not None]
+    tested = [OFFICIAL_TEST] if OFFICIAL_TEST in pictures else sorted(pictures)
+    # the federations of a site are tested on the same pictures, so a picture is one figure in a paired test
+    single = np.concatenate([np.mean([some["dice"] for some in pictures[site]], axis=0) for site in tested])
+    text = means(tested, ("text_dice", "merged_dice"))
     return {
-        "val": {
-            name: _rounded(_mean([run["val"][name] for run in runs if name in run["val"]])) for name in ("dice", "iou")
-        },
-        "test": {**means(official, ("dice", "iou", "hd95")), "n": sum(len(some["dice"]) for some in official)},
-        "text_mask": {"dice": _rounded(_mean(known)), "test_dice": text["text_dice"]},
+        "test": {**means(tested, ("dice", "iou", "hd95")), "n": len(single)},
+        "text_mask": {"dice": hidden_text_dice, "test_dice": text["text_dice"]},
         "with_sentence": {"dice": text["merged_dice"]},
-        "sites": {site: means(figures, ("dice", "iou", "hd95")) for site, figures in pictures.items()},
-        # per picture, in thousandths, averaged over federations, for paired tests
-        "test_dice_per_picture": [int(v) for v in np.rint(1000 * _per_picture(official))],
+        "sites": {site: means([site], ("dice", "iou", "hd95")) for site in pictures},
+        # in thousandths
+        "test_dice_per_picture": [int(value) for value in np.rint(1000 * single)],
     }
 
 
-def _per_picture(figures: list[dict[str, np.ndarray]]) -> np.ndarray:
-    import numpy as np
-
-    dice = [some["dice"] for some in figures]
-    same = len({len(values) for values in dice}) == 1 and len(dice) > 1
-    return np.mean(dice, axis=0) if same else np.concatenate(dice)
-
-
-def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(float(value), 4)
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Of those that are known, to four digits."""
+    known = [float(value) for value in values if value is not None and math.isfinite(value)]
+    return round(fmean(known), 4) if known else None
 
 
 if __name__ == "__main__":

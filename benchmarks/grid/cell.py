@@ -35,8 +35,16 @@ class Cell:
     @property
     def name(self) -> str:
         """Of its files."""
-        share = f"{100 * self.labels:g}".replace(".", "_")
-        return f"{self.dataset}-{self.profile}-{share}pct-{self.method}-{self.setting}-seed{self.seed}"
+        return f"{self._data}-{self.method}-{self.setting}-seed{self.seed}"
+
+    @property
+    def hospitals(self) -> str:
+        """Of its sites' folder, which the cells of all methods share."""
+        return f"hospitals-{self._data}-{self.setting}-seed{self.seed}"
+
+    @property
+    def _data(self) -> str:
+        return f"{self.dataset}-{self.profile}-{100 * self.labels:g}pct".replace(".", "_")
 
     def base(self) -> dict[str, Any]:
         """The study before method and setting have their say."""

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.grid.cell import Cell
 from benchmarks.grid.hospitals import partition_of
-from dusss_core.config import TrainingConfig
 from feddusss import configfile
 from server.config import StudyConfig
 from server.events import PlainReporter
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dusss_core.records import Split
+    from server.simulation.local import LocalSite
 
 
 class OutOfTime(Exception):
@@ -73,9 +73,17 @@ class Trial:
 class Trained:
     """What a method made."""
 
-    config: TrainingConfig
+    study: StudyConfig
+    """With the method's switches."""
     student: dict[str, Tensor]
     vlm: dict[str, Tensor] | None
+    """None where the method has none."""
+    val: Mapping[str, float]
+    """Validation figures of the student: "dice", "iou"."""
+    hidden_text_dice: float | None
+    """Of the text-guided masks on the unlabelled training pictures, mean over sites."""
+    seconds: float
+    """That training took, over all calls."""
 
 
 def make_study(
@@ -93,7 +101,7 @@ def make_study(
     return configfile.parse(StudyConfig, values, f"the study of {cell.name}", overrides)
 
 
-def test_figures(trained: Trained, sites: Sequence[Path], study: StudyConfig) -> dict[str, dict[str, np.ndarray]]:
+def figures_on_test(trained: Trained, sites: Sequence[Path]) -> dict[str, dict[str, np.ndarray]]:
     """Figures of each test picture with a mask, by site: "dice", "iou", "hd95" of the student, which sees the picture
     alone, and "text_dice" and "merged_dice" of the text-guided mask and of the sum of both logits, NaN without a
     sentence."""
@@ -101,31 +109,11 @@ def test_figures(trained: Trained, sites: Sequence[Path], study: StudyConfig) ->
 
     found = {}
     for file in sites:
-        site = load_local(file, study)
-        split = site.splits["test"]
-        split = split.select(split.masked.nonzero()[0])
+        site = load_local(file, trained.study)
+        split = site.splits["test"].select(site.splits["test"].masked.nonzero()[0])
         if len(split):
-            found[site.name] = _figures(trained, split, site.device, site.text_cache)
+            found[site.name] = _figures(trained, split, site)
     return found
-
-
-def hidden_text_dice(trained: Trained, sites: Sequence[Path], study: StudyConfig) -> float | None:
-    """Mean Dice of the text-guided masks on the unlabelled training pictures; None without such masks."""
-    import numpy as np
-
-    from server.simulation.local import load_local
-
-    if trained.vlm is None:
-        return None
-    dice = []
-    for file in sites:
-        site = load_local(file, study)
-        train = site.splits["train"]
-        train = train.select((train.masked & ~train.labelled & train.has_text).nonzero()[0])
-        if len(train):
-            logits = _grounded(trained, train, site.device, site.text_cache)
-            dice.append(_score(trained.config, logits, train, distances=False)["dice"])
-    return float(np.concatenate(dice).mean()) if dice else None
 
 
 def provenance() -> dict[str, Any]:
@@ -142,42 +130,28 @@ def provenance() -> dict[str, Any]:
     return {"commit": commit.stdout.strip() + mark, "device": device, "peak_memory_gb": round(used / unit, 2)}
 
 
-def _figures(trained: Trained, split: Split, device: str, text_cache: Path | None) -> dict[str, np.ndarray]:
+def _figures(trained: Trained, split: Split, site: LocalSite) -> dict[str, np.ndarray]:
     import numpy as np
 
     from dusss_core.inference import predict_logits
     from dusss_core.models import build_student
-    from dusss_core.training.sharing import load_tensors
-
-    config, runtime = trained.config, trained.config.runtime
-    model = build_student(config).to(device)
-    load_tensors(model, trained.student)
-    logits = predict_logits(model, split.images, config.image, device, runtime.eval_batch, amp=runtime.amp)
-    figures = _score(config, logits, split, distances=True)
-    missing = np.full(len(split), np.nan)
-    figures |= {"text_dice": missing, "merged_dice": missing}
-    if trained.vlm is not None and split.has_text.any():
-        text = _grounded(trained, split, device, text_cache)
-        merged = [a.astype(np.float32) + b for a, b in zip(logits, text, strict=True)]
-        for name, some in (("text_dice", text), ("merged_dice", merged)):
-            figures[name] = np.where(split.has_text, _score(config, some, split, distances=False)["dice"], np.nan)
-    return figures
-
-
-def _grounded(trained: Trained, split: Split, device: str, text_cache: Path | None):
     from dusss_core.text import build_text_bank
     from dusss_core.training import text_guided_masks
+    from dusss_core.training.evaluation import scores_of_logits
+    from dusss_core.training.sharing import load_tensors
 
-    text = build_text_bank(split.sentences, trained.config.vlm.text, text_cache, device)
-    return text_guided_masks(trained.config, trained.vlm, split, text, device)
-
-
-def _score(config: TrainingConfig, logits, split: Split, *, distances: bool) -> dict[str, np.ndarray]:
-    import numpy as np
-
-    from dusss_core.metrics import Scores, to_classes
-
-    scores = Scores(config.image.classes, distances=distances)
-    for picture, mask in zip(logits, split.masks, strict=True):
-        scores.add(to_classes(np.nan_to_num(np.asarray(picture)))[None], np.asarray(mask)[None])
-    return scores.per_image()
+    config, device = trained.study.training(), site.device
+    model = build_student(config).to(device)
+    load_tensors(model, trained.student)
+    runtime = config.runtime
+    logits = predict_logits(model, split.images, config.image, device, runtime.eval_batch, amp=runtime.amp)
+    figures = scores_of_logits(config, logits, split, distances=True).per_image()
+    figures |= dict.fromkeys(("text_dice", "merged_dice"), np.full(len(split), np.nan))
+    if trained.vlm is not None and split.has_text.any():
+        bank = build_text_bank(split.sentences, config.vlm.text, site.text_cache, device)
+        text = text_guided_masks(config, trained.vlm, split, bank, device)
+        merged = [a.astype(np.float32) + b for a, b in zip(logits, text, strict=True)]
+        for name, some in (("text_dice", list(text)), ("merged_dice", merged)):
+            dice = scores_of_logits(config, some, split).per_image()["dice"]
+            figures[name] = np.where(split.has_text, dice, np.nan)
+    return figures

@@ -7,6 +7,7 @@ of what was paid for. Nothing else that depends on records leaves: no losses, no
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 
 import numpy as np
@@ -48,9 +49,9 @@ class PrivateTraining(PhaseTrainer):
 
     # What a subclass provides.
 
+    @abstractmethod
     def kinds(self) -> tuple[np.ndarray, np.ndarray]:
         """Positions of the records that are labelled, and of the others that teach something."""
-        raise NotImplementedError
 
     # What replaces the phase's own.
 

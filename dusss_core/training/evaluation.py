@@ -88,13 +88,19 @@ def score_model(
 
 def score_logits(config: TrainingConfig, logits: Logits, split: Split, *, distances: bool = False) -> dict[str, float]:
     """Mean figures of mask logits over a split whose records all have masks."""
+    scores = scores_of_logits(config, logits, split, distances=distances)
+    return {name: float(value) for name, value in scores.mean().items()}
+
+
+def scores_of_logits(config: TrainingConfig, logits: Logits, split: Split, *, distances: bool = False) -> Scores:
+    """Figures of mask logits, picture by picture, over a split whose records all have masks."""
     scores = Scores(config.image.classes, distances=distances)
     if isinstance(logits, np.ndarray):
         scores.add(to_classes(logits), np.asarray(split.masks))
     else:
         for z, mask in zip(logits, split.masks, strict=True):
             scores.add(to_classes(z)[None], np.asarray(mask)[None])
-    return {name: float(value) for name, value in scores.mean().items()}
+    return scores
 
 
 @torch.no_grad()

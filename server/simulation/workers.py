@@ -165,7 +165,10 @@ def _serve(connection: Connection, app: ClientApp, run_id: int, files: dict[int,
 
 
 def _portable(error: Exception) -> Exception:
-    """The error, or one that says the same, if it cannot be sent to another process."""
+    """The error, or one that says the same, if it cannot be sent to another process.
+
+    Both ends of a connection are this program on this machine; nothing that a network or a user gave is unpickled.
+    """
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:

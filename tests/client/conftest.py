@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from flwr.app import ConfigRecord, RecordDict
@@ -52,6 +54,11 @@ def declined(reply: RecordDict) -> str | None:
     """Why the site declined; None if it did not."""
     config = reply.config_records.get("config")
     return config.get("declined") if config is not None else None
+
+
+def limit(site_file, **limits):
+    """Add limits to a site's file."""
+    site_file.write_text(site_file.read_text() + f"limits: {json.dumps(limits)}\n")
 
 
 def tensors_of(reply: RecordDict) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,11 +37,23 @@ def run(trial: Trial) -> Trained:
     from server.simulation.simulate import simulate
 
     study = trial.study({"method": METHODS[trial.cell.method]})
-    simulate(study, trial.folder, resume=True, reporter=trial.clock, site_files=trial.sites)
+    summary = simulate(study, trial.folder, resume=True, reporter=trial.clock, site_files=trial.sites)
     checkpoints = trial.folder / "checkpoints"
-    vlm = checkpoints / "vlm.safetensors"
     return Trained(
-        config=study.training(),
+        study=study,
         student=read_model(checkpoints / "student.safetensors"),
-        vlm=read_model(vlm) if study.method.text_mask and vlm.is_file() else None,
+        vlm=read_model(checkpoints / "vlm.safetensors") if "pretrain" in summary["rounds"] else None,
+        val=_validation(trial.folder, summary["rounds"]["segment"]["final"]),
+        hidden_text_dice=summary["pseudo"]["text_dice_mean"],
+        seconds=summary["seconds"]["total"],
     )
+
+
+def _validation(folder: Path, final: int) -> dict[str, float]:
+    """Validation figures of the student of round `final`."""
+    from server.runfiles import read_run
+    from server.runfolder import ALL_SITES
+
+    lines = (line for line in read_run(folder).rounds if (line["phase"], line["site"]) == ("segment", ALL_SITES))
+    # a round's figures are those of the model before it
+    return next((line.get("val", {}) for line in lines if line["round"] == final + 1), {})
