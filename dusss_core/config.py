@@ -126,6 +126,9 @@ class VLMConfig(Strict):
     """The grounding decoder sees the encoder's finer feature maps too. Off: patch features alone (paper)."""
     cross_attention: bool = True
     """Patch features attend to the sentence's tokens before they are decoded. Off: the dot product alone (paper)."""
+    mirror: bool = True
+    """A text-guided mask is the mean of the logits of the picture and of its mirror image with the mirrored sentence,
+    where the sentence can be mirrored and `pretrain.flip` trains that. Off: of the picture alone (paper)."""
     text: TextConfig = TextConfig()
 
 
@@ -294,6 +297,6 @@ class TrainingConfig(Strict):
 
 
 PAPER_BEYOND_METHOD: dict[str, dict[str, Any]] = {
-    "vlm": {"skips": False, "cross_attention": False},
+    "vlm": {"skips": False, "cross_attention": False, "mirror": False},
     "segment": {"dice": False},
 }

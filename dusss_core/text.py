@@ -35,14 +35,14 @@ def build_text_bank(
         cache: a folder for the features of a frozen encoder. It holds hashes and features of wordings, never
             the words; it is private to the site. A bank whose wordings are all there needs no transformers.
         encoder: the VLM's own encoder. Needed for tuning lora and full; when frozen it saves loading one.
-        augmented: whether config.views other wordings and the mirrored forms are wanted. Without them (for
-            masks and evaluation) the bank holds each sentence as it is, in an eighth of the encoding time.
+        augmented: whether config.views other wordings are wanted. Without them (for masks and evaluation) the bank
+            holds each sentence as it is and mirrored, in a quarter of the encoding time.
 
     Raises:
         UserError: the encoder can not be found or loaded, or the cache can not be written.
     """
     device = torch.device(device)
-    words = _Wordings(sentences, config.views if augmented else 0, augmented)
+    words = _Wordings(sentences, config.views if augmented else 0)
     if config.tuning != "frozen":
         if encoder is None:
             raise ValueError("tuning lora and full need the encoder that is trained")
@@ -53,16 +53,16 @@ def build_text_bank(
 class _Wordings:
     """The distinct wordings of some sentences, and where each sentence finds its own."""
 
-    def __init__(self, sentences: Sequence[str], views: int, mirrored: bool):
+    def __init__(self, sentences: Sequence[str], views: int):
         number: dict[str, int] = {}
         rows = [
             number.setdefault(text, len(number))
             for sentence in sentences
             for wording in (sentence, *wordings(sentence, views))
-            for text in ((wording, mirror(wording)) if mirrored else (wording,))
+            for text in (wording, mirror(wording))
         ]
         self.texts = list(number)
-        self.rows = torch.tensor(rows, dtype=torch.int64).reshape(len(sentences), 1 + views, 1 + mirrored)
+        self.rows = torch.tensor(rows, dtype=torch.int64).reshape(len(sentences), 1 + views, 2)
         self.flip = torch.tensor([may_flip(sentence) for sentence in sentences], dtype=torch.bool)
         self.turn = torch.tensor([may_turn(sentence) for sentence in sentences], dtype=torch.bool)
 

@@ -112,7 +112,7 @@ class SynthConfig(Strict):
     distractors_max: int = Field(4, ge=0, le=4)
     """Most look-alikes per picture."""
     contrast: float = Field(1.0, gt=0)
-    """How much the finding's look differs from that of its look-alikes; 1 is the standard difficulty."""
+    """How much profile and grain of the finding differ from those of its look-alikes; 1 is the standard difficulty."""
     text_missing: float = Field(0.1, ge=0, le=1)
     """Share of the pictures without a sentence."""
     normal: float = Field(0.0, ge=0, le=1)
@@ -248,20 +248,20 @@ def _csv(records: list[dict[str, Any]]) -> str:
 _STANDARD: tuple[dict[str, Any], ...] = (
     {
         "name": "north",
-        "train": 200,
+        "train": 240,
         "val": 40,
-        "test": 80,
-        "label_fraction": 0.08,
+        "test": 120,
+        "label_fraction": 0.033,
         "wording": "terse",
         "scanner": {"noise": 0.020, "blur": 0.35},
         "disease": {"upper": 0.8, "lower": 1.2, "two_findings": 0.3},
     },
     {
         "name": "harbour",
-        "train": 160,
+        "train": 120,
         "val": 40,
-        "test": 80,
-        "label_fraction": 0.10,
+        "test": 120,
+        "label_fraction": 0.083,
         "wording": "zonal",
         "scanner": {"gain": 0.85, "gamma": 0.8, "noise": 0.030, "blur": 0.25, "vignette": 0.25},
         "disease": {"upper": 1.4, "lower": 0.7, "two_findings": 0.15},
@@ -270,8 +270,8 @@ _STANDARD: tuple[dict[str, Any], ...] = (
         "name": "valley",
         "train": 120,
         "val": 40,
-        "test": 80,
-        "label_fraction": 0.12,
+        "test": 120,
+        "label_fraction": 0.066,
         "wording": "report",
         "scanner": {"gain": 1.1, "gamma": 1.25, "level": 0.04, "noise": 0.025, "blur": 0.5},
         "disease": {"middle": 1.3, "two_findings": 0.5, "radius_min": 4.5, "radius_max": 6.5},

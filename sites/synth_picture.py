@@ -29,7 +29,8 @@ ZONES = ("upper", "middle", "lower")
 CELLS = tuple((side, zone) for side in SIDES for zone in ZONES)
 
 EDGE, PROFILE, GRAIN = 0.11, 0.33, 0.24
-"""Amplitudes of the three properties: of the radius, and (twice) of the blob's brightness."""
+"""Amplitudes of the three properties: of the radius, and (twice) of the blob's brightness, where `contrast` multiplies
+them. It leaves the outline alone, which is what masks have to follow."""
 BRIGHTNESS = (0.17, 0.24)
 """Of a blob over the lung, on intensities in [0, 1]."""
 
@@ -179,7 +180,7 @@ def _blob(rng, body: _Body, centre: np.ndarray, radius: float, shares: tuple[boo
     distance, angle = np.hypot(dy, dx), np.arctan2(dy, dx)
     waves = np.arange(4, 9) if ragged else np.arange(2, 4)
     amplitudes = rng.normal(size=len(waves))
-    amplitudes *= EDGE * contrast * np.sqrt(2) / np.linalg.norm(amplitudes)
+    amplitudes *= EDGE * np.sqrt(2) / np.linalg.norm(amplitudes)
     phases = rng.uniform(0, 2 * np.pi, len(waves))
     outline = radius * (1 + sum(a * np.cos(k * angle + p) for k, a, p in zip(waves, amplitudes, phases, strict=True)))
     cover = _soft((outline - distance) / 1.2, 1.0)

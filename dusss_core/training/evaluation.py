@@ -124,24 +124,54 @@ def _ground_batches(config, vlm, split, text, device) -> np.ndarray:
     with_text = np.flatnonzero(split.has_text)
     for start in range(0, len(with_text), config.runtime.eval_batch):
         positions = with_text[start : start + config.runtime.eval_batch]
-        tokens, mask = text.features(torch.from_numpy(split.sentence[positions]))
+        sentence = torch.from_numpy(split.sentence[positions])
         x = to_input(torch.from_numpy(np.ascontiguousarray(split.images[positions])).to(device), config.image)
-        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=config.runtime.amp):
-            logits = vlm(x, tokens.to(device), mask.to(device))
-        out[positions] = logits.float().clamp(-60, 60).cpu().numpy().astype(np.float16)
+        logits = _ground(config, vlm, x, text, sentence)
+        twice = _mirrors(config, text, sentence)
+        if twice.any():
+            logits[twice] += _ground(config, vlm, x[twice].flip(-1), text, sentence[twice.cpu()], mirrored=True).flip(
+                -1
+            )
+            logits[twice] /= 2
+        out[positions] = logits.clamp(-60, 60).cpu().numpy().astype(np.float16)
     return out
+
+
+def _ground(config, vlm, x: Tensor, text, sentence: Tensor, mirrored: bool = False) -> Tensor:
+    """B x classes x H x W float32 logits, each sentence in its picture."""
+    tokens, mask = text.features(sentence, mirrored=torch.full_like(sentence, mirrored, dtype=torch.bool))
+    with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=config.runtime.amp):
+        return vlm(x, tokens.to(x.device), mask.to(x.device)).float()
+
+
+def _mirrors(config, text, sentence: Tensor) -> Tensor:
+    """B bool: records whose mask is also read from the mirrored picture. What was never trained on tells nothing."""
+    return text.may_flip(sentence) & (config.vlm.mirror and config.pretrain.flip)
 
 
 def _ground_whole(config, vlm, split, i, text, device) -> np.ndarray:
     if split.sentence[i] < 0:
         return np.full((config.image.classes, *split.images[i].shape[1:]), np.nan, dtype=np.float16)
-    tokens, mask = (part.to(device) for part in text.features(torch.from_numpy(split.sentence[i : i + 1])))
+    sentence, runtime = torch.from_numpy(split.sentence[i : i + 1]), config.runtime
 
-    class Grounded(nn.Module):
-        """The model with one sentence fixed, for the sliding window."""
+    def logits_of(picture: np.ndarray, mirrored: bool) -> np.ndarray:
+        tokens, mask = text.features(sentence, mirrored=torch.tensor([mirrored]))
+        grounded = _Grounded(vlm, tokens.to(device), mask.to(device))
+        return predict_logits(grounded, [picture], config.image, device, runtime.eval_batch, amp=runtime.amp)[0]
 
-        def forward(self, x: Tensor) -> Tensor:
-            return vlm(x, tokens.expand(len(x), -1, -1), mask.expand(len(x), -1))
+    logits = logits_of(split.images[i], False)
+    if _mirrors(config, text, sentence).item():
+        mirrored = logits_of(np.ascontiguousarray(split.images[i][..., ::-1]), True)[..., ::-1]
+        logits = ((logits.astype(np.float32) + mirrored) / 2).astype(logits.dtype)
+    return logits
 
-    runtime = config.runtime
-    return predict_logits(Grounded(), [split.images[i]], config.image, device, runtime.eval_batch, amp=runtime.amp)[0]
+
+class _Grounded(nn.Module):
+    """The model with one sentence fixed, for the sliding window."""
+
+    def __init__(self, vlm: nn.Module, tokens: Tensor, mask: Tensor):
+        super().__init__()
+        self._look, self._tokens, self._mask = vlm.forward, tokens, mask
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._look(x, self._tokens.expand(len(x), -1, -1), self._mask.expand(len(x), -1))

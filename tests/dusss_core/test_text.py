@@ -86,7 +86,7 @@ def test_no_sentences_at_all(tmp_path):
     assert not tokens.any() and mask[:, 0].all()
 
 
-def test_without_augmentation_only_the_sentences_are_held(encoder, bank):
+def test_without_augmentation_only_the_sentences_and_their_mirror_images_are_held(encoder, bank):
     plain = build_text_bank(SENTENCES, CONFIG, encoder=encoder, augmented=False)
     assert plain.n_views == 0
     torch.testing.assert_close(

@@ -8,6 +8,8 @@ import torch
 
 from dusss_core.errors import UserError
 from dusss_core.files import digest_of_tensors
+from dusss_core.inference import to_input
+from dusss_core.models import build_vlm
 from dusss_core.training import (
     Pretrainer,
     Segmenter,
@@ -18,6 +20,7 @@ from dusss_core.training import (
     text_guided_masks,
 )
 from dusss_core.training.sampling import two_stream_batches
+from dusss_core.training.sharing import load_tensors
 from tests.dusss_core.conftest import make_config, make_split
 
 
@@ -173,6 +176,29 @@ def test_text_masks_are_nan_exactly_where_there_is_no_text(bank):
     logits = text_guided_masks(config, initial_shared(config, "pretrain"), train, bank)
     assert np.array_equal(np.isnan(logits).all(axis=(1, 2, 3)), ~train.has_text)
     assert np.isfinite(logits[train.has_text]).all()
+
+
+def test_text_masks_are_the_mean_over_picture_and_mirror_image_where_the_sentence_has_one(bank):
+    config, train = make_config(), make_split()
+    vlm = pretrained(config, train, bank)
+
+    def masks(split, mirror, flip=True):
+        settings = make_config(vlm={**config.vlm.model_dump(), "mirror": mirror}, pretrain={"flip": flip})
+        return text_guided_masks(settings, vlm, split, bank)
+
+    alone, both = masks(train, False), masks(train, True)
+    model = build_vlm(config)
+    load_tensors(model, vlm)
+    x = to_input(torch.from_numpy(train.images[:1].copy()).flip(-1), config.image)
+    with torch.no_grad():
+        other = model.eval()(x, *bank.features(torch.from_numpy(train.sentence[:1]), mirrored=torch.tensor([True])))
+    np.testing.assert_allclose(both[:1], (alone[:1] + other.flip(-1).numpy()) / 2, atol=2e-2)
+    assert not np.allclose(both[:1], alone[:1], atol=2e-2)
+    # a model that has never seen mirrored pictures is not asked about them
+    assert np.array_equal(masks(train, True, flip=False), alone)
+    # a sentence whose side hides in an abbreviation cannot be mirrored: such a record keeps its own mask
+    bank.may_flip = lambda indices: torch.zeros(len(indices), dtype=torch.bool)
+    assert np.array_equal(masks(train, True), alone)
 
 
 def test_a_loss_that_is_not_finite_is_an_error_with_place_and_remedy(bank):
