@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+# A shell's background job ignores Ctrl-C and hands that on to what it starts; tests interrupt their processes.
+signal.signal(signal.SIGINT, signal.default_int_handler)
