@@ -165,6 +165,8 @@ class PhaseConfig(Strict):
     """Local passes over the site's training pictures per round."""
     batch: int = Field(32, ge=2)
     """Pictures per step."""
+    labelled_share: float = Field(0.5, gt=0, lt=1)
+    """Share of each batch that is drawn from the labelled pictures, where a site has both kinds."""
     optimizer: OptimizerConfig = OptimizerConfig()
     patience: int = Field(20, ge=1)
     """Early stopping: rounds without a better validation figure before the phase ends."""
@@ -206,8 +208,6 @@ class PretrainConfig(PhaseConfig):
 class SegmentConfig(PhaseConfig):
     """Step 2: text-guided semi-supervised segmentation."""
 
-    labelled_share: float = Field(0.5, gt=0, lt=1)
-    """Share of each batch that is drawn from the labelled pictures, where a site has both kinds."""
     ema: float = Field(0.99, ge=0, lt=1)
     """Largest alpha of Eq. 12; alpha = min(1 - 1 / (step + 1), ema)."""
     weight_semi: float = Field(1.0, ge=0)

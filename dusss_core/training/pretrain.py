@@ -95,7 +95,7 @@ class Pretrainer(PhaseTrainer):
 
     def batches(self, steps: int, draw: torch.Generator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         return two_stream_batches(
-            self.labelled, self.other, self.settings.batch, self.config.segment.labelled_share, steps, draw
+            self.labelled, self.other, self.settings.batch, self.settings.labelled_share, steps, draw
         )
 
     def losses(self, batch, draw, share_done) -> tuple[Tensor, dict[str, float]]:
