@@ -219,9 +219,9 @@ def _check_finite(shared: Mapping[str, Tensor]) -> None:
 
 
 def _examples(request: Request, bench: Workbench) -> int:
-    """Training pictures that the phase uses: the site's weight in the mean."""
-    train = bench.split("train")
-    return int(train.has_text.sum()) if request.phase == "pretrain" else len(train)
+    """Training pictures (not tiles) that the phase uses: the site's weight in the mean."""
+    counts = bench.data.counts
+    return counts["n_text"] if request.phase == "pretrain" else counts["n_labelled"] + counts["n_unlabelled"]
 
 
 def _prefixed(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
