@@ -206,10 +206,12 @@ class Member:
         """Sign the one set of members whose sum may be known.
 
         Raises:
-            Refused: too few, not members, this site is not among them, or it has voted already.
+            Refused: too few, not members, this site is not among them, or it has voted for others.
         """
-        self._expect("masked")
         state, survivors = self.state, list(survivors)
+        # the same vote again says nothing new: the answer may have been lost
+        if not (state.stage == "voted" and sorted(survivors) == state.survivors):
+            self._expect("masked")
         if len(set(survivors)) != len(survivors) or not set(survivors) <= set(state.members):
             raise Refused("the survivors are not members of the session, each once")
         if state.site not in survivors:

@@ -68,7 +68,7 @@ class Advert(Strict):
     """X25519: sealing of shares."""
     abandons: list[Hex32] = Field(default_factory=list, max_length=1000)
     """Earlier sessions of the same round in which this site has voted for no set of survivors, and now never will."""
-    signature: str = ""
+    signature: str = Field("", pattern=r"^([0-9a-f]{2}){0,160}$")
 
     def signed_bytes(self) -> bytes:
         return _statement("keys", self.model_dump(exclude={"signature"}))
@@ -131,6 +131,19 @@ def session_digest(occasion: Occasion, adverts: Iterable[Advert]) -> str:
     """Names a session: the occasion, the members, their keys. Sites that were told of different ones share nothing."""
     members = [advert.model_dump(exclude={"occasion", "signature"}) for advert in _sorted(adverts)]
     return hashlib.sha256(_statement("session", {"occasion": occasion.model_dump(), "members": members})).hexdigest()
+
+
+def task_digest(*, training: str, phase: str, vlm: str, vlm_round: int, weighting: str, model: bytes) -> str:
+    """What a round trains, for `Occasion.task`.
+
+    Args:
+        training: SHA-256 of the settings' text.
+        vlm: SHA-256 of the final vision-language model, or empty.
+        model: the bytes of the incoming model, as they travel.
+    """
+    values = {"training": training, "phase": phase, "vlm": vlm, "vlm_round": vlm_round, "weighting": weighting}
+    model_digest = hashlib.sha256(model).hexdigest()
+    return hashlib.sha256(_statement("task", {**values, "model": model_digest})).hexdigest()
 
 
 def vote_bytes(session: str, survivors: Iterable[str]) -> bytes:
