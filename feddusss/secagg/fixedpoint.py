@@ -38,7 +38,8 @@ def encode(values: np.ndarray, weight: int, members: int, bits: int = FRACTION_B
     Raises:
         OutOfRange: a value is not finite, or larger than `largest`.
     """
-    scaled = np.asarray(values, dtype=np.float64).ravel() * 2.0**bits
+    with np.errstate(over="ignore"):
+        scaled = np.asarray(values, dtype=np.float64).ravel() * 2.0**bits
     if not np.isfinite(scaled).all():
         raise OutOfRange("a number is not finite")
     scaled = np.rint(scaled, out=scaled)
