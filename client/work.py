@@ -76,13 +76,8 @@ def answer(kind: str, content: RecordDict, site_file: Path) -> RecordDict:
             audit.record(site.state_dir, "declined", kind=kind, reason=reason, abstains=why.abstains)
         except audit.Unrecorded:
             reason = _UNRECORDED
-    return RecordDict(
-        {
-            "config": ConfigRecord(
-                {"declined": reason, "abstains": why.abstains, "diverged": why.diverged, "spent": why.spent}
-            )
-        }
-    )
+    told = {"declined": reason, "abstains": why.abstains, "diverged": why.diverged}
+    return RecordDict({"config": ConfigRecord({**told, **({"spent": True} if why.spent else {})})})
 
 
 def _told(error: Exception, site: SiteConfig | None) -> Declined:

@@ -163,12 +163,12 @@ def parse(kind: type[Record], content: Any, whose: str) -> Record:
         Refused: it is none, or too long; `whose` names the sender.
     """
     if not isinstance(content, bytes) or len(content) > MOST_BYTES:
-        raise Refused(f"{whose} sent no {kind.__name__.lower()} of secure aggregation", site=whose)
+        raise Refused(f"{whose} sent no record of secure aggregation, or one that is too long", site=whose)
     try:
         return kind.model_validate_json(content)
     except ValidationError as error:
         where = ".".join(str(part)[:64] for part in error.errors(include_input=False)[0]["loc"])
-        raise Refused(f"{whose} sent a {kind.__name__.lower()} that is not one ('{where}')", site=whose) from None
+        raise Refused(f"{whose} sent a record that is not as it should be ('{where}')", site=whose) from None
 
 
 def sign(key: EllipticCurvePrivateKey, content: bytes) -> str:

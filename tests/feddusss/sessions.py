@@ -1,4 +1,4 @@
-"""A little federation for the protocol alone: members, a coordinator, and what it sees. No Flower, no torch, no file."""
+"""A little federation for the protocol alone: members, a coordinator, and what it sees. No Flower, no torch."""
 
 from __future__ import annotations
 
@@ -145,26 +145,21 @@ _KINDS = {
 }
 
 
-def known_to_the_coordinator(session: Session, name: str) -> np.ndarray:
+def reduced(session: Session, name: str) -> np.ndarray:
     """A member's masked vector without every mask that the coordinator can compute from what it was sent.
 
-    It has what it relayed, and the secrets that the revealed shares give. With those of all survivors it takes off their
-    own masks, and with the mask keys of those that dropped out the masks between these and everybody.
+    It has what it relayed, and the secrets that the revealed shares give: seeds of the survivors, and mask keys of
+    those that dropped out, from which follow the masks between these and everybody.
     """
     convener, vector = session.convener, session.masked[name].copy()
-    if name in convener.survivors:
+    gone = set(convener.members) - set(convener.survivors)
+    if name not in gone:
         masking.add_mask(vector, masking.self_key(convener._seed(name), convener.session, name), -1)
-    for gone in set(convener.members) - set(convener.survivors):
-        secret = convener._mask_secret(gone)
-        for one, other in ((gone, name), (name, gone)):
-            if one == gone and other != gone:
-                key = masking.pair_key(secret, convener._adverts[name].mask_key, convener.session, gone, name)
-                masking.add_mask(vector, key, -masking.pair_sign(name, gone))
-    if name not in convener.survivors:
-        # its own mask key is known: so are all masks between it and others
-        secret = convener._mask_secret(name)
-        for other in set(convener.survivors):
-            key = masking.pair_key(secret, convener._adverts[other].mask_key, convener.session, name, other)
+    for other in set(convener.members) - {name}:
+        if name in gone or other in gone:
+            holder, peer = (name, other) if name in gone else (other, name)
+            public = convener._adverts[peer].mask_key
+            key = masking.pair_key(convener._mask_secret(holder), public, convener.session, holder, peer)
             masking.add_mask(vector, key, -masking.pair_sign(name, other))
     return vector
 

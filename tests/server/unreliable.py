@@ -18,8 +18,8 @@ from server.simulation.inprocess import InProcessGrid
 from server.simulation.materialise import materialise
 
 Meddle = Callable[[str, str, int, Message], Message | None]
-"""(site, kind of message, round, answer) -> the answer that arrives; None: none does. The kind is query, train, evaluate,
-or a small step of secure aggregation: keys, deal, vote, reveal."""
+"""(site, kind of message, round, answer) -> the answer that arrives; None: none does. The kind is query, train,
+evaluate, or a small step of secure aggregation: keys, deal, vote, reveal."""
 UNAVAILABLE = ErrorCode.NODE_UNAVAILABLE
 
 
