@@ -59,6 +59,7 @@ class SecureCollector(Collector):
             threshold = federation.secure_threshold or default_threshold(self._known())
             self._roster.wait_for(threshold, federation.start_timeout_s, open_sites)
             sites = [s for s in self._roster.training() if s.name in self._open_sites(attempt.replies, abstaining)]
+            sites = attempt.reliable(sites, threshold)
             self._reporter.on_round_start(phase, round, rounds, [site.name for site in sites])
             try:
                 mean = attempt.run(sites, threshold)
@@ -89,10 +90,16 @@ class _Attempt:
         self._phase, self._round, self._model = phase, round, model
         self._weighting = self._federation.weighting
         self._attempt = ""
+        self._dealt_nothing: set[str] = set()
         self._spent: dict[str, Reply] = {}
         self.replies: dict[str, Reply] = {}
         self.up: dict[str, int] = {}
         self.down: dict[str, int] = {}
+
+    def reliable(self, sites: list[Site], threshold: int) -> list[Site]:
+        """Those of `sites` that did not make an attempt fail by giving keys and then no shares, if they are enough."""
+        others = [site for site in sites if site.name not in self._dealt_nothing]
+        return others if len(others) >= threshold else sites
 
     def run(self, sites: list[Site], threshold: int) -> SiteModel:
         """One attempt.
@@ -148,6 +155,7 @@ class _Attempt:
             "deal", (sites[name] for name in convener.members), lambda site: everybody, Dealing, convener.take_dealing
         )
         if missing := set(convener.members) - dealt:
+            self._dealt_nothing |= missing
             raise _Failed(f"no shares from {', '.join(sorted(missing))}")
 
     def _train(self, convener: Convener, sites: Mapping[str, Site]) -> dict[str, Reply]:
