@@ -4,6 +4,7 @@ A message of secure aggregation has a record `secure`: `step`, `attempt` and `bo
 fifth, `train`, is the message that trains, whose answer is masked here before it leaves.
 
     state_dir/secure_aggregation/RUN_KEY-PHASE.json     mode 0600: the sessions of the latest round of that phase
+    state_dir/secure_aggregation/given.txt              a line for each round that this site voted for, in any run
 
 What a session needs is kept on the disk, since each message may be answered by another process; the secrets in it are
 dropped with its last step, when a later attempt or round begins, and are never sent. The rest stays: it is what keeps
@@ -12,6 +13,7 @@ this site from giving its part of a round twice.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,7 +29,7 @@ from client.request import Declined, Request, read_tensors
 from client.state import make_private
 from dusss_core.config import Strict
 from dusss_core.errors import UserError
-from dusss_core.files import write_atomically
+from dusss_core.files import write_atomically, write_text
 from feddusss import wire
 from feddusss.secagg import fixedpoint
 from feddusss.secagg.member import Member, MemberState, default_threshold
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-FOLDER = "secure_aggregation"
+FOLDER, GIVEN = "secure_aggregation", "given.txt"
 COORDINATOR = "the coordinator"
 _STEPS = ("keys", "deal", "train", "vote", "reveal")
 _ATTEMPT = re.compile(r"[0-9a-f]{32}")
@@ -147,6 +149,12 @@ class Part:
         expected = request.run_key, request.phase, request.round, self._attempt
         if (occasion.run, occasion.phase, occasion.round, occasion.attempt) != expected:
             raise Refused("the occasion is not that of the message")
+        if self._given().get(_name_of(occasion), request.run_key) != request.run_key:
+            raise Refused(
+                "this site gave its part of the very same round in another run, and two sums over different sites "
+                "could be subtracted: change the study's seed",
+                spent=True,
+            )
         if request.round > self._kept.round:
             self._kept = Sessions(round=request.round)
         if any(state.occasion.attempt == self._attempt for state in self._kept.sessions):
@@ -169,6 +177,10 @@ class Part:
     def _vote(self) -> Record:
         member = self._member()
         vote = member.vote(self._parsed(Ballot).survivors, own_key(self._site))
+        name, given = _name_of(member.state.occasion), self._given()
+        if name not in given:
+            lines = [f"{known} {run}\n" for known, run in {**given, name: self._request.run_key}.items()]
+            write_text(self._path.parent / GIVEN, "".join(lines))
         self._save()
         return vote
 
@@ -183,6 +195,14 @@ class Part:
             if (state.occasion.attempt, state.occasion.round) == (self._attempt, self._request.round):
                 return Member(state)
         raise Declined("this site does not know the attempt that the message belongs to")
+
+    def _given(self) -> dict[str, str]:
+        """Rounds that this site has voted for, and the run of each."""
+        try:
+            lines = (self._path.parent / GIVEN).read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return {}
+        return dict(line.split(" ", 1) for line in lines if " " in line)
 
     def _parsed(self, kind: type[Record]) -> Record:
         return parse(kind, self._body, COORDINATOR)
@@ -223,6 +243,11 @@ def part_of(site: SiteConfig, kind: str, request: Request, content: RecordDict) 
     ):
         raise Declined("the message's part on secure aggregation is not one")
     return Part(site, request, step, attempt, record.get("body"), weighting)
+
+
+def _name_of(occasion: Occasion) -> str:
+    """Names all that an update depends on: with the same seed another run gives the same."""
+    return hashlib.sha256(f"{occasion.task} {occasion.round}".encode()).hexdigest()
 
 
 def _encoded(trained: Mapping[str, Tensor], received: Mapping[str, Tensor], weight: int, members: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from client.keys import make_key
+from client.secure import FOLDER
 from dusss_core.errors import UserError
 from dusss_core.files import write_json, write_text
 from server.config import StudyConfig
@@ -64,6 +65,12 @@ def materialise(study: StudyConfig, out: Path, *, keep: bool = False) -> list[Pa
         write_json(folder / "index.json", {"digest": digest, "site_files": relative})
         index = _read_index(folder)
     return [folder / file for file in index["site_files"]]
+
+
+def forget_sums(files: Iterable[Path]) -> None:
+    """Let simulated sites forget which secure sums they took part in, for a run that begins anew with the same seed."""
+    for file in files:
+        shutil.rmtree(file.parent / "state" / FOLDER, ignore_errors=True)
 
 
 def simulation_of(study: StudyConfig) -> SimulationConfig:

@@ -256,6 +256,17 @@ def test_after_the_vote_the_round_is_not_given_to_another_sum(alder):
     assert "later round" in declined(Round(alder, round=1).ask("keys"))
 
 
+def test_the_same_round_is_not_given_in_another_run(alder, monkeypatch):
+    first = Round(alder).keys().deal().train()
+    first.sum(len(flat(first.answer)))
+    monkeypatch.setattr("tests.client.test_secure.RUN_KEY", "cd" * 16)
+    again = Round(alder)
+    content = make_content(arrays=False, run_key="cd" * 16)
+    content["secure"] = ConfigRecord({"step": "keys", "attempt": again.about.attempt, "body": dump(again.about)})
+    reply = answer("query", content, alder)
+    assert "change the study's seed" in declined(reply) and reply["config"]["spent"] is True
+
+
 def test_a_round_that_was_abandoned_is_given_again_with_other_masks(alder):
     first = Round(alder).keys().deal().train()
     for member in first.members.values():  # had shares, and were never asked for a vote

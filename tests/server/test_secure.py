@@ -304,6 +304,13 @@ def test_killed_after_the_vote_no_part_is_given_twice_and_the_round_leaves_the_m
     assert lines(tmp_path, 2)["alder"]["accepted"] is False
 
 
+def test_a_simulation_that_is_begun_anew_has_sites_that_have_given_nothing(tmp_path, quiet):
+    simulate(study(), tmp_path, reporter=quiet)
+    first = finals(tmp_path)
+    simulate(study(), tmp_path, reporter=quiet, force=True)
+    assert finals(tmp_path) == first
+
+
 # Wrong answers.
 
 
