@@ -152,8 +152,7 @@ class Part:
         if self._given().get(_name_of(occasion), request.run_key) != request.run_key:
             raise Refused(
                 "this site gave its part of the very same round in another run, and two sums over different sites "
-                "could be subtracted: change the study's seed",
-                spent=True,
+                "could be subtracted: change the study's seed"
             )
         if request.round > self._kept.round:
             self._kept = Sessions(round=request.round)

@@ -49,29 +49,29 @@ class SecureCollector(Collector):
     ) -> Collected:
         """The answers of a round, and the weighted mean of the updates."""
         federation = self._federation
-        attempt = _Attempt(self, phase, round, model)
+        exchanges = _Exchanges(self, phase, round, model)
         mean = None
         self._roster.refresh()
         for again in range(1 + federation.retries):
             if again:
                 self._say(f"{phase} round {round}: no sum; asking again, with fresh keys")
-            open_sites = self._open_sites(attempt.replies, abstaining)
+            open_sites = self._open_sites(exchanges.replies, abstaining)
             threshold = federation.secure_threshold or default_threshold(self._known())
             self._roster.wait_for(threshold, federation.start_timeout_s, open_sites)
-            sites = [s for s in self._roster.training() if s.name in self._open_sites(attempt.replies, abstaining)]
-            sites = attempt.reliable(sites, threshold)
+            sites = [s for s in self._roster.training() if s.name in self._open_sites(exchanges.replies, abstaining)]
+            sites = exchanges.reliable(sites, threshold)
             self._reporter.on_round_start(phase, round, rounds, [site.name for site in sites])
             try:
-                mean = attempt.run(sites, threshold)
+                mean = exchanges.run(sites, threshold)
                 break
             except _Failed as failed:
                 self._say(f"{phase} round {round}: {failed}")
-                left = [s for s in self._roster.training() if s.name in self._open_sites(attempt.replies, abstaining)]
-                if len(left) < threshold and not any(reply.kind == LOST for reply in attempt.replies.values()):
+                left = [s for s in self._roster.training() if s.name in self._open_sites(exchanges.replies, abstaining)]
+                if len(left) < threshold and not any(reply.kind == LOST for reply in exchanges.replies.values()):
                     break
-        replies = self._told(phase, round, attempt.replies, abstaining)
-        replies = {name: replace(reply, bytes_up=attempt.up.get(name, 0)) for name, reply in replies.items()}
-        down = {name: attempt.down.get(name, 0) for name in replies}
+        replies = self._told(phase, round, exchanges.replies, abstaining)
+        replies = {name: replace(reply, bytes_up=exchanges.up.get(name, 0)) for name, reply in replies.items()}
+        down = {name: exchanges.down.get(name, 0) for name in replies}
         if mean is None:
             lost = any(reply.kind == SPENT for reply in replies.values())
             return Collected(replies, down, {}, lost)
@@ -81,8 +81,8 @@ class SecureCollector(Collector):
         return len(self._roster.training()) + len(self._roster.away())
 
 
-class _Attempt:
-    """The attempts at one round's sum, one after the other. What they hear of the sites is in `replies`."""
+class _Exchanges:
+    """The attempts at one round's sum, one after the other. What was heard of each site is in `replies`."""
 
     def __init__(self, collector: SecureCollector, phase: str, round: int, model: Mapping[str, Tensor]):
         self._federation = collector._federation

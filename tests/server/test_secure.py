@@ -12,14 +12,12 @@ from flwr.common.serde import message_to_proto
 
 import client.secure
 import client.work
-from dusss_core.errors import UserError
 from feddusss import wire
 from feddusss.secagg.fixedpoint import FRACTION_BITS
 from server import roster
 from server.checkpoints import read_model
-from server.config import StudyConfig, load_study
+from server.config import StudyConfig
 from server.coordinator import RoundFailed
-from server.events import Reporter
 from server.simulation import inprocess
 from server.simulation.simulate import simulate
 from tests.server.conftest import HOSPITALS, finals, make_study
@@ -375,41 +373,3 @@ def test_a_share_that_was_changed_is_refused_by_name_and_the_sum_is_had(tmp_path
     assert listener.refused == [("birch", said)]
     simulate(study(secure_threshold=3), tmp_path / "whole", reporter=quiet)
     assert finals(tmp_path / "lied") == finals(tmp_path / "whole")
-
-
-# Settings.
-
-
-@pytest.mark.parametrize("strategy", ["fedmedian", "fedtrimmedavg", "krum"])
-def test_strategies_that_need_single_updates_are_refused_with_a_remedy(strategy):
-    with pytest.raises(ValueError, match=rf"{strategy}, which compares the updates of single sites: choose .*fedavg"):
-        study(strategy=strategy)
-
-
-def test_a_comparison_of_sizes_is_refused_with_a_remedy_and_off_by_itself():
-    assert study().federation.max_norm_ratio is None
-    with pytest.raises(ValueError, match="max_norm_ratio, which compares the sizes of single updates: set it to null"):
-        study(max_norm_ratio=5)
-    assert StudyConfig.model_validate(study().model_dump()).federation.secure_aggregation
-
-
-def test_one_flag_turns_it_on():
-    federation = load_study("demo", ["federation.secure_aggregation=true"]).federation
-    assert federation.secure_aggregation and federation.max_norm_ratio is None
-
-
-def test_one_site_alone_is_told_that_it_takes_two(tmp_path, quiet):
-    with pytest.raises(
-        UserError, match=r"at least 2 training sites \(federation.secure_aggregation\), and there are 1"
-    ):
-        simulate(study(FOUR[:1]), tmp_path, reporter=quiet)
-
-
-def test_a_site_without_sentences_takes_no_part_in_a_sum_that_it_cannot_train_for(tmp_path, quiet):
-    silent = [*FOUR[:3], {**FOUR[3], "text_missing": 1.0}]
-    simulate(study(silent, both_phases=True, secure_threshold=3), tmp_path, reporter=Reporter())
-    found = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    accepted = {
-        (line["phase"], line["site"]): line["accepted"] for line in found if line["round"] == 1 and line["site"] != "*"
-    }
-    assert accepted["pretrain", "alder"] and not accepted["pretrain", "dogwood"] and accepted["segment", "dogwood"]
