@@ -149,11 +149,7 @@ class Part:
         expected = request.run_key, request.phase, request.round, self._attempt
         if (occasion.run, occasion.phase, occasion.round, occasion.attempt) != expected:
             raise Refused("the occasion is not that of the message")
-        if self._given().get(_name_of(occasion), request.run_key) != request.run_key:
-            raise Refused(
-                "this site gave its part of the very same round in another run, and two sums over different sites "
-                "could be subtracted: change the study's seed"
-            )
+        self._check_not_given(occasion)
         if request.round > self._kept.round:
             self._kept = Sessions(round=request.round)
         if any(state.occasion.attempt == self._attempt for state in self._kept.sessions):
@@ -175,11 +171,9 @@ class Part:
 
     def _vote(self) -> Record:
         member = self._member()
+        self._check_not_given(member.state.occasion)
         vote = member.vote(self._parsed(Ballot).survivors, own_key(self._site))
-        name, given = _name_of(member.state.occasion), self._given()
-        if name not in given:
-            lines = [f"{known} {run}\n" for known, run in {**given, name: self._request.run_key}.items()]
-            write_text(self._path.parent / GIVEN, "".join(lines))
+        self._note_given(member.state.occasion)
         self._save()
         return vote
 
@@ -194,6 +188,19 @@ class Part:
             if (state.occasion.attempt, state.occasion.round) == (self._attempt, self._request.round):
                 return Member(state)
         raise Declined("this site does not know the attempt that the message belongs to")
+
+    def _check_not_given(self, occasion: Occasion) -> None:
+        if self._given().get(_name_of(occasion), self._request.run_key) != self._request.run_key:
+            raise Refused(
+                "this site gave its part of the very same round in another run, and two sums over different sites "
+                "could be subtracted: change the study's seed"
+            )
+
+    def _note_given(self, occasion: Occasion) -> None:
+        name, given = _name_of(occasion), self._given()
+        if name not in given:
+            lines = [f"{known} {run}\n" for known, run in {**given, name: self._request.run_key}.items()]
+            write_text(self._path.parent / GIVEN, "".join(lines))
 
     def _given(self) -> dict[str, str]:
         """Rounds that this site has voted for, and the run of each."""

@@ -14,6 +14,7 @@ from flwr.app import ConfigRecord
 from client.audit import verify
 from client.ledger import Ledger
 from client.peers import read_peers
+from client.preflight import machine
 from client.secure import FOLDER
 from client.work import answer
 from client.workbench import forget
@@ -359,3 +360,12 @@ def test_a_file_of_peers_that_cannot_be_meant_is_refused_with_a_remedy(alder, te
 
 def test_peers_are_read_without_this_site(alder):
     assert set(read_peers(load_site(alder))) == {"birch", "cedar"}
+
+
+def test_the_preflight_shows_who_is_pinned_and_how_to_compare(alder):
+    (finding,) = machine.peers(load_site(alder))
+    assert finding.level == "ok" and "birch, cedar; sums of 3 sites or more" in finding.message
+    assert "ssh-keygen -lf" in finding.message
+    alder.write_text(alder.read_text().replace('"key"', '"threshold": 4, "key"'))
+    (finding,) = machine.peers(load_site(alder))
+    assert finding.level == "error" and "there are 3 with this one" in finding.message and finding.remedy
