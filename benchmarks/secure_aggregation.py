@@ -112,6 +112,7 @@ def _print(arguments: argparse.Namespace) -> None:
     print(f"{arguments.numbers} numbers, {8 * arguments.numbers / 1e6:.0f} MB up from each site\n")
     print("| sites | threshold | at a site | at the coordinator | with drop-outs | small steps up | down |")
     print("|---|---|---|---|---|---|---|")
+    measure(2, 1000)  # imports
     for sites in arguments.sites:
         cost = measure(sites, arguments.numbers)
         dropped = f"{cost.coordinator_dropped_s:.2f} s ({cost.dropped})" if cost.dropped else "none allowed"

@@ -159,7 +159,7 @@ def unpinned(site_file):
 
 def test_what_leaves_is_integers_that_look_uniform_and_the_figures_as_before(alder):
     answers = [Round(alder, round).keys().deal().train().answer for round in range(1, 13)]
-    assert looks_uniform(np.concatenate([flat(reply) for reply in answers]), worst=1e-9)
+    assert looks_uniform(np.concatenate([flat(reply) for reply in answers]))
     assert {str(tensor.dtype) for tensor in tensors_of(answers[0]).values()} == {"torch.int64"}
     assert {"num-examples", "val.dice", "train.loss"} <= set(answers[0]["metrics"])
 

@@ -164,7 +164,7 @@ def reduced(session: Session, name: str) -> np.ndarray:
     return vector
 
 
-def looks_uniform(vector: np.ndarray, worst: float = 1e-6) -> bool:
+def looks_uniform(vector: np.ndarray, worst: float = 1e-9) -> bool:
     """Whether the bytes of uint64 numbers could be drawn uniformly: a chi-square test of each of the eight places."""
     from scipy.stats import chisquare
 
