@@ -63,6 +63,7 @@ def incoming(content: RecordDict) -> dict[str, Any]:
         **{key: value for key, value in named.items() if value and isinstance(value, str | int)},
         "settings": sha256(training.encode()) if isinstance(training, str) else None,
         "records": sorted(content.array_records)[:_MOST_NAMES],
+        **({"secure": str(secure.get("step"))} if (secure := content.config_records.get("secure")) else {}),
         "bytes": sum(wire.size(arrays) for arrays in content.array_records.values()),
     }
 
@@ -82,9 +83,14 @@ def outgoing(content: RecordDict) -> dict[str, Any]:
     return {
         "bytes": sum(wire.size(arrays) for arrays in content.array_records.values()),
         "metrics": {k: v for metrics in content.metric_records.values() for k, v in metrics.items()},
-        "texts": {k: v for texts in content.config_records.values() for k, v in texts.items()},
+        "texts": {k: _told_text(v) for texts in content.config_records.values() for k, v in texts.items()},
         "tensors": tensors,
     }
+
+
+def _told_text(value: Any) -> Any:
+    """A value of an answer; of bytes, which secure aggregation sends, the length and the hash."""
+    return f"{len(value)} bytes, {sha256(value)}" if isinstance(value, bytes) else value
 
 
 def print_log(site: SiteConfig, *, as_json: bool = False, last: int | None = None) -> int:

@@ -44,7 +44,7 @@ def make_key(path: Path, comment: str, *, force: bool = False) -> str:
     text = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
     )
-    write_atomically(path, lambda temporary: _write_private(temporary, text))
+    write_atomically(path, lambda temporary: write_private(temporary, text))
     line = f"{_public(key)} {comment}"
     write_text(public_path(path), line + "\n")
     return line
@@ -52,6 +52,15 @@ def make_key(path: Path, comment: str, *, force: bool = False) -> str:
 
 def read_public_key(path: Path) -> str:
     """The public half of the private key at `path`, one line in OpenSSH format, without a comment.
+
+    Raises:
+        UserError: as `read_private_key`.
+    """
+    return _public(read_private_key(path))
+
+
+def read_private_key(path: Path) -> EllipticCurvePrivateKey:
+    """The private key at `path`.
 
     Raises:
         UserError: no key there, not one that Flower can use, or readable by others.
@@ -75,12 +84,23 @@ def read_public_key(path: Path) -> str:
         raise UserError(f"{path}: not a private key in OpenSSH format ({error})", _MAKE_ANOTHER) from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise UserError(f"{path}: not an elliptic-curve key", _MAKE_ANOTHER)
-    return _public(key)
+    return key
 
 
 def public_path(path: Path) -> Path:
     """Where the public half of the private key at `path` is kept."""
     return Path(path).with_name(f"{Path(path).name}.pub")
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Make a file with mode 0600, which it has from the first moment.
+
+    Raises:
+        OSError: it is there already, or cannot be written.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
 
 
 _MAKE_ANOTHER = "make one: python -m client init --site FILE --force"
@@ -90,13 +110,6 @@ def _public(key: EllipticCurvePrivateKey) -> str:
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     return key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
-
-
-def _write_private(path: Path, content: bytes) -> None:
-    # the mode is set as the file is made: it is never readable by others, not for a moment
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
 
 
 def _put_aside(path: Path) -> None:

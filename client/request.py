@@ -29,12 +29,14 @@ class Declined(Exception):
         reason: one sentence.
         abstains: the site cannot take part in the phase at all, and that is no failure.
         diverged: training gave a loss or weights that are not finite.
+        spent: under secure aggregation: the site's part of the round was given, and is not given twice.
     """
 
-    def __init__(self, reason: str, *, abstains: bool = False, diverged: bool = False):
+    def __init__(self, reason: str, *, abstains: bool = False, diverged: bool = False, spent: bool = False):
         super().__init__(reason)
         self.abstains = abstains
         self.diverged = diverged
+        self.spent = spent
 
 
 @dataclass(frozen=True)

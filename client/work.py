@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
-from client import audit, ledger, memory, observe, policy, privately
+from client import audit, ledger, memory, observe, policy, privately, secure
 from client.request import Declined, Request, read_request, read_tensors
 from client.state import SiteState, locked, write_log
 from client.workbench import Workbench, workbench
@@ -47,9 +47,15 @@ def answer(kind: str, content: RecordDict, site_file: Path) -> RecordDict:
         with locked(site.state_dir):
             state = SiteState(site.state_dir, request.training.study, request.run_key)
             bench = workbench(site_file, site, request)
+            part = secure.part_of(site, kind, request, content)
             with memory.held(site.limits, bench.device):
-                reply = _KINDS[kind](site, request, content, state, bench)
+                reply = (
+                    _part_of_a_sum(part, site, request, content, state, bench)
+                    if part
+                    else (_KINDS[kind](site, request, content, state, bench))
+                )
         about = {"kind": kind, "study": request.training.study, "phase": request.phase, "round": request.round}
+        about |= part.about() if part else {}
         audit.record(site.state_dir, "answer", **about, **audit.outgoing(reply))
         write_log(site.state_dir, f"{kind} {request.phase} round {request.round}: answered")
         return reply
@@ -70,9 +76,8 @@ def answer(kind: str, content: RecordDict, site_file: Path) -> RecordDict:
             audit.record(site.state_dir, "declined", kind=kind, reason=reason, abstains=why.abstains)
         except audit.Unrecorded:
             reason = _UNRECORDED
-    return RecordDict(
-        {"config": ConfigRecord({"declined": reason, "abstains": why.abstains, "diverged": why.diverged})}
-    )
+    told = {"declined": reason, "abstains": why.abstains, "diverged": why.diverged}
+    return RecordDict({"config": ConfigRecord({**told, **({"spent": True} if why.spent else {})})})
 
 
 def _told(error: Exception, site: SiteConfig | None) -> Declined:
@@ -96,14 +101,30 @@ def _query(site: SiteConfig, request: Request, content: RecordDict, state: SiteS
     return RecordDict({"config": ConfigRecord(texts), "metrics": _metrics(counts)})
 
 
-def _train(site: SiteConfig, request: Request, content: RecordDict, state: SiteState, bench: Workbench) -> RecordDict:
+def _part_of_a_sum(
+    part: secure.Part, site: SiteConfig, request: Request, content: RecordDict, state: SiteState, bench: Workbench
+) -> RecordDict:
+    """A step of secure aggregation, of which training is one."""
+    if part.step == "keys":
+        _check_can_train(site, request, bench)  # a site that joins and then cannot train counts as dropped out
+    if part.step != "train":
+        return part.answer()
+    part.check_task(content)
+    return part.masked(content, _train(site, request, content, state, bench))
+
+
+def _check_can_train(site: SiteConfig, request: Request, bench: Workbench) -> None:
     from dusss_core.training import can_train
 
-    started, private = time.perf_counter(), privately.is_private(site)
     policy.check_training(site, request)
     policy.check_student(site, request.training)
     if reason := can_train(request.training, request.phase, bench.split("train")):
         raise Declined(reason, abstains=True)
+
+
+def _train(site: SiteConfig, request: Request, content: RecordDict, state: SiteState, bench: Workbench) -> RecordDict:
+    started, private = time.perf_counter(), privately.is_private(site)
+    _check_can_train(site, request, bench)
     _keep_vlm(request, content, state)
     if private:
         privately.check_patients(site, bench)

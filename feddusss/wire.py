@@ -36,8 +36,8 @@ def pack(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     from safetensors.torch import save
 
     # clone: safetensors refuses tensors that share memory
-    content = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
-    return ArrayRecord({KEY: Array(np.frombuffer(content, dtype=np.uint8))})
+    packed = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
+    return ArrayRecord({KEY: Array(np.frombuffer(packed, dtype=np.uint8))})
 
 
 def unpack(record: ArrayRecord, most_bytes: int | None = None) -> dict[str, Tensor]:
@@ -51,9 +51,9 @@ def unpack(record: ArrayRecord, most_bytes: int | None = None) -> dict[str, Tens
     """
     from safetensors.torch import load
 
-    content = _content(record, most_bytes)
+    packed = content(record, most_bytes)
     try:
-        return load(content)
+        return load(packed)
     except Exception:
         raise Unreadable("the tensors cannot be decoded") from None
 
@@ -67,7 +67,7 @@ def contents(record: ArrayRecord) -> dict[str, tuple[str, tuple[int, ...], bytes
     from safetensors import deserialize
 
     try:
-        entries = deserialize(_content(record, None))
+        entries = deserialize(content(record))
     except Unreadable:
         raise
     except Exception:
@@ -116,7 +116,12 @@ def size(record: ArrayRecord) -> int:
     return sum(len(array.data) for array in record.values())
 
 
-def _content(record: ArrayRecord, most_bytes: int | None) -> bytes:
+def content(record: ArrayRecord, most_bytes: int | None = None) -> bytes:
+    """The bytes of the safetensors file in a record.
+
+    Raises:
+        Unreadable: it is too large, or not what `pack` makes.
+    """
     import numpy as np
 
     if list(record) != [KEY]:

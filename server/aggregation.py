@@ -162,7 +162,8 @@ def sites_needed(config: FederationConfig) -> int:
         "fedtrimmedavg": next(n for n in range(3, 10_000) if int(config.trim * n) >= 1),
         "krum": 2 * config.byzantine + 3,
     }
-    return max(needed.get(config.strategy, 1), config.min_sites)
+    secure = (config.secure_threshold or 2) if config.secure_aggregation else 1
+    return max(needed.get(config.strategy, 1), config.min_sites, secure)
 
 
 def check_number_of_sites(config: FederationConfig, sites: int) -> None:
@@ -180,6 +181,8 @@ def check_number_of_sites(config: FederationConfig, sites: int) -> None:
     }.get(config.strategy, "")
     if config.min_sites == needed:
         because = " (federation.min_sites)"
+    elif config.secure_aggregation:
+        because = " (federation.secure_aggregation)"
     raise UserError(
         f"federation.strategy: {config.strategy} needs at least {needed} training sites{because}, "
         f"and there are {sites}",

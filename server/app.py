@@ -63,9 +63,12 @@ def _is_simulated(grid: Grid) -> bool:
 
 
 def _simulated_sites(study: StudyConfig, out: Path, resumed: bool) -> list[str]:
-    from server.simulation.materialise import materialise
+    from server.simulation.materialise import forget_sums, materialise
 
-    return [file.parent.name for file in materialise(study, out, keep=resumed)]
+    files = materialise(study, out, keep=resumed)
+    if not resumed:
+        forget_sums(files)
+    return [file.parent.name for file in files]
 
 
 def _write_report(out: Path) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from server.aggregation import sites_needed
+from server.aggregation import SiteModel, sites_needed
 from server.config import FederationConfig
 from server.events import Reporter
 from server.messages import Messages
@@ -16,6 +17,20 @@ from server.screening import NEEDED, too_large, update_norms
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a round gave."""
+
+    replies: dict[str, Reply]
+    """By site, sorted."""
+    down: dict[str, int]
+    """Bytes sent to each site."""
+    models: dict[str, SiteModel]
+    """What is to be aggregated: the accepted answers, or under secure aggregation their mean alone."""
+    lost: bool = False
+    """The sites have given their parts, and the sum can be had no more: the round leaves the model as it was."""
 
 
 class Collector:
@@ -42,7 +57,7 @@ class Collector:
 
     def collect(
         self, phase: str, round: int, rounds: int, model: Mapping[str, Tensor], abstaining: dict[str, str]
-    ) -> tuple[dict[str, Reply], dict[str, int]]:
+    ) -> Collected:
         """The answers of a round, screened. While there are too few, sites that were lost are asked again."""
         federation, needed = self._federation, sites_needed(self._federation)
         replies: dict[str, Reply] = {}
@@ -63,16 +78,23 @@ class Collector:
             usable = sum(reply.accepted for reply in replies.values())
             if usable >= needed or not any(reply.kind == LOST for reply in replies.values()):
                 break
+        replies = self._told(phase, round, replies, abstaining)
+        accepted = {name: reply for name, reply in replies.items() if reply.accepted}
+        models = {name: SiteModel(reply.tensors, reply.examples) for name, reply in accepted.items()}
+        return Collected(replies, {name: down.get(name, 0) for name in replies}, models)
+
+    def _told(self, phase: str, round: int, replies: dict[str, Reply], abstaining: dict[str, str]) -> dict[str, Reply]:
+        """The answers by name, with those of sites that are away; who is left out is logged, and who abstains noted."""
         for site in self._roster.away():
             if site.name not in replies and site.name not in abstaining:
-                replies[site.name], down[site.name] = Reply(site.name, "not connected", kind=LOST), 0
+                replies[site.name] = Reply(site.name, "not connected", kind=LOST)
                 self._reporter.on_site_refused(site.name, "not connected")
         for name, reply in replies.items():
             if not reply.accepted:
                 log.warning("%s round %d: %s: %s", phase, round, name, reply.reason)
                 if reply.abstains:
                     abstaining[name] = reply.reason
-        return dict(sorted(replies.items())), down
+        return dict(sorted(replies.items()))
 
     def _open_sites(self, replies: Mapping[str, Reply], abstaining: Mapping[str, str]) -> set[str]:
         """Sites whose answer the round still lacks."""

@@ -17,6 +17,8 @@ from feddusss import configfile
 
 PHASES = ("pretrain", "segment")
 """In the order in which they run."""
+MEANS = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi")
+"""Strategies that use the weighted mean of the updates and nothing else of them."""
 
 
 class FederationConfig(Strict):
@@ -54,9 +56,16 @@ class FederationConfig(Strict):
     max_norm_ratio: float | None = Field(10, gt=1)
     """An update whose norm is more than this many times the median of the other sites' is refused (a site with more
     pictures than the others is given as many times more room). Needs three answers. null: not compared."""
+    secure_aggregation: bool = False
+    """The coordinator sees sums of the sites' updates, and no site's own; docs/secure_aggregation.md says what that
+    promises. Goes with strategies that need the mean alone, and without `max_norm_ratio`."""
+    secure_threshold: int | None = Field(None, ge=2)
+    """secure_aggregation: fewest sites whose sum may be known; more than half of those that take part in a round. null:
+    more than two thirds of the training sites."""
     wire: Literal["float32", "bfloat16"] = "float32"
     """Type in which learned weights travel, both ways; bfloat16 halves the bytes and rounds by at most 0.2 %. The
-    coordinator's own model, its checkpoints and the final model stay float32."""
+    coordinator's own model, its checkpoints and the final model stay float32. With secure_aggregation updates go up as
+    64-bit integers, whatever this says."""
     select: Literal["best", "last"] = "best"
     """Which round's model ends a phase: the best by validation (pictures weigh the same), or the last."""
     keep_checkpoints: int = Field(3, ge=1)
@@ -67,6 +76,29 @@ class FederationConfig(Strict):
     """How long to wait for the sites when a study starts, and when too few are connected for a round."""
     sites: list[str] | None = None
     """Names of the sites that may take part; the study starts when all are there. null: whoever is there."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sizes_of_single_updates_are_not_seen(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("secure_aggregation") is True:
+            return {"max_norm_ratio": None, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _sums_alone_are_enough(self) -> FederationConfig:
+        if not self.secure_aggregation:
+            return self
+        if self.strategy not in MEANS:
+            raise ValueError(
+                f"secure_aggregation with strategy {self.strategy}, which compares the updates of single sites: choose "
+                f"one that needs their mean alone ({', '.join(MEANS)}), or do without secure_aggregation"
+            )
+        if self.max_norm_ratio is not None:
+            raise ValueError(
+                "secure_aggregation with max_norm_ratio, which compares the sizes of single updates: set it to null, "
+                "or do without secure_aggregation"
+            )
+        return self
 
 
 class DataConfig(Strict):
@@ -144,7 +176,7 @@ def find_study(path_or_preset: str | Path) -> Path:
 
 RESUMABLE = {
     "pretrain.rounds", "segment.rounds", "federation.keep_checkpoints", "federation.round_timeout_s",
-    "federation.retries", "federation.start_timeout_s", "simulation.workers",
+    "federation.retries", "federation.start_timeout_s", "federation.secure_threshold", "simulation.workers",
 }  # fmt: skip
 """Keys that may change when a study is resumed."""
 

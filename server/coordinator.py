@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dusss_core.errors import UserError
 from dusss_core.files import write_json
-from server.aggregation import Aggregator, SiteModel, check_number_of_sites, sites_needed
+from server.aggregation import Aggregator, check_number_of_sites, sites_needed
 from server.checkpoints import Checkpoint
 from server.collecting import Collector
 from server.config import PHASES, StudyConfig
@@ -23,6 +23,7 @@ from server.messages import Messages
 from server.replies import DIVERGED, Reply
 from server.roster import Roster
 from server.runfolder import ALL_SITES, RunFolder, log, nested
+from server.secure import SecureCollector
 from server.selection import Selection, weighted_mean
 from server.summary import evaluation_figures, make_summary
 
@@ -63,7 +64,8 @@ class Coordinator:
         self._messages = Messages(study, run.run_key, self._reporter, run.charges())
         allowed = study.federation.sites if sites is None else sites
         self._roster = Roster(grid, self._messages.query, allowed, self._say)
-        self._collector = Collector(study.federation, self._roster, self._messages, self._reporter, self._say)
+        collector = SecureCollector if study.federation.secure_aggregation else Collector
+        self._collector = collector(study.federation, self._roster, self._messages, self._reporter, self._say)
 
     def run(self) -> dict[str, Any]:
         """The whole study, or what is left of it.
@@ -200,12 +202,18 @@ class Coordinator:
         abstaining: dict[str, str],
     ) -> Checkpoint:
         started, round = time.perf_counter(), last.round + 1
-        replies, down = self._collector.collect(phase, round, rounds, last.model, abstaining)
+        collected = self._collector.collect(phase, round, rounds, last.model, abstaining)
+        replies, down = collected.replies, collected.down
         accepted = {name: reply for name, reply in replies.items() if reply.accepted}
-        self._check_enough(phase, round, accepted, replies, abstaining)
-        model = aggregator.aggregate(
-            last.model, {name: SiteModel(reply.tensors, reply.examples) for name, reply in accepted.items()}
-        )
+        if collected.lost:
+            self._say(
+                f"{phase} round {round}: the sites have given their parts, the sum was lost, and no part is given "
+                "twice; the model stays as it was"
+            )
+            model = last.model
+        else:
+            self._check_enough(phase, round, accepted, replies, abstaining)
+            model = aggregator.aggregate(last.model, collected.models)
         selection.observe(last.round, self._validation(accepted))
         figures = {
             **self._means(accepted),

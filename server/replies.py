@@ -21,6 +21,11 @@ DIVERGED = "diverged"
 MISCOUNTED = "miscounted"
 """More training pictures than the site said it has: it may have got new ones."""
 
+SPENT = "spent"
+"""Under secure aggregation: the site's part of this round may be in a sum already, and is given once."""
+MASKED = "masked"
+"""As a `wire`: every tensor as 64-bit integers that mean nothing by themselves."""
+
 CHARGES = "ledger-charges"
 """Figure of a site that trains with differential privacy: how many charges its privacy ledger holds."""
 
@@ -40,7 +45,7 @@ class Reply:
     abstains: bool = False
     """The site cannot take part in this phase at all (no text, no training pictures); no failure."""
     kind: str = ""
-    """Of a refused answer: LOST, DIVERGED, MISCOUNTED, or empty."""
+    """Of a refused answer: LOST, DIVERGED, MISCOUNTED, SPENT, or empty."""
     tensors: dict[str, Tensor] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
@@ -81,7 +86,7 @@ def read_reply(
         message: None if no answer came in time.
         expected: the global model of the round; the answer must hold the same names, shapes and types, all finite,
             and a number of examples. None: an answer without tensors is expected.
-        wire: the type in which learned weights come back; see `feddusss.wire`.
+        wire: the type in which learned weights come back; see `feddusss.wire`. MASKED: under secure aggregation.
         most_examples: training pictures that the site said it has: it can claim no more weight than that.
     """
     try:
@@ -110,7 +115,8 @@ def _content(message: Message | None):
         raise Refused(f"error {message.error.code}: {_printable(told)}", kind=LOST)
     for record in message.content.config_records.values():
         if "declined" in record:
-            kind = DIVERGED if record.get("diverged") is True else ""
+            kinds = {DIVERGED: record.get("diverged"), SPENT: record.get("spent")}
+            kind = next((kind for kind, so in kinds.items() if so is True), "")
             raise Refused(_printable(record["declined"]), abstains=record.get("abstains") is True, kind=kind)
     return message.content
 
@@ -138,7 +144,10 @@ def _tensors(content, expected: Mapping[str, Tensor], wire: str) -> tuple[dict[s
     if list(content.array_records) != ["arrays"]:
         raise Refused(f"tensor records {sorted(map(_printable, content.array_records))} instead of ['arrays']")
     record = content.array_records["arrays"]
-    most = sum(tensor.numel() * tensor.element_size() + _HEADER_BYTES_PER_TENSOR for tensor in expected.values())
+    most = sum(
+        tensor.numel() * (8 if wire == MASKED else tensor.element_size()) + _HEADER_BYTES_PER_TENSOR
+        for tensor in expected.values()
+    )
     try:
         tensors = codec.unpack(record, most + _HEADER_BYTES)
     except codec.Unreadable as problem:
@@ -150,7 +159,7 @@ def _tensors(content, expected: Mapping[str, Tensor], wire: str) -> tuple[dict[s
         raise Refused(f"tensor '{_printable(extra[0])}' was not asked for ({len(extra)} in all)")
     for name, tensor in expected.items():
         _check_tensor(name, tensors[name], tensor, wire)
-    if wire == "float32":
+    if wire in ("float32", MASKED):
         whole = {name: tensors[name] for name in expected}
     else:
         differences = codec.widened(tensors)
@@ -161,8 +170,9 @@ def _tensors(content, expected: Mapping[str, Tensor], wire: str) -> tuple[dict[s
 
 
 def _check_tensor(name: str, tensor: Tensor, expected: Tensor, wire: str) -> None:
-    rounded = wire != "float32" and codec.is_rounded(name, expected)
-    wanted = wire if rounded else _dtype(expected), tuple(expected.shape)
+    rounded = wire == "bfloat16" and codec.is_rounded(name, expected)
+    dtype = "int64" if wire == MASKED else wire if rounded else _dtype(expected)
+    wanted = dtype, tuple(expected.shape)
     found = _dtype(tensor), tuple(tensor.shape)
     if found != wanted:
         raise Refused(f"tensor '{name}' is {_describe(*found)} instead of {_describe(*wanted)}")

@@ -124,6 +124,21 @@ class PrivacyConfig(Strict):
         return self
 
 
+class SecureAggregationConfig(Strict):
+    """Updates go into sums alone, so that the coordinator does not see this site's; docs/secure_aggregation.md."""
+
+    peers: Path
+    """The other sites' public keys, a line each: name of the site and its key, as in its OpenSSH .pub file. They must
+    not come from the coordinator: compare their fingerprints with the other hospitals by another way. A line for this
+    site itself may be there."""
+    required: bool = True
+    """Decline to train for a study that does not sum securely."""
+    threshold: int | None = Field(None, ge=2)
+    """Fewest sites, this one included, whose sum may be known. null: more than two thirds of all sites in `peers`."""
+    key: Path | None = None
+    """This site's private key; null: superlink.private_key."""
+
+
 class SiteConfig(Strict):
     """One hospital. Paths in the file are relative to the file."""
 
@@ -139,6 +154,8 @@ class SiteConfig(Strict):
     """What a study may ask of this site."""
     privacy: PrivacyConfig = PrivacyConfig()
     """Differential privacy."""
+    secure_aggregation: SecureAggregationConfig | None = None
+    """Secure aggregation. null: the site takes part in no study that asks for it."""
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     """auto (a GPU where there is one), cpu, cuda, cuda:N or mps."""
 

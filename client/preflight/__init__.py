@@ -57,6 +57,7 @@ def find(site_file: Path, overrides: Iterable[str] = ()) -> Iterator[Finding]:
             _Task("memory", machine.memory),
             _Task("disk", machine.disk),
             _Task("key", machine.key),
+            _Task("peers", machine.peers),
             _Task("certificates", network.root_certificates),
             _Task("coordinator", network.coordinator),
             _Task("versions", release.versions),

@@ -120,6 +120,33 @@ def available_memory_gb() -> float | None:
     return next((int(line.split()[1]) * 1024 / _GB for line in lines if line.startswith("MemAvailable:")), None)
 
 
+def peers(site: SiteConfig) -> Iterator[Finding]:
+    """The keys of the other hospitals, where updates go into secure sums."""
+    from client.peers import read_peers
+    from feddusss.secagg.member import default_threshold
+
+    settings = site.secure_aggregation
+    if settings is None:
+        return
+    others = sorted(read_peers(site))
+    threshold = settings.threshold or default_threshold(len(others) + 1)
+    path = settings.peers
+    if threshold > len(others) + 1:
+        yield Finding(
+            "error",
+            "peers",
+            f"sums of {threshold} sites or more, and there are {len(others) + 1} with this one (secure_aggregation)",
+            f"lower secure_aggregation.threshold, or add keys to {path}",
+        )
+        return
+    yield Finding(
+        "ok",
+        "peers",
+        f"{', '.join(others)}; sums of {threshold} sites or more. Compare the keys with these hospitals: "
+        f"ssh-keygen -lf {path}",
+    )
+
+
 def disk(site: SiteConfig) -> Iterator[Finding]:
     """state_dir can be written, is this account's own, and has room."""
     folder = _existing(site.state_dir)

@@ -4,6 +4,7 @@ OUT/sites/index.json          which sites there are
 OUT/sites/NAME/site.yaml      the site's file
 OUT/sites/NAME/manifest.csv   its data
 OUT/sites/NAME/state/         its private state
+OUT/sites/peers.txt, OUT/sites/NAME/site.key    with secure aggregation: keys that the sites have pinned
 """
 
 from __future__ import annotations
@@ -11,12 +12,17 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from client.keys import make_key
+from client.secure import FOLDER
 from dusss_core.errors import UserError
-from dusss_core.files import write_json
+from dusss_core.files import write_json, write_text
 from server.config import StudyConfig
 from server.simulation.config import SimulationConfig, SourceConfig, parse_simulation
 from sites.config import write_site
@@ -47,15 +53,24 @@ def materialise(study: StudyConfig, out: Path, *, keep: bool = False) -> list[Pa
         "text_encoder": study.vlm.text.encoder if study.vlm.text.encoder != "minilm" else None,
         "device": simulation.device if simulation.device != "auto" else None,
     }
-    digest = _digest(simulation, root, seed, settings["text_encoder"])
+    secure = study.federation.secure_aggregation
+    digest = _digest(simulation, root, seed, settings["text_encoder"], secure)
     index = _read_index(folder)
     if not index or (index.get("digest") != digest and not keep):
         shutil.rmtree(folder, ignore_errors=True)
         files = _write(folder, simulation, root, seed, settings)
+        if secure:
+            _pin_keys(folder, files)
         relative = sorted(file.relative_to(folder).as_posix() for file in files)
         write_json(folder / "index.json", {"digest": digest, "site_files": relative})
         index = _read_index(folder)
     return [folder / file for file in index["site_files"]]
+
+
+def forget_sums(files: Iterable[Path]) -> None:
+    """Let simulated sites forget which secure sums they took part in, for a run that begins anew with the same seed."""
+    for file in files:
+        shutil.rmtree(file.parent / "state" / FOLDER, ignore_errors=True)
 
 
 def simulation_of(study: StudyConfig) -> SimulationConfig:
@@ -85,6 +100,18 @@ def _write(
     return files
 
 
+def _pin_keys(folder: Path, files: Sequence[Path]) -> None:
+    """Give each site a key and the public keys of all, as hospitals would exchange them."""
+    names = {file: file.parent.name for file in files}
+    public = {name: make_key(file.parent / "site.key", name) for file, name in names.items()}
+    write_text(folder / "peers.txt", "".join(f"{name} {line}\n" for name, line in sorted(public.items())))
+    # these hospitals also train in other ways, for comparison, and leave the threshold to the study
+    settings = {"key": "site.key", "peers": "../peers.txt", "required": False, "threshold": 2}
+    for file in files:
+        text = file.read_text(encoding="utf-8") + yaml.safe_dump({"secure_aggregation": settings}, sort_keys=False)
+        write_text(file, text)
+
+
 def _records(source: SourceConfig, root: Path, folder: Path) -> list[Record]:
     path = root / source.path
     if not path.exists():
@@ -109,7 +136,7 @@ def _cell(record: Record, column: str, path: Path) -> str:
     return record.extra[column]
 
 
-def _digest(simulation: SimulationConfig, root: Path, seed: int, text_encoder: str | None) -> str:
+def _digest(simulation: SimulationConfig, root: Path, seed: int, text_encoder: str | None, secure: bool) -> str:
     """Names all that the sites depend on."""
     source = simulation.data
     stamps = []
@@ -118,7 +145,8 @@ def _digest(simulation: SimulationConfig, root: Path, seed: int, text_encoder: s
             status = (root / path).stat()
             stamps.append([str(root / path), status.st_mtime_ns, status.st_size])
     values = simulation.model_dump(mode="json", exclude={"threads", "workers", "seed"})
-    return hashlib.sha256(json.dumps([values, seed, stamps, text_encoder], sort_keys=True).encode()).hexdigest()
+    named = [values, seed, stamps, text_encoder, *(["secure"] if secure else [])]
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
 
 def _read_index(folder: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from server.coordinator import Coordinator
 from server.events import PlainReporter, Reporter
 from server.runfolder import alone, check_run, open_run, read_study
 from server.simulation.compare import check_methods, compare
-from server.simulation.materialise import materialise, simulation_of
+from server.simulation.materialise import forget_sums, materialise, simulation_of
 
 Engine = Literal["inprocess", "ray"]
 
@@ -55,6 +55,8 @@ def simulate(
     with alone(out):
         resumed = check_run(out, study, resume=resume, force=force) is not None
         files = materialise(study, out, keep=resumed) if site_files is None else site_files
+        if site_files is None and not resumed:
+            forget_sums(files)
         return _simulate(study, out, files, engine, methods, resume, force, reporter)
 
 

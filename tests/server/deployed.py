@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from client.keys import public_path
 from dusss_core.files import write_text
 from feddusss import configfile
 from server.config import StudyConfig
@@ -81,13 +82,21 @@ class Federation:
 @contextmanager
 def federation(folder: Path, study: StudyConfig, **site: Any) -> Iterator[Federation]:
     """A SuperLink and one client for each hospital that the study simulates; the clients are not started."""
-    files = materialise(study, folder / "hospitals")
+    secure = study.federation.secure_aggregation
+    plain = study.federation.model_copy(update={"secure_aggregation": False})
+    # these hospitals make their keys themselves
+    files = materialise(study.model_copy(update={"federation": plain}), folder / "hospitals")
+    if secure:
+        site = {"secure_aggregation": {"peers": "../peers.txt"}, **site}
     with ExitStack() as stack:
         link = stack.enter_context(SuperLink(folder / "coordinator"))
         there = Federation(folder, study, link)
         for file in files:
             client = Client(file.parent, link, site={"device": "cpu", **site})
             there.clients[client.name] = stack.enter_context(client)
+        if secure:
+            lines = [f"{name} {public_path(client.key).read_text()}" for name, client in there.clients.items()]
+            write_text(files[0].parent.parent / "peers.txt", "".join(lines))
         yield there
 
 

@@ -18,7 +18,8 @@ from server.simulation.inprocess import InProcessGrid
 from server.simulation.materialise import materialise
 
 Meddle = Callable[[str, str, int, Message], Message | None]
-"""(site, kind of message, round, answer) -> the answer that arrives; None: none does."""
+"""(site, kind of message, round, answer) -> the answer that arrives; None: none does. The kind is query, train,
+evaluate, or a small step of secure aggregation: keys, deal, vote, reveal."""
 UNAVAILABLE = ErrorCode.NODE_UNAVAILABLE
 
 
@@ -49,6 +50,8 @@ class UnreliableGrid(InProcessGrid):
         ids = list(super().push_messages(messages))
         for message, message_id in zip(messages, ids, strict=True):
             site, kind = self._names[message.metadata.dst_node_id], message.metadata.message_type
+            if kind == "query" and "secure" in message.content:
+                kind = str(message.content["secure"]["step"])
             round = int(message.content["config"].get("round", 0))
             self.sent.append((site, kind, round))
             answer = self.meddle(site, kind, round, self._replies.pop(message_id))

@@ -1,0 +1,160 @@
+"""The coordinator's part in secure aggregation: it passes on what members tell each other, and unmasks a sum.
+
+It can check less than the members, since it has no pinned keys: what it checks is there to name the site that made a
+sum fail, not to protect anybody. The members protect themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from feddusss.secagg import masking, sharing
+from feddusss.secagg.records import (
+    Advert,
+    Adverts,
+    Ballot,
+    Dealing,
+    Deliveries,
+    Delivery,
+    Occasion,
+    Refused,
+    Revealed,
+    Vote,
+    session_digest,
+)
+
+
+class Convener:
+    """One session: from the members' keys to the sum of the survivors' vectors."""
+
+    def __init__(self, occasion: Occasion, adverts: Iterable[Advert]):
+        self.occasion = occasion
+        self._adverts = {advert.site: advert for advert in adverts}
+        self.session = session_digest(occasion, self._adverts.values())
+        self._dealings: dict[str, Dealing] = {}
+        self._sum: np.ndarray | None = None
+        self._survivors: list[str] = []
+        self._votes: dict[str, Vote] = {}
+        self._revealed: dict[str, Revealed] = {}
+
+    @property
+    def members(self) -> list[str]:
+        """Names, sorted."""
+        return sorted(self._adverts)
+
+    @property
+    def survivors(self) -> list[str]:
+        """Members whose masked vector is in the sum, sorted."""
+        return sorted(self._survivors)
+
+    def adverts(self) -> Adverts:
+        """What every member is told of the others."""
+        return Adverts(adverts=[self._adverts[site] for site in self.members])
+
+    def take_dealing(self, site: str, dealing: Dealing) -> None:
+        """Take in a member's shares.
+
+        Raises:
+            Refused: not for these members.
+        """
+        everybody = set(self.members)
+        if (dealing.site, dealing.sealed.keys(), dealing.commitments.keys()) != (site, everybody - {site}, everybody):
+            raise Refused(f"'{site}' dealt shares for other members", site=site)
+        self._dealings[site] = dealing
+
+    def deliveries(self, holder: str) -> Deliveries:
+        """What the others dealt to `holder`."""
+        return Deliveries(
+            deliveries=[
+                Delivery(site=owner, sealed=dealing.sealed[holder], commitments=dealing.commitments[holder])
+                for owner, dealing in sorted(self._dealings.items())
+                if owner != holder
+            ]
+        )
+
+    def add(self, site: str, vector: np.ndarray) -> None:
+        """Add a member's masked vector to the sum.
+
+        Args:
+            vector: uint64, flat, all of one length.
+
+        Raises:
+            Refused: no member, one that is in the sum already, or a vector of another length.
+        """
+        if site not in self._adverts or site in self._survivors:
+            raise Refused(f"'{site}' is no member, or is in the sum already", site=site)
+        if self._sum is None:
+            self._sum = np.zeros(len(vector), dtype=np.uint64)
+        if len(vector) != len(self._sum):
+            raise Refused(f"'{site}' sent {len(vector)} numbers instead of {len(self._sum)}", site=site)
+        self._sum += vector
+        self._survivors.append(site)
+
+    def take_vote(self, site: str, vote: Vote) -> None:
+        """Take in a survivor's vote, which only the members can check.
+
+        Raises:
+            Refused: in another's name.
+        """
+        if vote.site != site or site not in self._survivors:
+            raise Refused(f"'{site}' sent a vote that is not its own", site=site)
+        self._votes[site] = vote
+
+    def ballot(self) -> Ballot:
+        """The survivors, and the votes for them so far."""
+        return Ballot(survivors=self.survivors, votes=[self._votes[site] for site in sorted(self._votes)])
+
+    def take_revealed(self, site: str, revealed: Revealed) -> None:
+        """Take in a survivor's shares, each checked against what its owner committed to.
+
+        Raises:
+            Refused: a share is missing, or is not the one that was dealt.
+        """
+        if revealed.site != site or revealed.shares.keys() != set(self.members):
+            raise Refused(f"'{site}' sent shares of other members", site=site)
+        for owner, share in revealed.shares.items():
+            survived = owner in self._survivors
+            what = "share of seed" if survived else "share of mask key"
+            expected = self._dealings[owner].commitments[site][0 if survived else 1]
+            if sharing.commitment(self.session, what, owner, site, bytes.fromhex(share)) != expected:
+                raise Refused(f"'{site}' sent a share that '{owner}' did not deal to it", site=site)
+        self._revealed[site] = revealed
+
+    def total(self) -> np.ndarray:
+        """The sum of the survivors' vectors, modulo 2^64; masks are taken off in place, once.
+
+        Raises:
+            Refused: too few shares, or a member dealt shares that do not give its secret.
+        """
+        if self._sum is None or len(self._revealed) < self.occasion.threshold:
+            raise Refused(f"shares of {len(self._revealed)} sites, {self.occasion.threshold} needed")
+        seeds = {site: self._seed(site) for site in self.survivors}
+        lost = {site: self._mask_secret(site) for site in self.members if site not in self._survivors}
+        for site, seed in seeds.items():
+            masking.add_mask(self._sum, masking.self_key(seed, self.session, site), -1)
+        for gone, secret in lost.items():
+            for site in self.survivors:
+                key = masking.pair_key(secret, self._adverts[site].mask_key, self.session, gone, site)
+                masking.add_mask(self._sum, key, -masking.pair_sign(site, gone))
+        total, self._sum = self._sum, None
+        return total
+
+    def _seed(self, site: str) -> bytes:
+        seed = self._combined(site)
+        expected = self._dealings[site].seed_commitment
+        if sharing.commitment(self.session, "seed", site, site, seed) != expected:
+            raise Refused(f"the shares that '{site}' dealt do not give its seed", site=site)
+        return seed
+
+    def _mask_secret(self, site: str) -> bytes:
+        secret = self._combined(site)
+        if masking.public_half(secret) != self._adverts[site].mask_key:
+            raise Refused(f"the shares that '{site}' dealt do not give its mask key", site=site)
+        return secret
+
+    def _combined(self, owner: str) -> bytes:
+        number: Mapping[str, int] = {site: at for at, site in enumerate(self.members, start=1)}
+        shares = {number[site]: bytes.fromhex(revealed.shares[owner]) for site, revealed in self._revealed.items()}
+        return sharing.combine(shares, self.occasion.threshold)

@@ -1,0 +1,297 @@
+"""A site's part in secure aggregation: five steps, each done once, in this order.
+
+    begin     fresh keys, signed                            -> Advert
+    deal      the keys of all members, checked              -> Dealing
+    receive   the others' shares, opened and checked
+    mask      the vector, with masks added
+    vote      the set of survivors that the sum is to be of -> Vote
+    reveal    after a quorum of votes: one share per member -> Revealed
+
+Three rules make it safe against a coordinator that lies. They are kept by `MemberState`, which the site has to write to
+its disk after each step and before the result leaves:
+
+1. A site adds its masks to one vector per session.
+2. It votes once per session: for one set of survivors, or (in a later `Advert.abandons`) for none at all. Shares are
+   revealed only for a set with `threshold` votes, and 2 threshold is more than the number of members: so no two sets
+   have them, and a session that `threshold` members have abandoned is never summed.
+3. It gives a second vector for a round only if the session of the first one is abandoned in this sense. Otherwise two
+   sums over different sets could be subtracted.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from dusss_core.config import Strict
+from feddusss.secagg import masking, sharing
+from feddusss.secagg.records import (
+    Advert,
+    Ballot,
+    Dealing,
+    Delivery,
+    Occasion,
+    Refused,
+    Revealed,
+    Vote,
+    is_signed,
+    session_digest,
+    sign,
+    vote_bytes,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
+
+Stage = Literal["begun", "dealt", "received", "masked", "voted", "done", "abandoned"]
+
+
+class MemberState(Strict):
+    """All that a site must remember of a session. It holds secrets until the session is done or abandoned."""
+
+    occasion: Occasion
+    site: str
+    stage: Stage = "begun"
+    advert: Advert
+    adverts: list[Advert] = Field(default_factory=list)
+    session: str = ""
+    gave: bool = False
+    """Whether a masked vector was made, and may have left."""
+    survivors: list[str] = Field(default_factory=list)
+    mask_secret: str = ""
+    share_secret: str = ""
+    seed: str = ""
+    held: dict[str, tuple[str, str]] = Field(default_factory=dict)
+    """Shares by their owner, this site included: of the seed, and of the mask key."""
+
+    @property
+    def members(self) -> list[str]:
+        """Names, sorted."""
+        return sorted(advert.site for advert in self.adverts)
+
+    def forget(self, stage: Stage) -> None:
+        """Drop all secrets, for good."""
+        self.stage, self.mask_secret, self.share_secret, self.seed, self.held = stage, "", "", "", {}
+
+
+class Member:
+    """One site in one session, around the state that it remembers."""
+
+    def __init__(self, state: MemberState):
+        self.state = state
+
+    @classmethod
+    def begin(
+        cls, occasion: Occasion, site: str, key: EllipticCurvePrivateKey, earlier: Iterable[MemberState] = ()
+    ) -> Member:
+        """Join with fresh keys.
+
+        Args:
+            key: the site's own, P-384.
+            earlier: sessions of the same round. Those in which the site has not voted are abandoned here.
+        """
+        abandons = []
+        for before in earlier:
+            if before.stage not in ("voted", "done"):
+                before.forget("abandoned")
+            if before.stage == "abandoned" and before.session:
+                abandons.append(before.session)
+        mask_secret, share_secret = masking.new_secret(), masking.new_secret()
+        advert = Advert(
+            occasion=occasion,
+            site=site,
+            mask_key=masking.public_half(mask_secret),
+            share_key=masking.public_half(share_secret),
+            abandons=sorted(abandons),
+        )
+        advert.signature = sign(key, advert.signed_bytes())
+        return cls(
+            MemberState(
+                occasion=occasion,
+                site=site,
+                advert=advert,
+                mask_secret=mask_secret.hex(),
+                share_secret=share_secret.hex(),
+            )
+        )
+
+    def deal(
+        self,
+        adverts: Iterable[Advert],
+        peers: Mapping[str, EllipticCurvePublicKey],
+        least: int,
+        earlier: Iterable[MemberState] = (),
+    ) -> Dealing:
+        """Check the members and their keys, and share this site's two secrets among them.
+
+        Args:
+            peers: the keys that this site has pinned.
+            least: the smallest threshold that this site takes part with.
+            earlier: sessions of the same round.
+
+        Raises:
+            Refused: a stranger, a wrong signature, keys of another occasion, a threshold that is too small; or a
+                vector that this site gave earlier may still become part of a sum.
+        """
+        self._expect("begun")
+        state = self.state
+        adverts = sorted(adverts, key=lambda advert: advert.site)
+        self._check_members(adverts, peers, least)
+        if any(_may_be_summed(before, adverts) for before in earlier):
+            raise Refused("an earlier attempt at this round may have given a sum; nothing is given twice", spent=True)
+        session, threshold = session_digest(state.occasion, adverts), state.occasion.threshold
+        seed = os.urandom(sharing.SECRET_BYTES)
+        secrets = seed, bytes.fromhex(state.mask_secret)
+        shares = list(zip(*(sharing.split(secret, threshold, len(adverts)) for secret in secrets), strict=True))
+        sealed, commitments = {}, {}
+        for holder, (of_seed, of_key) in zip(adverts, shares, strict=True):
+            commitments[holder.site] = _commitments(session, state.site, holder.site, of_seed, of_key)
+            if holder.site == state.site:
+                state.held[state.site] = of_seed.hex(), of_key.hex()
+                continue
+            key = self._sealing_key(session, state.site, holder.site, holder)
+            sealed[holder.site] = sharing.seal(key, bytes.fromhex(session), of_seed + of_key)
+        state.adverts, state.session, state.seed, state.stage = adverts, session, seed.hex(), "dealt"
+        own = sharing.commitment(session, "seed", state.site, state.site, seed)
+        return Dealing(site=state.site, seed_commitment=own, sealed=sealed, commitments=commitments)
+
+    def receive(self, deliveries: Iterable[Delivery]) -> None:
+        """Open what every other member dealt to this site.
+
+        Raises:
+            Refused: a share is missing, was changed, or is not the one that its owner committed to.
+        """
+        self._expect("dealt")
+        state, held = self.state, dict(self.state.held)
+        delivered = {delivery.site: delivery for delivery in deliveries}
+        if delivered.keys() != set(state.members) - {state.site}:
+            raise Refused("the shares are not those of the members, each once")
+        for advert in state.adverts:
+            owner = advert.site
+            if owner == state.site:
+                continue
+            key = self._sealing_key(state.session, owner, state.site, advert)
+            shares = sharing.unseal(key, bytes.fromhex(state.session), delivered[owner].sealed, owner)
+            if _commitments(state.session, owner, state.site, *shares) != delivered[owner].commitments:
+                raise Refused(f"'{owner}' dealt shares that it did not commit to", site=owner)
+            held[owner] = shares[0].hex(), shares[1].hex()
+        state.held, state.stage = held, "received"
+
+    def mask(self, vector: np.ndarray) -> None:
+        """Add this site's own mask and those between it and each other member, in place.
+
+        Args:
+            vector: uint64, flat, of the same length at all members.
+
+        Raises:
+            Refused: it was done already, in this session.
+        """
+        self._expect("received")
+        state = self.state
+        state.stage, state.gave = "masked", True
+        masking.add_mask(vector, masking.self_key(bytes.fromhex(state.seed), state.session, state.site), 1)
+        for advert in state.adverts:
+            if advert.site != state.site:
+                secret = bytes.fromhex(state.mask_secret)
+                key = masking.pair_key(secret, advert.mask_key, state.session, state.site, advert.site)
+                masking.add_mask(vector, key, masking.pair_sign(state.site, advert.site))
+        # what remains to be done needs shares alone
+        state.mask_secret = state.share_secret = state.seed = ""
+
+    def vote(self, survivors: Iterable[str], key: EllipticCurvePrivateKey) -> Vote:
+        """Sign the one set of members whose sum may be known.
+
+        Raises:
+            Refused: too few, not members, this site is not among them, or it has voted for others.
+        """
+        state, survivors = self.state, list(survivors)
+        # the same vote again says nothing new: the answer may have been lost
+        if not (state.stage == "voted" and sorted(survivors) == state.survivors):
+            self._expect("masked")
+        if len(set(survivors)) != len(survivors) or not set(survivors) <= set(state.members):
+            raise Refused("the survivors are not members of the session, each once")
+        if state.site not in survivors:
+            raise Refused("this site is not among the survivors that it is asked to vote for")
+        if len(survivors) < state.occasion.threshold:
+            raise Refused(f"{len(survivors)} survivors, {state.occasion.threshold} needed")
+        state.survivors, state.stage = sorted(survivors), "voted"
+        return Vote(site=state.site, signature=sign(key, vote_bytes(state.session, survivors)))
+
+    def reveal(self, ballot: Ballot, peers: Mapping[str, EllipticCurvePublicKey]) -> Revealed:
+        """For each survivor the share of its seed, for each other member that of its mask key; never both.
+
+        Raises:
+            Refused: not the set that this site voted for, too few votes for it, or it was done already.
+        """
+        self._expect("voted")
+        state = self.state
+        if sorted(ballot.survivors) != state.survivors:
+            raise Refused("the votes are for other survivors than those that this site voted for")
+        content = vote_bytes(state.session, state.survivors)
+        voters = {state.site}
+        for vote in ballot.votes:
+            # only survivors vote, and only with keys that this site has pinned
+            known = vote.site in state.survivors and vote.site in peers
+            if known and is_signed(peers[vote.site], vote.signature, content):
+                voters.add(vote.site)
+        if len(voters) < state.occasion.threshold:
+            raise Refused(f"{len(voters)} votes for these survivors, {state.occasion.threshold} needed")
+        shares = {
+            owner: of_seed if owner in state.survivors else of_key for owner, (of_seed, of_key) in state.held.items()
+        }
+        state.forget("done")
+        return Revealed(site=state.site, shares=shares)
+
+    def _expect(self, stage: Stage) -> None:
+        if self.state.stage != stage:
+            raise Refused(
+                f"this step was done, or is not due: the session is '{self.state.stage}', not '{stage}'",
+                spent=self.state.gave,
+            )
+
+    def _check_members(self, adverts: list[Advert], peers: Mapping[str, EllipticCurvePublicKey], least: int) -> None:
+        state, names = self.state, [advert.site for advert in adverts]
+        if len(set(names)) != len(names) or state.advert not in adverts:
+            raise Refused("the members are not this site, with the keys that it gave, and others, each once")
+        for advert in adverts:
+            if advert.site == state.site:
+                continue
+            if advert.site not in peers:
+                raise Refused(f"'{advert.site}' is not among the peers whose keys this site knows", site=advert.site)
+            if not is_signed(peers[advert.site], advert.signature, advert.signed_bytes()):
+                raise Refused(f"the keys of '{advert.site}' are not signed by its own key", site=advert.site)
+            if advert.occasion != state.occasion:
+                raise Refused(f"the keys of '{advert.site}' are of another occasion", site=advert.site)
+        threshold = state.occasion.threshold
+        if threshold < least:
+            raise Refused(f"a threshold of {threshold}; this site takes part with {least} or more")
+        if not len(names) < 2 * threshold <= 2 * len(names):
+            raise Refused(f"a threshold of {threshold} with {len(names)} members: it must be more than half of them")
+
+    def _sealing_key(self, session: str, owner: str, holder: str, peer: Advert) -> bytes:
+        secret = bytes.fromhex(self.state.share_secret)
+        return masking.sealing_key(secret, peer.share_key, session, owner, holder, peer.site)
+
+
+def default_threshold(sites: int) -> int:
+    """More than two thirds: then a third of the sites may help a lying coordinator, and nothing is learnt."""
+    return max(2, 2 * sites // 3 + 1)
+
+
+def _may_be_summed(before: MemberState, adverts: Iterable[Advert]) -> bool:
+    """Whether a vector that this site gave in an earlier session may still become part of a sum."""
+    if not before.gave:
+        return False
+    abandoned = {advert.site for advert in adverts if before.session in advert.abandons} & set(before.members)
+    return len(abandoned) < before.occasion.threshold
+
+
+def _commitments(session: str, owner: str, holder: str, of_seed: bytes, of_key: bytes) -> tuple[str, str]:
+    return (
+        sharing.commitment(session, "share of seed", owner, holder, of_seed),
+        sharing.commitment(session, "share of mask key", owner, holder, of_key),
+    )

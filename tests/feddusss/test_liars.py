@@ -1,0 +1,365 @@
+"""Whoever lies is found out and named: about keys, shares, votes, survivors, or what the round is about."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+from feddusss.secagg import masking, sharing
+from feddusss.secagg.member import Member
+from feddusss.secagg.records import (
+    Advert,
+    Adverts,
+    Ballot,
+    Dealing,
+    Refused,
+    Revealed,
+    Vote,
+    dump,
+    parse,
+    sign,
+    vote_bytes,
+)
+from tests.feddusss.sessions import NAMES, Session, key_of, occasion, peers_of, total_of, vectors
+
+THREE = NAMES[:3]
+
+
+def ready(threshold=2, names=THREE, **more) -> Session:
+    """A session whose members wait for the vote."""
+    session = Session(names, threshold, **more)
+    session.begin()
+    session.deal()
+    session.mask(vectors(names))
+    return session
+
+
+def flipped(text: str) -> str:
+    return ("1" if text[0] == "0" else "0") + text[1:]
+
+
+# Keys.
+
+
+@pytest.mark.parametrize("what", ["mask_key", "share_key", "abandons", "signature"])
+def test_keys_that_were_changed_on_the_way_are_refused_by_name(what):
+    def relay(kind, site, record):
+        if kind == "advert" and site == "birch":
+            old = getattr(record, what)
+            return record.model_copy(update={what: ["5e" * 32] if what == "abandons" else flipped(old)})
+        return record
+
+    session = Session(relay=relay)
+    session.begin()
+    with pytest.raises(Refused, match="keys of 'birch' are not signed by its own key") as refused:
+        session.deal()
+    assert refused.value.site == "birch"
+
+
+@pytest.mark.parametrize(
+    "change", [{"round": 2}, {"phase": "pretrain"}, {"run": "cd" * 16}, {"task": "1" * 64}, {"threshold": 2}]
+)
+def test_keys_of_another_round_run_model_or_threshold_are_refused_by_name(change):
+    session = Session()
+    session.begin()
+    about = session.about.model_copy(update=change)
+    session.convener._adverts["birch"] = Member.begin(about, "birch", key_of("birch")).state.advert
+    with pytest.raises(Refused, match="keys of 'birch' are of another occasion"):
+        session.deal()
+
+
+def test_a_site_that_is_not_pinned_is_refused_by_name():
+    session = Session((*THREE, "mallory"), 3)
+    session.begin()
+    with pytest.raises(Refused, match="'mallory' is not among the peers"):
+        session.deal()
+
+
+def test_a_site_cannot_be_there_twice_nor_with_other_keys_than_it_gave():
+    session = Session()
+    adverts = list(session.begin().values())
+    member = session.member("alder")
+    with pytest.raises(Refused, match="each once"):
+        member.deal([*adverts, adverts[1]], peers_of("alder"), 2)
+    other = Member.begin(session.about, "alder", key_of("alder")).state.advert
+    with pytest.raises(Refused, match="with the keys that it gave"):
+        member.deal([other, *adverts[1:]], peers_of("alder"), 2)
+
+
+@pytest.mark.parametrize(
+    ("names", "threshold", "least", "reason"),
+    [
+        (NAMES[:4], 2, 2, "more than half"),
+        (NAMES[:2], 3, 2, "more than half"),
+        (NAMES[:3], 2, 3, "takes part with 3 or more"),
+    ],
+)
+def test_a_threshold_that_protects_too_little_is_refused(names, threshold, least, reason):
+    session = Session(names, threshold, least)
+    session.begin()
+    with pytest.raises(Refused, match=reason):
+        session.deal()
+
+
+def test_members_that_were_told_of_different_members_share_nothing():
+    session = Session(NAMES[:4], 3)
+    adverts = session.begin()
+    dealt = {}
+    for name, told in (("alder", NAMES[:3]), ("birch", NAMES[:4])):
+        member = session.member(name)
+        dealt[name] = member.deal([adverts[other] for other in told], peers_of(name), 2)
+        session._keep(member)
+    assert session.states["alder"].session != session.states["birch"].session
+    key = masking.sealing_key(
+        bytes.fromhex(session.states["birch"].share_secret),
+        adverts["alder"].share_key,
+        session.states["birch"].session,
+        "alder",
+        "birch",
+        "alder",
+    )
+    with pytest.raises(Refused, match="'alder' were changed"):
+        sharing.unseal(key, bytes.fromhex(session.states["birch"].session), dealt["alder"].sealed["birch"], "alder")
+
+
+# Shares.
+
+
+def test_a_share_that_was_changed_on_the_way_is_refused_by_name():
+    def relay(kind, site, record):
+        if kind == "delivery" and record.site == "cedar":
+            return record.model_copy(update={"sealed": flipped(record.sealed)})
+        return record
+
+    session = Session(relay=relay)
+    session.begin()
+    session.deal()
+    with pytest.raises(Refused, match="shares of 'cedar' were changed on the way"):
+        session.mask(vectors(THREE), ["alder"])
+
+
+def test_a_share_that_its_owner_did_not_commit_to_is_refused_by_name():
+    def relay(kind, site, record):
+        if kind == "delivery" and record.site == "cedar":
+            of_seed, of_key = record.commitments
+            return record.model_copy(update={"commitments": (flipped(of_seed), of_key)})
+        return record
+
+    session = Session(relay=relay)
+    session.begin()
+    session.deal()
+    with pytest.raises(Refused, match="'cedar' dealt shares that it did not commit to"):
+        session.mask(vectors(THREE), ["alder"])
+
+
+def test_a_share_that_is_missing_keeps_a_site_from_masking():
+    session = Session()
+    session.begin()
+    session.deal()
+    del session.convener._dealings["cedar"]
+    with pytest.raises(Refused, match="shares are not those of the members"):
+        session.mask(vectors(THREE), ["alder"])
+
+
+@pytest.mark.parametrize("owner", ["alder", "elm"])
+def test_a_revealed_share_that_was_not_dealt_is_refused_and_the_sum_is_had_without_it(owner):
+    def relay(kind, site, record):
+        if kind == "revealed" and site == "birch":
+            return record.model_copy(update={"shares": {**record.shares, owner: flipped(record.shares[owner])}})
+        return record
+
+    values = vectors(NAMES)
+    session = Session(NAMES, 3, relay=relay)
+    session.begin()
+    session.deal()
+    session.mask(values, NAMES[:4])
+    session.vote()
+    with pytest.raises(Refused, match=f"'birch' sent a share that '{owner}' did not deal to it") as refused:
+        session.reveal(["birch"])
+    assert refused.value.site == "birch"
+    session.reveal(["alder", "cedar", "dogwood"])
+    assert np.array_equal(session.convener.total(), total_of(values, NAMES[:4]))
+
+
+@pytest.mark.parametrize(("gone", "secret"), [((), "seed"), (("cedar",), "mask key")])
+def test_a_site_whose_shares_do_not_give_its_secret_is_named(monkeypatch, gone, secret):
+    split = sharing.split
+    session = Session(THREE, 2)
+    session.begin()
+    deal = Member.deal
+
+    def crooked(self, *args):
+        if self.state.site == "cedar":
+            monkeypatch.setattr(sharing, "split", lambda _, *rest: split(os.urandom(32), *rest))
+        dealing = deal(self, *args)
+        monkeypatch.setattr(sharing, "split", split)
+        return dealing
+
+    monkeypatch.setattr(Member, "deal", crooked)
+    session.deal()
+    session.mask(vectors(THREE), [name for name in THREE if name not in gone])
+    session.vote()
+    session.reveal()
+    with pytest.raises(Refused, match=f"'cedar' dealt do not give its {secret}") as refused:
+        session.convener.total()
+    assert refused.value.site == "cedar"
+
+
+# Votes, survivors, and steps that come twice.
+
+
+def test_a_site_masks_once_per_session():
+    session = ready()
+    with pytest.raises(Refused, match="was done, or is not due"):
+        session.mask(vectors(THREE), ["alder"])
+
+
+def test_a_site_votes_for_one_set_and_says_the_same_when_it_is_asked_again():
+    session = ready()
+    member = session.member("alder")
+    member.vote(["alder", "birch"], key_of("alder"))
+    member.vote(["birch", "alder"], key_of("alder"))
+    with pytest.raises(Refused, match="was done"):
+        member.vote(THREE, key_of("alder"))
+
+
+@pytest.mark.parametrize(
+    ("survivors", "reason"),
+    [
+        (["birch", "cedar"], "not among the survivors"),
+        (["alder"], "1 survivors, 2 needed"),
+        (["alder", "alder"], "each once"),
+        (["alder", "elm"], "not members"),
+    ],
+)
+def test_a_site_does_not_vote_for(survivors, reason):
+    with pytest.raises(Refused, match=reason):
+        ready().member("alder").vote(survivors, key_of("alder"))
+
+
+def test_a_request_for_shares_that_is_replayed_is_refused():
+    session = ready()
+    session.vote()
+    ballot = session.convener.ballot()
+    session.reveal()
+    with pytest.raises(Refused, match="was done"):
+        session.member("alder").reveal(ballot, peers_of("alder"))
+
+
+def test_shares_are_revealed_only_for_the_survivors_that_this_site_voted_for():
+    session = ready()
+    session.vote()
+    votes = session.convener.ballot().votes
+    with pytest.raises(Refused, match="other survivors than those that this site voted for"):
+        session.member("alder").reveal(Ballot(survivors=["alder", "birch"], votes=votes), peers_of("alder"))
+
+
+def test_votes_count_once_and_only_from_survivors_for_this_set_and_session():
+    session = ready(3)
+    session.vote(["alder"])
+    other = ready(3)
+    content = vote_bytes(session.convener.session, THREE)
+
+    def vote(site, key=None, content=content):
+        return Vote(site=site, signature=sign(key_of(key or site), content))
+
+    good = vote("birch")
+    wrong = [
+        good,  # twice
+        vote("cedar", key="mallory"),
+        vote("cedar", content=vote_bytes(session.convener.session, THREE[:2])),
+        vote("cedar", content=vote_bytes(other.convener.session, THREE)),
+        vote("elm"),  # pinned, and no survivor
+        Vote(site="cedar", signature=good.signature),
+    ]
+    ballot = Ballot(survivors=list(THREE), votes=[good, *wrong])
+    with pytest.raises(Refused, match="2 votes for these survivors, 3 needed"):
+        session.member("alder").reveal(ballot, peers_of("alder"))
+    whole = Ballot(survivors=list(THREE), votes=[*wrong, vote("cedar")])
+    assert session.member("alder").reveal(whole, peers_of("alder")).shares.keys() == set(THREE)
+
+
+def test_for_each_member_one_share_is_revealed_and_never_both():
+    session = Session(NAMES, 3)
+    session.begin()
+    session.deal()
+    session.mask(vectors(NAMES), NAMES[:4])
+    session.vote()
+    held = dict(session.states["alder"].held)
+    session.reveal(["alder"])
+    shares = session.revealed["alder"].shares
+    assert {name: shares[name] == held[name][0] for name in NAMES} == {name: name != "elm" for name in NAMES}
+    assert shares["elm"] == held["elm"][1]
+
+
+# Attempts.
+
+
+def earlier_of(*played: Session):
+    return {name: [s.states[name] for s in played if name in s.states] for name in NAMES}
+
+
+def test_a_round_is_repeated_when_enough_sites_have_abandoned_the_attempt_before():
+    first = ready(3, NAMES)  # nobody has voted
+    values = vectors(NAMES)
+    second = Session(NAMES[:3], 3, earlier=earlier_of(first))
+    assert np.array_equal(second.run(values), total_of(values, NAMES[:3]))
+    # and the first can be summed no more
+    with pytest.raises(Refused, match="the session is 'abandoned'"):
+        first.vote(["alder"])
+
+
+def test_a_round_is_not_repeated_while_the_attempt_before_could_be_summed():
+    first = ready(3, NAMES)
+    second = Session(NAMES[1:4], 2, earlier=earlier_of(first))
+    first.vote(["alder", "birch"])
+    second.earlier = earlier_of(first)
+    adverts = second.begin()
+    # birch has voted: of five members only two have abandoned, and three are needed
+    assert [len(adverts[name].abandons) for name in second.names] == [0, 1, 1]
+    with pytest.raises(Refused, match="nothing is given twice") as refused:
+        second.deal()
+    assert refused.value.spent
+
+
+def test_only_members_of_the_attempt_before_can_abandon_it():
+    first = ready(2, THREE)
+    first.vote()
+    second = Session(NAMES, 3, earlier=earlier_of(first))
+    second.begin()
+    session = first.convener.session
+    for name in NAMES[3:]:
+        advert = second.convener._adverts[name]
+        advert.abandons = [session]
+        advert.signature = sign(key_of(name), advert.signed_bytes())
+    with pytest.raises(Refused, match="nothing is given twice"):
+        second.deal()
+
+
+def test_an_attempt_that_ended_before_anything_was_masked_binds_nobody():
+    first = Session()
+    first.begin()
+    first.deal()
+    values = vectors(THREE)
+    second = Session(THREE[:2], 2, earlier=earlier_of(first))
+    assert np.array_equal(second.run(values), total_of(values, THREE[:2]))
+
+
+# What travels is parsed strictly.
+
+
+@pytest.mark.parametrize("kind", [Advert, Adverts, Dealing, Vote, Ballot, Revealed])
+@pytest.mark.parametrize("content", [None, "text", b"", b"{}", b"[1]", b"\xff", b"{" * 100_000, b"9" * 10**5])
+def test_what_is_no_record_is_refused_by_name(kind, content):
+    with pytest.raises(Refused) as refused:
+        parse(kind, content, "birch")
+    assert refused.value.site == "birch"
+
+
+def test_a_record_is_the_same_after_its_way():
+    session = Session()
+    advert = session.begin()["alder"]
+    assert parse(Advert, dump(advert), "alder") == advert
+    assert occasion(2) != occasion(2)
