@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from torch import Tensor
 _BITS = 53
 _CHUNK = 1 << 15
 """Normals at a time: what is worked on stays in the processor's cache."""
+_BLOCK = 1 << 20
+"""Normals that are kept in float64 at a time."""
 
 
 class Randomness:
@@ -55,10 +58,17 @@ class Randomness:
         """A CPU generator for augmentation, which needs no secrecy. Never for noise."""
         return torch.Generator().manual_seed(int(self._integers(1)[0] >> np.uint64(_BITS - 32)))
 
-    def noise_like(self, tensor: Tensor, std: float) -> Tensor:
-        """Normals of standard deviation `std` in the shape, dtype and device of `tensor`."""
-        noise = torch.from_numpy(std * self.normals(tensor.numel()))
-        return noise.to(tensor.dtype).to(tensor.device).reshape(tensor.shape)
+    def noise_like(self, tensors: Sequence[Tensor], std: float) -> list[Tensor]:
+        """Independent normals of standard deviation `std` in the shapes of `tensors`, which share dtype and device.
+
+        Drawn in one row: a network has dozens of tensors of a few numbers, and each draw has its price.
+        """
+        sizes = [tensor.numel() for tensor in tensors]
+        row = torch.empty(sum(sizes), dtype=tensors[0].dtype)
+        for part in row.split(_BLOCK):
+            part.copy_(torch.from_numpy(std * self.normals(len(part))))
+        parts = row.to(tensors[0].device).split(sizes)
+        return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
     def _integers(self, count: int) -> np.ndarray:
         """`count` uint64 below 2^53."""
