@@ -79,10 +79,10 @@ class Randomness:
     def _sums_of_four(self, pairs: int) -> np.ndarray:
         """2 x pairs normals. torch's logarithms and cosines are twice as fast as numpy's."""
         first, second = torch.from_numpy(self.uniforms(8 * pairs)).view(2, 4, pairs)
-        # 1 - u lies in (0, 1], where the logarithm is finite
-        radius = (1 - first).log_().mul_(-2).sqrt_()
+        # 1 - u lies in (0, 1], where the logarithm is finite; half a radius, since four normals have a variance of four
+        radius = (1 - first).log_().mul_(-0.5).sqrt_()
         angle = second.mul_(2 * math.pi)
-        return torch.cat([(radius * angle.cos()).sum(0), (radius * angle.sin()).sum(0)]).div_(2).numpy()
+        return torch.cat([(radius * angle.cos()).sum(0), (radius * angle.sin()).sum(0)]).numpy()
 
     def _new_key(self) -> None:
         from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
