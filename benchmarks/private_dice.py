@@ -51,8 +51,8 @@ _HOSPITALS = [
     )
 ]
 STUDIES: dict[str, dict[str, Sequence[str]]] = {
-    # about 1500 patients at each hospital, and findings that are plain to see: with the preset's 160 pictures, half of them
-    # a patient's second, noise outweighs all; and its look takes hundreds of steps to learn even without noise
+    # about 1500 patients at each hospital: with the preset's 160 pictures, of 80 patients, noise outweighs all; and
+    # findings that are plain to see: the preset's look takes hundreds of steps to learn even without noise
     "demo": {
         "pictures": (
             f"simulation.data.synth.hospitals={json.dumps(_HOSPITALS)}",
