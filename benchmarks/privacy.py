@@ -160,8 +160,7 @@ def _noise_seconds(arguments: argparse.Namespace) -> float:
     parameters = list(_trainer(arguments, "private").model.parameters())
     randomness = Randomness()
     started = time.perf_counter()
-    for parameter in parameters:
-        randomness.noise_like(parameter, 1.0)
+    randomness.noise_like(parameters, 1.0)
     return time.perf_counter() - started
 
 

@@ -47,12 +47,13 @@ def main(grid: Grid, context: Context) -> None:
 
 def _run(grid: Grid, study: StudyConfig, out: Path, events) -> None:
     from server.coordinator import Coordinator
-    from server.runfolder import check_run, open_run
+    from server.runfolder import open_run
 
-    resumed = check_run(out, study, resume=True) is not None
-    sites = _simulated_sites(study, out, resumed) if _is_simulated(grid) else None
-    run = open_run(out, study, resume=True)
-    Coordinator(grid, study, run, reporter=events, sites=sites).run()
+    if not _is_simulated(grid):
+        run = open_run(out, study, resume=True)
+        Coordinator(grid, study, run, reporter=events).run()
+    else:
+        _simulate(grid, study, out, events)
     _write_report(out)
 
 
@@ -62,13 +63,23 @@ def _is_simulated(grid: Grid) -> bool:
     return isinstance(grid, InMemoryGrid)
 
 
-def _simulated_sites(study: StudyConfig, out: Path, resumed: bool) -> list[str]:
-    from server.simulation.materialise import forget_sums, materialise
+def _simulate(grid: Grid, study: StudyConfig, out: Path, events) -> None:
+    from server.coordinator import Coordinator
+    from server.runfolder import check_run, open_run
+    from server.simulation.materialise import forget_sums, materialise, simulation_of
+    from server.simulation.outside import add_outside_figures
+    from server.simulation.privacy import check_sites, plan_noise
 
+    study = plan_noise(study, simulation_of(study).privacy)
+    resumed = check_run(out, study, resume=True) is not None
     files = materialise(study, out, keep=resumed)
     if not resumed:
         forget_sums(files)
-    return [file.parent.name for file in files]
+    check_sites(study, files)
+    run = open_run(out, study, resume=True)
+    names = [file.parent.name for file in files]
+    summary = Coordinator(grid, study, run, reporter=events, sites=names).run()
+    add_outside_figures(summary, study, out, files, events)
 
 
 def _write_report(out: Path) -> None:

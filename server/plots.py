@@ -45,13 +45,16 @@ def line_chart(
     series: Sequence[Series],
     show: Callable[[float], str],
     limits: tuple[float | None, float | None] = (None, None),
+    across: str = "round",
+    show_x: Callable[[int], str] = str,
 ) -> Markup:
-    """Lines over rounds, each with its name at its end.
+    """Lines over rounds (or what `across` names), each with its name at its end.
 
     Args:
         description: what a screen reader says.
         show: how a value is written on the axis and in tooltips.
         limits: ends of the value axis that are known beforehand.
+        show_x: how a place on the other axis is written.
     """
     height, bottom, right = 216, 216 - _BOTTOM, WIDTH - _RIGHT
     rounds = [x for line in series for x, _ in line.points]
@@ -65,9 +68,11 @@ def line_chart(
     def place_y(y: float) -> float:
         return bottom - (y - ticks[0]) / (ticks[-1] - ticks[0]) * (bottom - _TOP)
 
-    parts = _value_axis(ticks, place_y, right, show) + _round_axis(first, max(rounds), place_x, bottom)
-    for index, line in enumerate(series):
-        parts.append(_line(line, index, place_x, place_y, show, dots=len(line.points) <= 30))
+    parts = _value_axis(ticks, place_y, right, show)
+    parts += _count_axis(first, max(rounds), place_x, bottom, across, show_x)
+    for line in series:
+        titles = [f"{line.name}, {across} {show_x(x)}: {show(y)}" for x, y in line.points]
+        parts.append(_line(line, place_x, place_y, titles if len(line.points) <= 30 else []))
     ends = [
         (place_x(line.points[-1][0]), place_y(line.points[-1][1]), line) for line in series if line.style != "muted"
     ]
@@ -163,32 +168,30 @@ def _value_axis(
     return parts
 
 
-def _round_axis(first: int, last: int, place: Callable[[float], float], bottom: float) -> list[Markup]:
+def _count_axis(
+    first: int, last: int, place: Callable[[float], float], bottom: float, across: str, show: Callable[[int], str]
+) -> list[Markup]:
     step = max(1, math.ceil((last - first) / 5))
     shown = [x for x in range(first, last + 1, step) if last - x >= step or x == last or step == 1]
     if last not in shown:
         shown.append(last)
-    parts = [_text(place(x), bottom + 15, str(x), "middle", "faint") for x in shown]
-    return [*parts, _text((_LEFT + WIDTH - _RIGHT) / 2, bottom + 30, "round", "middle", "faint")]
+    parts = [_text(place(x), bottom + 15, show(x), "middle", "faint") for x in shown]
+    return [*parts, _text((_LEFT + WIDTH - _RIGHT) / 2, bottom + 30, across, "middle", "faint")]
 
 
 def _line(
-    line: Series,
-    index: int,
-    place_x: Callable[[float], float],
-    place_y: Callable[[float], float],
-    show: Callable[[float], str],
-    dots: bool,
+    line: Series, place_x: Callable[[float], float], place_y: Callable[[float], float], titles: Sequence[str]
 ) -> Markup:
+    """A line, with a dot for each of `titles`; none for no dots."""
     colour = _colour(line)
     dash = _DASHES[line.colour // COLOURS % len(_DASHES)]
     path = " ".join(f"{place_x(x):.1f},{place_y(y):.1f}" for x, y in line.points)
     drawn = [Markup('<polyline class="line {}" points="{}" stroke-dasharray="{}"/>').format(colour, path, dash)]
-    if dots and line.style != "muted":
-        for x, y in line.points:
+    if titles and line.style != "muted":
+        for (x, y), title in zip(line.points, titles, strict=True):
             drawn.append(
                 Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="2.4"><title>{}</title></circle>').format(
-                    colour, place_x(x), place_y(y), f"{line.name}, round {x}: {show(y)}"
+                    colour, place_x(x), place_y(y), title
                 )
             )
     return Markup("").join(drawn)

@@ -79,6 +79,7 @@ def page(run: Run) -> dict[str, Any]:
         "headline": _headline(run),
         "sentence": _sentence(run),
         "sites": _site_rows(run),
+        "outside": _outside_rows(run),
         "not_used": _not_used(run),
         "methods": [_method_name(method) for method in _methods(run)],
         "comparisons": _comparison_charts(run),
@@ -165,6 +166,16 @@ def _site_rows(run: Run) -> list[dict[str, Any]]:
         row["over_local"] = row["dice"] - local if row["dice"] is not None and local is not None else None
         row["text_mask"] = number(text_mask.get(name))
         rows.append({"name": name, "outside": name in outside, **row})
+    return rows
+
+
+def _outside_rows(run: Run) -> list[dict[str, Any]]:
+    """What a simulation measured itself at private sites, whose own figures do not leave them."""
+    rows = []
+    for name, raw in sorted(mapping(mapping(run.summary.get("outside")).get("sites")).items()):
+        site, paid = mapping(raw), mapping(mapping(raw).get("privacy"))
+        figures = {key: number(site.get(key)) for key in ("n_test", "dice", "iou", "hd95")}
+        rows.append({"name": name, **figures, **{key: number(paid.get(key)) for key in ("epsilon", "spent")}})
     return rows
 
 

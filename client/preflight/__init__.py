@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def check(site_file: Path, overrides: Iterable[str] = ()) -> int:
 
 def find(site_file: Path, overrides: Iterable[str] = ()) -> Iterator[Finding]:
     """What there is to say about a site, in a fixed order."""
-    from client.preflight import machine, network, release
+    from client.preflight import machine, network, privacy, release
 
     try:
         site = load_site(site_file, overrides)
@@ -49,11 +49,12 @@ def find(site_file: Path, overrides: Iterable[str] = ()) -> Iterator[Finding]:
         yield Finding("error", "config", error.problem, error.remedy)
         return
     yield Finding("ok", "config", f"site {site.site}, {Path(site_file).resolve()}")
+    loading_torch = {"text encoder": machine.text_encoders, "device": machine.device, "privacy": privacy.budget}
     yield from _side_by_side(
         [
             _Task("data", machine.data),
             # one thread loads torch, and not two at once
-            _Task("text encoder, device", _both(machine.text_encoders, machine.device), _LONGEST_IMPORT_S),
+            _Task("text encoder, device, privacy", _in_turn(loading_torch), _LONGEST_IMPORT_S),
             _Task("memory", machine.memory),
             _Task("disk", machine.disk),
             _Task("key", machine.key),
@@ -76,8 +77,8 @@ class _Task:
     longest_s: float = LONGEST_S
 
 
-def _both(first: Check, second: Check) -> Check:
-    return lambda site: [*_run("text encoder", first, site), *_run("device", second, site)]
+def _in_turn(checks: Mapping[str, Check]) -> Check:
+    return lambda site: [finding for subject, each in checks.items() for finding in _run(subject, each, site)]
 
 
 def _side_by_side(tasks: list[_Task], site: SiteConfig) -> Iterator[Finding]:

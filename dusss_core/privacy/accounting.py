@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -117,18 +117,30 @@ def rounds_left(budget: Budget, spent: Sequence[Charge], charge: Charge) -> int:
 
 
 def plan(budget: Budget, rounds: int, steps: int, sample_rate: float, spent: Sequence[Charge] = ()) -> float:
-    """The smallest noise multiplier, rounded up to 0.001, with which a study fits into `budget` after `spent`.
+    """`least_noise` of a study whose rounds all cost the same.
 
     Args:
         rounds: in all phases together.
         steps: per round.
 
     Raises:
+        ValueError: as `least_noise`.
+    """
+    return least_noise(budget, lambda noise: [Charge(rounds * steps, sample_rate, noise)], spent)
+
+
+def least_noise(budget: Budget, charges_at: Callable[[float], Sequence[Charge]], spent: Sequence[Charge] = ()) -> float:
+    """The smallest noise multiplier, rounded up to 0.001, with which a study fits into `budget` after `spent`.
+
+    Args:
+        charges_at: all that the study costs at a noise multiplier; more noise must not cost more.
+
+    Raises:
         ValueError: no noise below 10,000 is enough: the budget is spent, or too small for any bound.
     """
 
     def affordable(noise: float) -> bool:
-        return fits(budget, [*spent, Charge(rounds * steps, sample_rate, noise)])
+        return fits(budget, [*spent, *charges_at(noise)])
 
     low, high = 0.0, 10_000.0
     if not affordable(high):

@@ -5,6 +5,7 @@ Both follow from public settings alone, so a site can tell before it looks at a 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 from dusss_core.config import TrainingConfig
@@ -38,35 +39,40 @@ def sensitivity(config: TrainingConfig, phase: Phase) -> float:
 
 
 def why_not(config: TrainingConfig, phase: Phase, records: int) -> str | None:
-    """None if a site can train `phase` of this study privately, otherwise the reason and what would mend it.
+    """None if a site can train `phase` of this study privately, otherwise the first of the `reasons_against` it."""
+    return next(iter(reasons_against(config, phase, records)), None)
+
+
+def reasons_against(config: TrainingConfig, phase: Phase, records: int) -> list[str]:
+    """Why a site cannot train `phase` of this study privately, each reason with what would mend it; none if it can.
 
     Args:
         records: N, the declared number of the site's training records.
     """
+    found = []
     if records < 1:
-        return "the number of training records is not declared: declare at least 1"
+        found.append("the number of training records is not declared: declare at least 1")
     if config.local_norm:
-        return "local_norm fits normalisation layers to the site's pictures without noise: set local_norm: false"
+        found.append("local_norm fits normalisation layers to the site's pictures without noise: set local_norm: false")
     if config.image.mode == "tile":
-        return "image.mode: tile makes many records of one picture, and each would be hidden alone: use resize"
-    return _why_not_segment(config) if phase == "segment" else _why_not_pretrain(config, records)
+        found.append("image.mode: tile makes many records of one picture, and each would be hidden alone: use resize")
+    return [*found, *(_against_segment(config) if phase == "segment" else _against_pretrain(config, records))]
 
 
-def _why_not_segment(config: TrainingConfig) -> str | None:
+def _against_segment(config: TrainingConfig) -> Iterator[str]:
     if config.student.norm != "group":
-        return "student.norm: batch mixes the records of a batch: set student.norm: group"
-    return None
+        yield "student.norm: batch mixes the records of a batch: set student.norm: group"
 
 
-def _why_not_pretrain(config: TrainingConfig, records: int) -> str | None:
+def _against_pretrain(config: TrainingConfig, records: int) -> Iterator[str]:
     kind = config.privacy.pretrain
     if kind == "off":
-        return "privacy.pretrain is off: private sites join from the segmentation phase on"
+        yield "privacy.pretrain is off: private sites join from the segmentation phase on"
+        return
     if config.vlm.text.tuning != "frozen":
-        return f"vlm.text.tuning: {config.vlm.text.tuning} trains too many parameters under noise: set it to frozen"
+        yield f"vlm.text.tuning: {config.vlm.text.tuning} trains too many parameters under noise: set it to frozen"
     if records < FEWEST[kind]:
-        return (
+        yield (
             f"privacy.pretrain: {kind} teaches nothing with {records} training records, noise outweighs them: "
             f"it needs {FEWEST[kind]}; set privacy.pretrain: off"
         )
-    return None

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from torch import Tensor
 _BITS = 53
 _CHUNK = 1 << 15
 """Normals at a time: what is worked on stays in the processor's cache."""
+_BLOCK = 1 << 20
+"""Normals that are kept in float64 at a time."""
 
 
 class Randomness:
@@ -55,10 +58,17 @@ class Randomness:
         """A CPU generator for augmentation, which needs no secrecy. Never for noise."""
         return torch.Generator().manual_seed(int(self._integers(1)[0] >> np.uint64(_BITS - 32)))
 
-    def noise_like(self, tensor: Tensor, std: float) -> Tensor:
-        """Normals of standard deviation `std` in the shape, dtype and device of `tensor`."""
-        noise = torch.from_numpy(std * self.normals(tensor.numel()))
-        return noise.to(tensor.dtype).to(tensor.device).reshape(tensor.shape)
+    def noise_like(self, tensors: Sequence[Tensor], std: float) -> list[Tensor]:
+        """Independent normals of standard deviation `std` in the shapes of `tensors`, which share dtype and device.
+
+        Drawn in one row: a network has dozens of tensors of a few numbers, and each draw has its price.
+        """
+        sizes = [tensor.numel() for tensor in tensors]
+        row = torch.empty(sum(sizes), dtype=tensors[0].dtype)
+        for part in row.split(_BLOCK):
+            part.copy_(torch.from_numpy(std * self.normals(len(part))))
+        parts = row.to(tensors[0].device).split(sizes)
+        return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
     def _integers(self, count: int) -> np.ndarray:
         """`count` uint64 below 2^53."""
@@ -69,10 +79,10 @@ class Randomness:
     def _sums_of_four(self, pairs: int) -> np.ndarray:
         """2 x pairs normals. torch's logarithms and cosines are twice as fast as numpy's."""
         first, second = torch.from_numpy(self.uniforms(8 * pairs)).view(2, 4, pairs)
-        # 1 - u lies in (0, 1], where the logarithm is finite
-        radius = (1 - first).log_().mul_(-2).sqrt_()
+        # 1 - u lies in (0, 1], where the logarithm is finite; half a radius, since four normals have a variance of four
+        radius = (1 - first).log_().mul_(-0.5).sqrt_()
         angle = second.mul_(2 * math.pi)
-        return torch.cat([(radius * angle.cos()).sum(0), (radius * angle.sin()).sum(0)]).div_(2).numpy()
+        return torch.cat([(radius * angle.cos()).sum(0), (radius * angle.sin()).sum(0)]).numpy()
 
     def _new_key(self) -> None:
         from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes

@@ -41,9 +41,10 @@ def private_gradient(
         expected: how many contributions are expected, q N: a public constant, never the number that was drawn.
     """
     total = clipped_sum(model, loss_of_record, records, clip)
-    for parameter, summed in zip(trained(model), total, strict=True):
-        summed += randomness.noise_like(summed, noise_multiplier * clip)
-        parameter.grad = summed.div_(expected)
+    torch._foreach_add_(total, randomness.noise_like(total, noise_multiplier * clip))
+    torch._foreach_div_(total, expected)
+    for parameter, gradient in zip(trained(model), total, strict=True):
+        parameter.grad = gradient
 
 
 def clipped_sum(model: nn.Module, loss_of_record: LossOfRecord, records: Iterable[Any], clip: float) -> list[Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -66,10 +67,15 @@ class PrivateTraining(PhaseTrainer):
 
     def loss_of(self, unit: Unit, share_done: float) -> Tensor | None:
         """The phase's loss of one unit, which it averages over the unit's views. It sees nothing of other units."""
-        labelled, other = (unit[np.isin(unit, kind)] for kind in self.kinds())
+        labelled, other = (unit[of_kind[unit]] for of_kind in self._of_kind)
         if not len(labelled) and not len(other):
             return None
         return self.losses((labelled, other), self.randomness.generator(), share_done)[0]
+
+    @cached_property
+    def _of_kind(self) -> list[np.ndarray]:
+        """`kinds` as one flag for each training record."""
+        return [np.isin(np.arange(len(self.train)), kind) for kind in self.kinds()]
 
     def set_gradients(self, batch: list[Unit], draw, share_done, anchor, place) -> dict[str, float]:
         # fixed statistics where there are any, no dropout

@@ -86,7 +86,7 @@ def _train_each(
         if site.name in done["sites"] or not len(site.splits["train"]):
             continue
         student = _train(study, site, folder / f"{site.name}.safetensors", reporter)
-        done["sites"][site.name] = _test(study, student, site)
+        done["sites"][site.name] = scores_on_test(study, student, site)
         save()
 
 
@@ -100,7 +100,7 @@ def _train_pooled(
 ) -> None:
     trainers = [site for site in sites if len(site.splits["train"])]
     student = _train(study, pool("centralized", trainers), folder / "student.safetensors", reporter)
-    done["sites"] = {site.name: _test(study, student, site) for site in trainers}
+    done["sites"] = {site.name: scores_on_test(study, student, site) for site in trainers}
     save()
 
 
@@ -111,7 +111,8 @@ def _train(study: StudyConfig, site: LocalSite, path: Path, reporter: Reporter) 
     return student
 
 
-def _test(study: StudyConfig, student: dict, site: LocalSite) -> dict[str, Any]:
+def scores_on_test(study: StudyConfig, student: dict, site: LocalSite) -> dict[str, Any]:
+    """Figures of a student on a site's test pictures: {"n_test", "dice", "iou", "hd95"}, None where there is none."""
     from dusss_core.training import evaluate_student
 
     scores = evaluate_student(study.training(), student, site.splits["test"], site.device)

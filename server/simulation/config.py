@@ -44,6 +44,25 @@ class SourceConfig(Strict):
         return self
 
 
+class SimulatedPrivacyConfig(Strict):
+    """The budget that is written into the file of each simulated site that trains; docs/privacy.md says what it means.
+
+    What follows is a hospital's: its client, its ledger, its refusals. The study's `privacy.noise_multiplier`, where it
+    is not given, is planned so that all rounds fit.
+    """
+
+    epsilon: float | None = Field(None, gt=0, le=100)
+    """Budget of one patient at each site. null: none, but the pictures that one would leave, to compare with."""
+    delta: float = Field(1e-5, gt=0, lt=1)
+    """Probability that the guarantee may fail."""
+    records: int | None = Field(None, ge=1, le=10**8)
+    """Declared number of training pictures of every site. null: what each site's manifest holds; a hospital declares a
+    number once and for all, and does not count anew."""
+    records_per_patient: int = Field(1, ge=1, le=100)
+    """k. Of a patient with more training pictures, k stay in the site's manifest, labelled ones first: a hospital that
+    declares k has to choose as well."""
+
+
 class SimulationConfig(Strict):
     """How a study is simulated on one machine."""
 
@@ -51,6 +70,8 @@ class SimulationConfig(Strict):
     """The data."""
     partition: PartitionConfig | None = None
     """How one data set becomes sites; not for synthetic hospitals, which are sites already."""
+    privacy: SimulatedPrivacyConfig | None = None
+    """Differential privacy at every simulated site that trains; null: none."""
     seed: int | None = None
     """Of synthetic data and partition; null: the study's seed."""
     device: str = "auto"

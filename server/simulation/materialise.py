@@ -25,6 +25,7 @@ from dusss_core.errors import UserError
 from dusss_core.files import write_json, write_text
 from server.config import StudyConfig
 from server.simulation.config import SimulationConfig, SourceConfig, parse_simulation
+from server.simulation.privacy import give_budget, has_budget
 from sites.config import write_site
 from sites.importers import ImportOptions, import_lvit
 from sites.manifest import Record, read_manifest
@@ -34,6 +35,9 @@ from sites.synth import write_hospitals
 
 def materialise(study: StudyConfig, out: Path, *, keep: bool = False) -> list[Path]:
     """Write the study's simulated sites under `out`/sites; nothing is done if they are there already.
+
+    Sites with a privacy budget are written anew for each fresh run: a ledger never forgets, as a hospital's, and a new
+    simulation is about new patients.
 
     Args:
         keep: take the sites that are there, even if the data they were made from have moved: a run that is resumed
@@ -56,7 +60,7 @@ def materialise(study: StudyConfig, out: Path, *, keep: bool = False) -> list[Pa
     secure = study.federation.secure_aggregation
     digest = _digest(simulation, root, seed, settings["text_encoder"], secure)
     index = _read_index(folder)
-    if not index or (index.get("digest") != digest and not keep):
+    if not index or (not keep and (index.get("digest") != digest or has_budget(simulation))):
         shutil.rmtree(folder, ignore_errors=True)
         files = _write(folder, simulation, root, seed, settings)
         if secure:
@@ -97,6 +101,9 @@ def _write(
     else:
         records = _records(source, root, folder)
         files = write_sites(folder, partition(records, simulation.partition or PartitionConfig(), seed), **settings)
+    if simulation.privacy is not None:
+        for file in files:
+            give_budget(file, simulation.privacy)
     return files
 
 
@@ -144,7 +151,9 @@ def _digest(simulation: SimulationConfig, root: Path, seed: int, text_encoder: s
         if path is not None and (root / path).exists():
             status = (root / path).stat()
             stamps.append([str(root / path), status.st_mtime_ns, status.st_size])
-    values = simulation.model_dump(mode="json", exclude={"threads", "workers", "seed"})
+    # sites without any are those of releases that knew of no budgets
+    without = {"threads", "workers", "seed"} | ({"privacy"} if simulation.privacy is None else set())
+    values = simulation.model_dump(mode="json", exclude=without)
     named = [values, seed, stamps, text_encoder, *(["secure"] if secure else [])]
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 

@@ -15,6 +15,8 @@ from server.events import PlainReporter, Reporter
 from server.runfolder import alone, check_run, open_run, read_study
 from server.simulation.compare import check_methods, compare
 from server.simulation.materialise import forget_sums, materialise, simulation_of
+from server.simulation.outside import add_outside_figures
+from server.simulation.privacy import check_sites, describe, has_budget, plan_noise
 
 Engine = Literal["inprocess", "ray"]
 
@@ -50,6 +52,11 @@ def simulate(
     """
     reporter = reporter or PlainReporter()
     methods = check_methods(compare_with)
+    simulation = simulation_of(study)
+    if has_budget(simulation):
+        _check_no_comparison(methods)
+        study = plan_noise(study, simulation.privacy)
+        reporter.on_message(describe(study, simulation.privacy))
     _prepare(study)
     out = Path(out).absolute()
     with alone(out):
@@ -57,7 +64,18 @@ def simulate(
         files = materialise(study, out, keep=resumed) if site_files is None else site_files
         if site_files is None and not resumed:
             forget_sums(files)
+        check_sites(study, files)
         return _simulate(study, out, files, engine, methods, resume, force, reporter)
+
+
+def _check_no_comparison(methods: Sequence[str]) -> None:
+    if methods:
+        raise UserError(
+            f"--compare {','.join(methods)}: the simulated sites have a privacy budget (simulation.privacy.epsilon); "
+            "another method would spend it a second time, or read their pictures without paying",
+            "simulate the other method as a study of its own, with another --out: with its own budget, or with "
+            "--set simulation.privacy.epsilon=null for the same pictures without one",
+        )
 
 
 def _simulate(
@@ -78,6 +96,7 @@ def _simulate(
 
     try:
         summary = federate(study, out, "federated")
+        summary = add_outside_figures(summary, study, out, site_files, reporter)
         for method in methods:
             result = compare(method, study, out, site_files, federate, reporter)
             summary["compare"] = {**summary["compare"], method: result}
@@ -107,7 +126,8 @@ def evaluate(folder: Path, *, reporter: Reporter | None = None) -> dict[str, Any
         run = open_run(folder, study, resume=True)
         try:
             with _coordinator(study, run, site_files, reporter, "federated") as coordinator:
-                return coordinator.evaluate()
+                summary = coordinator.evaluate()
+            return add_outside_figures(summary, study, folder, site_files, reporter)
         finally:
             reporter.close()
 

@@ -34,7 +34,11 @@ def install(monkeypatch) -> SimpleNamespace:
     import client.workbench
 
     handle = SimpleNamespace(reason=None, site=make_private)
-    mechanism = SimpleNamespace(charge_of=charge_of, why_not=lambda config, phase, records: handle.reason)
+    mechanism = SimpleNamespace(
+        charge_of=charge_of,
+        why_not=lambda config, phase, records: handle.reason,
+        reasons_against=lambda config, phase, records: [handle.reason] if handle.reason else [],
+    )
     monkeypatch.setitem(sys.modules, "dusss_core.privacy.mechanism", mechanism)
     trainers = {"pretrain": PrivatePretrainer, "segment": PrivateSegmenter}
     monkeypatch.setattr(client.workbench, "_private", trainers.__getitem__)

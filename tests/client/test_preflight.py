@@ -89,8 +89,8 @@ def test_a_site_that_is_ready_is_told_so_and_nothing_is_changed(site, authority,
     assert lines[-1] == "ready" and all(line.startswith("ok ") for line in lines[:-1])
     subjects = {line[8:22].strip() for line in lines[:-1]}
     assert subjects >= {
-        "config", "data", "text encoder", "device", "memory", "disk", "key", "certificates", "coordinator", "clock",
-        "registration", "versions", "app", "client", "audit log",
+        "config", "data", "text encoder", "device", "privacy", "memory", "disk", "key", "certificates", "coordinator",
+        "clock", "registration", "versions", "app", "client", "audit log",
     }  # fmt: skip
     assert len(server.requests) == 1
 

@@ -328,3 +328,32 @@ def test_the_true_trainers_answer_with_tensors_that_were_paid_for(site_file):
     mixed = make_study(method={"preset": "mean_teacher"}).training()
     assert "student.norm: group" in declined(answer("train", make_content(study=mixed), site_file))
     assert len(ledger_of(site_file).entries()) == 1
+
+
+def test_the_true_pretrainer_answers_with_tensors_that_were_paid_for(site_file):
+    mechanism = pytest.importorskip("dusss_core.privacy.mechanism")
+    from dusss_core.training import initial_shared
+    from feddusss import wire
+
+    settings = {"steps_per_round": 2, "sample_rate": 0.1, "noise_multiplier": 2.0}
+    training = make_study(student={"width": 4, "norm": "group"}, privacy=settings).training()
+    make_private(site_file)
+    content = make_content("pretrain", study=training, arrays=False)
+    before = initial_shared(training, "pretrain")
+    content["arrays"] = wire.pack(before)
+    reply = answer("train", content, site_file)
+    assert declined(reply) is None, log_of(site_file)
+    assert dict(reply.metric_records["metrics"]) == {"num-examples": RECORDS, "ledger-charges": 1}
+    after = tensors_of(reply)
+    assert set(after) == set(before)
+    # everything that is trained is noised; statistics of normalisation layers come back as they came
+    for name, tensor in after.items():
+        assert tensor.equal(before[name]) == ("running_" in name or "num_batches" in name), name
+    (entry,) = ledger_of(site_file).entries()
+    assert entry.charge == mechanism.charge_of(training, "pretrain")
+    assert sent(answer("train", content, site_file)) == sent(reply)  # the same message costs nothing more
+    assert len(ledger_of(site_file).entries()) == 1
+    # with groups the sensitivity is twice as large; too few declared records for them is told, and not charged
+    grouped = make_study(student={"width": 4, "norm": "group"}, privacy={**settings, "pretrain": "groups"}).training()
+    assert "it needs 1000" in declined(answer("train", make_content("pretrain", study=grouped), site_file))
+    assert len(ledger_of(site_file).entries()) == 1

@@ -105,5 +105,5 @@ def test_no_seed_makes_noise_repeat():
 
 def test_noise_moves_no_other_random_numbers():
     state = torch.random.get_rng_state()
-    Randomness().noise_like(torch.zeros(3), 1.0)
+    Randomness().noise_like([torch.zeros(3)], 1.0)
     assert torch.equal(state, torch.random.get_rng_state())
