@@ -139,6 +139,9 @@ class StudentConfig(Strict):
     """Channels of the first level; 64 is the paper's 14,751,873 parameters at 3 -> 1 channels."""
     norm: Literal["batch", "group"] = "batch"
     """Normalisation layers."""
+    weights: str | None = None
+    """Path of a safetensors file with public weights to start from: the student of a run on public or synthetic
+    pictures."""
 
 
 class OptimizerConfig(Strict):
@@ -259,6 +262,12 @@ class PrivateTrainingConfig(Strict):
     at random (2 C); off: the site takes no part in step 1."""
     groups: int = Field(16, ge=2)
     """Groups of a step, for `pretrain: groups`."""
+    student: Literal["all", "decoder", "norms"] = "all"
+    """What is trained of the student: all of it; the way up and the head; or normalisation layers and the head. The
+    noise in a step's sum grows with the root of the number of parameters, so few are better where the rest is good
+    already (`student.weights`)."""
+    freeze_encoder: bool = False
+    """Leave the image encoder of step 1 as it came. For public weights (`vlm.weights`)."""
 
 
 class TrainingConfig(Strict):

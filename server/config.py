@@ -127,8 +127,9 @@ class StudyConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _weights_reach_every_site(self) -> StudyConfig:
-        if self.vlm.weights is not None and self.local_norm:
-            raise ValueError("vlm.weights with local_norm: the weights' normalisation layers would reach no site")
+        for name, part in (("vlm", self.vlm), ("student", self.student)):
+            if part.weights is not None and self.local_norm:
+                raise ValueError(f"{name}.weights with local_norm: their normalisation layers would reach no site")
         return self
 
     def training(self) -> TrainingConfig:
@@ -137,7 +138,7 @@ class StudyConfig(TrainingConfig):
         if self.federation.strategy == "fedprox":
             values["prox_mu"] = self.federation.mu
         # they are in the first global model, and a site reads no file that a message names
-        values["vlm"]["weights"] = None
+        values["vlm"]["weights"] = values["student"]["weights"] = None
         return TrainingConfig.model_validate(values)
 
     def phases(self) -> dict[str, int]:

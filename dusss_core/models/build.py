@@ -19,9 +19,17 @@ from dusss_core.seeds import derive_seed
 
 
 def build_student(config: TrainingConfig) -> UNet:
-    """The student U-Net with the study's initial weights."""
+    """The student U-Net with the study's initial weights.
+
+    Raises:
+        UserError: public weights that are missing or do not fit.
+    """
+    settings = config.student
     with _initialisation(config, "segment"):
-        return UNet(config.image.channels, config.image.classes, config.student.width, config.student.norm)
+        student = UNet(config.image.channels, config.image.classes, settings.width, settings.norm)
+    if settings.weights:
+        _load_student_weights(student, settings.weights)
+    return student
 
 
 def build_vlm(config: TrainingConfig) -> VisionLanguageModel:
@@ -64,6 +72,19 @@ def _initialisation(config: TrainingConfig, phase: str) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "init", phase))
         yield
+
+
+def _load_student_weights(student: UNet, path: str) -> None:
+    tensors, _ = read_tensors(path)
+    wanted = {name: tuple(value.shape) for name, value in student.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    if found != wanted:
+        odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+        raise UserError(
+            f"student.weights: {path}: not the tensors of this student ({len(odd)} differ, such as '{odd[0]}')",
+            "use a student of the same student.width, student.norm, image.channels and image.classes",
+        )
+    student.load_state_dict(tensors)
 
 
 def _load_public_weights(encoder: torch.nn.Module, path: str) -> None:

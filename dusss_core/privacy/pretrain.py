@@ -66,7 +66,7 @@ class PrivatePretrainer(PrivateTraining, Pretrainer):
         )
 
     def prepare(self, model: nn.Module) -> None:
-        if self.config.vlm.weights:
+        if self.config.privacy.freeze_encoder:
             model.image.encoder.requires_grad_(False)
 
     def shared(self) -> dict[str, Tensor]:

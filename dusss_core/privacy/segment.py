@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from torch import Tensor, nn
 
+from dusss_core.models import UNet
 from dusss_core.privacy.trainer import PrivateTraining
 from dusss_core.training.segment import Segmenter
 
@@ -21,3 +23,16 @@ class PrivateSegmenter(PrivateTraining, Segmenter):
 
     def kinds(self) -> tuple[np.ndarray, np.ndarray]:
         return self.labelled, self.unlabelled
+
+    def prepare(self, model: UNet) -> None:
+        trained = self.config.privacy.student
+        if trained == "all":
+            return
+        model.requires_grad_(False)
+        parts = [model.up] if trained == "decoder" else [m for m in model.modules() if isinstance(m, nn.GroupNorm)]
+        for part in (*parts, model.head):
+            part.requires_grad_(True)
+
+    def shared(self) -> dict[str, Tensor]:
+        """What travels: the whole student, frozen parts as they came."""
+        return {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}

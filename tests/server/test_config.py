@@ -55,7 +55,7 @@ def test_set_reaches_every_part(tmp_path):
 
 
 def test_sites_are_sent_no_path_of_the_coordinators_machine_and_nothing_of_the_federation():
-    study = make_study(vlm__weights="/home/me/weights.safetensors")
+    study = make_study(vlm__weights="/home/me/weights.safetensors", student__weights="/home/me/student.safetensors")
     sent = study.training().model_dump_json()
     assert "/home/me" not in sent and "federation" not in sent and "simulation" not in sent and "root" not in sent
 

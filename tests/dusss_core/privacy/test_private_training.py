@@ -123,8 +123,11 @@ def test_public_weights_are_frozen_and_travel_as_they_came(tmp_path):
     weights = build_vlm(config).image.encoder.state_dict()
     write_tensors(tmp_path / "weights.safetensors", weights, {})
     vlm = {**config.vlm.model_dump(), "weights": str(tmp_path / "weights.safetensors")}
-    config = private_config(vlm=vlm)
-    trainer = pretrainer(config, make_split())
+    # a site is never told where the coordinator had them from: the setting says that they stay
+    config = private_config(vlm=vlm, privacy={"freeze_encoder": True})
+    site_config = private_config(privacy={"freeze_encoder": True})
+    trainer = pretrainer(site_config, make_split())
+    trainer.load_shared(initial_shared(config, "pretrain"))
     before = initial_shared(config, "pretrain")
     trainer.train_round(1)
     after = trainer.shared()
@@ -152,3 +155,28 @@ def test_the_public_bank_is_the_same_everywhere_and_no_two_cases_are_alike():
     assert torch.equal(pictures, public_pictures(image))
     assert len(set(public_captions())) == CASES
     assert min(float((a - b).abs().mean()) for a, b in pairwise(pictures)) > 0.01
+
+
+@pytest.mark.parametrize(("part", "kept"), [("decoder", ("stem.", "down.")), ("norms", ("stem.0.", "up.0.raise"))])
+def test_what_is_not_trained_travels_as_it_came_and_costs_no_noise(part, kept):
+    train = make_split()
+    whole = segmenter(private_config(), train)
+    trainer = segmenter(private_config(privacy={"student": part}), train)
+    before = trainer.shared()
+    assert before.keys() == whole.shared().keys()
+    trainer.train_round(1)
+    changed = {name for name, value in trainer.shared().items() if not torch.equal(value, before[name])}
+    assert changed and "head.weight" in changed
+    assert not any(name.startswith(kept) for name in changed)
+    assert all(parameter.grad is None for parameter in trainer.student.parameters() if not parameter.requires_grad)
+
+
+def test_a_student_starts_from_public_weights_and_refuses_those_of_another(tmp_path):
+    public = initial_shared(private_config(seed=9), "segment")
+    path = tmp_path / "public.safetensors"
+    write_tensors(path, public)
+    config = private_config(student={"width": 4, "norm": "group", "weights": str(path)})
+    assert digest_of_tensors(initial_shared(config, "segment")) == digest_of_tensors(public)
+    wider = private_config(student={"width": 8, "norm": "group", "weights": str(path)})
+    with pytest.raises(UserError, match="not the tensors of this student"):
+        initial_shared(wider, "segment")
