@@ -3,12 +3,16 @@
     python benchmarks/private_dice.py demo                    synthetic hospitals, every variant, one after another
     python benchmarks/private_dice.py qata_cpu --data DIR     QaTa-COV19
     python benchmarks/private_dice.py demo --variants 8 none --seed 2
+    python benchmarks/private_dice.py qata_cpu --data DIR --variants 8 none --means norms
     python benchmarks/private_dice.py --page                  table and chart in docs/, from the files alone
 
 Variants: a number is every hospital's epsilon, with the noise planned for it; `none` is the very same study without a
 budget; `preset` is the study as it is shipped (its own method, normalisation and schedule), without a budget. All are
 trained on the same pictures, at most one training picture of a patient. Each run is one small JSON file; what is there
 already is kept, and a run that was cut off goes on. Dice is measured outside the federation (docs/privacy.md).
+
+Means: `public` starts from a student that was trained on synthetic pictures, which are nobody's; `decoder` and `norms`
+do so too, and train only that part of it (privacy.student).
 """
 
 from __future__ import annotations
@@ -35,6 +39,8 @@ BEGIN, END = "<!-- dice: written by benchmarks/private_dice.py -->", "<!-- dice:
 EPSILONS = ("1", "2", "4", "8")
 VARIANTS = (*EPSILONS, "none", "preset")
 METHODS = ("mean_teacher", "supervised", "dusss")
+MEANS = {"": "", "public": "all", "decoder": "decoder", "norms": "norms"}
+"""Name -> what is trained of a student that starts from public weights; "": it starts from nothing."""
 
 Result = dict[str, Any]
 
@@ -79,6 +85,31 @@ STUDIES: dict[str, dict[str, Sequence[str]]] = {
     },
 }
 """`pictures`: for every variant. `training`: for all but `preset`, so that a budget alone makes the difference."""
+_PUBLIC_DISEASE = {"two_findings": 0.6, "radius_min": 5, "radius_max": 12}
+_PUBLIC_HOSPITALS = [
+    {
+        "name": name,
+        "train": 900,
+        "val": 60,
+        "test": 60,
+        "label_fraction": 1,
+        "disease": _PUBLIC_DISEASE,
+        "scanner": scanner,
+    }
+    for name, scanner in (
+        ("sharp", {"noise": 0.02, "blur": 0.8}),
+        ("soft", {"gain": 0.8, "gamma": 0.8, "noise": 0.03, "blur": 1.5, "vignette": 0.2}),
+    )
+]
+_PUBLIC_STUDY = (
+    "method.preset=supervised",
+    "segment.rounds=12",
+    "segment.batch=16",
+    "segment.optimizer.lr=3.0e-3",
+    "simulation.data.synth.distractors_min=0",
+    "simulation.data.synth.distractors_max=0",
+    f"simulation.data.synth.hospitals={json.dumps(_PUBLIC_HOSPITALS)}",
+)
 _FOR_ALL = ("simulation.privacy.records_per_patient=1",)
 _AT_EQUAL_TERMS = (
     "local_norm=false",
@@ -98,15 +129,17 @@ class Variant:
     method: str
     name: str
     seed: int
+    means: str = ""
 
     def __post_init__(self):
-        for value, known in ((self.study, STUDIES), (self.method, METHODS), (self.name, VARIANTS)):
+        chosen = ((self.study, STUDIES), (self.method, METHODS), (self.name, VARIANTS), (self.means, MEANS))
+        for value, known in chosen:
             if value not in known:
                 raise UserError(f"{value}: not known", f"one of: {', '.join(known)}")
 
     @property
     def file(self) -> str:
-        method = "" if self.name == "preset" else f"-{self.method}"
+        method = "" if self.name == "preset" else "-".join(("", self.method, *([self.means] if self.means else [])))
         return f"{self.study}{method}-{self.name}-seed{self.seed}"
 
     def overrides(self) -> list[str]:
@@ -117,6 +150,8 @@ class Variant:
             told += [f"method.preset={self.method}", *_AT_EQUAL_TERMS, *changes["training"]]
         if self.name in EPSILONS:
             told.append(f"simulation.privacy.epsilon={self.name}")
+        if self.means:
+            told.append(f"privacy.student={MEANS[self.means]}")
         return told
 
 
@@ -127,6 +162,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the data sets (qata_cpu)")
     parser.add_argument("--variants", nargs="+", default=VARIANTS, metavar="V", help=", ".join(VARIANTS))
     parser.add_argument("--method", default=METHODS[0], help=f"{', '.join(METHODS)} ({METHODS[0]})")
+    parser.add_argument("--means", default="", choices=tuple(MEANS), help="public, decoder, norms; none")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--work", type=Path, default=Path("runs/private_dice"), help="folder for runs")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "private", help="folder for JSON files")
@@ -142,18 +178,32 @@ def _command(arguments: argparse.Namespace) -> int:
     if arguments.study is None:
         raise UserError("no study is named", f"one of: {', '.join(STUDIES)}; or --page")
     names = list(dict.fromkeys(arguments.variants))
-    variants = [Variant(arguments.study, arguments.method, name, arguments.seed) for name in names]
+    variants = [Variant(arguments.study, arguments.method, name, arguments.seed, arguments.means) for name in names]
     for variant in variants:
         target = arguments.results / f"{variant.file}.json"
         if target.is_file():
             print(f"measured already: {target}")
             continue
         root = [] if arguments.data is None else [f"data.root={arguments.data.absolute()}"]
-        result = measure(variant, arguments.work / variant.file, [*root, *arguments.overrides])
+        start = [f"student.weights={public_student(variant, arguments.work)}"] if variant.means else []
+        result = measure(variant, arguments.work / variant.file, [*root, *start, *arguments.overrides])
         arguments.results.mkdir(parents=True, exist_ok=True)
         write_json(target, result)
         print(f"written: {target}", flush=True)
     return cli.OK
+
+
+def public_student(variant: Variant, work: Path) -> Path:
+    """A student of the study's shape, trained on synthetic pictures without look-alikes; made once."""
+    from server.config import load_study
+    from server.simulation.simulate import simulate
+
+    study = load_study(variant.study, variant.overrides())
+    shape = [f"student.width={study.student.width}", f"student.norm={study.student.norm}"]
+    size = [f"{key}={study.image.size}" for key in ("image.size", "simulation.data.synth.size")]
+    folder = (work / f"public-{study.student.width}-{study.student.norm}-{study.image.size}").absolute()
+    simulate(load_study("demo", ["local_norm=false", *shape, *size, *_PUBLIC_STUDY]), folder, resume=True)
+    return folder / "checkpoints" / "student.safetensors"
 
 
 def measure(variant: Variant, folder: Path, overrides: Iterable[str] = ()) -> Result:
@@ -174,6 +224,7 @@ def measure(variant: Variant, folder: Path, overrides: Iterable[str] = ()) -> Re
         "study": variant.study,
         "method": trained.method.preset,
         "variant": variant.name,
+        "means": variant.means,
         "seed": variant.seed,
         "epsilon": float(variant.name) if variant.name in EPSILONS else None,
         "dice": _rounded({key: told["global"][f"dice_{key}"] for key in ("mean", "weighted", "worst")}),
@@ -224,15 +275,15 @@ def table(results: Sequence[Result]) -> str:
         "| method | epsilon | noise multiplier | epsilon spent | Dice, mean | Dice, worst site |",
         "|---|---|---|---|---|---|",
     ]
-    for method, variant in sorted({(r["method"], r["variant"]) for r in results}, key=_order):
-        some = [r for r in results if (r["method"], r["variant"]) == (method, variant)]
+    for method, means, variant in sorted({_row(r) for r in results}, key=_order):
+        some = [r for r in results if _row(r) == (method, means, variant)]
         noise = spent = "–"
         if some[0]["privacy"] is not None:
             noise = f"{some[0]['privacy']['noise_multiplier']:.3f}"
             spent = f"{max(site['privacy']['spent'] for r in some for site in r['sites'].values()):.2f}"
         shown = {"none": "no budget", "preset": "no budget, as shipped"}.get(variant, variant)
         dice = (_spread([r["dice"][key] for r in some]) for key in ("mean", "worst"))
-        lines.append(f"| {method} | {shown} | {noise} | {spent} | {' | '.join(dice)} |")
+        lines.append(f"| {_name(method, means)} | {shown} | {noise} | {spent} | {' | '.join(dice)} |")
     return "\n".join(lines)
 
 
@@ -242,11 +293,12 @@ def chart(study: str, results: Sequence[Result]) -> str:
 
     places = (*EPSILONS, "none")
     series = []
-    for number, method in enumerate(method for method in METHODS if _dice(results, method)):
-        dice = _dice(results, method)
+    curves = [(method, means) for method in METHODS for means in MEANS if _dice(results, method, means)]
+    for number, (method, means) in enumerate(curves):
+        dice = _dice(results, method, means)
         points = [(x, dice[name]) for x, name in enumerate(places) if name in dice]
         if points:
-            series.append(plots.Series(method, points, colour=number))
+            series.append(plots.Series(_name(method, means), points, colour=number))
     for method in METHODS:
         if (level := _dice(results, method).get("preset")) is not None:
             points = [(x, level) for x in range(len(places))]
@@ -278,18 +330,28 @@ def _style() -> str:
     )
 
 
-def _dice(results: Iterable[Result], method: str) -> dict[str, float]:
+def _row(result: Result) -> tuple[str, str, str]:
+    return result["method"], result.get("means", ""), result["variant"]
+
+
+def _name(method: str, means: str) -> str:
+    told = {"": "", "public": ", public start"}.get(means, f", public start, {means} trained")
+    return method + told
+
+
+def _dice(results: Iterable[Result], method: str, means: str = "") -> dict[str, float]:
     """By variant, mean over seeds; of those that have one."""
     found: dict[str, list[float]] = {}
     for result in results:
-        if result["method"] == method and result["dice"]["mean"] is not None:
+        if _row(result)[:2] == (method, means) and result["dice"]["mean"] is not None:
             found.setdefault(result["variant"], []).append(result["dice"]["mean"])
     return {variant: fmean(values) for variant, values in found.items()}
 
 
-def _order(row: tuple[str, str]) -> tuple[bool, int, int]:
-    method, variant = row
-    return variant == "preset", METHODS.index(method) if method in METHODS else len(METHODS), VARIANTS.index(variant)
+def _order(row: tuple[str, str, str]) -> tuple[bool, int, int, int]:
+    method, means, variant = row
+    place = METHODS.index(method) if method in METHODS else len(METHODS)
+    return variant == "preset", place, list(MEANS).index(means), VARIANTS.index(variant)
 
 
 def _spread(values: Sequence[float | None]) -> str:
