@@ -282,9 +282,32 @@ class Coordinator:
                 f"lower {phase}.optimizer.lr (now {lr:g}) and start afresh, or look for damaged pictures at the sites "
                 "with `python -m sites check`",
             )
+        self._check_any_use(phase, round, needed, abstaining, told)
         raise RoundFailed(
             f"{phase} round {round}: {len(accepted)} of {len(self._roster.training())} sites could be "
             f"used, {needed} needed; the checkpoints are intact (--resume)\n{told}"
+        )
+
+    def _check_any_use(self, phase: str, round: int, needed: int, abstaining: Mapping[str, str], told: str) -> None:
+        """Tell a round that lacked answers from one that the sites as they are can never fill.
+
+        Raises:
+            UserError: with all sites there, those that abstain leave too few.
+        """
+        sites = [site.name for site in (*self._roster.training(), *self._roster.away())]
+        able = [name for name in sites if name not in abstaining]
+        if len(able) >= needed:
+            return
+        federation = self._study.federation
+        mend = "give the sites that cannot take part what is missing"
+        if needed == federation.min_sites and able:
+            least = sites_needed(federation.model_copy(update={"min_sites": 1}))
+            if least <= len(able):
+                mend += f", or lower federation.min_sites (now {federation.min_sites}) to {len(able)}"
+        raise UserError(
+            f"{phase} round {round}: {len(able)} of {len(sites)} sites can take part, {needed} needed; the same would "
+            f"happen again:\n{told}",
+            f"{mend}; then go on with --resume",
         )
 
     # Evaluation.
