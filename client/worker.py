@@ -194,7 +194,7 @@ def _declined(reply: Message) -> str | None:
 
 @contextmanager
 def _shown(message: Message) -> Iterator[str]:
-    """Show what is worked on, and yield it. Settings of the message are shown only as far as they are of the expected form."""
+    """Show what is worked on, and yield it. Of the message's settings only those of the expected form are shown."""
     settings = message.content.config_records.get("config") or {}
     phase, number = settings.get("phase"), settings.get("round")
     kind = re.sub(r"[^a-z]", "", str(message.metadata.message_type))[:20]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -95,6 +96,25 @@ def test_no_site_with_text_is_told_with_a_remedy(fake, quiet, tmp_path):
     silent = [{**hospital, "text_missing": 1.0} for hospital in HOSPITALS]
     with pytest.raises(UserError, match=r"method\.text_mask: false"):
         simulate(make_study(silent), tmp_path, reporter=quiet)
+
+
+def test_too_few_sites_with_text_are_told_with_what_mends_it_and_not_to_try_again(fake, quiet, tmp_path):
+    silent = [HOSPITALS[0], {**HOSPITALS[1], "text_missing": 1.0}]
+    study = make_study(silent, federation={"min_sites": 2})
+    with pytest.raises(UserError) as told:
+        simulate(study, tmp_path, reporter=quiet)
+    assert re.search(r"1 of 2 sites can take part, 2 needed[^>]*birch: the site has no sentences", told.value.problem)
+    assert "what is missing" in told.value.remedy and "federation.min_sites (now 2) to 1" in told.value.remedy
+    lower = make_study(silent, federation={"min_sites": 1})
+    assert simulate(lower, tmp_path, reporter=quiet, resume=True)["rounds"]["pretrain"]["trained"] == 2
+
+
+def test_a_strategy_that_needs_more_sites_is_not_told_to_lower_min_sites(fake, quiet, tmp_path):
+    sites = [{**HOSPITALS[0], "name": f"s{i}", "text_missing": float(i == 2)} for i in range(3)]
+    study = make_study(sites, federation={"strategy": "fedmedian"})
+    with pytest.raises(UserError, match="2 of 3 sites can take part, 3 needed") as told:
+        simulate(study, tmp_path, reporter=quiet)
+    assert "min_sites" not in told.value.remedy
 
 
 def test_a_site_without_training_pictures_is_an_external_test(fake, quiet, tmp_path):
