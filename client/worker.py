@@ -180,8 +180,20 @@ def _answer(message: Message, context: Context) -> Message:
             # Only the kind: its text may name a patient's file. `client.work` has told the site's own log.
             reply = _error(message, f"{type(error).__name__}; the site's own log says more")
         if reason := _declined(reply):
-            _declines.declined(what, reason)
+            _declines.declined(what, reason + _mistake(reason, context))
         return reply
+
+
+def _mistake(reason: str, context: Context) -> str:
+    """What is wrong with the site's own file, where that is the reason: without the file no log has it."""
+    from client.work import UNUSABLE_FILE
+
+    if reason == UNUSABLE_FILE:
+        try:
+            load_site(Path(str(context.node_config["site-config"])))
+        except UserError as error:
+            return f": {error}"
+    return ""
 
 
 def _declined(reply: Message) -> str | None:

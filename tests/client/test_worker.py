@@ -115,6 +115,26 @@ def test_declined_work_is_told_at_the_hospital_with_the_reason_that_the_coordina
     assert said.lines == [f"declined (training segment round 3): {declined(reply.content)}"]
 
 
+def test_a_mistake_in_the_sites_file_is_told_at_the_hospital_alone(fake, site_file, monkeypatch, said):
+    limit(site_file, studys=["another"])
+    reply = ask(monkeypatch, site_file, make_content())
+    assert "studys" in said.lines[0]
+    assert "studys" not in declined(reply.content) and str(site_file.parent) not in declined(reply.content)
+
+
+def test_limits_and_the_manifest_are_read_anew_when_they_change(fake, site_file, monkeypatch, said):
+    reply = ask(monkeypatch, site_file, make_content(arrays=False), "query")
+    before = reply.content.metric_records["metrics"]["n_labelled"]
+    manifest = site_file.parent / "manifest.csv"
+    rows = manifest.read_text().splitlines()
+    labelled = next(i for i, row in enumerate(rows) if i and "train" in row and "mask" in row)
+    manifest.write_text("\n".join(rows[:labelled] + rows[labelled + 1 :]) + "\n")
+    reply = ask(monkeypatch, site_file, make_content(arrays=False), "query")
+    assert reply.content.metric_records["metrics"]["n_labelled"] == before - 1
+    limit(site_file, studies=["another"])
+    assert "limits.studies" in declined(ask(monkeypatch, site_file, make_content(arrays=False), "query").content)
+
+
 def test_work_that_is_done_is_not_told_as_declined(fake, site_file, monkeypatch, said):
     assert declined(ask(monkeypatch, site_file, make_content()).content) is None
     assert said.lines == []
