@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from dusss_core.errors import UserError
 from dusss_core.files import exclusive, read_tensors
-from server.coordinator import RoundFailed
+from server.coordinator import Coordinator, RoundFailed
 from server.events import Reporter
+from server.replies import LOST, Reply
 from server.simulation.simulate import evaluate, simulate
 from tests.server.conftest import HOSPITALS, finals, make_study
 
@@ -115,6 +117,19 @@ def test_a_strategy_that_needs_more_sites_is_not_told_to_lower_min_sites(fake, q
     with pytest.raises(UserError, match="2 of 3 sites can take part, 3 needed") as told:
         simulate(study, tmp_path, reporter=quiet)
     assert "min_sites" not in told.value.remedy
+
+
+def test_a_site_that_is_away_may_come_back_so_the_round_can_be_tried_again():
+    coordinator = Coordinator.__new__(Coordinator)
+    coordinator._study = make_study(federation={"min_sites": 1})
+    alder, birch = (SimpleNamespace(name=name) for name in ("alder", "birch"))
+    coordinator._roster = SimpleNamespace(training=lambda: [birch], away=lambda: [alder])
+    replies = {"alder": Reply("alder", "not connected", kind=LOST), "birch": Reply("birch", "no text", abstains=True)}
+    with pytest.raises(RoundFailed):
+        coordinator._check_enough("pretrain", 1, {}, replies, {"birch": "no text"})
+    coordinator._study = make_study(federation={"min_sites": 2})
+    with pytest.raises(UserError, match="1 of 2 sites can take part"):
+        coordinator._check_enough("pretrain", 1, {}, replies, {"birch": "no text"})
 
 
 def test_a_site_without_training_pictures_is_an_external_test(fake, quiet, tmp_path):
