@@ -6,9 +6,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-STILL_ONLINE_S = 75.0
-"""A SuperLink takes a node that is gone for connected for up to 60 s, and refuses it so long."""
-
 
 @dataclass(frozen=True)
 class Ending:
@@ -31,7 +28,7 @@ class Situation:
     was_connected: bool
     """The coordinator had let it in since it was started."""
     may_be_online: bool
-    """It was connected less than `STILL_ONLINE_S` ago, or ended without a goodbye before this supervisor started."""
+    """It was connected with this very key a moment ago, ended without a goodbye, and was not refused since."""
     public_key: str
     """Where the site's public key lies."""
 

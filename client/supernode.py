@@ -4,7 +4,7 @@ Started by the supervisor. It runs Flower's own command in this process, because
 arrives, and because Flower looks for a message every 3 s, which is long for a small model and for the coordinator.
 
 It keeps in state_dir/flwr: `runtime.json` and `secret` (how this site's worker, and no other user of the machine,
-reaches the local API) and `connected` (the node's number, while the coordinator may count this site as connected).
+reaches the local API) and `connected` (the last connection: `client.connection`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import secrets
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections import deque
@@ -23,9 +24,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from client import connection
 from client.child import end_with_supervisor, tell
 from client.guard import guard_supernode, record_refusal
-from dusss_core.files import write_bytes, write_text
+from dusss_core.files import write_bytes
 from sites.config import SiteConfig, SuperLinkConfig, load_site
 
 _LOOPBACK = "127.0.0.1"
@@ -60,12 +62,13 @@ def main(argv: Sequence[str]) -> None:
     end_with_supervisor()
     site_file = Path(argv[0])
     site = load_site(site_file)
-    marker = site.state_dir / "flwr" / "connected"
-    pace, polls = Pace(), deque[bool](maxlen=2)
+    home, key = site.state_dir / "flwr", connection.name_of_key(site.superlink.private_key)
+    pace, polls, told = Pace(), deque[bool](maxlen=2), _ConnectionTold()
 
     def on_poll(found: bool, node: int) -> None:
         if not polls:
-            write_text(marker, str(node))
+            connection.remember(home, node, key)
+            threading.Thread(target=_stay_alive, args=(home, told), daemon=True).start()
             tell("connected", "connected to the coordinator")
         polls.append(found)
         if any(polls):  # a message has just come, or its answer has just gone
@@ -83,8 +86,8 @@ def main(argv: Sequence[str]) -> None:
     start_client_internal._push_messages = lambda **given: _push_answers(push_answers, pace, **given)
     start_client_internal.pull_objects = _dropping_stopped(start_client_internal.pull_objects)
     update_console_handler(colored=False, timestamps=True)
-    logging.getLogger("flwr").addHandler(_ConnectionTold())
-    _say_missed_goodbye(site.superlink, marker)
+    logging.getLogger("flwr").addHandler(told)
+    _say_missed_goodbye(site.superlink, connection.last(home), key)
     sys.argv = ["flower-supernode", *flower_arguments(site, site_file)]
     try:
         flower_supernode()
@@ -170,18 +173,26 @@ class _ConnectionTold(logging.Handler):
             tell("say", "the coordinator answers again")
 
 
+def _stay_alive(home: Path, told: _ConnectionTold) -> None:
+    """Note, while the connection stands, that it does. Flower asks for no message while one is worked on."""
+    while True:
+        time.sleep(connection.ALIVE_EVERY_S)
+        if not told.lost:
+            connection.alive(home)
+
+
 def _refused(state_dir: Path, reason: str, sha256: str) -> None:
     tell("say", f"refused: {reason}")
     record_refusal(state_dir, reason, sha256)
 
 
-def _say_missed_goodbye(link: SuperLinkConfig, marker: Path) -> None:
+def _say_missed_goodbye(link: SuperLinkConfig, last: connection.Connection | None, key: str) -> None:
     """Sign the site off if its last SuperNode was killed.
 
     The coordinator would refuse it for up to a minute, and wait so long for an answer that nobody is working on.
     Nobody else is signed off: the number is that of this state folder's own last connection.
     """
-    if link.insecure or not marker.exists():
+    if link.insecure or last is None or last.key != key:
         return
     import httpx
     from cryptography.hazmat.primitives.serialization import load_ssh_private_key
@@ -191,11 +202,11 @@ def _say_missed_goodbye(link: SuperLinkConfig, marker: Path) -> None:
     from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
     with suppress(httpx.HTTPError, OSError, ValueError):  # then it waits out the minute
-        key = load_ssh_private_key(link.private_key.read_bytes(), None)
-        signed = [RuntimeVersionHttpInterceptor("SuperNode"), NodeAuthHttpInterceptor(key, key.public_key())]
+        private = load_ssh_private_key(link.private_key.read_bytes(), None)
+        signed = [RuntimeVersionHttpInterceptor("SuperNode"), NodeAuthHttpInterceptor(private, private.public_key())]
         certificates = None if link.root_certificates is None else str(link.root_certificates)
         with FleetHttpClient.from_server_address(link.address, False, certificates, signed) as client:
-            client.DeactivateNode(DeactivateNodeRequest(node_id=int(marker.read_text())))
+            client.DeactivateNode(DeactivateNodeRequest(node_id=last.node))
         tell("say", "signed off the connection that was lost")
         time.sleep(_GOODBYE_S)  # for the coordinator to see that the site was away
 

@@ -22,9 +22,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from client import connection
 from client.child import GRACE_S, heard
 from client.console import Console
-from client.ending import STILL_ONLINE_S, Ending, Situation, why
+from client.ending import Ending, Situation, why
 from client.keys import public_path
 from sites.config import SiteConfig, SuperLinkConfig
 
@@ -51,7 +52,6 @@ class Supervisor:
         self._worker = _Child("worker", self._events)
         self._stopping = False
         self._connected = False
-        self._refused_since: float | None = None
         self._told = ""
 
     def run(self) -> None:
@@ -94,7 +94,7 @@ class Supervisor:
         else:
             self._console.say(event[1])
         if event is not None and event[0] == "connected":
-            self._connected, self._refused_since, self._told = True, None, ""
+            self._connected, self._told = True, ""
             self._console.show("connected, waiting for work")
 
     def _ended(self, child: _Child) -> None:
@@ -105,6 +105,8 @@ class Supervisor:
             )
         else:
             ending = why(self._situation())
+            if ending.name == "revoked":
+                connection.forget(self._home)  # else the refusals that follow would read as those after a crash
             if ending.name != self._told:
                 self._console.say(ending.text)
             self._told = ending.name
@@ -114,15 +116,12 @@ class Supervisor:
             self._console.show(f"{ending.text} (next try in {wait:.0f} s)")
 
     def _situation(self) -> Situation:
-        now = time.monotonic()
-        if self._refused_since is None and not self._connected:
-            self._refused_since = now
-        refused_for = now - self._refused_since if self._refused_since is not None else 0.0
+        key, last = self._superlink.private_key, connection.last(self._home)
         return Situation(
             lines=self._supernode.lines,
             was_connected=self._connected,
-            may_be_online=(self._home / "connected").exists() and refused_for < STILL_ONLINE_S,
-            public_key=str(public_path(self._superlink.private_key or Path("key"))),
+            may_be_online=last is not None and last.may_be_online(connection.name_of_key(key)),
+            public_key=str(public_path(key or Path("key"))),
         )
 
     # Starting and stopping.
@@ -157,7 +156,7 @@ class Supervisor:
                 child.wait(GRACE_S)
         if self._supernode.how() == "exit code 0":
             # it has said goodbye: whoever refuses this site from now on does not know it
-            (self._home / "connected").unlink(missing_ok=True)
+            connection.forget(self._home)
         self._console.say("stopped")
 
     @contextmanager

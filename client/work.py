@@ -20,7 +20,7 @@ from client import audit, ledger, memory, observe, policy, privately, secure
 from client.request import Declined, Request, read_request, read_tensors
 from client.state import SiteState, locked, write_log
 from client.workbench import Workbench, workbench
-from dusss_core.errors import NotFinite
+from dusss_core.errors import NotFinite, UserError
 from dusss_core.files import with_prefix
 from feddusss import __version__, wire
 from sites.config import SiteConfig, load_site
@@ -82,6 +82,8 @@ def answer(kind: str, content: RecordDict, site_file: Path) -> RecordDict:
 
 def _told(error: Exception, site: SiteConfig | None) -> Declined:
     """What the coordinator hears of an error."""
+    if site is None and isinstance(error, UserError):
+        return Declined(UNUSABLE_FILE)
     if isinstance(error, ledger.LedgerError):
         return Declined(privately.LEDGER_IS_WRONG)
     if site is not None and privately.is_private(site):
@@ -253,6 +255,7 @@ def _metrics(values: Mapping[str, float]) -> MetricRecord:
     return MetricRecord({name: value if isinstance(value, int) else float(value) for name, value in values.items()})
 
 
+UNUSABLE_FILE = "this site's own file has a mistake; its client tells which"
 _UNRECORDED = "this site cannot write its audit log, and lets nothing leave unrecorded"
 
 _KINDS = {"query": _query, "train": _train, "evaluate": _evaluate}

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from client import observe
 from client.child import end_with_supervisor, tell
+from client.declines import Declines
 from client.guard import refusal
 from client.request import PHASES
 from dusss_core.errors import UserError
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 _SHORTEST_POLL_S, _LONGEST_POLL_S = 0.1, 0.5
 _STATUS_EVERY_S = 1.0
+_declines = Declines(lambda text: tell("say", text))
 
 
 def main(argv: Sequence[str]) -> None:
@@ -52,6 +54,7 @@ def main(argv: Sequence[str]) -> None:
             in_work.unlink(missing_ok=True)
             tell("status", "waiting for work")
             since = time.monotonic()
+        _declines.tell_counts()
         waited = time.monotonic() - since
         time.sleep(min(_LONGEST_POLL_S, max(_SHORTEST_POLL_S, waited / 20)))
 
@@ -170,17 +173,40 @@ class _Patient:
 def _answer(message: Message, context: Context) -> Message:
     from client.app import app
 
-    with _shown(message):
+    with _shown(message) as what:
         try:
-            return app(message, context)
+            reply = app(message, context)
         except Exception as error:
             # Only the kind: its text may name a patient's file. `client.work` has told the site's own log.
-            return _error(message, f"{type(error).__name__}; the site's own log says more")
+            reply = _error(message, f"{type(error).__name__}; the site's own log says more")
+        if reason := _declined(reply):
+            _declines.declined(what, reason + _mistake(reason, context))
+        return reply
+
+
+def _mistake(reason: str, context: Context) -> str:
+    """What is wrong with the site's own file, where that is the reason: without the file no log has it."""
+    from client.work import UNUSABLE_FILE
+
+    if reason == UNUSABLE_FILE:
+        try:
+            load_site(Path(str(context.node_config["site-config"])))
+        except UserError as error:
+            return f": {error}"
+    return ""
+
+
+def _declined(reply: Message) -> str | None:
+    """The reason that the coordinator is given; None if the work was done."""
+    if reply.has_error():
+        return reply.error.reason
+    config = reply.content.config_records.get("config")
+    return str(config["declined"]) if config is not None and config.get("declined") else None
 
 
 @contextmanager
-def _shown(message: Message) -> Iterator[None]:
-    """Show what is worked on. Settings of the message are shown only as far as they are of the expected form."""
+def _shown(message: Message) -> Iterator[str]:
+    """Show what is worked on, and yield it. Of the message's settings only those of the expected form are shown."""
     settings = message.content.config_records.get("config") or {}
     phase, number = settings.get("phase"), settings.get("round")
     kind = re.sub(r"[^a-z]", "", str(message.metadata.message_type))[:20]
@@ -196,7 +222,7 @@ def _shown(message: Message) -> Iterator[None]:
             tell("status", f"{what}, step {done} of {steps}")
 
     with observe.observed(step, None):
-        yield
+        yield what
 
 
 def _error(message: Message, reason: str) -> Message:

@@ -177,7 +177,8 @@ def find_study(path_or_preset: str | Path) -> Path:
 
 RESUMABLE = {
     "pretrain.rounds", "segment.rounds", "federation.keep_checkpoints", "federation.round_timeout_s",
-    "federation.retries", "federation.start_timeout_s", "federation.secure_threshold", "simulation.workers",
+    "federation.min_sites", "federation.retries", "federation.start_timeout_s", "federation.secure_threshold",
+    "simulation.workers",
 }  # fmt: skip
 """Keys that may change when a study is resumed."""
 

@@ -268,7 +268,9 @@ class Coordinator:
             return
         reasons = {**abstaining, **{name: reply.reason for name, reply in replies.items() if not reply.accepted}}
         told = "\n".join(f"  {name}: {reason}" for name, reason in sorted(reasons.items()))
-        if len(abstaining) == len(self._roster.training()):
+        sites = [site.name for site in (*self._roster.training(), *self._roster.away())]
+        able = [name for name in sites if name not in abstaining]
+        if not able:
             raise UserError(
                 f"no site can take part in the {phase} phase:\n{told}",
                 "give sites what is missing, or set method.text_mask: false for a study without text"
@@ -282,10 +284,23 @@ class Coordinator:
                 f"lower {phase}.optimizer.lr (now {lr:g}) and start afresh, or look for damaged pictures at the sites "
                 "with `python -m sites check`",
             )
+        if len(able) < needed:
+            raise UserError(
+                f"{phase} round {round}: {len(able)} of {len(sites)} sites can take part, {needed} needed; trying "
+                f"again would end the same way:\n{told}",
+                f"give the sites that cannot take part what is missing{self._or_fewer(len(able))}; then go on with "
+                "--resume",
+            )
         raise RoundFailed(
             f"{phase} round {round}: {len(accepted)} of {len(self._roster.training())} sites could be "
             f"used, {needed} needed; the checkpoints are intact (--resume)\n{told}"
         )
+
+    def _or_fewer(self, able: int) -> str:
+        """What lowers the number of sites that a round needs to `able`; empty if nothing does."""
+        federation = self._study.federation
+        enough = sites_needed(federation.model_copy(update={"min_sites": 1})) <= able
+        return f", or lower federation.min_sites (now {federation.min_sites}) to {able}" if enough else ""
 
     # Evaluation.
 

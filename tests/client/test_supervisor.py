@@ -10,7 +10,11 @@ import time
 
 import pytest
 
+from client import connection
 from client.ending import Situation, why
+from client.keys import make_key
+from client.supervisor import Supervisor
+from sites.config import load_site
 from tests.deployment import ROOT, Client, SuperLink, environment, wait_until, write_data
 
 
@@ -39,6 +43,89 @@ def test_each_ending_says_what_to_do(lines, known, name, words):
     told = ending(*lines, **known)
     assert told.name == name
     assert words in told.text
+
+
+UNKNOWN_OR_ONLINE = [FAILED, "[code: 2004] could not"]
+STILL_ONLINE, UNKNOWN_KEY = "still counts this site as connected", "does not know this site's key"
+
+
+class Heard:
+    """A console whose lines are kept."""
+
+    def __init__(self):
+        self.said = []
+
+    def say(self, text):
+        self.said.append(text)
+
+    def show(self, text):
+        pass
+
+
+@pytest.fixture
+def watched(tmp_path):
+    """A supervisor with a key, that starts nothing, and what `ends(lines)` makes it say."""
+    (tmp_path / "site.yaml").write_text(
+        "site: alder\ndata: {manifest: m.csv}\nstate_dir: state\n"
+        "superlink: {address: 'example.org:443', root_certificates: ca.crt, private_key: site.key}\n"
+    )
+    make_key(tmp_path / "site.key", "alder")
+    site = load_site(tmp_path / "site.yaml")
+    supervisor = Supervisor(site, tmp_path / "site.yaml", Heard())
+    supervisor.key, supervisor.home = tmp_path / "site.key", site.state_dir / "flwr"
+    supervisor.home.mkdir(parents=True)
+
+    def connects():
+        connection.remember(supervisor.home, 7, connection.name_of_key(supervisor.key))
+        supervisor._heard(supervisor._supernode, "@connected connected to the coordinator")
+
+    def ends(lines):
+        before = len(supervisor._console.said)
+        supervisor._supernode.lines.clear()
+        supervisor._supernode.lines.extend(lines)
+        supervisor._ended(supervisor._supernode)
+        return "\n".join(supervisor._console.said[before:])
+
+    supervisor.connects, supervisor.ends = connects, ends
+    return supervisor
+
+
+def test_a_crash_a_moment_ago_is_told_as_still_online_also_by_the_next_client(watched):
+    watched.connects()
+    watched.ends(["the connection broke"])
+    assert STILL_ONLINE in watched.ends(UNKNOWN_OR_ONLINE)
+    watched._told, watched._connected = "", False  # as a client that has just been started
+    assert STILL_ONLINE in watched.ends(UNKNOWN_OR_ONLINE)
+
+
+def test_a_site_is_not_called_still_online_for_longer_than_it_can_be(watched):
+    watched.connects()
+    watched.ends(["the connection broke"])
+    assert STILL_ONLINE in watched.ends(UNKNOWN_OR_ONLINE)
+    long_ago = time.time() - connection.STILL_ONLINE_S - 1
+    os.utime(watched.home / "connected", (long_ago, long_ago))
+    assert UNKNOWN_KEY in watched.ends(UNKNOWN_OR_ONLINE)
+
+
+def test_a_connection_that_stands_for_long_counts_from_its_last_sign_of_life(watched):
+    watched.connects()
+    os.utime(watched.home / "connected", (0, 0))
+    connection.alive(watched.home)
+    watched.ends(["the connection broke"])
+    assert STILL_ONLINE in watched.ends(UNKNOWN_OR_ONLINE)
+
+
+def test_after_a_revocation_the_key_is_told_as_unknown_and_never_as_still_online(watched):
+    watched.connects()
+    assert "no longer accepts" in watched.ends(["SuperNode terminated gracefully."])
+    assert UNKNOWN_KEY in watched.ends(UNKNOWN_OR_ONLINE)
+
+
+def test_a_new_key_is_told_as_unknown_though_the_old_one_was_connected_a_moment_ago(watched):
+    watched.connects()
+    watched.ends(["the connection broke"])
+    make_key(watched.key, "alder", force=True)
+    assert UNKNOWN_KEY in watched.ends(UNKNOWN_OR_ONLINE)
 
 
 def test_help_is_instant_and_imports_nothing_heavy():
@@ -140,6 +227,9 @@ def test_a_site_is_let_in_once_registered_out_when_revoked_and_back_after_a_cras
         with link.control() as control:
             control.unregister(node)
         client.wait_for("no longer accepts this site's key")
+        revoked = len(client.output)
+        wait_until(lambda: "does not know this site's key" in client.output[revoked:], 60, "the unknown key")
+        assert "still counts this site as connected" not in client.output[revoked:]
         assert client.stop() == 0
         assert client.children() == {}
 

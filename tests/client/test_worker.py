@@ -7,14 +7,17 @@ import os
 import re
 import signal
 from contextlib import ExitStack
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
-from client import worker
+from client import privately, worker
 from client.child import heard, tell
+from client.declines import Declines
 from client.supernode import Pace, flower_arguments
 from sites.config import load_site
+from tests.client.conftest import declined, limit, make_content
 from tests.deployment import Client, SuperLink, hospitals, wait_until
 from tests.server.conftest import make_study
 
@@ -81,6 +84,88 @@ def test_the_error_of_an_app_travels_without_its_text(monkeypatch):
     message = Message(RecordDict(), dst_node_id=1, message_type="query")
     reply = worker._answer(message, Context(1, 1, {}, RecordDict(), {}))
     assert reply.error.reason == "OSError; the site's own log says more"
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """Lines that the worker tells a person, and a clock that stands still."""
+    lines, clock = [], [0.0]
+    monkeypatch.setattr("client.declines.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(worker, "_declines", Declines(lines.append))
+    return SimpleNamespace(lines=lines, clock=clock)
+
+
+def ask(monkeypatch, site_file, content, kind="train"):
+    """What the worker answers to a message for the site."""
+    from flwr.app import Context, Message, RecordDict
+    from flwr.supercore.task_identity import TaskIdentity
+
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+    message = Message(content, dst_node_id=1, message_type=kind)
+    return worker._answer(message, Context(1, 1, {"site-config": str(site_file)}, RecordDict(), {}))
+
+
+def test_declined_work_is_told_at_the_hospital_with_the_reason_that_the_coordinator_is_given(
+    fake, site_file, monkeypatch, said
+):
+    limit(site_file, studies=["another"])
+    reply = ask(monkeypatch, site_file, make_content(round=3))
+    assert "limits.studies" in declined(reply.content)
+    assert said.lines == [f"declined (training segment round 3): {declined(reply.content)}"]
+
+
+def test_a_mistake_in_the_sites_file_is_told_at_the_hospital_alone(fake, site_file, monkeypatch, said):
+    limit(site_file, studys=["another"])
+    reply = ask(monkeypatch, site_file, make_content())
+    assert "studys" in said.lines[0]
+    assert "studys" not in declined(reply.content) and str(site_file.parent) not in declined(reply.content)
+
+
+def test_limits_and_the_manifest_are_read_anew_when_they_change(fake, site_file, monkeypatch, said):
+    reply = ask(monkeypatch, site_file, make_content(arrays=False), "query")
+    before = reply.content.metric_records["metrics"]["n_labelled"]
+    manifest = site_file.parent / "manifest.csv"
+    rows = manifest.read_text().splitlines()
+    labelled = next(i for i, row in enumerate(rows) if i and "train" in row and "mask" in row)
+    manifest.write_text("\n".join(rows[:labelled] + rows[labelled + 1 :]) + "\n")
+    reply = ask(monkeypatch, site_file, make_content(arrays=False), "query")
+    assert reply.content.metric_records["metrics"]["n_labelled"] == before - 1
+    limit(site_file, studies=["another"])
+    assert "limits.studies" in declined(ask(monkeypatch, site_file, make_content(arrays=False), "query").content)
+
+
+def test_work_that_is_done_is_not_told_as_declined(fake, site_file, monkeypatch, said):
+    assert declined(ask(monkeypatch, site_file, make_content()).content) is None
+    assert said.lines == []
+
+
+def test_under_differential_privacy_the_screen_says_no_more_than_the_coordinator_is_told(
+    private, site_file, monkeypatch, said
+):
+    private.site(site_file)
+    monkeypatch.setattr("client.work._keep_vlm", lambda *_: {}["patient_17"])
+    ask(monkeypatch, site_file, make_content())
+    assert len(said.lines) == 1 and privately.FAILED in said.lines[0] and "patient_17" not in said.lines[0]
+
+
+def test_a_reason_that_comes_again_within_a_minute_is_counted(said):
+    told = Declines(said.lines.append)
+    for said.clock[0] in (0.0, 1.0, 59.0):
+        told.declined("answering a query", "no")
+    told.declined("answering a query", "never")
+    assert said.lines == ["declined (answering a query): no", "declined (answering a query): never"]
+    said.clock[0] = 61.0
+    told.tell_counts()
+    assert said.lines[2:] == ["declined 2 more times in a minute: no"]
+
+
+def test_reasons_that_quote_what_was_sent_flood_no_screen(said):
+    told = Declines(said.lines.append)
+    for number in range(1000):
+        told.declined("answering a query", f"unknown setting {number}\x1b[2J\n" + "x" * 5000)
+    assert len(said.lines) < 30
+    assert all(line.isprintable() and len(line) < 600 for line in said.lines)
 
 
 @pytest.mark.slow

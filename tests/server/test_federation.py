@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from dusss_core.errors import UserError
 from dusss_core.files import exclusive, read_tensors
-from server.coordinator import RoundFailed
+from server.coordinator import Coordinator, RoundFailed
 from server.events import Reporter
+from server.replies import LOST, Reply
 from server.simulation.simulate import evaluate, simulate
 from tests.server.conftest import HOSPITALS, finals, make_study
 
@@ -95,6 +98,38 @@ def test_no_site_with_text_is_told_with_a_remedy(fake, quiet, tmp_path):
     silent = [{**hospital, "text_missing": 1.0} for hospital in HOSPITALS]
     with pytest.raises(UserError, match=r"method\.text_mask: false"):
         simulate(make_study(silent), tmp_path, reporter=quiet)
+
+
+def test_too_few_sites_with_text_are_told_with_what_mends_it_and_not_to_try_again(fake, quiet, tmp_path):
+    silent = [HOSPITALS[0], {**HOSPITALS[1], "text_missing": 1.0}]
+    study = make_study(silent, federation={"min_sites": 2})
+    with pytest.raises(UserError) as told:
+        simulate(study, tmp_path, reporter=quiet)
+    assert re.search(r"1 of 2 sites can take part, 2 needed[^>]*birch: the site has no sentences", told.value.problem)
+    assert "what is missing" in told.value.remedy and "federation.min_sites (now 2) to 1" in told.value.remedy
+    lower = make_study(silent, federation={"min_sites": 1})
+    assert simulate(lower, tmp_path, reporter=quiet, resume=True)["rounds"]["pretrain"]["trained"] == 2
+
+
+def test_a_strategy_that_needs_more_sites_is_not_told_to_lower_min_sites(fake, quiet, tmp_path):
+    sites = [{**HOSPITALS[0], "name": f"s{i}", "text_missing": float(i == 2)} for i in range(3)]
+    study = make_study(sites, federation={"strategy": "fedmedian"})
+    with pytest.raises(UserError, match="2 of 3 sites can take part, 3 needed") as told:
+        simulate(study, tmp_path, reporter=quiet)
+    assert "min_sites" not in told.value.remedy
+
+
+def test_a_site_that_is_away_may_come_back_so_the_round_can_be_tried_again():
+    coordinator = Coordinator.__new__(Coordinator)
+    coordinator._study = make_study(federation={"min_sites": 1})
+    alder, birch = (SimpleNamespace(name=name) for name in ("alder", "birch"))
+    coordinator._roster = SimpleNamespace(training=lambda: [birch], away=lambda: [alder])
+    replies = {"alder": Reply("alder", "not connected", kind=LOST), "birch": Reply("birch", "no text", abstains=True)}
+    with pytest.raises(RoundFailed):
+        coordinator._check_enough("pretrain", 1, {}, replies, {"birch": "no text"})
+    coordinator._study = make_study(federation={"min_sites": 2})
+    with pytest.raises(UserError, match="1 of 2 sites can take part"):
+        coordinator._check_enough("pretrain", 1, {}, replies, {"birch": "no text"})
 
 
 def test_a_site_without_training_pictures_is_an_external_test(fake, quiet, tmp_path):
