@@ -74,7 +74,8 @@ def _measure(arguments: argparse.Namespace) -> int:
     from server.simulation.simulate import simulate
 
     rounds = [f"{phase}.rounds={arguments.rounds}" for phase in ("pretrain", "segment")]
-    study = load_study(arguments.study, [*rounds, *arguments.overrides])
+    # side by side in worker processes the sites' seconds would add up to more than the wall's
+    study = load_study(arguments.study, [*rounds, "simulation.workers=1", *arguments.overrides])
     with tempfile.TemporaryDirectory() as folder:
         simulate(study, Path(folder) / "run", reporter=Reporter())
         phases = measure(Path(folder) / "run")
