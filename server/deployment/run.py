@@ -58,7 +58,7 @@ def run(
     study = _on_any_folder(load_study(study_file, overrides))
     out = (out or Path("runs") / study.study).expanduser().absolute()
     with connected(coordinator) as control:
-        _make_way(control, out, reporter)
+        _make_way(control, out, coordinator, reporter)
         with alone(out):
             run_key = check_run(out, study, resume=resume, force=force)
             if force:
@@ -86,8 +86,8 @@ def follow(control: Control, run_id: int, out: Path, coordinator: Path, reporter
         reporter.close()
         reporter.on_message(
             f"the study goes on without this window\n"
-            f"  look on again:  python -m server status {out} --follow --coordinator {coordinator}\n"
-            f"  stop it:        python -m server stop {out} --coordinator {coordinator}\n"
+            f"  look on again:  {_command('status', out, coordinator, '--follow')}\n"
+            f"  stop it:        {_command('stop', out, coordinator)}\n"
             f"  then resume it: {resume_command(out, coordinator)}"
         )
         raise
@@ -113,9 +113,12 @@ def find_run(control: Control, named: str) -> FlowerRun:
 
 def resume_command(out: Path, coordinator: Path) -> str:
     """The command that goes on with the run in `out`. It names the run's own settings, whatever `--set` it had."""
-    folder = shlex.quote(str(out))
-    elsewhere = "" if coordinator == DEFAULT_COORDINATOR else f" --coordinator {shlex.quote(str(coordinator))}"
-    return f"python -m server run {shlex.quote(str(out / 'config.yaml'))} --out {folder} --resume{elsewhere}"
+    return _command("run", out / "config.yaml", coordinator, "--out", str(out), "--resume")
+
+
+def _command(name: str, path: Path, coordinator: Path, *options: str) -> str:
+    elsewhere = () if coordinator == DEFAULT_COORDINATOR else ("--coordinator", str(coordinator))
+    return shlex.join(["python", "-m", "server", name, str(path), *options, *elsewhere])
 
 
 def _follow(control: Control, run_id: int, out: Path, coordinator: Path, reporter: Reporter) -> int:
@@ -165,7 +168,7 @@ def _ended_without_a_word(run: FlowerRun, resume: str, reporter: Reporter) -> in
     return cli.USER_MUST_MEND if "\n  -> " in run.details else cli.FAILED
 
 
-def _make_way(control: Control, out: Path, reporter: Reporter) -> None:
+def _make_way(control: Control, out: Path, coordinator: Path, reporter: Reporter) -> None:
     """See to it that no other ServerApp works on `out`: one that died is put away, one that lives is left alone.
 
     Raises:
@@ -177,8 +180,8 @@ def _make_way(control: Control, out: Path, reporter: Reporter) -> None:
     if not _is_free(out, _FREE_S if earlier else 0.0):
         raise UserError(
             f"{out}: a study is running there",
-            f"look on: python -m server status {out} --follow; or stop it: python -m server stop {out}; "
-            "if it or its SuperLink has just been stopped, try again in a minute",
+            f"look on: {_command('status', out, coordinator, '--follow')}; or stop it: "
+            f"{_command('stop', out, coordinator)}; if it or its SuperLink has just been stopped, try again soon",
         )
     for run in earlier:
         try:
