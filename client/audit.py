@@ -125,9 +125,8 @@ def _print_table(path: Path, verdict: Verdict, entries: list[dict[str, Any]]) ->
         table.add_row(str(entry["seq"]), time, Text(_shown(entry["event"])), Text(_told(entry["fields"])))
     console.print(table)
     if verdict.broken is None:
-        console.print(
-            Text(f"{path}: {verdict.lines} lines, the chain is whole; last hash {verdict.last}", style="green")
-        )
+        lines = f"{verdict.lines} line{'s' * (verdict.lines != 1)}"
+        console.print(Text(f"{path}: {lines}, the chain is whole; last hash {verdict.last}", style="green"))
     else:
         console.print(Text(f"{path}: line {verdict.broken} {verdict.problem}", style="red"))
         console.print(

@@ -49,7 +49,7 @@ class FederationConfig(Strict):
     weighting: Literal["examples", "uniform"] = "examples"
     """A site's weight in the mean: its number of training pictures, or the same for all."""
     min_sites: int = Field(1, ge=1)
-    """A round with fewer accepted replies fails."""
+    """A round with fewer accepted replies fails. In pretraining, sites without sentences send none that counts."""
     retries: int = Field(2, ge=0)
     """How often a round with too few answers asks those sites again that were lost (no answer, a crash). Answers that
     are there already are kept."""

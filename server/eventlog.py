@@ -152,11 +152,18 @@ class Progress(Reporter):
         self.last_message = text
 
 
-def progress_of(folder: Path) -> Progress:
-    """Where the run in `folder` is; an empty `Progress` if it has told nothing yet."""
-    progress = Progress()
+def progress_of(folder: Path, run_id: int | None = None) -> Progress:
+    """Where the run in `folder` is; an empty `Progress` if it has told nothing yet.
+
+    Args:
+        run_id: one of the folder's submissions, by Flower's number; None: the last one.
+    """
+    progress, wanted = Progress(), run_id is None
     for event in Tail(folder).read():
-        progress.take(event)
+        if event["event"] == "begin":
+            wanted = run_id is None or event["args"] == [run_id]
+        if wanted:
+            progress.take(event)
     return progress
 
 

@@ -80,7 +80,7 @@ class PlainReporter(Reporter):
         self._say(f"  {site}: not in this round: {reason}")
 
     def on_round_end(self, phase: str, round: int, metrics: Mapping[str, float], best_round: int | None) -> None:
-        shown = [f"{name.rpartition('.')[2]} {metrics[name]:.4f}" for name in _SHOWN if name in metrics]
+        shown = [f"{title} {metrics[name]:.4f}" for name, title in _SHOWN.items() if name in metrics]
         self._say(
             f"{phase} {round:>3}: {'  '.join(shown)}  {metrics.get('seconds', 0):.1f} s"
             + (f"  (best: round {best_round})" if best_round is not None else "")
@@ -106,4 +106,4 @@ class PlainReporter(Reporter):
         print(f"[{time.monotonic() - self._started:7.1f} s] {text}", file=self._stream or sys.stdout, flush=True)
 
 
-_SHOWN = ("train.loss", "val.loss", "val.dice")
+_SHOWN = {"train.loss": "loss", "val.loss": "val loss", "val.dice": "Dice"}

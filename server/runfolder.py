@@ -30,6 +30,10 @@ ALL_SITES = "*"
 log = logging.getLogger("feddusss.coordinator")
 
 
+class Busy(UserError):
+    """Another process works on the run."""
+
+
 class RunFolder:
     """One run on disk. Make it with `open_run`."""
 
@@ -161,7 +165,8 @@ def alone(folder: Path, wait_s: float = 0.0) -> Iterator[None]:
     """No other process works on the run in `folder` meanwhile.
 
     Raises:
-        UserError: another one still does after `wait_s` seconds; or the folder cannot be made.
+        Busy: another one still does after `wait_s` seconds.
+        UserError: the folder cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -171,7 +176,7 @@ def alone(folder: Path, wait_s: float = 0.0) -> Iterator[None]:
         try:
             stack.enter_context(exclusive(folder / ".lock", wait_s))
         except BlockingIOError:
-            raise UserError(
+            raise Busy(
                 f"{folder}: another process is working on this run", "wait for it, or choose another --out"
             ) from None
         yield
@@ -217,7 +222,8 @@ def _check_unchanged(folder: Path, before: StudyConfig, study: StudyConfig) -> N
     if changed := changed_keys(before, study):
         raise UserError(
             f"{folder}: its run has other settings: {', '.join(changed)}",
-            "resume with the settings of its config.yaml, or start afresh with --force or another --out",
+            f"resume it with its own, without --set: give {folder / 'config.yaml'} in place of the study file, and "
+            f"--out {folder} --resume; or start afresh with --force or another --out",
         )
     for phase in PHASES:
         old, new = getattr(before, phase).rounds, getattr(study, phase).rounds

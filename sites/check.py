@@ -118,7 +118,11 @@ def print_report(report: Report) -> None:
     console.print(table)
     levels = Counter(finding.level for finding in report.findings)
     verdict = "[green]fit to train on[/]" if report.fit else "[red]not fit[/]: mend the errors first"
-    console.print(f"{verdict} ({levels['error']} errors, {levels['warning']} warnings)")
+    console.print(f"{verdict} ({_count(levels['error'], 'error')}, {_count(levels['warning'], 'warning')})")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _check_counts(report: Report, site: SiteConfig, records: Sequence[Record]) -> None:

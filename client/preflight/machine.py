@@ -241,7 +241,7 @@ def audit_log(site: SiteConfig) -> Iterator[Finding]:
         return
     verdict = verify(path)
     if verdict.broken is None:
-        yield Finding("ok", "audit log", f"{verdict.lines} lines, the chain is whole")
+        yield Finding("ok", "audit log", f"{verdict.lines} line{'s' * (verdict.lines != 1)}, the chain is whole")
     else:
         yield Finding(
             "error",

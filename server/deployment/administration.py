@@ -133,7 +133,7 @@ def _synchronise(folder: CoordinatorFolder, *, wait_s: float = 0, must_run: bool
     for name in changes.registered:
         print(f"{name}: registered at the SuperLink")
     for name in changes.unregistered:
-        print(f"{name}: its former key is unregistered at the SuperLink")
+        print(f"{name}: its {'former ' * (name in changes.registered)}key is unregistered at the SuperLink")
     for problem in changes.problems:
         print(f"error: {problem}", file=sys.stderr)
     return cli.USER_MUST_MEND if changes.problems else cli.OK

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
     from server.deployment.control import FlowerRun
     from server.eventlog import Progress
 
+_WITHOUT_NODE = {"invited": "no key yet", "pending": "not handed over yet"}
 _FIGURES = ("train.loss", "val.loss", "val.dice", "dice_mean", "dice_worst")
 
 
@@ -76,72 +76,96 @@ def _status(arguments: argparse.Namespace) -> int | None:
         if arguments.run is None:
             _print_table(
                 ("run", "study", "state", "phase", "round", "sites", "figures", "folder"),
-                [_row(run, progress_of(run.out)) for run in control.runs()],
+                [_row(run, progress_of(run.out, run.id)) for run in control.runs()],
                 "no runs yet",
             )
             return None
         run = find_run(control, arguments.run)
         if arguments.follow:
             return follow(control, run.id, run.out, arguments.coordinator, make_reporter())
-    _print_run(run, progress_of(run.out))
+    _print_run(run, progress_of(run.out, run.id), arguments.coordinator)
     return None
 
 
 def _stop(arguments: argparse.Namespace) -> None:
     from dusss_core.errors import UserError
     from server.deployment.control import connected
-    from server.deployment.run import find_run
+    from server.deployment.run import find_run, resume_command
 
     with connected(arguments.coordinator) as control:
         run = find_run(control, arguments.run)
         if run.finished:
             raise UserError(f"run {run.id} has ended already ({run.outcome})", "nothing is to be done")
         control.stop(run.id)
-    print(f"run {run.id} is stopped; go on with it: python -m server run STUDY --resume --out {run.out}")
+    print(f"run {run.id} is stopped; go on with it: {resume_command(run.out, arguments.coordinator)}")
 
 
 def _nodes(arguments: argparse.Namespace) -> None:
     from server.deployment.control import connected
+    from server.deployment.folder import CoordinatorFolder
+    from server.deployment.registry import load_registry
 
     with connected(arguments.coordinator) as control:
         nodes = control.nodes()
-    names = _names_by_node(arguments.coordinator)
+    registry = load_registry(CoordinatorFolder(arguments.coordinator))
+    names = registry.names_by_node()
     rows = [
         (node.name or names.get(node.id, "?"), node.status, _moment(node.seen), str(node.id), node.fingerprint or "-")
         for node in nodes
+    ]
+    there = {row[0] for row in rows}
+    rows += [
+        (site.name, _WITHOUT_NODE.get(site.status, site.status), "-", "-", site.key.fingerprint if site.key else "-")
+        for site in registry.sites
+        if site.name not in there
     ]
     _print_table(("site", "state", "last seen", "node", "key"), rows, "no sites are registered")
 
 
 def _row(run: FlowerRun, progress: Progress) -> tuple[str, ...]:
-    if progress.run_id != run.id:
-        return (str(run.id), "", _state(run), "", "", "", "", str(run.out))
     taking_part = sum(not doing.startswith("left out") for doing in progress.sites.values())
     return (
         str(run.id),
-        progress.study,
+        progress.study or _study_in(run.out),
         _state(run),
-        progress.phase,
-        f"{progress.round}/{progress.rounds}" if progress.rounds else "",
-        f"{taking_part} of {len(progress.sites)}" if progress.sites else "",
-        _figures(progress),
+        progress.phase or "-",
+        f"{progress.round}/{progress.rounds}" if progress.rounds else "-",
+        f"{taking_part} of {len(progress.sites)}" if progress.sites else "-",
+        _figures(progress) or "-",
         str(run.out),
     )
 
 
-def _print_run(run: FlowerRun, progress: Progress) -> None:
+def _print_run(run: FlowerRun, progress: Progress, coordinator: Path) -> None:
+    from server.deployment.run import resume_command
+    from server.eventlog import progress_of
+
     lines = [f"run {run.id}: {_state(run)}, began {_moment(run.began)}", f"folder: {run.out}"]
-    if progress.run_id == run.id:
-        place = f"study {progress.study or '?'}: {progress.phase or 'before its first round'}"
-        place += f", round {progress.round} of {progress.rounds}" if progress.rounds else ""
-        lines.append(place + (f" ({progress.doing})" if progress.doing else ""))
-        lines += [f"  {site}: {doing or 'takes part'}" for site, doing in sorted(progress.sites.items())]
-        lines += [f"figures: {_figures(progress)}"] if _figures(progress) else []
-        lines += [f"last message: {progress.last_message}"] if progress.last_message else []
-        lines += [f"ended with code {progress.code}: {progress.text or 'done'}"] if progress.code is not None else []
-    elif run.details:
+    place = f"study {progress.study or _study_in(run.out)}: {progress.phase or 'before its first round'}"
+    place += f", round {progress.round} of {progress.rounds}" if progress.rounds else ""
+    # what it was about, and said last, is past when it has ended
+    lines.append(place + (f" ({progress.doing})" if progress.doing and not run.finished else ""))
+    lines += [f"  {site}: {doing or 'takes part'}" for site, doing in sorted(progress.sites.items())]
+    lines += [f"figures: {_figures(progress)}"] if _figures(progress) else []
+    lines += [f"last message: {progress.last_message}"] if progress.last_message and not run.finished else []
+    if progress.code is not None:
+        lines.append(f"ended with code {progress.code}: {progress.text or 'done'}")
+    elif run.finished and run.details:
         lines.append(run.details)
+    if run.finished and run.outcome != "completed" and progress_of(run.out).run_id in (0, run.id):
+        lines.append(f"go on with it: {resume_command(run.out, coordinator)}")
     print("\n".join(lines))
+
+
+def _study_in(out: Path) -> str:
+    """The study whose settings lie in a run's folder, for a run that ended before it told."""
+    from dusss_core.errors import UserError
+    from feddusss import configfile
+
+    try:
+        return str(configfile.read_yaml(out / "config.yaml").get("study", "?"))
+    except UserError:
+        return "?"
 
 
 def _state(run: FlowerRun) -> str:
@@ -159,20 +183,6 @@ def _moment(text: str) -> str:
     moment = datetime.fromisoformat(text)
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
-
-
-def _names_by_node(coordinator: Path) -> dict[int, str]:
-    """Names of sites by node id, from the coordinator's own list; for nodes that were registered without a name."""
-    try:
-        sites = json.loads((coordinator / "sites.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    found = {}
-    for name, site in sites.items() if isinstance(sites, dict) else ():
-        node = site.get("node_id") if isinstance(site, dict) else None
-        if isinstance(node, int | str) and str(node).isdigit():
-            found[int(node)] = name
-    return found
 
 
 def _print_table(heading: tuple[str, ...], rows: list[tuple[str, ...]], none: str) -> None:

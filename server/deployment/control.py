@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dusss_core.errors import UserError
+from server.deployment.accounts import not_permitted
 
 if TYPE_CHECKING:
     from flwr.proto.node_pb2 import NodeInfo
@@ -86,7 +87,7 @@ def find_connection(coordinator: Path) -> Connection:
     """The connection that a coordinator's folder names.
 
     Raises:
-        UserError: no such folder or file, or nothing usable in it.
+        UserError: no such folder or file, not readable to this account, or nothing usable in it.
     """
     path = Path(coordinator) / "flwr" / "config.toml"
     try:
@@ -98,6 +99,8 @@ def find_connection(coordinator: Path) -> Connection:
             f"{path}: no such file",
             "name the coordinator's folder with --coordinator; python -m server provision makes one",
         ) from None
+    except PermissionError:
+        raise not_permitted(path) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: names no SuperLink ({type(error).__name__})",
@@ -130,6 +133,8 @@ class Control:
                 None if certificates is None else certificates.read_bytes(),
                 interceptors=[RuntimeVersionHttpInterceptor(component_name="feddusss")],
             )
+        except PermissionError:
+            raise not_permitted(certificates or Path()) from None
         except (OSError, ValueError) as error:
             raise UserError(f"{certificates}: not a usable certificate ({error})", "mend flwr/config.toml") from None
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dusss_core.errors import UserError
+from server.deployment.accounts import check_account
 from server.deployment.certificates import Authority, ServerPair
 
 CONNECTION = "coordinator"
@@ -47,9 +48,10 @@ def open_folder(path: Path) -> CoordinatorFolder:
     """The coordinator's folder that `provision` made.
 
     Raises:
-        UserError: there is none at `path`.
+        UserError: there is none at `path`; it is another account's.
     """
     folder = CoordinatorFolder(Path(path).expanduser().absolute())
+    check_account(folder.path)
     if not folder.register.exists():
         raise UserError(
             f"{path}: no coordinator's folder (it has no sites.json)",

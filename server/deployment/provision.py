@@ -6,7 +6,6 @@ file that a person has changed is left alone (the new text is put beside it).
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import json
 import shlex
@@ -18,6 +17,7 @@ from dusss_core.errors import UserError
 from dusss_core.files import write_json, write_text
 from server.config import load_study
 from server.deployment import certificates, registry
+from server.deployment.accounts import account, check_account
 from server.deployment.config import DeploymentConfig, parse_deployment
 from server.deployment.folder import CONNECTION, CoordinatorFolder, check_plain
 from server.deployment.kit import write_kit
@@ -38,7 +38,8 @@ def provision(study_file: str | Path, out: Path, overrides: Iterable[str] = (), 
         say: gets a line for everything that was made, kept or left alone.
 
     Raises:
-        UserError: the study has no `deployment`; a key without its certificate; a path that needs quoting.
+        UserError: the study has no `deployment`; a key without its certificate; a path that needs quoting; the
+            folder is there already, and another account's.
     """
     study = load_study(study_file, overrides)
     if study.deployment is None:
@@ -47,10 +48,11 @@ def provision(study_file: str | Path, out: Path, overrides: Iterable[str] = (), 
     out = Path(out).expanduser().absolute()
     check_plain(out)
     folder = CoordinatorFolder(out / "coordinator")
+    check_account(folder.path)
     _make_private(folder.path)
     _make_private(folder.flwr_home)
 
-    if getpass.getuser() == "root":
+    if account() == "root":
         say("warning: provisioned as root, so the SuperLink would run as root; better use an account of its own")
     _make_certificates(folder, study.study, deployment, say)
     added = registry.add_sites(folder, deployment.sites)
@@ -96,7 +98,7 @@ def _write_start_files(folder: CoordinatorFolder, study: str, deployment: Deploy
         "study": study,
         "folder": folder.path,
         "programs": programs,
-        "user": getpass.getuser(),
+        "user": account(),
         "deployment": deployment,
         "connection": CONNECTION,
         "fleet_calls": FLEET_CALLS,

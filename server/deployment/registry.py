@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError
 from dusss_core.config import Strict
 from dusss_core.errors import UserError
 from dusss_core.files import exclusive, write_text
+from server.deployment.accounts import not_permitted
 from server.deployment.control import ControlFailed, fingerprint
 from server.deployment.folder import CoordinatorFolder
 
@@ -112,6 +113,8 @@ def load_registry(folder: CoordinatorFolder) -> Registry:
         return Registry.model_validate_json(folder.register.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return Registry()
+    except PermissionError:
+        raise not_permitted(folder.register) from None
     except (OSError, UnicodeDecodeError, ValidationError) as error:
         first = str(error).splitlines()[0]
         raise UserError(f"{folder.register}: {first}", "put it back from the backup") from None
@@ -138,12 +141,13 @@ def add_key(folder: CoordinatorFolder, name: str, public_key: str, *, renew: boo
         renew: the site has a key already, and this one takes its place.
 
     Raises:
-        UserError: not a P-384 public key; used before, by any site; the site has a key and `renew` is off, or the other
-            way round.
+        UserError: not a P-384 public key; its comment is the name of another site; used before, by any site; the site
+            has a key and `renew` is off, or the other way round.
     """
     line, shown = read_public_key(public_key)
     with _changing(folder) as registry:
         site = registry.site(name)
+        _refuse_anothers_key(public_key, site, registry)
         for other in registry.sites:
             for key in other.keys:
                 if key.public_key == line:
@@ -270,6 +274,21 @@ def _changing(folder: CoordinatorFolder) -> Iterator[Registry]:
         raise UserError(
             f"{folder.path}: another command is changing the sites", "try again when it has ended"
         ) from None
+
+
+def _refuse_anothers_key(public_key: str, site: Site, registry: Registry) -> None:
+    """`python -m client init` ends the line with the site's name: two keys that were swapped would both be burnt."""
+    comment = " ".join(public_key.split()[2:]).lower()
+    if comment == site.name.lower():
+        return
+    for other in registry.sites:
+        if other.name.lower() == comment:
+            command = "register" if other.key is None else "renew"
+            raise UserError(
+                f"this key says that it is {other.name}'s, not {site.name}'s",
+                f"if so: python -m server {command} {other.name} PUBKEY; if not, {site.name} has the wrong name in its "
+                "site.yaml: let it put its own there and make a new key",
+            )
 
 
 def _refuse_used_key(key: Key, owner: Site, site: Site) -> None:

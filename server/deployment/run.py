@@ -6,6 +6,7 @@ events.jsonl of the run's folder, and every display here is a replay of that fil
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,18 +15,19 @@ from dusss_core.errors import UserError
 from dusss_core.files import write_text
 from feddusss import cli, configfile
 from server.config import StudyConfig, load_study
-from server.deployment.control import Control, ControlFailed, FlowerRun, SuperLinkAway, connected
-from server.eventlog import Tail, replay
+from server.deployment.control import DEFAULT_COORDINATOR, Control, ControlFailed, FlowerRun, SuperLinkAway, connected
+from server.eventlog import Tail, progress_of, replay
 from server.events import Reporter
-from server.runfolder import alone, check_run, open_run
+from server.runfolder import Busy, alone, check_run, open_run
 
 _POLL_S = 0.5
 _ASK_S = 5.0
 """Between two questions to the SuperLink, whether the run is still there."""
 _AWAY_S = 60.0
 """After which a SuperLink that does not answer is given up."""
-_FREE_S = 15.0
-"""An earlier ServerApp lives on for some seconds after its SuperLink was killed."""
+_FREE_S = 20.0
+"""An earlier ServerApp lives on for some seconds after its end, after it was stopped, and after its SuperLink was
+killed."""
 
 
 def run(
@@ -56,14 +58,17 @@ def run(
     study = _on_any_folder(load_study(study_file, overrides))
     out = (out or Path("runs") / study.study).expanduser().absolute()
     with connected(coordinator) as control:
-        _make_way(control, out, reporter)
+        _make_way(control, out, coordinator, reporter)
         with alone(out):
-            check_run(out, study, resume=resume, force=force)
+            run_key = check_run(out, study, resume=resume, force=force)
             if force:
                 open_run(out, study, force=True)
             # what was checked here is what is run there, whatever happens to the study's file meanwhile
             submitted = out / "submitted.yaml"
             write_text(submitted, configfile.dump(study))
+            if run_key is None:
+                # names the study in `resume_command`, also where the ServerApp ends before it has written it
+                write_text(out / "config.yaml", configfile.dump(study))
         run_id = control.start({"study": str(submitted), "out": str(out)})
         reporter.on_message(f"run {run_id} was submitted to the SuperLink at {control.address}; files: {out}")
         return follow(control, run_id, out, coordinator, reporter)
@@ -76,13 +81,14 @@ def follow(control: Control, run_id: int, out: Path, coordinator: Path, reporter
         KeyboardInterrupt: after a line that says how to look on again and how to stop the run.
     """
     try:
-        return _follow(control, run_id, out, reporter)
+        return _follow(control, run_id, out, coordinator, reporter)
     except KeyboardInterrupt:
         reporter.close()
         reporter.on_message(
             f"the study goes on without this window\n"
-            f"  look on again:  python -m server status {out} --follow --coordinator {coordinator}\n"
-            f"  stop it:        python -m server stop {out} --coordinator {coordinator}"
+            f"  look on again:  {_command('status', out, coordinator, '--follow')}\n"
+            f"  stop it:        {_command('stop', out, coordinator)}\n"
+            f"  then resume it: {resume_command(out, coordinator)}"
         )
         raise
     finally:
@@ -105,8 +111,19 @@ def find_run(control: Control, named: str) -> FlowerRun:
     return found[-1]
 
 
-def _follow(control: Control, run_id: int, out: Path, reporter: Reporter) -> int:
+def resume_command(out: Path, coordinator: Path) -> str:
+    """The command that goes on with the run in `out`. It names the run's own settings, whatever `--set` it had."""
+    return _command("run", out / "config.yaml", coordinator, "--out", str(out), "--resume")
+
+
+def _command(name: str, path: Path, coordinator: Path, *options: str) -> str:
+    elsewhere = () if coordinator == DEFAULT_COORDINATOR else ("--coordinator", str(coordinator))
+    return shlex.join(["python", "-m", "server", name, str(path), *options, *elsewhere])
+
+
+def _follow(control: Control, run_id: int, out: Path, coordinator: Path, reporter: Reporter) -> int:
     tail, ours, asked, away_since = Tail(out), False, 0.0, None
+    resume = f"  -> go on after its last round: {resume_command(out, coordinator)}"
     while True:
         # asked before the events are read: what the run told before it ended is then in them
         finished = None
@@ -118,67 +135,83 @@ def _follow(control: Control, run_id: int, out: Path, reporter: Reporter) -> int
             except SuperLinkAway:
                 away_since = away_since or asked
             except ControlFailed as error:
-                return _ended(cli.FAILED, str(error), out, reporter)
+                return _ended(cli.FAILED, str(error), resume, reporter)
         for event in tail.read():
             if event["event"] == "begin":
                 ours = event["args"] == [run_id]
             elif ours and event["event"] == "end":
-                return _ended(event["args"][0], event["args"][1], out, reporter)
+                return _ended(event["args"][0], event["args"][1], resume, reporter)
             elif ours:
                 replay(event, reporter)
         if finished is not None:
-            return _ended_without_a_word(finished, out, reporter)
+            return _ended_without_a_word(finished, resume, reporter)
         if away_since is not None and time.monotonic() - away_since > _AWAY_S:
-            reporter.on_message(f"the SuperLink at {control.address} is gone: start it again, then\n{_resume(out)}")
+            reporter.on_message(f"the SuperLink at {control.address} is gone: start it again, then\n{resume}")
             return cli.FAILED
         time.sleep(_POLL_S)
 
 
-def _ended(code: int, text: str, out: Path, reporter: Reporter) -> int:
+def _ended(code: int, text: str, resume: str, reporter: Reporter) -> int:
     if code == cli.USER_MUST_MEND:
         reporter.on_message(f"error: {text}")
     elif code != cli.OK:
-        reporter.on_message(f"failed: {text}\n{_resume(out)}")
+        reporter.on_message(f"failed: {text}\n{resume}")
     return code
 
 
-def _ended_without_a_word(run: FlowerRun, out: Path, reporter: Reporter) -> int:
+def _ended_without_a_word(run: FlowerRun, resume: str, reporter: Reporter) -> int:
     """The ServerApp was stopped, was killed, or never began."""
     told = run.details or "its process ended without a word"
     what = "was stopped" if run.outcome == "stopped" else f"{run.outcome}: {told}"
-    reporter.on_message(f"run {run.id} {what}\n{_resume(out)}")
+    reporter.on_message(f"run {run.id} {what}\n{resume}")
     # on a full disk events.jsonl cannot tell the end; Flower keeps the text, and a remedy marks what is to be mended
     return cli.USER_MUST_MEND if "\n  -> " in run.details else cli.FAILED
 
 
-def _resume(out: Path) -> str:
-    return f"  -> go on after its last round: python -m server run STUDY --resume --out {out}"
-
-
-def _make_way(control: Control, out: Path, reporter: Reporter) -> None:
+def _make_way(control: Control, out: Path, coordinator: Path, reporter: Reporter) -> None:
     """See to it that no other ServerApp works on `out`: one that died is put away, one that lives is left alone.
 
     Raises:
         UserError: a ServerApp works on it.
     """
-    earlier = [run for run in control.runs() if run.out == out and not run.finished]
-    if earlier:
-        reporter.on_message(f"a process may still work on {out}: waiting for its end, {_FREE_S:.0f} s at most")
-    try:
-        with alone(out, _FREE_S if earlier else 0.0):
-            pass
-    except UserError:
+    earlier = [run for run in control.runs() if run.out == out]
+    if not _is_free(out) and earlier:
+        reporter.on_message(f"a process still works on {out}: waiting for its end, {_FREE_S:.0f} s at most")
+    if not _is_free(out, _FREE_S if earlier else 0.0):
         raise UserError(
             f"{out}: a study is running there",
-            f"look on: python -m server status {out} --follow; or stop it: python -m server stop {out}; "
-            "if its SuperLink has just been killed, try again in a minute",
-        ) from None
+            f"look on: {_command('status', out, coordinator, '--follow')}; or stop it: "
+            f"{_command('stop', out, coordinator)}; if it or its SuperLink has just been stopped, try again soon",
+        )
     for run in earlier:
         try:
+            if run.finished or _hears_of_its_end(control, run):
+                continue
             control.stop(run.id)
             reporter.on_message(f"run {run.id} had died without the SuperLink's knowing; it is put away")
         except ControlFailed:
             pass  # it has found out by itself meanwhile
+
+
+def _is_free(out: Path, wait_s: float = 0.0) -> bool:
+    """Whether no process works on `out`, at the latest after `wait_s` seconds."""
+    try:
+        with alone(out, wait_s):
+            return True
+    except Busy:
+        return False
+
+
+def _hears_of_its_end(control: Control, run: FlowerRun) -> bool:
+    """A ServerApp that told its end has not died: the SuperLink hears of it some seconds after whoever looked on."""
+    if progress_of(run.out, run.id).code is None:
+        return False
+    give_up = time.monotonic() + _FREE_S
+    while not control.run(run.id).finished:
+        if time.monotonic() >= give_up:
+            return False
+        time.sleep(_POLL_S)
+    return True
 
 
 def _on_any_folder(study: StudyConfig) -> StudyConfig:

@@ -5,6 +5,7 @@ Promise 3: the weights of the simulation. Promise 2: the SuperLink killed amid a
 
 from __future__ import annotations
 
+import shlex
 import signal
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from server.checkpoints import read_model
 from server.events import Reporter
 from server.simulation.simulate import simulate
+from tests.deployment import wait_until
 from tests.server.conftest import make_study
 from tests.server.deployed import Federation, federation, metrics, wait_for_event
 
@@ -96,6 +98,17 @@ def test_whoever_looks_on_can_leave_come_back_and_stop_the_run(there: Federation
     assert "alder" in there.told("status", out)
     nodes = there.told("nodes")
     assert nodes.count("online") == 2 and nodes.count("SHA256:") == 2
-    assert "is stopped" in there.told("stop", out)
+    stopped = there.told("stop", out)
+    assert "is stopped" in stopped
+    # at once, as a person would, and as it stands there
+    command = shlex.split(stopped.partition("go on with it: ")[2])[3:]
+    again = there.server(*command, log="again")
+    try:
+        wait_until(
+            lambda: "was submitted" in again.output and "resuming the run" in again.output, 240, "the resumed run"
+        )
+        assert "stopped" in there.told("stop", out)
+    finally:
+        again.end()
     assert "stopped" in there.told("status", out, "--follow")
     assert "has ended already" in there.told("stop", out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import shutil
 import socket
 import ssl
@@ -20,6 +21,7 @@ from dusss_core.errors import UserError
 from server.__main__ import main
 from server.config import load_study
 from server.deployment import certificates
+from server.deployment.accounts import account
 from server.deployment.provision import provision, renew_certificate
 from server.deployment.registry import load_registry
 from sites.config import LimitsConfig, load_site
@@ -237,6 +239,37 @@ def test_mistakes_in_the_study_are_named(run, deployment, message):
 def test_a_study_without_a_deployment_is_told_so(tmp_path):
     with pytest.raises(UserError, match="no section 'deployment'"):
         provision("demo", tmp_path / "kits")
+
+
+def test_another_account_leaves_kits_that_are_there_alone(run, study, tmp_path, capsys, monkeypatch):
+    folder, _ = run()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    owner = account()
+    monkeypatch.setattr(os, "geteuid", lambda: 4711)
+    monkeypatch.chdir(tmp_path)
+    assert main(["provision", str(tmp_path / "study.yaml"), "--out", "kits"]) == 2
+    told = capsys.readouterr().err
+    assert f"{folder.path} is {owner}'s" in told and f"sudo -iu {owner}" in told
+    assert f"chown -R 4711: {tmp_path / 'kits'}" in told
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_root_provisions_in_nobody_elses_folder_and_a_file_of_roots_is_found(run, study, tmp_path, monkeypatch):
+    kits = tmp_path / "kits"
+    kits.mkdir()
+    os.chown(kits, 4711, -1)
+    with pytest.raises(UserError, match=r"kits is 4711's.*runs as root.*\n.*sudo -iu 4711"):
+        run()
+    assert not list(kits.iterdir())
+    os.chown(kits, 0, -1)
+    folder, _ = run()
+    for path in (kits, folder.path, *folder.path.rglob("*")):
+        os.chown(path, 4711, -1)
+    os.chown(folder.register, 0, -1)
+    monkeypatch.setattr(os, "geteuid", lambda: 4711)
+    with pytest.raises(UserError, match=rf"sites.json is root's.*\n.*sudo chown -R 4711: {kits}"):
+        run()
 
 
 def test_a_path_that_would_need_quoting_is_refused(study, tmp_path):

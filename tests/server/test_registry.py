@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+from contextlib import contextmanager
 
 import pytest
 from cryptography.hazmat.primitives import serialization as s
@@ -11,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from dusss_core.errors import UserError
 from server.__main__ import main
-from server.deployment import registry
+from server.deployment import control, registry
 from server.deployment.control import ControlFailed, Node, SuperLinkAway, fingerprint
 from server.deployment.folder import CoordinatorFolder
 from server.deployment.registry import add_key, add_sites, load_registry, revoke, synchronise
@@ -197,6 +199,47 @@ def test_register_does_not_replace_a_key_and_renew_does_not_add_one(folder):
     add_key(folder, "alder", new_key())
     with pytest.raises(UserError, match="server renew alder"):
         add_key(folder, "alder", new_key())
+
+
+@pytest.mark.parametrize("renew", [False, True])
+def test_a_key_that_says_it_is_another_sites_is_refused_and_not_burnt(folder, renew):
+    bare = new_key().rsplit(" ", 1)[0]
+    if renew:
+        add_key(folder, "alder", new_key())
+    with pytest.raises(UserError, match=r"says that it is birch's.*\n.*server register birch PUBKEY"):
+        add_key(folder, "alder", f"{bare} birch\n", renew=renew)
+    assert all(key.public_key != bare for site in load_registry(folder).sites for key in site.keys)
+    add_key(folder, "birch", f"{bare} birch\n")
+
+
+def test_a_key_with_its_own_name_or_no_name_or_an_unknown_one_is_taken(folder):
+    for number, comment in enumerate(("alder", "", "it@hospital", "oak")):
+        add_key(folder, "alder", f"{new_key().rsplit(' ', 1)[0]} {comment}\n", renew=number > 0)
+    assert len(load_registry(folder).site("alder").keys) == 4
+
+
+def test_a_revoked_key_is_not_called_a_former_one_and_a_renewed_one_is(folder, capsys, monkeypatch):
+    superlink = FakeSuperLink()
+
+    @contextmanager
+    def here(connection):
+        yield superlink
+
+    monkeypatch.setattr(control, "Control", here)
+    monkeypatch.setattr(control, "find_connection", lambda path: path)
+    at = ["--coordinator", str(folder.path)]
+    main(["register", "alder", new_key(), *at])
+    main(["renew", "alder", new_key(), *at])
+    assert "alder: its former key is unregistered" in capsys.readouterr().out
+    main(["revoke", "alder", *at])
+    assert "alder: its key is unregistered" in capsys.readouterr().out
+
+
+def test_commands_of_another_account_do_not_touch_the_register(folder, capsys, monkeypatch):
+    before = folder.register.read_bytes()
+    monkeypatch.setattr(os, "geteuid", lambda: 4711)
+    assert main(["register", "alder", new_key(), "--coordinator", str(folder.path)]) == 2
+    assert "run it as" in capsys.readouterr().err and folder.register.read_bytes() == before
 
 
 def test_unknown_names_are_named_with_those_there_are(folder):

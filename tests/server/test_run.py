@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
+import os
+import shlex
+import threading
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +17,12 @@ from dusss_core.files import exclusive
 from feddusss import configfile
 from server.__main__ import main
 from server.config import load_study
-from server.deployment import control, run
+from server.deployment import accounts, control, registry, run
 from server.deployment.control import FlowerRun, Node, SuperLinkAway, find_connection
+from server.deployment.folder import CoordinatorFolder
 from server.eventlog import EventLog, Tail, progress_of
 from tests.server.conftest import make_study
+from tests.server.test_registry import new_key
 from tests.server.unreliable import Listener
 
 
@@ -108,7 +114,7 @@ ROUND = [
     ("on_site_start", "alder"),
     ("on_site_done", "alder", {"train.loss": 0.5}),
     ("on_site_refused", "birch", "no answer in time"),
-    ("on_round_end", "segment", 1, {"train.loss": 0.5, "seconds": 2.0}, None),
+    ("on_round_end", "segment", 1, {"train.loss": 0.5, "val.loss": 0.7, "val.dice": 0.1, "seconds": 2.0}, None),
 ]
 
 
@@ -116,7 +122,8 @@ def test_what_the_server_app_tells_is_shown_and_its_end_is_the_exit_code(link, s
     link.do = server_app(*ROUND)
     assert main(["run", str(study_file), "--out", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
-    assert "birch: not in this round: no answer in time" in shown and "segment   1: loss 0.5000" in shown
+    assert "birch: not in this round: no answer in time" in shown
+    assert "segment   1: loss 0.5000  val loss 0.7000  Dice 0.1000  2.0 s" in shown
 
 
 @pytest.mark.parametrize(
@@ -202,6 +209,103 @@ def test_a_run_that_died_unseen_is_put_away_and_one_that_lives_is_left_alone(lin
     assert link.stopped == [1]
 
 
+def test_a_run_that_was_just_stopped_is_waited_for(link, study_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run, "_FREE_S", 20.0)
+    link.do = server_app()
+    out = (tmp_path / "out").absolute()
+    out.mkdir()
+    link.known[1] = FlowerRun(1, "finished", "stopped", "", out, "2026-01-01T10:00:00+00:00")
+    with ExitStack() as dying:
+        dying.enter_context(exclusive(out / ".lock"))
+        threading.Timer(0.5, dying.close).start()
+        assert main(["run", str(study_file), "--out", str(out), "--resume"]) == 0
+    assert "waiting for its end" in capsys.readouterr().out and len(link.started) == 1
+
+
+def test_a_folder_where_another_process_works_is_refused_at_once(link, study_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "_FREE_S", 60.0)
+    out = tmp_path / "out"
+    out.mkdir()
+    with exclusive(out / ".lock"):
+        assert main(["run", str(study_file), "--out", str(out)]) == 2
+    assert link.started == []
+
+
+def test_a_study_that_has_just_ended_well_is_not_called_dead_nor_stopped(
+    link, study_file, tmp_path, capsys, monkeypatch
+):
+    out = (tmp_path / "out").absolute()
+    link.do, link.ends_as = server_app(*ROUND), ""
+    command = ["run", str(study_file), "--out", str(out), "--resume"]
+    assert main(command) == 0
+    asked, ask = [], link.run
+
+    def run_of_flower(number):
+        asked.append(number)
+        if len(asked) == 3:  # it hears of the end late
+            link.known[1] = replace(link.known[1], status="finished", outcome="completed")
+        return ask(number)
+
+    link.run = run_of_flower
+    monkeypatch.setattr(run, "_FREE_S", 20.0)
+    assert main(command) == 0
+    assert link.stopped == [] and "had died" not in capsys.readouterr().out
+    assert link.known[1].outcome == "completed"
+
+
+def test_the_command_that_every_hint_prints_goes_on_with_a_run_that_had_settings_of_its_own(
+    link, study_file, tmp_path, capsys, fake, quiet
+):
+    from server.simulation.simulate import simulate
+
+    out = (tmp_path / "out").absolute()
+    other = {"seed": 5, "data": {"root": str(tmp_path)}}
+    simulate(make_study(**other), out, reporter=quiet)
+    link.known[7] = FlowerRun(7, "running", "", "", out, "2026-01-01T10:00:00+00:00")
+    assert main(["stop", "7"]) == 0
+    hint = capsys.readouterr().out.partition("go on with it: ")[2].split()
+    assert hint[:3] == ["python", "-m", "server"] and f"{out}/config.yaml" in hint
+    link.known.clear()
+    link.do = server_app()
+    assert main(["run", str(study_file), "--out", str(out), "--resume", "--set", f"data.root={tmp_path}"]) == 2
+    assert f"give {out}/config.yaml" in capsys.readouterr().err
+    assert main(hint[3:]) == 0
+    assert load_study(link.started[0]["study"]).seed == 5
+    # the same command where a run fails, before anything of it is on the disk
+    fresh = tmp_path / "a fresh one"
+    link.do, link.ends_as = lambda out, number: EventLog(out).begin(number), "failed"
+    assert main(["run", str(study_file), "--out", str(fresh), "--set", "seed=6"]) == 1
+    hint = shlex.split(capsys.readouterr().out.partition("its last round: ")[2])
+    link.do, link.ends_as = server_app(), "completed"
+    assert main(hint[3:]) == 0
+    assert load_study(link.started[-1]["study"]).seed == 6
+
+
+def test_a_hint_names_a_coordinators_folder_that_is_not_the_usual_one(link, study_file, tmp_path, capsys):
+    out = (tmp_path / "out").absolute()
+    link.known[1] = FlowerRun(1, "running", "", "", out, "2026-01-01T10:00:00+00:00")
+    assert main(["stop", "1", "--coordinator", "/srv/kits/coordinator"]) == 0
+    assert capsys.readouterr().out.endswith("--resume --coordinator /srv/kits/coordinator\n")
+
+
+def test_status_of_runs_that_failed_or_were_replaced_tells_of_each_its_own(link, study_file, tmp_path, capsys):
+    out = tmp_path / "out"
+    link.do, link.ends_as = server_app(("on_message", "waiting for sites"), code=2, text="too few sites"), "failed"
+    assert main(["run", str(study_file), "--out", str(out)]) == 2
+    link.do, link.ends_as = server_app(*ROUND), "completed"
+    assert main(["run", str(study_file), "--out", str(out), "--resume"]) == 0
+    capsys.readouterr()
+    assert main(["status"]) == 0
+    _, failed, completed = capsys.readouterr().out.splitlines()
+    assert failed.split() == ["1", "tiny", "failed", "-", "-", "-", "-", str(out)]
+    assert completed.split()[:4] == ["2", "tiny", "completed", "segment"]
+    assert main(["status", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "study tiny: before its first round\n" in shown and "ended with code 2: too few sites" in shown
+    assert "waiting for sites" not in shown and "waits for sites" not in shown
+    assert "--resume" not in shown, "another run has taken its place"
+
+
 def test_status_says_where_each_run_is(link, study_file, tmp_path, capsys):
     link.do = server_app(*ROUND)
     out = tmp_path / "out"
@@ -211,7 +315,8 @@ def test_status_says_where_each_run_is(link, study_file, tmp_path, capsys):
     heading, row = capsys.readouterr().out.splitlines()
     assert heading.split()[:4] == ["run", "study", "state", "phase"]
     assert row.split() == [
-        "1", "tiny", "completed", "segment", "1/2", "1", "of", "2", "train.loss", "0.5000", str(out),
+        "1", "tiny", "completed", "segment", "1/2", "1", "of", "2",
+        "train.loss", "0.5000", "val.loss", "0.7000", "val.dice", "0.1000", str(out),
     ]  # fmt: skip
     assert main(["status", str(out)]) == 0
     shown = capsys.readouterr().out
@@ -234,6 +339,34 @@ def test_nodes_shows_names_states_and_keys(link, capsys, tmp_path):
     shown = capsys.readouterr().out.splitlines()
     assert shown[1].split()[:2] == ["alder", "online"] and shown[1].endswith("SHA256:abc")
     assert shown[2].split()[:3] == ["?", "offline", "never"]
+
+
+def test_nodes_shows_who_is_missing(link, capsys, tmp_path):
+    folder = CoordinatorFolder(tmp_path)
+    registry.add_sites(folder, ["alder", "birch", "cedar"])
+    registry.add_key(folder, "cedar", new_key())
+    registry.revoke(folder, "cedar")
+    assert main(["nodes", "--coordinator", str(tmp_path)]) == 0
+    rows = [line.split("  ")[0] + ": " + line for line in capsys.readouterr().out.splitlines()]
+    assert len(rows) == 5, "alder once"
+    assert "no key yet" in rows[3] and rows[3].startswith("birch")
+    assert "revoked" in rows[4] and rows[4].startswith("cedar")
+
+
+def test_a_coordinators_file_that_may_not_be_read_is_told_as_that(tmp_path, monkeypatch):
+    (tmp_path / "flwr").mkdir()
+    (tmp_path / "flwr" / "config.toml").write_text("")
+
+    def refused(self, **_):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "read_text", refused)
+    with pytest.raises(UserError, match="may not read it"):
+        find_connection(tmp_path)
+    owner, me = accounts.account(), os.geteuid() + 4711
+    monkeypatch.setattr(os, "geteuid", lambda: me)
+    with pytest.raises(UserError, match=rf"config.toml is {owner}'s\n.*sudo -iu {owner}; .*chown -R {me}: "):
+        find_connection(tmp_path)
 
 
 def test_a_run_in_another_folder_is_told_from_ours_in_one_log(tmp_path):

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from sites.__main__ import main
+from sites.check import Finding, Report, print_report
 from sites.config import load_site
 from tests.sites.builders import mask, picture, rows_of, save, write_rows, write_site
 
@@ -215,3 +216,10 @@ def test_help_is_instant():
     code = "import sys, sites.__main__ as m; m.build_parser(); print({'numpy', 'pydantic'} & set(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert loaded.stdout.strip() == "set()"
+
+
+def test_one_error_is_not_called_errors(capsys):
+    report = Report("alder")
+    report.findings += [Finding("error", "train", "none"), Finding("warning", "val", "none")]
+    print_report(report)
+    assert "(1 error, 1 warning)" in capsys.readouterr().out
