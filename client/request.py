@@ -78,8 +78,9 @@ def read_request(content: RecordDict) -> Request:
         first = error.errors(include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise Declined(f"the study's settings are not valid in this release: '{where}': {first['msg']}") from None
-    if training.vlm.weights is not None:
-        raise Declined("the study names a file on this machine (vlm.weights)")
+    for name, part in (("vlm", training.vlm), ("student", training.student)):
+        if part.weights is not None:
+            raise Declined(f"the study names a file on this machine ({name}.weights)")
     return Request(
         training=training,
         training_digest=hashlib.sha256(text.encode()).hexdigest(),

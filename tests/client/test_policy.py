@@ -176,7 +176,7 @@ def test_the_watch_sees_what_is_written_elsewhere_and_what_is_read_of_a_bait(sit
 @pytest.mark.slow
 def test_all_texts_of_the_settings_are_tried_with_the_true_method(site_file, bait):
     texts = [path for path, kind in FIELDS if str in {kind, *typing.get_args(kind)}]
-    assert len(texts) == 4
+    assert len(texts) == 5
     for path in texts:
         for phase in ("pretrain", "segment"):
             for kind in ("train", "evaluate"):
@@ -187,6 +187,18 @@ def test_all_texts_of_the_settings_are_tried_with_the_true_method(site_file, bai
                         reply = answer(kind, content, site_file)
                     assert declined(reply) or kind == "evaluate", (path, value)
                     check_files(files, site_file, bait)
+
+
+@pytest.mark.parametrize("part", ["vlm", "student"])
+def test_a_message_that_names_a_file_of_this_machine_is_declined_before_the_file_is_looked_at(
+    fake, site_file, bait, part
+):
+    weights = bait / "weights.safetensors"
+    weights.write_bytes(b"whatever lies there")
+    training = settings_with((part, "weights"), str(weights), "segment")
+    with touched() as files:
+        assert f"{part}.weights" in declined(answer("train", make_content(training=training), site_file))
+    check_files(files, site_file, bait)
 
 
 def test_limits_in_a_message_are_not_read(worked, site_file):
