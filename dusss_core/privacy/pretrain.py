@@ -69,11 +69,6 @@ class PrivatePretrainer(PrivateTraining, Pretrainer):
         if self.config.privacy.freeze_encoder:
             model.image.encoder.requires_grad_(False)
 
-    def shared(self) -> dict[str, Tensor]:
-        """What travels: a frozen encoder too, as it came, since other sites may train it."""
-        encoder = self.vlm.image.encoder.state_dict(prefix="image.encoder.")
-        return {**{name: value.detach().cpu().clone() for name, value in encoder.items()}, **super().shared()}
-
     def kinds(self) -> tuple[np.ndarray, np.ndarray]:
         return self.labelled, self.other
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from dusss_core.models import UNet
 from dusss_core.privacy.trainer import PrivateTraining
@@ -32,7 +32,3 @@ class PrivateSegmenter(PrivateTraining, Segmenter):
         parts = [model.up] if trained == "decoder" else [m for m in model.modules() if isinstance(m, nn.GroupNorm)]
         for part in (*parts, model.head):
             part.requires_grad_(True)
-
-    def shared(self) -> dict[str, Tensor]:
-        """What travels: the whole student, frozen parts as they came."""
-        return {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}

@@ -97,6 +97,10 @@ class PrivateTraining(PhaseTrainer):
         """Nothing: figures of the validation pictures tell of their patients too, and nobody has paid for that."""
         return {}
 
+    def shared(self) -> dict[str, Tensor]:
+        """What travels: the whole model, what is frozen here as it came, since other sites may train it."""
+        return {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+
     def private(self) -> dict[str, Tensor]:
         return {**super().private(), MARK: torch.tensor(True)}
 

@@ -127,30 +127,32 @@ def test_members_that_were_told_of_different_members_share_nothing():
 # Shares.
 
 
-def test_a_share_that_was_changed_on_the_way_is_refused_by_name():
+def changed_share(delivery):
+    return {"sealed": flipped(delivery.sealed)}
+
+
+def changed_commitment(delivery):
+    of_seed, of_key = delivery.commitments
+    return {"commitments": (flipped(of_seed), of_key)}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (changed_share, "shares of 'cedar' were changed on the way"),
+        (changed_commitment, "'cedar' dealt shares that it did not commit to"),
+    ],
+)
+def test_a_share_that_is_not_the_one_its_owner_committed_to_is_refused_by_name(change, told):
     def relay(kind, site, record):
         if kind == "delivery" and record.site == "cedar":
-            return record.model_copy(update={"sealed": flipped(record.sealed)})
+            return record.model_copy(update=change(record))
         return record
 
     session = Session(relay=relay)
     session.begin()
     session.deal()
-    with pytest.raises(Refused, match="shares of 'cedar' were changed on the way"):
-        session.mask(vectors(THREE), ["alder"])
-
-
-def test_a_share_that_its_owner_did_not_commit_to_is_refused_by_name():
-    def relay(kind, site, record):
-        if kind == "delivery" and record.site == "cedar":
-            of_seed, of_key = record.commitments
-            return record.model_copy(update={"commitments": (flipped(of_seed), of_key)})
-        return record
-
-    session = Session(relay=relay)
-    session.begin()
-    session.deal()
-    with pytest.raises(Refused, match="'cedar' dealt shares that it did not commit to"):
+    with pytest.raises(Refused, match=told):
         session.mask(vectors(THREE), ["alder"])
 
 

@@ -53,30 +53,30 @@ def test_sites_may_drop_out_at_every_step_down_to_the_threshold():
     assert np.array_equal(session.convener.total(), total_of(values, NAMES[:4]))
 
 
-def test_with_fewer_survivors_than_the_threshold_no_site_votes():
+def masked(survivors):
+    """A session of all, threshold 4, in which `survivors` have given their masked vectors."""
     session = Session(NAMES, 4)
     session.begin()
     session.deal()
-    session.mask(vectors(NAMES), NAMES[:3])
+    session.mask(vectors(NAMES), survivors)
+    return session
+
+
+def test_with_fewer_survivors_than_the_threshold_no_site_votes():
+    session = masked(NAMES[:3])
     with pytest.raises(Refused, match="3 survivors, 4 needed"):
         session.vote()
 
 
 def test_with_fewer_votes_than_the_threshold_no_site_reveals():
-    session = Session(NAMES, 4)
-    session.begin()
-    session.deal()
-    session.mask(vectors(NAMES))
+    session = masked(NAMES)
     session.vote(NAMES[:3])
     with pytest.raises(Refused, match="3 votes for these survivors, 4 needed"):
         session.reveal()
 
 
 def test_with_fewer_shares_than_the_threshold_there_is_no_sum():
-    session = Session(NAMES, 4)
-    session.begin()
-    session.deal()
-    session.mask(vectors(NAMES))
+    session = masked(NAMES)
     session.vote()
     session.reveal(NAMES[:3])
     with pytest.raises(Refused, match="shares of 3 sites, 4 needed"):
