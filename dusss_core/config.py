@@ -11,6 +11,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
+IMAGENET = "imagenet"
+"""In place of a path: weights that an installed package holds."""
+
+
 class Strict(BaseModel):
     """Base of every settings class: unknown keys are errors, values are checked on assignment too."""
 
@@ -115,7 +119,8 @@ class VLMConfig(Strict):
     image_encoder: str = "resnet18"
     """A timm model name that supports `features_only`."""
     weights: str | None = None
-    """Path of a safetensors file with public pretrained weights for the image encoder."""
+    """Public weights for the image encoder: the path of a safetensors file, or `imagenet` for those of
+    tf_efficientnet_lite0 (from an installed package, checked by its sha256)."""
     patch_stride: Literal[4, 8, 16, 32] = 16
     """Pixels per patch: the coarsest feature map that is used."""
     dim: int = Field(128, ge=8, multiple_of=4)

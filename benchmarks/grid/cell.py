@@ -10,6 +10,7 @@ from dusss_core.errors import UserError
 
 PROFILES = ("cpu", "gpu")
 _TEXT = {"views": 1, "max_tokens": 32}
+_IMAGENET = {"image_encoder": "tf_efficientnet_lite0", "weights": "imagenet"}
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,11 @@ _QATA = {
     },
     "cpu": {
         "image": {"size": 112},
-        "vlm": {"image_encoder": "mobilenetv3_small_050", "dim": 64, "decoder_width": 24, "text": _TEXT},
+        "vlm": {**_IMAGENET, "dim": 64, "decoder_width": 24, "text": _TEXT},
         "student": {"width": 16},
-        "pretrain": {"rounds": 5, "batch": 16, "optimizer": {"lr": 4.0e-3}},
+        "pretrain": {"rounds": 4, "batch": 16, "optimizer": {"lr": 1.0e-3}},
         "segment": {"rounds": 8, "batch": 16, "strong": 0.5, "optimizer": {"lr": 4.0e-3}},
-        "runtime": {"channels_last": True},
+        "runtime": {"amp": True, "channels_last": True},
     },
     "gpu": {
         "image": {"size": 224, "channels": 3},

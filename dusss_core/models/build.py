@@ -8,10 +8,9 @@ from contextlib import contextmanager
 import torch
 
 from dusss_core.config import TrainingConfig
-from dusss_core.errors import UserError
-from dusss_core.files import read_tensors
 from dusss_core.models.grounding import GroundingDecoder
 from dusss_core.models.image_tower import ImageTower
+from dusss_core.models.public_weights import load_encoder_weights, load_student_weights
 from dusss_core.models.text_tower import TextTower
 from dusss_core.models.unet import UNet
 from dusss_core.models.vlm import VisionLanguageModel
@@ -28,7 +27,7 @@ def build_student(config: TrainingConfig) -> UNet:
     with _initialisation(config, "segment"):
         student = UNet(config.image.channels, config.image.classes, settings.width, settings.norm)
     if settings.weights:
-        _load_student_weights(student, settings.weights)
+        load_student_weights(student, settings.weights)
     return student
 
 
@@ -50,7 +49,7 @@ def build_vlm(config: TrainingConfig) -> VisionLanguageModel:
             settings.dim,
         )
         if settings.weights:
-            _load_public_weights(image.encoder, settings.weights)
+            load_encoder_weights(image.encoder, settings.image_encoder, settings.weights)
         encoder = TextEncoder(settings.text) if settings.text.tuning != "frozen" else None
         text = TextTower(encoder.width if encoder else embedding_width(settings.text), settings.dim)
         grounding = GroundingDecoder(
@@ -72,28 +71,3 @@ def _initialisation(config: TrainingConfig, phase: str) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "init", phase))
         yield
-
-
-def _load_student_weights(student: UNet, path: str) -> None:
-    tensors, _ = read_tensors(path)
-    wanted = {name: tuple(value.shape) for name, value in student.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in tensors.items()}
-    if found != wanted:
-        odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-        raise UserError(
-            f"student.weights: {path}: not the tensors of this student ({len(odd)} differ, such as '{odd[0]}')",
-            "use a student of the same student.width, student.norm, image.channels and image.classes",
-        )
-    student.load_state_dict(tensors)
-
-
-def _load_public_weights(encoder: torch.nn.Module, path: str) -> None:
-    tensors, _ = read_tensors(path)
-    own = encoder.state_dict()
-    fitting = {name: value for name, value in tensors.items() if name in own and own[name].shape == value.shape}
-    if len(fitting) < 0.5 * len(own):
-        raise UserError(
-            f"vlm.weights: {path}: only {len(fitting)} of the encoder's {len(own)} tensors are in it",
-            "use weights of the same timm model",
-        )
-    encoder.load_state_dict(fitting, strict=False)

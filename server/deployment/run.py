@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from dusss_core.config import IMAGENET
 from dusss_core.errors import UserError
 from dusss_core.files import write_text
 from feddusss import cli, configfile
@@ -217,7 +218,8 @@ def _hears_of_its_end(control: Control, run: FlowerRun) -> bool:
 def _on_any_folder(study: StudyConfig) -> StudyConfig:
     """The same study with absolute paths: the ServerApp starts in another folder."""
     changes = {"data": study.data.model_copy(update={"root": str(Path(study.data.root).expanduser().absolute())})}
-    if study.vlm.weights is not None:
-        weights = type(study.vlm.weights)(Path(study.vlm.weights).expanduser().absolute())
-        changes["vlm"] = study.vlm.model_copy(update={"weights": weights})
+    for name, part in (("vlm", study.vlm), ("student", study.student)):
+        if part.weights is not None and part.weights != IMAGENET:
+            weights = type(part.weights)(Path(part.weights).expanduser().absolute())
+            changes[name] = part.model_copy(update={"weights": weights})
     return study.model_copy(update=changes)
