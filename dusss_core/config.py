@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-
 IMAGENET = "imagenet"
 """In place of a path: weights that an installed package holds."""
 
