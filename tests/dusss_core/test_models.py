@@ -94,3 +94,25 @@ def test_mask_depends_on_the_sentence():
 def test_unknown_encoder_is_named_with_others_that_exist():
     with pytest.raises(UserError, match="no model 'resnet_18x'"):
         build_vlm(make_config(vlm={"image_encoder": "resnet_18x"}))
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_vit", "tf_efficientnet_lite0"])
+@pytest.mark.parametrize(("size", "classes"), [(64, 1), (112, 3)])
+def test_any_timm_encoder_makes_a_student_at_full_resolution(name, size, classes):
+    image = {"size": size, "classes": classes, "channels": 3}
+    student = build_student(make_config(image=image, student={"encoder": name, "width": 4})).eval()
+    assert student(torch.zeros(2, 3, size, size)).shape == (2, classes, size, size)
+
+
+def test_a_students_head_sees_the_decoder_and_every_level_of_its_encoder():
+    student = build_student(make_config(student={"encoder": "test_resnet", "width": 4})).eval()
+    student.head.requires_grad_(True)
+    student(torch.rand(2, 1, 32, 32)).square().mean().backward()
+    assert len(student.head.levels) == len(student.strides)
+    assert all(level.weight.grad.abs().sum() > 0 for level in student.head.levels)
+    assert student.head.pixel.weight.grad.abs().sum() > 0
+
+
+def test_an_unknown_encoder_of_a_student_is_named_by_its_own_key():
+    with pytest.raises(UserError, match=r"student\.encoder: timm has no model 'resnet_18x'"):
+        build_student(make_config(student={"encoder": "resnet_18x"}))
