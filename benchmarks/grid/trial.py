@@ -95,7 +95,7 @@ def make_study(
         UserError: an unknown setting, or an override that does not fit.
     """
     simulation = {"data": cell.source()["data"], "partition": partition_of(cell)}
-    if cell.profile == "cpu":
+    if cell.small:
         simulation |= {"workers": 2, "threads": 1}
     values = {**cell.base(), "data": {"root": str(data_root)}, "simulation": simulation, **(changes or {})}
     return configfile.parse(StudyConfig, values, f"the study of {cell.name}", overrides)
