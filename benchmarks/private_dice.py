@@ -328,6 +328,7 @@ def table(results: Sequence[Result]) -> str:
 
 def chart(study: str, results: Sequence[Result]) -> str:
     """An SVG that stands alone: a line over epsilon for each method, the shipped preset as a level line."""
+    from benchmarks.charts import standalone
     from server import plots
 
     places = (*EPSILONS, "none")
@@ -353,20 +354,7 @@ def chart(study: str, results: Sequence[Result]) -> str:
         across="epsilon of every hospital",
         show_x=places.__getitem__,
     )
-    return str(svg).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{_style()}", 1)
-
-
-def _style() -> str:
-    """What the report's page gives a chart, for a chart that stands alone on light or dark paper."""
-    light = ("#0072b2", "#d55e00", "#00856a", "#b0467f", "#8c6a00", "#4b4fc4", "#2090b8", "#7a4a21")
-    lines = "".join(
-        f".s{i}{{stroke:{colour}}} .dot.s{i}{{fill:{colour};stroke:none}}" for i, colour in enumerate(light)
-    )
-    return (
-        "<style>text{font:12px system-ui,sans-serif;fill:#59636d} .faint{font-size:11px} .strong{font-weight:650}"
-        ".grid{stroke:#8b959e;stroke-opacity:.3} .line{fill:none;stroke-width:1.8} .lead{fill:none;stroke:#8b959e}"
-        f"{lines}</style>"
-    )
+    return standalone(str(svg))
 
 
 def _row(result: Result) -> tuple[str, str, str]:

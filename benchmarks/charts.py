@@ -1,0 +1,18 @@
+"""Charts of the pages in docs/: the report's, made to stand alone."""
+
+from __future__ import annotations
+
+_COLOURS = ("#0072b2", "#d55e00", "#00856a", "#b0467f", "#8c6a00", "#4b4fc4", "#2090b8", "#7a4a21")
+
+
+def standalone(svg: str) -> str:
+    """The chart as a file of its own, on light or dark paper: with what the report's page gives it."""
+    lines = "".join(
+        f".s{i}{{stroke:{colour}}} .dot.s{i}{{fill:{colour};stroke:none}}" for i, colour in enumerate(_COLOURS)
+    )
+    style = (
+        "<style>text{font:12px system-ui,sans-serif;fill:#59636d} .faint{font-size:11px} .strong{font-weight:650}"
+        ".grid{stroke:#8b959e;stroke-opacity:.3} .line{fill:none;stroke-width:1.8} .lead{fill:none;stroke:#8b959e}"
+        f"{lines}</style>"
+    )
+    return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{style}", 1)
