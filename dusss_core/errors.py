@@ -18,10 +18,6 @@ class UserError(Exception):
         self.problem = problem
         self.remedy = remedy
 
-    def __reduce__(self):
-        # so that it comes whole out of a worker process
-        return type(self), (self.problem, self.remedy)
-
 
 class NotFinite(UserError):
     """Training gave a loss or weights that are not finite."""

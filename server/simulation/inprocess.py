@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 from uuid import uuid4
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
@@ -23,6 +24,21 @@ from server.events import Reporter
 
 RAISED = 2
 """Flower's error code for an exception in the ClientApp."""
+
+
+class Failure(NamedTuple):
+    """What went wrong at a site, as text: a library's error may not cross to another process."""
+
+    kind: str
+    """Name of the error's class."""
+    text: str
+    mendable: tuple[str, str] | None
+    """Problem and remedy, where a person can mend it."""
+
+    @classmethod
+    def of(cls, error: Exception) -> Failure:
+        mendable = (error.problem, error.remedy) if isinstance(error, UserError) else None
+        return cls(type(error).__name__, str(error), mendable)
 
 
 class InProcessGrid(Grid):
@@ -84,13 +100,14 @@ class InProcessGrid(Grid):
         )
         return self._finished(message, reply, failures)
 
-    def _finished(self, message: Message, reply: Message, failures: Sequence[Exception]) -> Message:
+    def _finished(self, message: Message, reply: Message, failures: Sequence[Failure]) -> Message:
         """Tell what went wrong at the site, and let the answer go on its way."""
-        for error in failures:
-            if message.metadata.message_type == "query" and isinstance(error, UserError):
-                raise error  # here the coordinator's user and the site's are one, and can mend it before it starts
+        for failure in failures:
+            if message.metadata.message_type == "query" and failure.mendable:
+                # here the coordinator's user and the site's are one, and can mend it before it starts
+                raise UserError(*failure.mendable)
             site = self._names[message.metadata.dst_node_id]
-            self._reporter.on_message(f"{site}: {type(error).__name__}: {error}")
+            self._reporter.on_message(f"{site}: {failure.kind}: {failure.text}")
         reply.metadata.__dict__["_message_id"] = str(uuid4())
         return reply
 
@@ -108,17 +125,17 @@ def site_context(run_id: int, node: int, site_file: Path) -> Context:
 
 def work_on(
     message: Message, client_app: ClientApp, context: Context, on_step: Callable[[int, int, float], None]
-) -> tuple[Message, list[Exception]]:
+) -> tuple[Message, list[Failure]]:
     """The site's answer to a message, and what went wrong at the site, which is not in the answer."""
-    failures: list[Exception] = []
-    with observed(on_step, failures.append):
+    failures: list[Failure] = []
+    with observed(on_step, lambda error: failures.append(Failure.of(error))):
         try:
             received = Message(metadata=message.metadata, content=_rebuilt(message.content))
             reply = client_app(received, context)
             if reply.has_content():
                 reply.content = _rebuilt(reply.content)
         except Exception as error:
-            failures.append(error)
+            failures.append(Failure.of(error))
             reply = Message(Error(code=RAISED, reason=f"{type(error)}:<'{error}'>"), reply_to=message)
     return reply, failures
 

@@ -6,7 +6,6 @@ site goes back to its worker when that one is free; any other finds the site's s
 
 from __future__ import annotations
 
-import pickle
 import signal
 import time
 from collections import deque
@@ -22,7 +21,7 @@ from flwr.app import Error, Message
 from flwr.clientapp import ClientApp
 
 from server.events import Reporter
-from server.simulation.inprocess import RAISED, InProcessGrid, identify, site_context, work_on
+from server.simulation.inprocess import RAISED, Failure, InProcessGrid, identify, site_context, work_on
 
 _POLL_S = 0.05
 
@@ -100,7 +99,8 @@ class WorkerGrid(InProcessGrid):
             code = worker.end()
             self._workers[self._workers.index(worker)] = self._start()
             error = ChildProcessError(f"its worker process ended (exit code {code}), as it does when memory runs out")
-            what, content = "answer", [Message(Error(code=RAISED, reason=str(error)), reply_to=message), [error]]
+            reply = Message(Error(code=RAISED, reason=str(error)), reply_to=message)
+            what, content = "answer", [reply, [Failure.of(error)]]
         if what == "step":
             self._reporter.on_site_step(self._names[message.metadata.dst_node_id], *content)
             return
@@ -161,16 +161,4 @@ def _serve(connection: Connection, app: ClientApp, run_id: int, files: dict[int,
         reply, failures = work_on(
             message, app, contexts[message.metadata.dst_node_id], lambda *step: connection.send(("step", *step))
         )
-        connection.send(("answer", reply, [_portable(error) for error in failures]))
-
-
-def _portable(error: Exception) -> Exception:
-    """The error, or one that says the same, if it cannot be sent to another process.
-
-    Both ends of a connection are this program on this machine; nothing that a network or a user gave is unpickled.
-    """
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
+        connection.send(("answer", reply, failures))

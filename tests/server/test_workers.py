@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from dusss_core.errors import UserError
 from server.events import Reporter
+from server.simulation.inprocess import Failure
 from server.simulation.simulate import simulate
 from tests.server.conftest import finals, make_study
 
@@ -76,3 +78,17 @@ def test_what_a_site_must_mend_is_told_as_in_one_process(tmp_path):
     with pytest.raises(UserError, match="birch") as caught:
         simulate(study, tmp_path, resume=True, reporter=Reporter())
     assert caught.value.remedy
+
+
+def test_an_error_that_can_not_leave_its_process_is_told_in_the_same_words():
+    class OfSomeLibrary(Exception):
+        def __init__(self, code):
+            super().__init__(f"code {code}")
+            self.held = lambda: code
+
+    error = OfSomeLibrary(7)
+    with pytest.raises((pickle.PicklingError, AttributeError, TypeError)):
+        pickle.dumps(error)
+    failure = Failure.of(error)
+    assert pickle.loads(pickle.dumps(failure)) == failure == ("OfSomeLibrary", "code 7", None)
+    assert Failure.of(UserError("a", "b")).mendable == ("a", "b")
