@@ -36,6 +36,7 @@ def check_student(site: SiteConfig, training: TrainingConfig) -> None:
 
     Raises:
         Declined: with the limit.
+        UserError: this release cannot build the student.
     """
     _check_size(site, _parameters("student", _networks(training)))
 
