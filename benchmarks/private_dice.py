@@ -222,7 +222,7 @@ def _command(arguments: argparse.Namespace) -> int:
             continue
         root = [] if arguments.data is None else [f"data.root={arguments.data.absolute()}"]
         start = [f"student.weights={public_student(variant, arguments.work)}"] if MEANS[variant.means].public else []
-        result = measure(variant, arguments.work / variant.file, [*root, *start, *arguments.overrides])
+        result = measure(variant, arguments.work / variant.file, [*root, *start], arguments.overrides)
         arguments.results.mkdir(parents=True, exist_ok=True)
         write_json(target, result)
         print(f"written: {target}", flush=True)
@@ -245,8 +245,11 @@ def public_student(variant: Variant, work: Path) -> Path:
     return folder / "checkpoints" / "student.safetensors"
 
 
-def measure(variant: Variant, folder: Path, overrides: Iterable[str] = ()) -> Result:
+def measure(variant: Variant, folder: Path, places: Iterable[str] = (), overrides: Iterable[str] = ()) -> Result:
     """Simulate one variant in `folder`, or go on with it.
+
+    Args:
+        places: settings that name folders of this machine; they are not told.
 
     Returns:
         What its JSON file holds.
@@ -255,7 +258,7 @@ def measure(variant: Variant, folder: Path, overrides: Iterable[str] = ()) -> Re
     from server.config import load_study
     from server.simulation.simulate import simulate
 
-    study = load_study(variant.study, [*variant.overrides(), *overrides])
+    study = load_study(variant.study, [*variant.overrides(), *places, *overrides])
     summary = simulate(study, folder, resume=True)
     told = summary.get("outside", summary)
     trained = load_study(folder / "config.yaml")
@@ -273,7 +276,7 @@ def measure(variant: Variant, folder: Path, overrides: Iterable[str] = ()) -> Re
         "rounds": summary["rounds"],
         "seconds": round(summary["seconds"]["total"], 1),
         "overrides": list(overrides),
-        "config": trained.model_dump(mode="json", exclude={"data", "deployment"}),
+        "config": trained.model_dump(mode="json", exclude={"data": True, "deployment": True, "student": {"weights"}}),
         **provenance(),
     }
 
