@@ -56,6 +56,8 @@ class Means:
     """Changes of the study, with a budget and without."""
     private: tuple[str, ...] = ()
     """Changes of the study with a budget."""
+    in_chart: str = ""
+    """Its line's name, where that of the means is too long for it."""
 
 
 _ENCODER = ("student.encoder=tf_efficientnet_lite0", "student.weights=imagenet")
@@ -76,7 +78,7 @@ MEANS = {
     "norms": Means("public start, norms trained", public=True, private=("privacy.student=norms",)),
     "imagenet": Means("ImageNet encoder, head trained", network=(*_ENCODER, *_FINE_TUNED), private=_HEAD),
     "imagenet_public": Means(
-        "ImageNet encoder, public start, head trained", True, network=(*_ENCODER, *_FINE_TUNED), private=_HEAD
+        "ImageNet encoder, public start, head trained", True, (*_ENCODER, *_FINE_TUNED), _HEAD, "ImageNet+"
     ),
 }
 
@@ -341,7 +343,7 @@ def chart(study: str, results: Sequence[Result]) -> str:
         dice = _dice(results, method, means)
         points = [(x, dice[name]) for x, name in enumerate(places) if name in dice]
         if points:
-            series.append(plots.Series(_name(method, means), points, colour=number))
+            series.append(plots.Series(MEANS[means].in_chart or means or method, points, colour=number))
     for method in METHODS:
         if (level := _dice(results, method).get("preset")) is not None:
             points = [(x, level) for x in range(len(places))]

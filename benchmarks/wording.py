@@ -1,6 +1,6 @@
 """How stable a text-guided mask is when the sentence says the same in other words (the paper's Fig. 5).
 
-    python benchmarks/wording.py RUN --site SITE.yaml --name "with SSS"
+    python benchmarks/wording.py RUN --site SITE.yaml --name "SSS"
     python benchmarks/wording.py --page
 
 RUN is the folder of a finished run, SITE.yaml a site whose test pictures have sentences. Each picture gets its mask
@@ -34,6 +34,7 @@ PAGE = HERE.parent / "docs" / "results.md"
 CHART = HERE.parent / "docs" / "images" / "wording.svg"
 BEGIN, END = "<!-- wording: written by benchmarks/wording.py -->", "<!-- wording: end -->"
 QUANTILES = tuple(range(0, 101, 5))
+"""Of pictures; the chart leaves out the worst single one."""
 
 Result = dict[str, Any]
 
@@ -162,7 +163,7 @@ def write_page(results: Sequence[Result], page: Path, chart: Path) -> None:
         figures = (r["agreement"], dice["sentence"], dice["wordings"], r["spread"])
         lines.append(f"| {r['name']} | {r['pictures']} | {' | '.join(f'{100 * value:.1f}' for value in figures)} |")
     series = [
-        plots.Series(r["name"], list(zip(QUANTILES, r["quantiles"], strict=True)), colour=i)
+        plots.Series(r["name"], list(zip(QUANTILES, r["quantiles"], strict=True))[1:], colour=i)
         for i, r in enumerate(results)
     ]
     told = "; ".join(f"{r['name']}: mean {r['agreement']:.3f}" for r in results)
@@ -170,7 +171,7 @@ def write_page(results: Sequence[Result], page: Path, chart: Path) -> None:
         f"Agreement of masks between wordings, by share of pictures. {told}",
         series,
         lambda value: f"{value:.2f}",
-        across="percent of pictures",
+        across="% of pictures",
     )
     chart.parent.mkdir(parents=True, exist_ok=True)
     write_text(chart, standalone(str(svg)))
