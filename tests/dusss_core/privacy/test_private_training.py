@@ -36,10 +36,17 @@ def make(phase, config, split):
     return segmenter(config, split, records=1000) if phase == "segment" else pretrainer(config, split)
 
 
-@pytest.mark.parametrize("phase", ["pretrain", "segment"])
-def test_nothing_but_weights_and_the_number_of_steps_comes_out(phase):
+ENCODER = {"encoder": "test_resnet", "width": 4, "norm": "group"}
+"""A student with batch norm on its way down: frozen statistics, whatever is trained."""
+
+
+@pytest.mark.parametrize(
+    ("phase", "student"),
+    [("pretrain", {}), ("segment", {}), ("segment", {"student": ENCODER})],
+)
+def test_nothing_but_weights_and_the_number_of_steps_comes_out(phase, student):
     split, told = make_split(), []
-    trainer = make(phase, private_config(privacy={"steps_per_round": 2}), split)
+    trainer = make(phase, private_config(privacy={"steps_per_round": 2}, **student), split)
     trainer.progress = lambda *figures: told.append(figures)
     before = initial_shared(trainer.config, phase)
     assert trainer.train_round(1) == {"n_steps": 2}
@@ -155,9 +162,6 @@ def test_the_public_bank_is_the_same_everywhere_and_no_two_cases_are_alike():
     assert torch.equal(pictures, public_pictures(image))
     assert len(set(public_captions())) == CASES
     assert min(float((a - b).abs().mean()) for a, b in pairwise(pictures)) > 0.01
-
-
-ENCODER = {"encoder": "test_resnet", "width": 4, "norm": "group"}
 
 
 @pytest.mark.parametrize(
