@@ -176,7 +176,7 @@ def test_the_watch_sees_what_is_written_elsewhere_and_what_is_read_of_a_bait(sit
 @pytest.mark.slow
 def test_all_texts_of_the_settings_are_tried_with_the_true_method(site_file, bait):
     texts = [path for path, kind in FIELDS if str in {kind, *typing.get_args(kind)}]
-    assert len(texts) == 5
+    assert len(texts) == 6
     for path in texts:
         for phase in ("pretrain", "segment"):
             for kind in ("train", "evaluate"):
