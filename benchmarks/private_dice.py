@@ -296,18 +296,19 @@ def write_page(results: Sequence[Result], page: Path, charts: Path) -> None:
     """
     if not results:
         raise UserError("there are no results", "measure some first: python benchmarks/private_dice.py demo")
-    text = page.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        raise UserError(f"{page}: lacks a marker", f"add the lines {BEGIN} and {END}")
-    parts = []
+    from benchmarks.pages import with_body
+
+    parts, drawn = [], {}
     for study in sorted({result["study"] for result in results}):
         of_study = [result for result in results if result["study"] == study]
         name = f"dice_epsilon_{study}.svg"
-        charts.mkdir(parents=True, exist_ok=True)
-        write_text(charts / name, chart(study, of_study))
+        drawn[name] = chart(study, of_study)
         parts += [f"**`{study}`**", "", table(of_study), "", f"![Dice against epsilon](images/{name})", ""]
-    before, rest = text.split(BEGIN, 1)
-    write_text(page, f"{before}{BEGIN}\n\n" + "\n".join(parts) + f"\n{END}{rest.split(END, 1)[1]}")
+    text = with_body(page, BEGIN, END, "\n".join(parts))
+    charts.mkdir(parents=True, exist_ok=True)
+    for name, svg in drawn.items():
+        write_text(charts / name, svg)
+    write_text(page, text)
 
 
 def table(results: Sequence[Result]) -> str:
@@ -333,7 +334,7 @@ def table(results: Sequence[Result]) -> str:
 
 def chart(study: str, results: Sequence[Result]) -> str:
     """An SVG that stands alone: a line over epsilon for each method, the shipped preset as a level line."""
-    from benchmarks.charts import standalone
+    from benchmarks.pages import standalone
     from server import plots
 
     places = (*EPSILONS, "none")

@@ -21,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from dusss_core.errors import UserError
+from benchmarks.pages import with_body
 from dusss_core.files import write_text
 from feddusss import cli
 
@@ -45,13 +45,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _write(arguments: argparse.Namespace) -> int:
     results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(arguments.results.glob("*.json"))]
-    page = arguments.page.read_text(encoding="utf-8")
-    if BEGIN not in page or END not in page:
-        raise UserError(f"{arguments.page}: lacks a marker", f"add the lines {BEGIN} and {END}")
-    before, rest = page.split(BEGIN, 1)
-    new = f"{before}{BEGIN}\n\n{tables(results)}\n{END}{rest.split(END, 1)[1]}"
+    new = with_body(arguments.page, BEGIN, END, tables(results))
     if arguments.check:
-        return cli.OK if new == page else cli.FAILED
+        return cli.OK if new == arguments.page.read_text(encoding="utf-8") else cli.FAILED
     write_text(arguments.page, new)
     return cli.OK
 

@@ -146,14 +146,11 @@ def write_page(results: Sequence[Result], page: Path, chart: Path) -> None:
     Raises:
         UserError: the page lacks a marker, or there are no results.
     """
-    from benchmarks.charts import standalone
+    from benchmarks.pages import standalone, with_body
     from server import plots
 
-    text = page.read_text(encoding="utf-8")
     if not results:
         raise UserError("there are no results", "measure a run first")
-    if BEGIN not in text or END not in text:
-        raise UserError(f"{page}: lacks a marker", f"add the lines {BEGIN} and {END}")
     lines = [
         "| | pictures | agreement of masks | Dice, the sentence | Dice, other wordings | spread of Dice |",
         "|---|---|---|---|---|---|",
@@ -173,11 +170,11 @@ def write_page(results: Sequence[Result], page: Path, chart: Path) -> None:
         lambda value: f"{value:.2f}",
         across="% of pictures",
     )
+    body = "\n".join([*lines, "", f"![Agreement of masks between wordings](images/{chart.name})", ""])
+    text = with_body(page, BEGIN, END, body)
     chart.parent.mkdir(parents=True, exist_ok=True)
     write_text(chart, standalone(str(svg)))
-    before, rest = text.split(BEGIN, 1)
-    body = "\n".join([*lines, "", f"![Agreement of masks between wordings](images/{chart.name})"])
-    write_text(page, f"{before}{BEGIN}\n\n{body}\n\n{END}{rest.split(END, 1)[1]}")
+    write_text(page, text)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,25 @@
-"""Charts of the pages in docs/: the report's, made to stand alone."""
+"""What benchmarks write into the pages of docs/: text between two markers, and charts that stand alone."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from dusss_core.errors import UserError
+
 _COLOURS = ("#0072b2", "#d55e00", "#00856a", "#b0467f", "#8c6a00", "#4b4fc4", "#2090b8", "#7a4a21")
+
+
+def with_body(page: Path, begin: str, end: str, body: str) -> str:
+    """The page's text with `body` between its two markers.
+
+    Raises:
+        UserError: the page lacks a marker.
+    """
+    text = page.read_text(encoding="utf-8")
+    if begin not in text or end not in text:
+        raise UserError(f"{page}: lacks a marker", f"add the lines {begin} and {end}")
+    before, rest = text.split(begin, 1)
+    return f"{before}{begin}\n\n{body}\n{end}{rest.split(end, 1)[1]}"
 
 
 def standalone(svg: str) -> str:
