@@ -30,6 +30,6 @@ class PrivateSegmenter(PrivateTraining, Segmenter):
             return
         model.requires_grad_(False)
         norms = [layer for layer in model.modules() if isinstance(layer, nn.GroupNorm)]
-        for part in ({"decoder": [model.up], "norms": norms, "head": []}[trained], [model.head]):
-            for layer in part:
-                layer.requires_grad_(True)
+        parts = {"decoder": [model.up], "norms": norms, "head": []}[trained]
+        for part in (*parts, model.head):
+            part.requires_grad_(True)
