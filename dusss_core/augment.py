@@ -25,7 +25,6 @@ class Geometry:
     """One draw of geometry for a batch. `Geometry.draw` makes it, the `apply` methods carry it out.
 
     Flips and turns are exact (pixels are moved); rotation, scale and shift interpolate. With affine off, a
-    Flips and turns are exact (pixels are moved); rotation, scale and shift interpolate. With affine off, a
     sample without a flip or turn comes back bit for bit. Order: flips, transposition, affine.
     """
 

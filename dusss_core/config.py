@@ -63,6 +63,9 @@ class MethodConfig(Strict):
     """Path 2: the mean teacher supervises the student."""
     grounding_supervision: bool = True
     """A site's labelled pictures also train the grounding decoder (CE + Dice). Not in the paper."""
+    grounding_consistency: bool = True
+    """The mask of picture and sentence also teaches the grounding decoder what to make of the picture's strong view
+    and another wording; a true mask does where there is one. Not in the paper; needs `grounding_supervision`."""
     detach_uncertainty: bool = True
     """No gradient of the contrastive losses through the uncertainty of Eq. 2 (see Eq. 18)."""
     pairs: Literal["multi_positive", "masked", "identity"] = "multi_positive"
@@ -90,7 +93,12 @@ class MethodConfig(Strict):
 
 PRESETS: dict[str, dict[str, Any]] = {
     "dusss": {},
-    "paper": {"grounding_supervision": False, "detach_uncertainty": False, "pairs": "identity"},
+    "paper": {
+        "grounding_supervision": False,
+        "grounding_consistency": False,
+        "detach_uncertainty": False,
+        "pairs": "identity",
+    },
     "mean_teacher": {"text_mask": False},
     "supervised": {"text_mask": False, "teacher": False},
     "clip": {"sss": False, "dcl": False, "ltg": False},
@@ -182,7 +190,13 @@ class PhaseConfig(Strict):
     batch: int = Field(32, ge=2)
     """Pictures per step."""
     labelled_share: float = Field(0.5, gt=0, lt=1)
-    """Share of each batch that is drawn from the labelled pictures, where a site has both kinds."""
+    """Smallest share of each batch that is drawn from the labelled pictures, where a site has both kinds. Where more
+    of its pictures are labelled than this, they keep their natural share."""
+    strong: float = Field(1.0, ge=0, le=1)
+    """Factor on the chance of each change in the strong view. Small pictures whose findings differ by a subtle look
+    lose it to blur and noise: lower it there."""
+    rampup: float = Field(0.2, ge=0, le=1)
+    """Share of the phase over which the weight of pseudo-labels rises (sigmoid ramp-up)."""
     optimizer: OptimizerConfig = OptimizerConfig()
     patience: int = Field(20, ge=1)
     """Early stopping: rounds without a better validation figure before the phase ends."""
@@ -208,6 +222,8 @@ class UncertaintyConfig(Strict):
 class PretrainConfig(PhaseConfig):
     """Step 1: vision-language pretraining."""
 
+    rampup: float = Field(0.5, ge=0, le=1)
+    """Share of the phase over which the weight of pseudo-labels of `method.grounding_consistency` rises."""
     uncertainty: UncertaintyConfig = UncertaintyConfig()
     temperature: float = Field(0.1, gt=0)
     """Start of the learned tau."""
@@ -217,6 +233,8 @@ class PretrainConfig(PhaseConfig):
     """Weight of the text-guided loss, Eq. 11."""
     weight_grounding: float = Field(20.0, ge=0)
     """Weight of the label supervision of the grounding decoder."""
+    weight_consistency: float = Field(20.0, ge=0)
+    """Weight of `method.grounding_consistency`."""
     flip: bool = True
     """Left-right flips, with left and right exchanged in the sentence."""
 
@@ -228,15 +246,13 @@ class SegmentConfig(PhaseConfig):
     """Largest alpha of Eq. 12; alpha = min(1 - 1 / (step + 1), ema)."""
     weight_semi: float = Field(1.0, ge=0)
     """Weight of L_semi (Eq. 17) after the ramp-up."""
-    rampup: float = Field(0.2, ge=0, le=1)
-    """Share of the phase over which the weight of L_semi rises (sigmoid ramp-up)."""
+    teacher_rampup: float = Field(1.0, ge=0, le=1)
+    """Share of the phase over which the teacher comes into the merged target (sigmoid ramp-up): a teacher that has
+    learnt little calls everything background, and its logits would outvote the text-guided mask. 0: at once (paper)."""
     dice: bool = True
-    """The supervised loss is CE + Dice. Off: CE alone, Eq. 14."""
+    """Masks and pseudo-labels cost CE + Dice. Off: CE alone, Eq. 14 to 16."""
     confidence: float = Field(0.0, ge=0, lt=1)
     """Pixels whose pseudo-label confidence max(p, 1 - p) is below it carry no weight; 0: all pixels count."""
-    strong: float = Field(1.0, ge=0, le=1)
-    """Factor on the chance of each change in the student's strong view. Small pictures whose findings differ by a
-    subtle look lose it to blur and noise: lower it there."""
     flip: bool = True
     """Left-right flips of picture, mask and text-guided mask together."""
     turns: bool = False
@@ -321,5 +337,5 @@ class TrainingConfig(Strict):
 
 PAPER_BEYOND_METHOD: dict[str, dict[str, Any]] = {
     "vlm": {"skips": False, "cross_attention": False, "mirror": False},
-    "segment": {"dice": False},
+    "segment": {"dice": False, "teacher_rampup": 0.0},
 }

@@ -11,8 +11,8 @@ from dusss_core.losses.contrastive import (
 from dusss_core.losses.schedules import Patience, cosine_lr, ema_alpha, sigmoid_rampup
 from dusss_core.losses.segmentation import (
     merged_target,
+    pseudo_label_loss,
     semi_supervised_loss,
-    soft_cross_entropy,
     supervised_loss,
 )
 from dusss_core.losses.similarity import (
@@ -40,13 +40,13 @@ __all__ = [
     "intra_modal_loss",
     "masked_pool",
     "merged_target",
+    "pseudo_label_loss",
     "same_sentence",
     "saturation",
     "semantic_distance",
     "semi_supervised_loss",
     "sigma_regulariser",
     "sigmoid_rampup",
-    "soft_cross_entropy",
     "supervised_loss",
     "supervised_similarity",
     "temperature_scale",

@@ -33,22 +33,20 @@ def supervised_loss(logits: Tensor, mask: Tensor, *, dice: bool, weight: Tensor 
         pixels = F.cross_entropy(logits, mask.long(), reduction="none")
     per_record = pixels.mean(dim=(1, 2))
     if dice:
-        per_record = per_record + _soft_dice_loss(logits, mask)
+        truth = (mask > 0)[:, None] if logits.shape[1] == 1 else F.one_hot(mask.long(), logits.shape[1]).movedim(-1, 1)
+        per_record = per_record + _soft_dice_loss(logits, truth.to(logits.dtype))
     return _weighted_mean(per_record, torch.ones_like(per_record) if weight is None else weight)
 
 
 @full_precision
-def soft_cross_entropy(logits: Tensor, target_probabilities: Tensor, pixel_weight: Tensor | None = None) -> Tensor:
-    """Cross-entropy to soft targets, the weighted mean over all pixels of the batch: a scalar.
+def pseudo_label_loss(logits: Tensor, target_probabilities: Tensor, *, dice: bool) -> Tensor:
+    """Mean cost of soft pseudo-labels, which get no gradient: cross-entropy, and soft Dice if asked for.
 
     Args:
-        logits, target_probabilities: B x C x H x W; gradients flow to both, so detach the targets.
-        pixel_weight: broadcast to B x 1 x H x W (B x 1 x 1 x 1 weighs records); all 0: a differentiable 0.
+        logits, target_probabilities: B x C x H x W.
+        dice: as in `supervised_loss`, with the target's probabilities in place of the mask.
     """
-    pixels = _pixel_cross_entropy(logits, target_probabilities)
-    if pixel_weight is None:
-        return pixels.mean()
-    return _weighted_mean(pixels, pixel_weight.squeeze(1).expand_as(pixels))
+    return _pseudo_label_costs(logits, target_probabilities.detach(), 0.0, dice)[0].mean()
 
 
 @full_precision
@@ -89,6 +87,8 @@ def semi_supervised_loss(
     *,
     method: MethodConfig,
     confidence: float,
+    dice: bool = False,
+    teacher_ramp: float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """L_semi, Eq. 15 to 17, and its parts.
 
@@ -106,7 +106,7 @@ def semi_supervised_loss(
 
     Returns:
         The scalar loss (a differentiable 0 when no record has a target), and detached scalars: `teacher`,
-        `text`, `merged`, each CE averaged over the records it applies to (0 if there are none), and
+        `text`, `merged`, each the cost averaged over the records it applies to (0 if there are none), and
         `confident`, the share of target pixels that weigh. Parts of a path that is off are absent.
     """
     teacher_on = method.teacher and teacher_logits is not None
@@ -118,7 +118,8 @@ def semi_supervised_loss(
 
     targets, weights = [], []  # the weights of one record add up to 1, or to 0 if it has no target
     if teacher_on and text_on:
-        merge = {"merge": method.merge, "text_weight": method.merge_text_weight, "has_text": with_text}
+        weight = 1 - teacher_ramp * (1 - method.merge_text_weight)
+        merge = {"merge": method.merge, "text_weight": weight, "has_text": with_text}
         targets.append(merged_target(teacher_logits, text_logits, **merge))
         weights.append(torch.where(with_text, 0.5, 1.0))
     elif teacher_on:
@@ -128,7 +129,7 @@ def semi_supervised_loss(
         targets.append(_probabilities(_where_record(with_text, text_logits.detach(), 0.0)))
         weights.append(torch.where(with_text, 0.5 if teacher_on else 1.0, 0.0))
 
-    results = [_confident_cross_entropy(student_logits, target, confidence) for target in targets]
+    results = [_pseudo_label_costs(student_logits, target, confidence, dice) for target in targets]
     cost, sure = (torch.stack(values) for values in zip(*results, strict=True))
     weight = torch.stack(weights)
     parts = {"confident": _weighted_mean(sure, weight)}
@@ -152,24 +153,24 @@ def _pixel_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return -(target * logits.log_softmax(dim=1)).sum(dim=1)
 
 
-def _confident_cross_entropy(logits: Tensor, target: Tensor, confidence: float) -> tuple[Tensor, Tensor]:
-    """CE per record with unsure pixels at weight 0, and each record's share of sure pixels: both B."""
+def _pseudo_label_costs(logits: Tensor, target: Tensor, confidence: float, dice: bool) -> tuple[Tensor, Tensor]:
+    """Cost per record with unsure pixels at weight 0 in the CE, and each record's share of sure pixels: both B."""
     pixels = _pixel_cross_entropy(logits, target)
     certainty = torch.maximum(target, 1 - target).squeeze(1) if target.shape[1] == 1 else target.amax(dim=1)
     sure = certainty >= confidence
-    return (pixels * sure).mean(dim=(1, 2)), sure.to(pixels.dtype).mean(dim=(1, 2))
+    cost = (pixels * sure).mean(dim=(1, 2))
+    if dice:
+        cost = cost + _soft_dice_loss(logits, target)
+    return cost, sure.to(pixels.dtype).mean(dim=(1, 2))
 
 
-def _soft_dice_loss(logits: Tensor, mask: Tensor, smooth: float = 1.0) -> Tensor:
-    """1 - soft Dice, averaged over the foreground classes: B."""
-    if logits.shape[1] == 1:
-        predicted, truth = logits.sigmoid(), (mask > 0)[:, None]
-    else:
-        predicted = logits.softmax(dim=1)[:, 1:]
-        truth = F.one_hot(mask.long(), logits.shape[1]).movedim(-1, 1)[:, 1:]
-    truth = truth.to(predicted.dtype)
-    overlap = (predicted * truth).sum(dim=(2, 3))
-    size = predicted.sum(dim=(2, 3)) + truth.sum(dim=(2, 3))
+def _soft_dice_loss(logits: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
+    """1 - soft Dice, averaged over the foreground classes: B. Both are B x C x H x W, the target in [0, 1]."""
+    predicted = _probabilities(logits)
+    if logits.shape[1] > 1:
+        predicted, target = predicted[:, 1:], target[:, 1:]
+    overlap = (predicted * target).sum(dim=(2, 3))
+    size = predicted.sum(dim=(2, 3)) + target.sum(dim=(2, 3))
     return (1 - (2 * overlap + smooth) / (size + smooth)).mean(dim=1)
 
 

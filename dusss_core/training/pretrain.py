@@ -12,7 +12,8 @@ from torch import Tensor
 from dusss_core.augment import Geometry, strong_view, weak_view
 from dusss_core.config import TrainingConfig
 from dusss_core.losses.contrastive import cross_modal_loss, intra_modal_loss, same_sentence
-from dusss_core.losses.segmentation import supervised_loss
+from dusss_core.losses.schedules import sigmoid_rampup
+from dusss_core.losses.segmentation import pseudo_label_loss, supervised_loss
 from dusss_core.losses.similarity import Embedding, saturation, sigma_regulariser, supervised_similarity
 from dusss_core.losses.text_guided import masked_pool, text_guided_loss
 from dusss_core.models import build_vlm
@@ -36,9 +37,11 @@ class Seen(NamedTuple):
     grounding: Grounding
     """Of the sentence in the weak view."""
     other_image: Embedding | None
-    """Of the strong view; None without dual contrastive learning, like `other_text`."""
+    """Of the strong view; None where nothing asks for it, like `other_text`."""
     other_text: Embedding | None
     """Of another wording."""
+    other_grounding: Grounding | None
+    """Of the other wording in the strong view; None without `method.grounding_consistency`."""
     mask: Tensor | None
     """n x H x W class indices of the n labelled records, which come first; None: there are none."""
     identity: Tensor
@@ -90,6 +93,7 @@ class Pretrainer(PhaseTrainer):
             else build_text_bank(train.sentences, config.vlm.text, None, self.device, encoder=self.vlm.text_encoder)
         )
         supervised = with_text & train.labelled & config.method.grounding_supervision
+        self.consistent = config.method.grounding_consistency and config.method.grounding_supervision
         self.labelled = np.flatnonzero(supervised)
         self.other = np.flatnonzero(with_text & ~supervised)
 
@@ -101,11 +105,12 @@ class Pretrainer(PhaseTrainer):
     def losses(self, batch, draw, share_done) -> tuple[Tensor, dict[str, float]]:
         seen = self._look(batch, draw)
         parts = self._contrasts(seen)
-        n_labelled = len(batch[0])
-        if n_labelled:
+        if len(batch[0]):
             parts["grounding"] = self.settings.weight_grounding * supervised_loss(
-                seen.grounding.logits[:n_labelled], seen.mask, dice=True
+                seen.grounding.logits[: len(batch[0])], seen.mask, dice=True
             )
+        if seen.other_grounding is not None:
+            parts["consistency"] = self.settings.weight_consistency * self._consistency(seen, share_done)
         if self.config.method.sss:
             parts["sigma"] = self.settings.uncertainty.regulariser * sigma_regulariser(
                 seen.image.gaussian, seen.text.gaussian
@@ -125,19 +130,30 @@ class Pretrainer(PhaseTrainer):
         # another sentence
         identity = sentence * 2 + geometry.flipped.long()
         view = torch.randint(1, self.config.vlm.text.views + 1, (len(positions),), generator=draw).to(self.device)
-        other_image = other_text = mask = None
+        other_image = other_text = other_grounding = mask = None
 
         with self.autocast():
             x = self.normalise(weak_view(picture, draw))
             image = self.vlm.encode_image(x)
             text = self._text(sentence, geometry.flipped)
             grounding = self.vlm.ground(x, image, text)
-            if self.config.method.dcl:
-                other_image = self.vlm.encode_image(self.normalise(strong_view(picture, draw))).embedding
-                other_text = self._text(sentence, geometry.flipped, view).embedding
+            if self.config.method.dcl or self.consistent:
+                x = self.normalise(strong_view(picture, draw, self.settings.strong))
+                other_image, other_text = self.vlm.encode_image(x), self._text(sentence, geometry.flipped, view)
+                if self.consistent:
+                    other_grounding = self.vlm.ground(x, other_image, other_text)
         if len(labelled):
             mask = geometry.apply_mask(self.masks(positions))[: len(labelled)]
-        return Seen(image.embedding, text.embedding, grounding, other_image, other_text, mask, identity)
+        return Seen(
+            image.embedding,
+            text.embedding,
+            grounding,
+            other_image.embedding if other_image else None,
+            other_text.embedding if other_text else None,
+            other_grounding,
+            mask,
+            identity,
+        )
 
     def _contrasts(self, seen: Seen) -> dict[str, Tensor]:
         """The contrastive losses of Eq. 8, 9 and 11, by name, within the batch."""
@@ -159,6 +175,20 @@ class Pretrainer(PhaseTrainer):
                 seen.pooled(), seen.grounding.text.float(), same, self.vlm.log_scale_ltg, method.pairs
             )
         return parts
+
+    def _consistency(self, seen: Seen, share_done: float) -> Tensor:
+        """What the strong view and another wording cost: against true masks, and elsewhere, as far as pseudo-labels are
+        ramped up, against the mask of the weak view and the sentence."""
+        n_labelled = 0 if seen.mask is None else len(seen.mask)
+        other, own = seen.other_grounding.logits.float(), seen.grounding.logits.float()
+        cost = other.new_zeros(())
+        if n_labelled:
+            cost = cost + supervised_loss(other[:n_labelled], seen.mask, dice=True)
+        if n_labelled < len(other):
+            target = own[n_labelled:].sigmoid() if own.shape[1] == 1 else own[n_labelled:].softmax(dim=1)
+            ramp = sigmoid_rampup(share_done, self.settings.rampup)
+            cost = cost + ramp * pseudo_label_loss(other[n_labelled:], target, dice=True)
+        return cost
 
     def validate(self) -> dict[str, float]:
         """ "dice" of the text-guided masks where masks exist, and the cross-modal "loss"."""

@@ -19,8 +19,9 @@ def two_stream_batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Batches of two kinds of records, each kind reshuffled whenever it has been used up.
 
-    Scarce labels come round more often than the rest: a batch holds `labelled_share` of them (at least one), or
-    nothing else where there is no other kind.
+    Scarce labels come round more often than the rest, plentiful ones as often: a batch holds the larger of
+    `labelled_share` and their share of the records (at least one record of either kind), or nothing else where there is
+    no other kind.
 
     Args:
         labelled, other: positions of the records of either kind; one of them may be empty.
@@ -30,9 +31,8 @@ def two_stream_batches(
     """
     if not len(labelled) and not len(other):
         raise ValueError("no records to draw from")
-    n_labelled = (
-        batch if not len(other) else 0 if not len(labelled) else min(max(round(batch * labelled_share), 1), batch - 1)
-    )
+    share = max(labelled_share, len(labelled) / (len(labelled) + len(other)))
+    n_labelled = batch if not len(other) else 0 if not len(labelled) else min(max(round(batch * share), 1), batch - 1)
     first = _endless(labelled, generator)
     second = _endless(other, generator)
     for _ in range(steps):

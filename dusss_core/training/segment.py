@@ -115,7 +115,12 @@ class Segmenter(PhaseTrainer):
             total, figures["supervised"] = total + supervised, supervised.item()
         if len(unlabelled):
             semi, parts = semi_supervised_loss(
-                logits[len(labelled) :], **targets, method=self.config.method, confidence=settings.confidence
+                logits[len(labelled) :],
+                **targets,
+                method=self.config.method,
+                confidence=settings.confidence,
+                dice=settings.dice,
+                teacher_ramp=sigmoid_rampup(share_done, settings.teacher_rampup),
             )
             weight = settings.weight_semi * sigmoid_rampup(share_done, settings.rampup)
             total, figures["semi"] = total + weight * semi, semi.item()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dusss_core.config import MethodConfig
-from dusss_core.losses import merged_target, semi_supervised_loss, soft_cross_entropy, supervised_loss
+from dusss_core.losses import merged_target, pseudo_label_loss, semi_supervised_loss, supervised_loss
 from tests.dusss_core.gradients import assert_same_as_reference
 
 H, W = 3, 4
@@ -37,11 +37,15 @@ def naive_ce(logits, target, confidence=0.0):
     return total / (H * W) if torch.is_tensor(total) else logits.sum() * 0
 
 
-def naive_dice(logits, mask):
+def naive_dice(logits, target):
     p = probabilities(logits)
-    foreground = [(p[0], mask > 0)] if len(p) == 1 else [(p[c], mask == c) for c in range(1, len(p))]
+    foreground = [(p[c], target[c]) for c in range(len(p) > 1, len(p))]
     losses = [1 - (2 * (q * t).sum() + 1) / (q.sum() + t.sum() + 1) for q, t in foreground]
     return sum(losses) / len(losses)
+
+
+def naive_pseudo(logits, target, confidence, dice):
+    return naive_ce(logits, target, confidence) + (naive_dice(logits, target) if dice else 0)
 
 
 def one_hot(mask, channels):
@@ -53,7 +57,7 @@ def one_hot(mask, channels):
 def naive_supervised(logits, mask, dice, weight):
     total = 0
     for z, m, w in zip(logits, mask, weight, strict=True):
-        total = total + w * (naive_ce(z, one_hot(m, len(z))) + (naive_dice(z, m) if dice else 0))
+        total = total + w * naive_pseudo(z, one_hot(m, len(z)), 0.0, dice)
     return total / max(sum(weight), 1e-9)
 
 
@@ -118,31 +122,23 @@ def soft_targets(records, channels, seed=5):
 
 
 @each_classes
-@pytest.mark.parametrize("weighting", ["none", "pixels", "records", "zero"])
-def test_soft_cross_entropy_is_the_naive_one(channels, weighting):
+@pytest.mark.parametrize("dice", [True, False])
+def test_pseudo_label_loss_is_the_naive_one(channels, dice):
     target = soft_targets(3, channels).double()
-    weight = {
-        "none": None,
-        "pixels": random(3, 1, H, W, seed=2).abs(),
-        "records": torch.tensor([0.0, 1.0, 3.0]).view(3, 1, 1, 1),
-        "zero": torch.zeros(3, 1, 1, 1),
-    }[weighting]
 
-    def naive(z):
-        w = (torch.ones(3, 1, 1, 1) if weight is None else weight).double().expand(3, 1, H, W)
-        total = 0
-        for r in range(3):
-            for y in range(H):
-                for x in range(W):
-                    p, t = probabilities(z[r, :, y, x]), target[r, :, y, x]
-                    if channels == 1:
-                        p, t = torch.cat([1 - p, p]), torch.cat([1 - t, t])
-                    total = total - w[r, 0, y, x] * (t * p.log()).sum()
-        return total / max(float(w.sum()), 1e-9)
+    def naive(logits):
+        return sum(naive_pseudo(z, t, 0.0, dice) for z, t in zip(logits, target, strict=True)) / 3
 
     assert_same_as_reference(
-        lambda z: soft_cross_entropy(z, target.to(z.dtype), weight), naive, random(3, channels, H, W)
+        lambda z: pseudo_label_loss(z, target.to(z.dtype), dice=dice), naive, random(3, channels, H, W)
     )
+
+
+@each_classes
+def test_a_sure_pseudo_label_costs_what_the_mask_costs(channels):
+    logits, mask = random(3, channels, H, W), masks(3, channels)
+    target = torch.stack([one_hot(m, channels) for m in mask]).float()
+    torch.testing.assert_close(pseudo_label_loss(logits, target, dice=True), supervised_loss(logits, mask, dice=True))
 
 
 def naive_merged(teacher, text, method):
@@ -190,26 +186,29 @@ def test_the_plain_sum_of_eq_15_is_the_default_and_the_literal_one_calls_everyth
     assert not got.requires_grad and not literal.requires_grad
 
 
-def naive_semi(student, teacher, text, has_text, method, confidence):
+def naive_semi(student, teacher, text, has_text, method, confidence, dice):
     """Eq. 15 to 17, record by record."""
+
+    def cost(i, target):
+        return naive_pseudo(student[i], target, confidence, dice)
+
     losses = []
     for i in range(len(student)):
         guided = method.text_mask and has_text[i]
         if method.teacher and guided:
-            merged = naive_ce(student[i], naive_merged(teacher[i], text[i], method), confidence)
-            losses.append((merged + naive_ce(student[i], probabilities(text[i]), confidence)) / 2)
+            losses.append((cost(i, naive_merged(teacher[i], text[i], method)) + cost(i, probabilities(text[i]))) / 2)
         elif method.teacher:
-            losses.append(naive_ce(student[i], probabilities(teacher[i]), confidence))
+            losses.append(cost(i, probabilities(teacher[i])))
         elif guided:
-            losses.append(naive_ce(student[i], probabilities(text[i]), confidence))
+            losses.append(cost(i, probabilities(text[i])))
     return sum(losses) / len(losses) if losses else student.sum() * 0
 
 
 @each_classes
 @each_method
-@pytest.mark.parametrize("confidence", [0.0, 0.75])
+@pytest.mark.parametrize(("confidence", "dice"), [(0.0, False), (0.75, False), (0.75, True)])
 @pytest.mark.parametrize("has_text", [[True, False, True, False], [True] * 4, [False] * 4, [True], [False]])
-def test_semi_supervised_loss_is_the_naive_one(channels, method, confidence, has_text):
+def test_semi_supervised_loss_is_the_naive_one(channels, method, confidence, dice, has_text):
     n = len(has_text)
     teacher, text = random(n, channels, H, W, seed=2).double(), random(n, channels, H, W, seed=3).double()
     text[~torch.tensor(has_text)] = torch.nan
@@ -222,13 +221,14 @@ def test_semi_supervised_loss_is_the_naive_one(channels, method, confidence, has
             torch.tensor(has_text),
             method=method,
             confidence=confidence,
+            dice=dice,
         )
         assert all(value.isfinite() and not value.requires_grad for value in parts.values())
         return loss
 
     assert_same_as_reference(
         ours,
-        lambda student: naive_semi(student, teacher, text, has_text, method, confidence),
+        lambda student: naive_semi(student, teacher, text, has_text, method, confidence, dice),
         random(n, channels, H, W),
     )
 
@@ -293,3 +293,19 @@ def test_autocast_and_half_precision_give_finite_float32(channels):
         assert got.dtype == torch.float32 and got.isfinite() and torch.equal(got, wanted)
     sum(inside).backward()
     assert student.grad.isfinite().all()
+
+
+def test_a_teacher_that_is_not_ramped_up_leaves_the_merged_target_to_the_text():
+    student, text = random(2, 1, H, W), random(2, 1, H, W, seed=3)
+    has_text = torch.tensor([True, True])
+
+    def loss(seed, ramp):
+        teacher = random(2, 1, H, W, seed=seed)
+        method = METHODS["default"]
+        return semi_supervised_loss(student, teacher, text, has_text, method=method, confidence=0, teacher_ramp=ramp)[0]
+
+    assert loss(2, 0.0) == loss(4, 0.0)
+    assert loss(2, 0.5) != loss(4, 0.5)
+    assert loss(2, 1.0) == pytest.approx(
+        float(naive_semi(student, random(2, 1, H, W, seed=2), text, has_text, METHODS["default"], 0, False))
+    )

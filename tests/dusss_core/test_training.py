@@ -9,6 +9,7 @@ import torch
 from dusss_core.errors import UserError
 from dusss_core.files import digest_of_tensors
 from dusss_core.inference import to_input
+from dusss_core.losses import pseudo_label_loss, supervised_loss
 from dusss_core.models import build_vlm
 from dusss_core.training import (
     Pretrainer,
@@ -42,7 +43,7 @@ def trained_student(config, train, bank):
     return digest_of_tensors(trainer.shared())
 
 
-SWITCHES = ["sss", "dcl", "ltg", "text_mask", "teacher", "grounding_supervision"]
+SWITCHES = ["sss", "dcl", "ltg", "text_mask", "teacher", "grounding_supervision", "grounding_consistency"]
 
 
 def test_every_switch_of_the_method_changes_the_student(bank):
@@ -237,3 +238,26 @@ def test_batches_use_scarce_labels_more_often_and_all_records():
     assert set(seen_labelled) == {0, 1, 2}
     only = list(two_stream_batches(np.array([], int), np.arange(5), 4, 0.5, 2, draw))
     assert all(len(a) == 0 and len(b) == 4 for a, b in only)
+
+
+def test_plentiful_labels_keep_their_natural_share_of_a_batch():
+    draw = torch.Generator().manual_seed(1)
+    [(labelled, other)] = two_stream_batches(np.arange(12), np.arange(12, 16), 8, 0.25, 1, draw)
+    assert (len(labelled), len(other)) == (6, 2)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_another_view_learns_the_true_mask_where_there_is_one_and_its_own_elsewhere(classes, bank):
+    train = make_split()
+    config = make_config(image={"size": 32, "classes": classes}, pretrain={"rampup": 0})
+    trainer = Pretrainer(config, "a", train, train, bank)
+    trainer.load_shared(initial_shared(config, "pretrain"))
+    labelled, other = np.flatnonzero(train.labelled & train.has_text), np.flatnonzero(~train.labelled & train.has_text)
+    seen = trainer._look((labelled, other), torch.Generator().manual_seed(1))
+    n = len(labelled)
+    truth = supervised_loss(seen.other_grounding.logits[:n], seen.mask, dice=True)
+    own = seen.grounding.logits[n:].detach()
+    target = own.sigmoid() if classes == 1 else own.softmax(dim=1)
+    pseudo = pseudo_label_loss(seen.other_grounding.logits[n:], target, dice=True)
+    assert n and len(other)
+    torch.testing.assert_close(trainer._consistency(seen, 1.0), truth + pseudo)
