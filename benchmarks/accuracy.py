@@ -83,16 +83,20 @@ def measure(cell: Cell, data: Path, work: Path, clock: Clock, overrides: tuple[s
 
     groups = groups_of_sites(cell, make_study(cell, data, overrides), work / cell.hospitals)
     pictures: dict[str, list[dict[str, np.ndarray]]] = {}
-    trained = []
+    trained, alone = [], {}
     for name, sites in groups.items():
         trained.append(find_method(cell.method)(Trial(cell, work / cell.name / name, sites, data, clock, overrides)))
         clock.check()
-        for site, figures in figures_on_test(trained[-1], sites).items():
+        tested = figures_on_test(trained[-1], sites)
+        alone[name] = _mean(value for site in _tested(tested) for value in tested[site]["dice"])
+        for site, figures in tested.items():
             pictures.setdefault(site, []).append(figures)
     return {
         **{key: getattr(cell, key) for key in ("dataset", "labels", "method", "setting", "profile", "seed")},
         "val": {name: _mean(some.val.get(name) for some in trained) for name in ("dice", "iou")},
         **_test_figures(pictures, _mean(some.hidden_text_dice for some in trained)),
+        # test Dice of each model, where there are several
+        **({"federations": alone} if len(alone) > 1 else {}),
         "config": trained[0].study.model_dump(mode="json", exclude={"data", "deployment"}),
         **provenance(),
         "seconds": round(sum(some.seconds for some in trained), 1),
@@ -107,13 +111,11 @@ def _test_figures(pictures: dict[str, list[dict[str, np.ndarray]]], hidden_text_
     """
     import numpy as np
 
-    from sites.partition import OFFICIAL_TEST
-
     def means(sites: Iterable[str], names: Iterable[str]) -> dict[str, float | None]:
         values = {name: [some[name] for site in sites for some in pictures[site]] for name in names}
         return {name: _mean(np.concatenate(parts)) for name, parts in values.items()}
 
-    tested = [OFFICIAL_TEST] if OFFICIAL_TEST in pictures else sorted(pictures)
+    tested = _tested(pictures)
     # the federations of a site are tested on the same pictures, so a picture is one figure in a paired test
     single = np.concatenate([np.mean([some["dice"] for some in pictures[site]], axis=0) for site in tested])
     text = means(tested, ("text_dice", "merged_dice"))
@@ -125,6 +127,13 @@ def _test_figures(pictures: dict[str, list[dict[str, np.ndarray]]], hidden_text_
         # in thousandths
         "test_dice_per_picture": [int(value) for value in np.rint(1000 * single)],
     }
+
+
+def _tested(sites: Iterable[str]) -> list[str]:
+    """The sites whose test pictures count."""
+    from sites.partition import OFFICIAL_TEST
+
+    return [OFFICIAL_TEST] if OFFICIAL_TEST in sites else sorted(sites)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

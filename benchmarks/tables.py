@@ -58,6 +58,10 @@ def tables(results: Iterable[Result]) -> str:
     for result in results:
         groups[result["dataset"], result["profile"], result["setting"]].append(result)
     parts = [_table(" · ".join(key), members) for key, members in sorted(groups.items())]
+    for dataset, profile in sorted({key[:2] for key in groups}):
+        same = {key[2]: members for key, members in groups.items() if key[:2] == (dataset, profile)}
+        if len(same) > 1:
+            parts.append(_settings(f"{dataset} · {profile} · settings compared", same))
     return "\n".join(parts) or "No cell has been measured yet.\n"
 
 
@@ -83,11 +87,38 @@ def _cell(cell: Sequence[Result], results: Sequence[Result], share: float) -> st
     return text if closed is None or share == 1 else f"{text}, {100 * closed:.0f} % of the gap"
 
 
+def _settings(title: str, by_setting: dict[str, list[Result]]) -> str:
+    """A row for each method and share that was measured in several settings, on the seeds that all of them have."""
+    settings = sorted(by_setting)
+    lines = [f"### {title}", "", _line(["", *settings, "federated better than"]), _line(["---"] * (len(settings) + 2))]
+    keys = sorted({(r["method"], r["labels"]) for some in by_setting.values() for r in some})
+    for method, share in keys:
+        cells = {name: _of(some, method, share) for name, some in by_setting.items()}
+        cells = {name: cell for name, cell in cells.items() if cell}
+        seeds = set.intersection(*({r["seed"] for r in cell} for cell in cells.values()))
+        cells = {name: [r for r in cell if r["seed"] in seeds] for name, cell in cells.items()}
+        if len(cells) < 2 or not seeds:
+            continue
+        dice = {name: f"{100 * fmean(r['test']['dice'] for r in cell):.1f}" for name, cell in cells.items()}
+        others = [name for name in cells if name not in ("federated", "centralized")]
+        better = [
+            f"{name}: p = {p:.1g}"
+            for name in others
+            if (p := p_better(cells.get("federated", []), cells[name])) is not None
+        ]
+        row = f"{method}, {100 * share:g} %, seed {', '.join(map(str, sorted(seeds)))}"
+        lines.append(_line([row, *[dice.get(name, "") for name in settings], "; ".join(better)]))
+    return "\n".join([*lines, ""])
+
+
 def gap_closed(cell: Sequence[Result], supervised: Sequence[Result], ceiling: Sequence[Result]) -> float | None:
-    """(method - supervised) / (ceiling - supervised), means over seeds; None where one is missing or no gap."""
-    if not (cell and supervised and ceiling) or cell[0]["method"] == "supervised":
+    """(method - supervised) / (ceiling - supervised), means over the seeds that all have; None without such a seed or
+    without a gap."""
+    three = (supervised, ceiling, cell)
+    seeds = set.intersection(*({r["seed"] for r in some} for some in three))
+    if not seeds or cell[0]["method"] == "supervised":
         return None
-    low, high, reached = (fmean(r["test"]["dice"] for r in some) for some in (supervised, ceiling, cell))
+    low, high, reached = (fmean(r["test"]["dice"] for r in some if r["seed"] in seeds) for some in three)
     return (reached - low) / (high - low) if high > low else None
 
 
@@ -119,6 +150,11 @@ def _more(results: Sequence[Result], methods: Sequence[str], shares: Sequence[fl
             notes.append(f"text-guided masks on unlabelled training pictures {100 * fmean(text):.1f}")
         if merged:
             notes.append(f"with a sentence at inference {100 * fmean(merged):.1f}")
+        for method in methods:
+            for r in _of(results, method, share):
+                if "federations" in r:
+                    each = ", ".join(f"{name} {100 * dice:.1f}" for name, dice in r["federations"].items())
+                    lines.append(f"- Each site's model, {method}, {100 * share:g} %, seed {r['seed']}: {each}.")
         if notes:
             lines.append(f"- DuSSS, {100 * share:g} %: {'; '.join(notes)}.")
     return lines

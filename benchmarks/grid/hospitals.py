@@ -7,6 +7,7 @@ iid            as many sites, drawn at random
 skewed         the first site has all its labels, the others a tenth of `--labels`
 no_labels      the first site has no labels at all
 no_text        the first site has no sentences
+absent         the first site takes no part: what the other sites reach without it
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from sites.config import write_site
 from sites.manifest import Record, read_manifest, write_manifest
 from sites.partition import OFFICIAL_TEST
 
-SETTINGS = ("centralized", "local", "federated", "iid", "skewed", "no_labels", "no_text")
+SETTINGS = ("centralized", "local", "federated", "iid", "skewed", "no_labels", "no_text", "absent")
 
 
 def groups_of_sites(cell: Cell, study: StudyConfig, folder: Path) -> dict[str, list[Path]]:
@@ -43,6 +44,8 @@ def groups_of_sites(cell: Cell, study: StudyConfig, folder: Path) -> dict[str, l
         return {"centralized": [_pooled(folder / "sites" / "centralized", sites), *test]}
     if cell.setting == "no_text":
         _without_sentences(sites[0])
+    if cell.setting == "absent":
+        sites = sites[1:]
     return {cell.setting: [*sites, *test]}
 
 

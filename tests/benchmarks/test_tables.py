@@ -51,3 +51,19 @@ def test_a_table_has_a_row_per_method_and_a_column_per_share(results):
     text = tables.tables(results)
     assert "| method | 10 % | 100 % |" in text and "| dusss | 67.0, 75 % of the gap |" in text
     assert "better than mean_teacher: p = " in text
+
+
+def test_a_gap_is_of_the_seeds_that_all_three_have(results):
+    low, high, dusss, _ = results
+    another = {**low, "seed": 2, "test": {"dice": 0.9}}
+    assert tables.gap_closed([dusss], [low, another], [high]) == pytest.approx(0.75)
+    assert tables.gap_closed([dusss], [another], [high]) is None
+
+
+def test_settings_are_compared_on_the_same_seeds(results):
+    _, _, dusss, _ = results
+    alone = {**dusss, "setting": "local", "test": {"dice": 0.6}, "federations": {"a": 0.58, "b": 0.62}}
+    alone["test_dice_per_picture"] = [value - 60 for value in dusss["test_dice_per_picture"]]
+    text = tables.tables([*results, alone, {**alone, "seed": 2, "test": {"dice": 0.1}}])
+    assert "| dusss, 10 %, seed 1 | 67.0 | 60.0 | local: p = " in text
+    assert "- Each site's model, dusss, 10 %, seed 1: a 58.0, b 62.0." in text
