@@ -65,6 +65,17 @@ def test_fedprox_reaches_the_sites_as_prox_mu():
     assert make_study(federation={"mu": 0.3}).training().prox_mu == 0
 
 
+def test_the_papers_preset_has_nothing_that_is_not_in_the_paper_and_given_keys_win():
+    paper = make_study(method={"preset": "paper"})
+    own = ("grounding_supervision", "grounding_consistency", "detach_uncertainty")
+    assert not any(getattr(paper.method, switch) for switch in own)
+    assert paper.method.pairs == "identity"
+    assert not (paper.vlm.skips or paper.vlm.cross_attention or paper.vlm.mirror or paper.segment.dice)
+    assert paper.segment.teacher_rampup == 0
+    assert make_study(method={"preset": "paper", "grounding_supervision": True}).method.grounding_supervision
+    assert make_study(method={"preset": "paper"}, segment={"dice": True}).segment.dice
+
+
 def test_a_resolved_config_reads_back_the_same(tmp_path):
     from feddusss import configfile
 
