@@ -86,4 +86,13 @@ def build_encoder(
     # of several maps with one stride (plain transformers) the last is kept
     keep = [max(i for i, s in enumerate(strides) if s == stride) for stride in sorted(set(strides)) if stride <= limit]
     encoder = timm.create_model(name, features_only=True, in_chans=in_channels, out_indices=tuple(keep), **extra)
+    _drop_unused_stages(encoder)
     return encoder, [strides[i] for i in keep], encoder.feature_info.channels()
+
+
+def _drop_unused_stages(encoder: nn.Module) -> None:
+    """timm's EfficientNets and MobileNets run, and would here send, the stages after the last map that is asked for:
+    three quarters of their weights at a stride of 16."""
+    stages = [info["stage"] for info in encoder.feature_info.get_dicts() if "stage" in info]
+    if stages and isinstance(getattr(encoder, "blocks", None), nn.Sequential):
+        encoder.blocks = encoder.blocks[: max(stages)]

@@ -8,6 +8,7 @@ from torch import nn
 
 from dusss_core.errors import UserError
 from dusss_core.models import Teacher, UNet, build_student, build_vlm
+from dusss_core.models.image_tower import build_encoder
 from tests.dusss_core.conftest import FakeBank, make_config
 
 
@@ -116,3 +117,13 @@ def test_a_students_head_sees_the_decoder_and_every_level_of_its_encoder():
 def test_an_unknown_encoder_of_a_student_is_named_by_its_own_key():
     with pytest.raises(UserError, match=r"student\.encoder: timm has no model 'resnet_18x'"):
         build_student(make_config(student={"encoder": "resnet_18x"}))
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "mobilenetv3_small_050", "resnet18"])
+@pytest.mark.parametrize("coarsest", [8, 32])
+def test_an_encoder_has_no_weights_beyond_its_coarsest_map(name, coarsest):
+    encoder, strides, channels = build_encoder(name, 1, 64, coarsest=coarsest, setting="vlm.image_encoder")
+    levels = encoder(torch.randn(2, 1, 64, 64))
+    assert [(64 // level.shape[2], level.shape[1]) for level in levels] == list(zip(strides, channels, strict=True))
+    sum(level.sum() for level in levels).backward()
+    assert all(parameter.grad is not None for parameter in encoder.parameters())
