@@ -196,7 +196,8 @@ class PhaseConfig(Strict):
     """Factor on the chance of each change in the strong view. Small pictures whose findings differ by a subtle look
     lose it to blur and noise: lower it there."""
     rampup: float = Field(0.2, ge=0, le=1)
-    """Share of the phase over which the weight of pseudo-labels rises (sigmoid ramp-up)."""
+    """Share of the phase over which the weight of pseudo-labels rises (sigmoid ramp-up) that a network gives to its own
+    kind: the teacher's for pictures without a text-guided mask, and those of `method.grounding_consistency`."""
     optimizer: OptimizerConfig = OptimizerConfig()
     patience: int = Field(20, ge=1)
     """Early stopping: rounds without a better validation figure before the phase ends."""
@@ -223,7 +224,7 @@ class PretrainConfig(PhaseConfig):
     """Step 1: vision-language pretraining."""
 
     rampup: float = Field(0.5, ge=0, le=1)
-    """Share of the phase over which the weight of pseudo-labels of `method.grounding_consistency` rises."""
+    """As for every phase; the grounding decoder starts from nothing."""
     uncertainty: UncertaintyConfig = UncertaintyConfig()
     temperature: float = Field(0.1, gt=0)
     """Start of the learned tau."""
@@ -245,7 +246,7 @@ class SegmentConfig(PhaseConfig):
     ema: float = Field(0.99, ge=0, lt=1)
     """Largest alpha of Eq. 12; alpha = min(1 - 1 / (step + 1), ema)."""
     weight_semi: float = Field(1.0, ge=0)
-    """Weight of L_semi (Eq. 17) after the ramp-up."""
+    """Weight of L_semi (Eq. 17). Text-guided masks are as good at the start as later: they are not ramped up."""
     teacher_rampup: float = Field(1.0, ge=0, le=1)
     """Share of the phase over which the teacher comes into the merged target (sigmoid ramp-up): a teacher that has
     learnt little calls everything background, and its logits would outvote the text-guided mask. 0: at once (paper)."""

@@ -309,3 +309,15 @@ def test_a_teacher_that_is_not_ramped_up_leaves_the_merged_target_to_the_text():
     assert loss(2, 1.0) == pytest.approx(
         float(naive_semi(student, random(2, 1, H, W, seed=2), text, has_text, METHODS["default"], 0, False))
     )
+
+
+def test_pseudo_labels_of_the_teacher_alone_can_be_ramped_up_without_those_from_text():
+    student, teacher, text = (random(2, 1, H, W, seed=s) for s in (1, 2, 3))
+    has_text = torch.tensor([True, False])
+
+    def loss(**ramps):
+        method = METHODS["default"]
+        return semi_supervised_loss(student, teacher, text, has_text, method=method, confidence=0, **ramps)[0]
+
+    alone = naive_ce(student[1], probabilities(teacher[1]))
+    torch.testing.assert_close(loss() - loss(teacher_only=0.0), alone / 2)

@@ -131,7 +131,8 @@ def test_shared_statistics_are_taken_as_they_come(bank):
 
 
 def test_training_improves_masks_and_student(bank):
-    config, train = make_config(), make_split(n=16, labelled=8)
+    # a student of width 4 gets stuck on some seeds, whatever it learns from
+    config, train = make_config(student={"width": 8}), make_split(n=16, labelled=8)
     config.pretrain.rounds = config.segment.rounds = 12
     config.segment.epochs = 3
     config.segment.optimizer.lr = 5e-3
