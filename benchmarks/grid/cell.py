@@ -117,7 +117,7 @@ _MONUSEG = {
         "vlm": {"image_encoder": "mobilenetv3_small_050", "dim": 64, "decoder_width": 24, "text": _TEXT},
         "student": {"width": 12},
         "pretrain": {"rounds": 6, "batch": 4, "optimizer": {"lr": 2.0e-3}},
-        "segment": {"rounds": 6, "batch": 4, "strong": 0.5, "turns": True, "optimizer": {"lr": 3.0e-3}},
+        "segment": {"rounds": 16, "batch": 4, "strong": 0.5, "turns": True, "optimizer": {"lr": 3.0e-3}},
         "runtime": {"channels_last": True, "eval_batch": 4},
     },
     "gpu": {
