@@ -65,7 +65,8 @@ class MethodConfig(Strict):
     """A site's labelled pictures also train the grounding decoder (CE + Dice). Not in the paper."""
     grounding_consistency: bool = True
     """The mask of picture and sentence also teaches the grounding decoder what to make of the picture's strong view
-    and another wording; a true mask does where there is one. Not in the paper; needs `grounding_supervision`."""
+    and another wording; a true mask does where there is one. Not in the paper. Needs `grounding_supervision` and a site
+    with masks; not done in private training."""
     detach_uncertainty: bool = True
     """No gradient of the contrastive losses through the uncertainty of Eq. 2 (see Eq. 18)."""
     pairs: Literal["multi_positive", "masked", "identity"] = "multi_positive"

@@ -54,6 +54,8 @@ class PrivatePretrainer(PrivateTraining, Pretrainer):
         progress: Progress | None = None,
     ):
         super().__init__(config, site, train, val, text, records=records, device=device, progress=progress)
+        # whether the site has masks at all must not change what another record's gradient is
+        self.consistent = False
         self.grouped = config.privacy.pretrain == "groups"
         if self.grouped:
             self.expected = float(config.privacy.groups)

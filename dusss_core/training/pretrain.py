@@ -93,8 +93,9 @@ class Pretrainer(PhaseTrainer):
             else build_text_bank(train.sentences, config.vlm.text, None, self.device, encoder=self.vlm.text_encoder)
         )
         supervised = with_text & train.labelled & config.method.grounding_supervision
-        self.consistent = config.method.grounding_consistency and config.method.grounding_supervision
         self.labelled = np.flatnonzero(supervised)
+        # without a single mask the decoder would agree with itself on ever smaller masks, and the average with it
+        self.consistent = config.method.grounding_consistency and bool(len(self.labelled))
         self.other = np.flatnonzero(with_text & ~supervised)
 
     def batches(self, steps: int, draw: torch.Generator) -> Iterator[tuple[np.ndarray, np.ndarray]]:

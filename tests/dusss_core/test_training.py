@@ -262,3 +262,10 @@ def test_another_view_learns_the_true_mask_where_there_is_one_and_its_own_elsewh
     pseudo = pseudo_label_loss(seen.other_grounding.logits[n:], target, dice=True)
     assert n and len(other)
     torch.testing.assert_close(trainer._consistency(seen, 1.0), truth + pseudo)
+
+
+def test_a_site_without_masks_does_not_teach_the_decoder_its_own_mistakes(bank):
+    for labelled, teaches in ((0, False), (4, True)):
+        trainer = Pretrainer(make_config(), "a", make_split(labelled=labelled), make_split(), bank)
+        trainer.load_shared(initial_shared(make_config(), "pretrain"))
+        assert ("consistency" in trainer.train_round(1)) == teaches
