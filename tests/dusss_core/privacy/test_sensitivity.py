@@ -145,7 +145,7 @@ def test_a_record_without_a_target_leaves_the_sum_as_it_is():
 def pretrain_config(kind, clip, **method):
     return private_config(
         privacy={"clip": clip, "pretrain": kind, "groups": 3},
-        pretrain={"temperature": 0.1, "flip": False},
+        pretrain={"temperature": 0.1, "flip": False, "rampup": 0, "weight_consistency": 1e3},
         method=method,
     )
 
@@ -186,6 +186,23 @@ def test_negatives_from_the_draw_are_caught(kind, worst):
         return trainer
 
     assert worst[0] < largest_change(build, split, [0]) / 1e-6 < worst[1]
+
+
+class ConsistentWhereThereAreMasks(PrivatePretrainer):
+    """Planted: the only record with a mask decides what all others learn from."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.consistent = bool(len(self.labelled))
+
+
+@pytest.mark.parametrize(
+    ("kind", "worst"), [(PrivatePretrainer, (0.9, 1 + ROUNDING)), (ConsistentWhereThereAreMasks, (1.5, 99))]
+)
+def test_a_loss_that_depends_on_whether_anybody_has_a_mask_is_caught(kind, worst):
+    config = pretrain_config("public_negatives", 1e-3)
+    change = largest_change(lambda part, kept: pretrainer(config, part, kind=kind), make_split(n=8, labelled=1), [0])
+    assert worst[0] < change / 1e-3 < worst[1]
 
 
 class EvenGroups(PrivatePretrainer):
