@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dusss_core.augment import Geometry, strong_view, weak_view
 from dusss_core.config import TrainingConfig
@@ -75,6 +75,9 @@ class Pretrainer(PhaseTrainer):
         progress: Progress | None = None,
     ):
         with_text = train.has_text
+        supervised = with_text & train.labelled & config.method.grounding_supervision
+        self.labelled = np.flatnonzero(supervised)
+        self.other = np.flatnonzero(with_text & ~supervised)
         super().__init__(
             config,
             config.pretrain,
@@ -92,11 +95,13 @@ class Pretrainer(PhaseTrainer):
             if text is not None
             else build_text_bank(train.sentences, config.vlm.text, None, self.device, encoder=self.vlm.text_encoder)
         )
-        supervised = with_text & train.labelled & config.method.grounding_supervision
-        self.labelled = np.flatnonzero(supervised)
         # without a single mask the decoder would agree with itself on ever smaller masks, and the average with it
         self.consistent = config.method.grounding_consistency and bool(len(self.labelled))
-        self.other = np.flatnonzero(with_text & ~supervised)
+
+    def prepare(self, model: nn.Module) -> None:
+        if self.config.method.grounding_supervision and not len(self.labelled):
+            # contrast alone moves the decoder to where no mask holds it, and the average of all sites with it
+            model.grounding.requires_grad_(False)
 
     def batches(self, steps: int, draw: torch.Generator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         return two_stream_batches(

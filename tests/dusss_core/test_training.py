@@ -268,4 +268,8 @@ def test_a_site_without_masks_does_not_teach_the_decoder_its_own_mistakes(bank):
     for labelled, teaches in ((0, False), (4, True)):
         trainer = Pretrainer(make_config(), "a", make_split(labelled=labelled), make_split(), bank)
         trainer.load_shared(initial_shared(make_config(), "pretrain"))
+        before = trainer.shared()
         assert ("consistency" in trainer.train_round(1)) == teaches
+        moved = {name for name, tensor in trainer.shared().items() if not torch.equal(tensor, before[name])}
+        assert any(name.startswith("image.") for name in moved)
+        assert any(name.startswith("grounding.") for name in moved) == teaches
