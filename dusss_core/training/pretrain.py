@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dusss_core.augment import Geometry, strong_view, weak_view
 from dusss_core.config import TrainingConfig
@@ -75,9 +75,6 @@ class Pretrainer(PhaseTrainer):
         progress: Progress | None = None,
     ):
         with_text = train.has_text
-        supervised = with_text & train.labelled & config.method.grounding_supervision
-        self.labelled = np.flatnonzero(supervised)
-        self.other = np.flatnonzero(with_text & ~supervised)
         super().__init__(
             config,
             config.pretrain,
@@ -95,18 +92,25 @@ class Pretrainer(PhaseTrainer):
             if text is not None
             else build_text_bank(train.sentences, config.vlm.text, None, self.device, encoder=self.vlm.text_encoder)
         )
-        # without a single mask the decoder would agree with itself on ever smaller masks, and the average with it
+        supervised = with_text & train.labelled & config.method.grounding_supervision
+        self.labelled = np.flatnonzero(supervised)
+        self.other = np.flatnonzero(with_text & ~supervised)
+        # without a single mask at the site the decoder would agree with itself on ever smaller masks, and contrast
+        # alone moves it to where no mask holds it: such a site hands it on as it came
         self.consistent = config.method.grounding_consistency and bool(len(self.labelled))
-
-    def prepare(self, model: nn.Module) -> None:
-        if self.config.method.grounding_supervision and not len(self.labelled):
-            # contrast alone moves the decoder to where no mask holds it, and the average of all sites with it
-            model.grounding.requires_grad_(False)
+        self.holds_decoder = config.method.grounding_supervision and not len(self.labelled)
 
     def batches(self, steps: int, draw: torch.Generator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         return two_stream_batches(
             self.labelled, self.other, self.settings.batch, self.settings.labelled_share, steps, draw
         )
+
+    def set_gradients(self, batch, draw, share_done, anchor, place) -> dict[str, float]:
+        figures = super().set_gradients(batch, draw, share_done, anchor, place)
+        if self.holds_decoder:
+            for parameter in self.vlm.grounding.parameters():
+                parameter.grad = None
+        return figures
 
     def losses(self, batch, draw, share_done) -> tuple[Tensor, dict[str, float]]:
         seen = self._look(batch, draw)
