@@ -89,7 +89,7 @@ def semi_supervised_loss(
     confidence: float,
     dice: bool = False,
     teacher_ramp: float = 1.0,
-    teacher_only: float = 1.0,
+    teacher_only_weight: float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """L_semi, Eq. 15 to 17, and its parts.
 
@@ -140,7 +140,7 @@ def semi_supervised_loss(
         parts["text"] = _weighted_mean(cost[-1], with_text)
     if teacher_on and text_on:
         parts["merged"] = _weighted_mean(cost[0], with_text)
-    cost = cost * torch.where(with_text, 1.0, teacher_only)
+    cost = cost * torch.where(with_text, 1.0, teacher_only_weight)
     return _weighted_mean(cost, weight), {name: value.detach() for name, value in parts.items()}
 
 

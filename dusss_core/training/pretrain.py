@@ -95,10 +95,8 @@ class Pretrainer(PhaseTrainer):
         supervised = with_text & train.labelled & config.method.grounding_supervision
         self.labelled = np.flatnonzero(supervised)
         self.other = np.flatnonzero(with_text & ~supervised)
-        # without a single mask at the site the decoder would agree with itself on ever smaller masks, and contrast
-        # alone moves it to where no mask holds it: such a site hands it on as it came
         self.consistent = config.method.grounding_consistency and bool(len(self.labelled))
-        self.holds_decoder = config.method.grounding_supervision and not len(self.labelled)
+        self.keeps_decoder = config.method.grounding_supervision and not len(self.labelled)
 
     def batches(self, steps: int, draw: torch.Generator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         return two_stream_batches(
@@ -106,8 +104,10 @@ class Pretrainer(PhaseTrainer):
         )
 
     def set_gradients(self, batch, draw, share_done, anchor, place) -> dict[str, float]:
+        """As of every phase. A site without a mask hands the grounding decoder on as it came: contrast, and agreement
+        with itself, move it to where no mask holds it, and the average of all sites with it."""
         figures = super().set_gradients(batch, draw, share_done, anchor, place)
-        if self.holds_decoder:
+        if self.keeps_decoder:
             for parameter in self.vlm.grounding.parameters():
                 parameter.grad = None
         return figures

@@ -121,7 +121,7 @@ class Segmenter(PhaseTrainer):
                 confidence=settings.confidence,
                 dice=settings.dice,
                 teacher_ramp=sigmoid_rampup(share_done, settings.teacher_rampup),
-                teacher_only=sigmoid_rampup(share_done, settings.rampup),
+                teacher_only_weight=sigmoid_rampup(share_done, settings.rampup),
             )
             total, figures["semi"] = total + settings.weight_semi * semi, semi.item()
             figures.update({f"semi_{name}": value.item() for name, value in parts.items()})

@@ -320,4 +320,4 @@ def test_pseudo_labels_of_the_teacher_alone_can_be_ramped_up_without_those_from_
         return semi_supervised_loss(student, teacher, text, has_text, method=method, confidence=0, **ramps)[0]
 
     alone = naive_ce(student[1], probabilities(teacher[1]))
-    torch.testing.assert_close(loss() - loss(teacher_only=0.0), alone / 2)
+    torch.testing.assert_close(loss() - loss(teacher_only_weight=0.0), alone / 2)
