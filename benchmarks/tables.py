@@ -1,6 +1,6 @@
-"""Writes the tables of accuracy into docs/results.md, from the files of benchmarks/accuracy.py alone.
+"""Writes the tables and charts of accuracy into docs/results.md, from the files of benchmarks/accuracy.py alone.
 
-    python benchmarks/tables.py             rewrites what lies between the two markers
+    python benchmarks/tables.py             rewrites what lies between the two markers, and the charts
     python benchmarks/tables.py --check     exit code 1 if that would change anything
 
 Dice x 100 on test pictures, mean over seeds with the range where there are several. *Gap closed*: (method -
@@ -28,9 +28,14 @@ from feddusss import cli
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "results.md"
 BEGIN, END = "<!-- accuracy: written by benchmarks/tables.py -->", "<!-- accuracy: end -->"
+CHARTS = PAGE.parent / "images"
 _COMPARED = ("mean_teacher", "supervised")
+# short, since a chart is narrow
+_IN_CHART = {"supervised": "supervised", "mean_teacher": "teacher", "dusss": "DuSSS"}
 
 Result = dict[str, Any]
+Group = tuple[str, str, str]
+"""Data set, profile, setting."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,6 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the JSON files")
     parser.add_argument("--page", type=Path, default=PAGE, help="the page to write into")
+    parser.add_argument("--charts", type=Path, default=CHARTS, help="folder of the charts (docs/images)")
     parser.add_argument("--check", action="store_true", help="write nothing")
     cli.add_common_arguments(parser, overrides=False)
     return cli.run(_write, parser, argv)
@@ -45,19 +51,21 @@ def main(argv: list[str] | None = None) -> int:
 
 def _write(arguments: argparse.Namespace) -> int:
     results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(arguments.results.glob("*.json"))]
-    new = with_body(arguments.page, BEGIN, END, tables(results))
+    files = {arguments.page: with_body(arguments.page, BEGIN, END, tables(results))}
+    files |= {arguments.charts / name: svg for name, svg in charts(results).items()}
     if arguments.check:
-        return cli.OK if new == arguments.page.read_text(encoding="utf-8") else cli.FAILED
-    write_text(arguments.page, new)
+        same = all(file.is_file() and file.read_text(encoding="utf-8") == text for file, text in files.items())
+        return cli.OK if same else cli.FAILED
+    arguments.charts.mkdir(parents=True, exist_ok=True)
+    for file, text in files.items():
+        write_text(file, text)
     return cli.OK
 
 
 def tables(results: Iterable[Result]) -> str:
     """One table for each data set, profile and setting: a row per method, a column per share of labels."""
-    groups: dict[tuple[str, str, str], list[Result]] = defaultdict(list)
-    for result in results:
-        groups[result["dataset"], result["profile"], result["setting"]].append(result)
-    parts = [_table(" · ".join(key), members) for key, members in sorted(groups.items())]
+    groups = _grouped(results)
+    parts = [_table(key, members) for key, members in sorted(groups.items())]
     for dataset, profile in sorted({key[:2] for key in groups}):
         same = {key[2]: members for key, members in groups.items() if key[:2] == (dataset, profile)}
         if len(same) > 1:
@@ -65,15 +73,59 @@ def tables(results: Iterable[Result]) -> str:
     return "\n".join(parts) or "No cell has been measured yet.\n"
 
 
-def _table(title: str, results: Sequence[Result]) -> str:
+def charts(results: Iterable[Result]) -> dict[str, str]:
+    """Dice over the share of labels, mean over seeds: file name -> SVG, of each table in which a method was measured
+    with several."""
+    return {_chart_name(key): svg for key, members in _grouped(results).items() if (svg := _chart(key, members))}
+
+
+def _grouped(results: Iterable[Result]) -> dict[Group, list[Result]]:
+    groups: dict[Group, list[Result]] = defaultdict(list)
+    for result in results:
+        groups[result["dataset"], result["profile"], result["setting"]].append(result)
+    return groups
+
+
+def _chart_name(key: Group) -> str:
+    return f"accuracy_{'_'.join(key)}.svg"
+
+
+def _chart(key: Group, results: Sequence[Result]) -> str | None:
+    from benchmarks.pages import standalone
+    from server import plots
+
+    shares = sorted({result["labels"] for result in results})
+
+    lines = [*((name, method, "test") for method, name in _IN_CHART.items()), ("+ sentence", "dusss", "with_sentence")]
+    series = []
+    for colour, (name, method, figure) in enumerate(lines):
+        cells = [[r[figure]["dice"] for r in _of(results, method, share)] for share in shares]
+        points = [(x, fmean(cell)) for x, cell in enumerate(cells) if cell and None not in cell]
+        if len(points) > 1:
+            series.append(plots.Series(name, points, colour=colour))
+    if not series:
+        return None
+    told = "; ".join(f"{one.name}: " + ", ".join(f"{value:.3f}" for _, value in one.points) for one in series)
+    svg = plots.line_chart(
+        f"Test Dice over the share of labels, {' '.join(key)}. {told}",
+        series,
+        lambda value: f"{value:.2f}",
+        across="% of masks that may be trained on",
+        show_x=lambda x: f"{100 * shares[x]:g}",
+    )
+    return standalone(str(svg))
+
+
+def _table(key: Group, results: Sequence[Result]) -> str:
     shares = sorted({result["labels"] for result in results})
     methods = sorted({result["method"] for result in results}, key=lambda name: (name.startswith("table2"), name))
     head = ["method", *[f"{100 * share:g} %" for share in shares]]
-    lines = [f"### {title}", "", _line(head), _line(["---"] * len(head))]
+    lines = [f"### {' · '.join(key)}", "", _line(head), _line(["---"] * len(head))]
     for method in methods:
         cells = [_of(results, method, share) for share in shares]
         lines.append(_line([method, *[_cell(cell, results, share) for cell, share in zip(cells, shares, strict=True)]]))
-    return "\n".join([*lines, "", *_more(results, methods, shares), ""])
+    drawn = [f"![Dice over the share of labels](images/{_chart_name(key)})", ""] if _chart(key, results) else []
+    return "\n".join([*lines, "", *drawn, *_more(results, methods, shares), ""])
 
 
 def _cell(cell: Sequence[Result], results: Sequence[Result], share: float) -> str:

@@ -109,10 +109,13 @@ class Segmenter(PhaseTrainer):
         with self.autocast():
             logits = self.student(self.normalise(torch.cat(views))).float()
 
+        weigh, weigh_semi = 1.0, settings.weight_semi
+        if settings.per_picture:
+            weigh, weigh_semi = weigh * len(labelled) / len(logits), weigh_semi * len(unlabelled) / len(logits)
         total, figures = logits.new_zeros(()), {}
         if len(labelled):
             supervised = supervised_loss(logits[: len(labelled)], mask, dice=settings.dice)
-            total, figures["supervised"] = total + supervised, supervised.item()
+            total, figures["supervised"] = total + weigh * supervised, supervised.item()
         if len(unlabelled):
             semi, parts = semi_supervised_loss(
                 logits[len(labelled) :],
@@ -123,7 +126,7 @@ class Segmenter(PhaseTrainer):
                 teacher_ramp=sigmoid_rampup(share_done, settings.teacher_rampup),
                 teacher_only_weight=sigmoid_rampup(share_done, settings.rampup),
             )
-            total, figures["semi"] = total + settings.weight_semi * semi, semi.item()
+            total, figures["semi"] = total + weigh_semi * semi, semi.item()
             figures.update({f"semi_{name}": value.item() for name, value in parts.items()})
         return total, figures
 

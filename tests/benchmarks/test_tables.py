@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from benchmarks import tables
@@ -67,3 +69,26 @@ def test_settings_are_compared_on_the_same_seeds(results):
     text = tables.tables([*results, alone, {**alone, "seed": 2, "test": {"dice": 0.1}}])
     assert "| dusss, 10 %, seed 1 | 67.0 | 60.0 | local: p = " in text
     assert "- Each site's model, dusss, 10 %, seed 1: a 58.0, b 62.0." in text
+
+
+def test_a_chart_is_drawn_where_a_method_was_measured_with_several_shares_of_labels(results):
+    ((name, svg),) = tables.charts(results).items()
+    assert name == "accuracy_qata_cpu_federated.svg"
+    assert "supervised: 0.5" in svg and "DuSSS" not in svg  # a line needs two points
+    assert f"(images/{name})" in tables.tables(results)
+    assert tables.charts(results[2:]) == {}
+    assert "images/" not in tables.tables(results[2:])
+
+
+def test_check_sees_a_chart_that_is_not_that_of_the_files(results, tmp_path):
+    page, charts, cells = tmp_path / "page.md", tmp_path / "images", tmp_path / "cells"
+    page.write_text(f"{tables.BEGIN}\n{tables.END}\n")
+    cells.mkdir()
+    for number, cell in enumerate(results):
+        (cells / f"{number}.json").write_text(json.dumps(cell))
+    paths = ["--results", str(cells), "--page", str(page), "--charts", str(charts)]
+    assert tables.main([*paths, "--check"]) == 1
+    assert tables.main(paths) == 0
+    assert tables.main([*paths, "--check"]) == 0
+    next(charts.iterdir()).write_text("<svg/>")
+    assert tables.main([*paths, "--check"]) == 1

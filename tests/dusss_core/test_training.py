@@ -247,6 +247,17 @@ def test_plentiful_labels_keep_their_natural_share_of_a_batch():
     assert (len(labelled), len(other)) == (6, 2)
 
 
+def test_every_picture_of_a_batch_weighs_the_same_unless_the_study_says_so():
+    train = make_split()
+    batch = np.flatnonzero(train.labelled)[:1], np.flatnonzero(~train.labelled)[:3]
+    for settings, weight in (({}, (1 / 4, 3 / 4 * 0.5)), ({"per_picture": False}, (1, 0.5))):
+        config = make_config(segment={"rampup": 0, "weight_semi": 0.5, **settings})
+        trainer = Segmenter(config, "a", train, train)
+        trainer.load_shared(initial_shared(config, "segment"))
+        loss, parts = trainer.losses(batch, torch.Generator().manual_seed(1), 1.0)
+        assert loss.item() == pytest.approx(weight[0] * parts["supervised"] + weight[1] * parts["semi"])
+
+
 @pytest.mark.parametrize("classes", [1, 3])
 def test_another_view_learns_the_true_mask_where_there_is_one_and_its_own_elsewhere(classes, bank):
     train = make_split()
