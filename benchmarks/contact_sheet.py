@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
 from feddusss import cli
 
 COLUMNS = ("picture", "true mask", "text-guided mask", "teacher", "student")

@@ -248,9 +248,10 @@ class SegmentConfig(PhaseConfig):
     """Largest alpha of Eq. 12; alpha = min(1 - 1 / (step + 1), ema)."""
     weight_semi: float = Field(1.0, ge=0)
     """Weight of L_semi (Eq. 17). Text-guided masks are as good at the start as later: they are not ramped up."""
-    per_picture: bool = True
-    """The loss is the mean over all pictures of a batch, so that a labelled one weighs as much as another. Off: mean of
-    the labelled ones plus mean of the others (paper), where few labelled pictures, seen often, weigh much each."""
+    guided_as_labelled: bool = True
+    """A text-guided mask weighs as much in the loss as a true one: such pictures count (unlabelled / labelled pictures
+    of the batch) times. Off: all unlabelled pictures together weigh as much as the labelled ones (paper); a few of
+    those, seen often, then weigh much each. What the teacher alone labels always does so: it is wrong more often."""
     teacher_rampup: float = Field(1.0, ge=0, le=1)
     """Share of the phase over which the teacher comes into the merged target (sigmoid ramp-up): a teacher that has
     learnt little calls everything background, and its logits would outvote the text-guided mask. 0: at once (paper)."""
@@ -342,5 +343,5 @@ class TrainingConfig(Strict):
 
 PAPER_BEYOND_METHOD: dict[str, dict[str, Any]] = {
     "vlm": {"skips": False, "cross_attention": False, "mirror": False},
-    "segment": {"dice": False, "per_picture": False, "teacher_rampup": 0.0},
+    "segment": {"dice": False, "guided_as_labelled": False, "teacher_rampup": 0.0},
 }

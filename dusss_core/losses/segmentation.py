@@ -89,6 +89,7 @@ def semi_supervised_loss(
     confidence: float,
     dice: bool = False,
     teacher_ramp: float = 1.0,
+    guided_weight: float = 1.0,
     teacher_only_weight: float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """L_semi, Eq. 15 to 17, and its parts.
@@ -104,6 +105,7 @@ def semi_supervised_loss(
         has_text: B, bool; text_logits of the other records may be NaN. None: no record has.
         confidence: a pixel whose target is less sure than this, max_c p_c, weighs 0. The sum is still divided
             by all pixels: a picture with three sure ones counts less than one that is sure throughout.
+        guided_weight, teacher_only_weight: factors on the cost of a record with and without text.
 
     Returns:
         The scalar loss (a differentiable 0 when no record has a target), and detached scalars: `teacher`,
@@ -140,7 +142,7 @@ def semi_supervised_loss(
         parts["text"] = _weighted_mean(cost[-1], with_text)
     if teacher_on and text_on:
         parts["merged"] = _weighted_mean(cost[0], with_text)
-    cost = cost * torch.where(with_text, 1.0, teacher_only_weight)
+    cost = cost * torch.where(with_text, guided_weight, teacher_only_weight)
     return _weighted_mean(cost, weight), {name: value.detach() for name, value in parts.items()}
 
 

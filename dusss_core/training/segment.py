@@ -109,13 +109,10 @@ class Segmenter(PhaseTrainer):
         with self.autocast():
             logits = self.student(self.normalise(torch.cat(views))).float()
 
-        weigh, weigh_semi = 1.0, settings.weight_semi
-        if settings.per_picture:
-            weigh, weigh_semi = weigh * len(labelled) / len(logits), weigh_semi * len(unlabelled) / len(logits)
         total, figures = logits.new_zeros(()), {}
         if len(labelled):
             supervised = supervised_loss(logits[: len(labelled)], mask, dice=settings.dice)
-            total, figures["supervised"] = total + weigh * supervised, supervised.item()
+            total, figures["supervised"] = total + supervised, supervised.item()
         if len(unlabelled):
             semi, parts = semi_supervised_loss(
                 logits[len(labelled) :],
@@ -124,9 +121,10 @@ class Segmenter(PhaseTrainer):
                 confidence=settings.confidence,
                 dice=settings.dice,
                 teacher_ramp=sigmoid_rampup(share_done, settings.teacher_rampup),
+                guided_weight=self._guided_weight(len(labelled), len(unlabelled)),
                 teacher_only_weight=sigmoid_rampup(share_done, settings.rampup),
             )
-            total, figures["semi"] = total + weigh_semi * semi, semi.item()
+            total, figures["semi"] = total + settings.weight_semi * semi, semi.item()
             figures.update({f"semi_{name}": value.item() for name, value in parts.items()})
         return total, figures
 
@@ -141,6 +139,9 @@ class Segmenter(PhaseTrainer):
             return {}
         scores = score_model(self.config, self.student, val, self.device, distances=False)
         return {"dice": scores["dice"], "iou": scores["iou"]}
+
+    def _guided_weight(self, n_labelled: int, n_unlabelled: int) -> float:
+        return n_unlabelled / n_labelled if self.settings.guided_as_labelled and n_labelled else 1.0
 
     def _geometry(self, count: int, draw: torch.Generator) -> Geometry:
         return Geometry.draw(count, draw, flip=self.settings.flip, turns=self.settings.turns, device=self.device)

@@ -247,15 +247,17 @@ def test_plentiful_labels_keep_their_natural_share_of_a_batch():
     assert (len(labelled), len(other)) == (6, 2)
 
 
-def test_every_picture_of_a_batch_weighs_the_same_unless_the_study_says_so():
+def test_a_text_guided_mask_weighs_as_much_as_a_true_one_and_the_teachers_own_less():
     train = make_split()
     batch = np.flatnonzero(train.labelled)[:1], np.flatnonzero(~train.labelled)[:3]
-    for settings, weight in (({}, (1 / 4, 3 / 4 * 0.5)), ({"per_picture": False}, (1, 0.5))):
-        config = make_config(segment={"rampup": 0, "weight_semi": 0.5, **settings})
-        trainer = Segmenter(config, "a", train, train)
+    guided, alone = np.full((12, 1, 32, 32), 2, np.float16), np.full((12, 1, 32, 32), np.nan, np.float16)
+    for logits, as_labelled, weight in ((guided, True, 3), (guided, False, 1), (alone, True, 1), (None, True, 1)):
+        config = make_config(segment={"rampup": 0, "guided_as_labelled": as_labelled})
+        trainer = Segmenter(config, "a", train, train, text_logits=logits)
         trainer.load_shared(initial_shared(config, "segment"))
         loss, parts = trainer.losses(batch, torch.Generator().manual_seed(1), 1.0)
-        assert loss.item() == pytest.approx(weight[0] * parts["supervised"] + weight[1] * parts["semi"])
+        kinds = (parts["semi_merged"] + parts["semi_text"]) / 2 if logits is guided else parts["semi_teacher"]
+        assert loss.item() == pytest.approx(parts["supervised"] + weight * kinds)
 
 
 @pytest.mark.parametrize("classes", [1, 3])
