@@ -136,7 +136,9 @@ def _cell(cell: Sequence[Result], results: Sequence[Result], share: float) -> st
     if len(dice) > 1:
         text += f" ({min(dice):.1f} to {max(dice):.1f})"
     closed = gap_closed(cell, _of(results, "supervised", share), _of(results, "supervised", 1.0))
-    return text if closed is None or share == 1 else f"{text}, {100 * closed:.0f} % of the gap"
+    if closed is None or share == 1:
+        return text
+    return f"{text}, {100 * closed:.0f} % of the gap" if closed >= 0 else f"{text}, below supervised"
 
 
 def _settings(title: str, by_setting: dict[str, list[Result]]) -> str:

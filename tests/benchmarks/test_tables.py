@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -53,6 +54,11 @@ def test_a_table_has_a_row_per_method_and_a_column_per_share(results):
     text = tables.tables(results)
     assert "| method | 10 % | 100 % |" in text and "| dusss | 67.0, 75 % of the gap |" in text
     assert "better than mean_teacher: p = " in text
+
+
+def test_below_supervised_there_is_no_share_of_the_gap(results):
+    worse = _cell("clip", 0.1, 1, [value - 100 for value in range(500, 540)])
+    assert re.search(r"\| clip \| [\d.]+, below supervised \|", tables.tables([*results, worse]))
 
 
 def test_a_gap_is_of_the_seeds_that_all_three_have(results):
