@@ -74,8 +74,8 @@ def tables(results: Iterable[Result]) -> str:
 
 
 def charts(results: Iterable[Result]) -> dict[str, str]:
-    """Dice over the share of labels, mean over seeds: file name -> SVG, of each table in which a method was measured
-    with several."""
+    """Dice over the share of labels, mean over the seeds that the methods have in common there: file name -> SVG, of
+    each table in which a method was measured with several shares."""
     return {_chart_name(key): svg for key, members in _grouped(results).items() if (svg := _chart(key, members))}
 
 
@@ -95,12 +95,12 @@ def _chart(key: Group, results: Sequence[Result]) -> str | None:
     from server import plots
 
     shares = sorted({result["labels"] for result in results})
-
+    cells = {share: _on_common_seeds({method: _of(results, method, share) for method in _IN_CHART}) for share in shares}
     lines = [*((name, method, "test") for method, name in _IN_CHART.items()), ("+ sentence", "dusss", "with_sentence")]
     series = []
     for colour, (name, method, figure) in enumerate(lines):
-        cells = [[r[figure]["dice"] for r in _of(results, method, share)] for share in shares]
-        points = [(x, fmean(cell)) for x, cell in enumerate(cells) if cell and None not in cell]
+        dice = [[r[figure]["dice"] for r in cells[share].get(method, ())] for share in shares]
+        points = [(x, fmean(values)) for x, values in enumerate(dice) if values and None not in values]
         if len(points) > 1:
             series.append(plots.Series(name, points, colour=colour))
     if not series:
@@ -147,11 +147,8 @@ def _settings(title: str, by_setting: dict[str, list[Result]]) -> str:
     lines = [f"### {title}", "", _line(["", *settings, "federated better than"]), _line(["---"] * (len(settings) + 2))]
     keys = sorted({(r["method"], r["labels"]) for some in by_setting.values() for r in some})
     for method, share in keys:
-        cells = {name: _of(some, method, share) for name, some in by_setting.items()}
-        cells = {name: cell for name, cell in cells.items() if cell}
-        seeds = set.intersection(*({r["seed"] for r in cell} for cell in cells.values()))
-        cells = {name: [r for r in cell if r["seed"] in seeds] for name, cell in cells.items()}
-        if len(cells) < 2 or not seeds:
+        cells = _on_common_seeds({name: _of(some, method, share) for name, some in by_setting.items()})
+        if len(cells) < 2:
             continue
         dice = {name: f"{100 * fmean(r['test']['dice'] for r in cell):.1f}" for name, cell in cells.items()}
         others = [name for name in cells if name not in ("federated", "centralized")]
@@ -160,7 +157,8 @@ def _settings(title: str, by_setting: dict[str, list[Result]]) -> str:
             for name in others
             if (p := p_better(cells.get("federated", []), cells[name])) is not None
         ]
-        row = f"{method}, {100 * share:g} %, seed {', '.join(map(str, sorted(seeds)))}"
+        seeds = sorted({r["seed"] for cell in cells.values() for r in cell})
+        row = f"{method}, {100 * share:g} %, seed {', '.join(map(str, seeds))}"
         lines.append(_line([row, *[dice.get(name, "") for name in settings], "; ".join(better)]))
     return "\n".join([*lines, ""])
 
@@ -212,6 +210,13 @@ def _more(results: Sequence[Result], methods: Sequence[str], shares: Sequence[fl
         if notes:
             lines.append(f"- DuSSS, {100 * share:g} %: {'; '.join(notes)}.")
     return lines
+
+
+def _on_common_seeds(cells: dict[str, list[Result]]) -> dict[str, list[Result]]:
+    """The cells that were measured, reduced to the seeds that all of them have; empty where there is none."""
+    measured = {name: cell for name, cell in cells.items() if cell}
+    seeds = set.intersection(*({r["seed"] for r in cell} for cell in measured.values())) if measured else set()
+    return {name: [r for r in cell if r["seed"] in seeds] for name, cell in measured.items()} if seeds else {}
 
 
 def _of(results: Sequence[Result], method: str, share: float) -> list[Result]:
