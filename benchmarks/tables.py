@@ -74,8 +74,8 @@ def tables(results: Iterable[Result]) -> str:
 
 
 def charts(results: Iterable[Result]) -> dict[str, str]:
-    """Dice over the share of labels, mean over the seeds that the methods have in common there: file name -> SVG, of
-    each table in which a method was measured with several shares."""
+    """Dice over the share of labels, mean over the seeds that all cells of the chart have: file name -> SVG, of each
+    table in which a method was measured with several shares."""
     return {_chart_name(key): svg for key, members in _grouped(results).items() if (svg := _chart(key, members))}
 
 
@@ -95,11 +95,11 @@ def _chart(key: Group, results: Sequence[Result]) -> str | None:
     from server import plots
 
     shares = sorted({result["labels"] for result in results})
-    cells = {share: _on_common_seeds({method: _of(results, method, share) for method in _IN_CHART}) for share in shares}
+    cells = _on_common_seeds({(method, share): _of(results, method, share) for method in _IN_CHART for share in shares})
     lines = [*((name, method, "test") for method, name in _IN_CHART.items()), ("+ sentence", "dusss", "with_sentence")]
     series = []
     for colour, (name, method, figure) in enumerate(lines):
-        dice = [[r[figure]["dice"] for r in cells[share].get(method, ())] for share in shares]
+        dice = [[r[figure]["dice"] for r in cells.get((method, share), ())] for share in shares]
         points = [(x, fmean(values)) for x, values in enumerate(dice) if values and None not in values]
         if len(points) > 1:
             series.append(plots.Series(name, points, colour=colour))
@@ -212,7 +212,7 @@ def _more(results: Sequence[Result], methods: Sequence[str], shares: Sequence[fl
     return lines
 
 
-def _on_common_seeds(cells: dict[str, list[Result]]) -> dict[str, list[Result]]:
+def _on_common_seeds(cells: dict[Any, list[Result]]) -> dict[Any, list[Result]]:
     """The cells that were measured, reduced to the seeds that all of them have; empty where there is none."""
     measured = {name: cell for name, cell in cells.items() if cell}
     seeds = set.intersection(*({r["seed"] for r in cell} for cell in measured.values())) if measured else set()
