@@ -14,7 +14,7 @@ import argparse
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -51,8 +51,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _write(arguments: argparse.Namespace) -> int:
     results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(arguments.results.glob("*.json"))]
-    files = {arguments.page: with_body(arguments.page, BEGIN, END, tables(results))}
-    files |= {arguments.charts / name: svg for name, svg in charts(results).items()}
+    drawn = charts(results)
+    files = {arguments.page: with_body(arguments.page, BEGIN, END, tables(results, drawn))}
+    files |= {arguments.charts / name: svg for name, svg in drawn.items()}
     if arguments.check:
         same = all(file.is_file() and file.read_text(encoding="utf-8") == text for file, text in files.items())
         return cli.OK if same else cli.FAILED
@@ -62,10 +63,11 @@ def _write(arguments: argparse.Namespace) -> int:
     return cli.OK
 
 
-def tables(results: Iterable[Result]) -> str:
-    """One table for each data set, profile and setting: a row per method, a column per share of labels."""
+def tables(results: Iterable[Result], drawn: Container[str] = ()) -> str:
+    """One table for each data set, profile and setting: a row per method, a column per share of labels; and below it
+    its chart, if that is among the `drawn` files."""
     groups = _grouped(results)
-    parts = [_table(key, members) for key, members in sorted(groups.items())]
+    parts = [_table(key, members, drawn) for key, members in sorted(groups.items())]
     for dataset, profile in sorted({key[:2] for key in groups}):
         same = {key[2]: members for key, members in groups.items() if key[:2] == (dataset, profile)}
         if len(same) > 1:
@@ -116,7 +118,7 @@ def _chart(key: Group, results: Sequence[Result]) -> str | None:
     return standalone(str(svg))
 
 
-def _table(key: Group, results: Sequence[Result]) -> str:
+def _table(key: Group, results: Sequence[Result], drawn: Container[str]) -> str:
     shares = sorted({result["labels"] for result in results})
     methods = sorted({result["method"] for result in results}, key=lambda name: (name.startswith("table2"), name))
     head = ["method", *[f"{100 * share:g} %" for share in shares]]
@@ -124,8 +126,9 @@ def _table(key: Group, results: Sequence[Result]) -> str:
     for method in methods:
         cells = [_of(results, method, share) for share in shares]
         lines.append(_line([method, *[_cell(cell, results, share) for cell, share in zip(cells, shares, strict=True)]]))
-    drawn = [f"![Dice over the share of labels](images/{_chart_name(key)})", ""] if _chart(key, results) else []
-    return "\n".join([*lines, "", *drawn, *_more(results, methods, shares), ""])
+    name = _chart_name(key)
+    chart = [f"![Dice over the share of labels](images/{name})", ""] if name in drawn else []
+    return "\n".join([*lines, "", *chart, *_more(results, methods, shares), ""])
 
 
 def _cell(cell: Sequence[Result], results: Sequence[Result], share: float) -> str:

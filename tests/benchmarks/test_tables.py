@@ -81,7 +81,7 @@ def test_a_chart_is_drawn_where_a_method_was_measured_with_several_shares_of_lab
     ((name, svg),) = tables.charts(results).items()
     assert name == "accuracy_qata_cpu_federated.svg"
     assert "supervised: 0.5" in svg and "DuSSS" not in svg  # a line needs two points
-    assert f"(images/{name})" in tables.tables(results)
+    assert f"(images/{name})" in tables.tables(results, {name: svg})
     assert tables.charts(results[2:]) == {}
     other_seed = {**results[0], "seed": 2, "test": {"dice": 0.1}}
     assert tables.charts([*results, other_seed]) == {name: svg}
