@@ -33,6 +33,8 @@ class SiteModel:
 
     tensors: Mapping[str, Tensor]
     examples: float
+    handed_on: tuple[str, ...] = ()
+    """Prefixes of the learned tensors that the site did not train; see `dusss_core.training.handed_on`."""
 
 
 class Aggregator:
@@ -59,7 +61,10 @@ class Aggregator:
         self._names = learned
         averaged, chosen = self._run_strategy(
             {name: current[name] for name in learned},
-            [({name: site.tensors[name] for name in learned}, self._weight(site)) for site in sites.values()],
+            [
+                (tensors, self._weight(site))
+                for tensors, site in zip(self._learned(learned, sites), sites.values(), strict=True)
+            ],
         )
         result = {}
         for name, tensor in current.items():
@@ -108,6 +113,21 @@ class Aggregator:
 
     def _weight(self, site: SiteModel) -> float:
         return float(site.examples) if self._config.weighting == "examples" else 1.0
+
+    def _learned(self, names: list[str], sites: Mapping[str, SiteModel]) -> list[dict[str, Tensor]]:
+        """Each site's learned tensors. What a site did not train is replaced by the mean of those that did, so that it
+        changes nothing whatever the strategy is."""
+        learned = [{name: site.tensors[name] for name in names} for site in sites.values()]
+        for name in names:
+            trained = [site for site in sites.values() if not name.startswith(site.handed_on)]
+            if not 0 < len(trained) < len(sites):
+                continue
+            total = sum(self._weight(site) for site in trained)
+            mean = sum(site.tensors[name] * (self._weight(site) / total) for site in trained)
+            for tensors, site in zip(learned, sites.values(), strict=True):
+                if name.startswith(site.handed_on):
+                    tensors[name] = mean
+        return learned
 
     def _run_strategy(
         self, current: dict[str, Tensor], sites: list[tuple[dict[str, Tensor], float]]

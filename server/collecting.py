@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from server.aggregation import SiteModel, sites_needed
-from server.config import FederationConfig
+from server.config import StudyConfig
 from server.events import Reporter
 from server.messages import Messages
 from server.replies import LOST, Reply
@@ -42,13 +42,14 @@ class Collector:
 
     def __init__(
         self,
-        federation: FederationConfig,
+        study: StudyConfig,
         roster: Roster,
         messages: Messages,
         reporter: Reporter,
         say: Callable[[str], None],
     ):
-        self._federation = federation
+        self._study = study
+        self._federation = study.federation
         self._roster = roster
         self._messages = messages
         self._reporter = reporter
@@ -80,8 +81,18 @@ class Collector:
                 break
         replies = self._told(phase, round, replies, abstaining)
         accepted = {name: reply for name, reply in replies.items() if reply.accepted}
-        models = {name: SiteModel(reply.tensors, reply.examples) for name, reply in accepted.items()}
+        models = {
+            name: SiteModel(reply.tensors, reply.examples, self._handed_on(phase, name))
+            for name, reply in accepted.items()
+        }
         return Collected(replies, {name: down.get(name, 0) for name in replies}, models)
+
+    def _handed_on(self, phase: str, site: str) -> tuple[str, ...]:
+        """Prefixes of the parameters that the site does not train. One with differential privacy trains all, and does
+        not tell how many of its pictures are labelled."""
+        from dusss_core.training import handed_on
+
+        return handed_on(self._study, phase, self._roster.sites[site].counts.get("n_labelled", 1))
 
     def _told(self, phase: str, round: int, replies: dict[str, Reply], abstaining: dict[str, str]) -> dict[str, Reply]:
         """The answers by name, with those of sites that are away; who is left out is logged, and who abstains noted."""

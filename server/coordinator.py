@@ -65,7 +65,7 @@ class Coordinator:
         allowed = study.federation.sites if sites is None else sites
         self._roster = Roster(grid, self._messages.query, allowed, self._say)
         collector = SecureCollector if study.federation.secure_aggregation else Collector
-        self._collector = collector(study.federation, self._roster, self._messages, self._reporter, self._say)
+        self._collector = collector(study, self._roster, self._messages, self._reporter, self._say)
 
     def run(self) -> dict[str, Any]:
         """The whole study, or what is left of it.

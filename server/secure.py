@@ -22,6 +22,7 @@ from feddusss.secagg.convener import Convener
 from feddusss.secagg.fixedpoint import FRACTION_BITS, OutOfRange, decode
 from feddusss.secagg.member import default_threshold
 from feddusss.secagg.records import Advert, Dealing, Occasion, Record, Refused, Revealed, Vote, dump, parse
+from feddusss.wire import is_statistic
 from server.aggregation import SiteModel
 from server.collecting import Collected, Collector
 from server.replies import LOST, SPENT, Reply, read_reply
@@ -86,6 +87,7 @@ class _Exchanges:
 
     def __init__(self, collector: SecureCollector, phase: str, round: int, model: Mapping[str, Tensor]):
         self._federation = collector._federation
+        self._handed_on = collector._handed_on
         self._roster, self._messages, self._reporter = collector._roster, collector._messages, collector._reporter
         self._phase, self._round, self._model = phase, round, model
         self._weighting = self._federation.weighting
@@ -191,10 +193,22 @@ class _Exchanges:
         self._until_enough("reveal", convener, voters, lambda site: content, Revealed, convener.take_revealed)
 
     def _mean(self, convener: Convener, accepted: Mapping[str, Reply]) -> SiteModel:
-        """The model plus the weighted mean of the updates."""
+        """The model plus the weighted mean of the updates, of each tensor over the sites that trained it: the others
+        added nothing to its sum."""
         import torch
 
-        weights = [int(reply.examples) if self._weighting == "examples" else 1 for reply in accepted.values()]
+        weights = {
+            name: int(reply.examples) if self._weighting == "examples" else 1 for name, reply in accepted.items()
+        }
+        everybody = sum(weights.values())
+        handed_on = {site: self._handed_on(self._phase, site) for site in weights}
+
+        def weight(name: str, tensor: Tensor) -> int:
+            if is_statistic(name, tensor):
+                return everybody
+            trained = [some for site, some in weights.items() if not name.startswith(handed_on[site])]
+            return sum(trained) or everybody
+
         try:
             total = convener.total()
             result, start = {}, 0
@@ -203,13 +217,14 @@ class _Exchanges:
                 part = total[start : start + tensor.numel()]
                 start += tensor.numel()
                 floating = tensor.is_floating_point()
-                mean = decode(part, sum(weights), FRACTION_BITS if floating else 0).reshape(tuple(tensor.shape))
+                mean = decode(part, weight(name, tensor), FRACTION_BITS if floating else 0)
+                mean = mean.reshape(tuple(tensor.shape))
                 # a counter's mean is rounded to a whole number
                 update = torch.from_numpy(np.asarray(mean if floating else np.rint(mean)))
                 result[name] = (tensor.double() + update).to(tensor.dtype)
         except (Refused, OutOfRange) as problem:
             raise _Failed(str(problem)) from None
-        return SiteModel(result, float(sum(weights)))
+        return SiteModel(result, float(everybody))
 
     # A small exchange.
 

@@ -55,7 +55,7 @@ class PrivatePretrainer(PrivateTraining, Pretrainer):
     ):
         super().__init__(config, site, train, val, text, records=records, device=device, progress=progress)
         # whether the site has masks at all must not change what another record's gradient is
-        self.consistent = self.keeps_decoder = False
+        self.consistent, self.handed_on = False, ()
         self.grouped = config.privacy.pretrain == "groups"
         if self.grouped:
             self.expected = float(config.privacy.groups)

@@ -24,6 +24,7 @@ from dusss_core.seeds import generator
 from dusss_core.text import TextBank, build_text_bank
 from dusss_core.training.evaluation import ground_split, score_logits
 from dusss_core.training.sampling import two_stream_batches
+from dusss_core.training.sharing import handed_on
 from dusss_core.training.trainer import PhaseTrainer, Progress
 
 
@@ -96,21 +97,18 @@ class Pretrainer(PhaseTrainer):
         self.labelled = np.flatnonzero(supervised)
         self.other = np.flatnonzero(with_text & ~supervised)
         self.consistent = config.method.grounding_consistency and bool(len(self.labelled))
-        self.keeps_decoder = config.method.grounding_supervision and not len(self.labelled)
+        self.handed_on = handed_on(config, self.phase, len(self.labelled))
 
     def batches(self, steps: int, draw: torch.Generator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         return two_stream_batches(
             self.labelled, self.other, self.settings.batch, self.settings.labelled_share, steps, draw
         )
 
-    def set_gradients(self, batch, draw, share_done, anchor, place) -> dict[str, float]:
-        """As of every phase. A site without a mask hands the grounding decoder on as it came: contrast, and agreement
-        with itself, move it to where no mask holds it, and the average of all sites with it."""
-        figures = super().set_gradients(batch, draw, share_done, anchor, place)
-        if self.keeps_decoder:
-            for parameter in self.vlm.grounding.parameters():
+    def withhold_gradients(self) -> None:
+        """Those of what the site hands on as it came."""
+        for name, parameter in self.vlm.named_parameters():
+            if name.startswith(self.handed_on):
                 parameter.grad = None
-        return figures
 
     def losses(self, batch, draw, share_done) -> tuple[Tensor, dict[str, float]]:
         seen = self._look(batch, draw)

@@ -26,6 +26,17 @@ def can_train(config: TrainingConfig, phase: Phase, train: Split) -> str | None:
     return None
 
 
+def handed_on(config: TrainingConfig, phase: Phase, n_labelled: int) -> tuple[str, ...]:
+    """Prefixes of the parameters that a site with so many labelled pictures hands on as they came.
+
+    Without a mask that is the grounding decoder: contrast, and agreement with itself, move it where no mask holds it,
+    and the average of all sites with it. Such a site does not count in the mean of these parameters: it would hold
+    those of the others back.
+    """
+    decoder_has_masks = n_labelled or not config.method.grounding_supervision
+    return () if phase != "pretrain" or decoder_has_masks else ("grounding.",)
+
+
 def initial_shared(config: TrainingConfig, phase: Phase) -> dict[str, Tensor]:
     """The first global model of a phase: seeded weights, those that travel."""
     return shared_tensors(build_vlm(config) if phase == "pretrain" else build_student(config), config.local_norm)

@@ -81,6 +81,9 @@ class PhaseTrainer(ABC):
     def losses(self, batch: Any, draw: torch.Generator, share_done: float) -> tuple[Tensor, dict[str, float]]:
         """The loss of one batch, and figures to report; `share_done` of the whole phase lies behind, in [0, 1]."""
 
+    def withhold_gradients(self) -> None:  # noqa: B027 (most phases have nothing to do)
+        """Called when the gradients are there, before they are clipped: what is set to None here does not move."""
+
     def after_step(self) -> None:  # noqa: B027 (most phases have nothing to do)
         """Called after each optimiser step, before `step` counts it."""
 
@@ -171,6 +174,7 @@ class PhaseTrainer(ABC):
         self._check_finite(loss, place)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.withhold_gradients()
         self._pull_towards(anchor)
         if self.settings.optimizer.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._trained(), self.settings.optimizer.clip_norm)

@@ -34,7 +34,10 @@ def authority(tmp_path):
 
 @pytest.fixture
 def site(site_file, authority, monkeypatch):
-    """A site whose coordinator is at a closed port until a test gives it another."""
+    """A site on a roomy machine, whose coordinator is at a closed port until a test gives it another."""
+    roomy = shutil.disk_usage(site_file.parent)._replace(free=10**12)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: roomy)
+    monkeypatch.setattr(machine, "available_memory_gb", lambda: 64.0)
     for name in list(os.environ):
         if name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)

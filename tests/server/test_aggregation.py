@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -73,6 +74,26 @@ def test_fedavg_weighs_by_examples_or_not():
     assert torch.allclose(aggregate()["w"], MEAN)
     assert torch.allclose(aggregate(weighting="uniform")["w"], torch.tensor([2.0, 10 / 3]))
     assert aggregate()["scale"].shape == ()
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi"])
+def test_a_site_holds_nothing_back_that_it_did_not_train(strategy):
+    def model(names, handed_on=()):
+        chosen = {
+            name: replace(site, handed_on=handed_on if name == "c" else ()) for name, site in sites(names).items()
+        }
+        return Aggregator(FederationConfig(strategy=strategy)).aggregate(CURRENT, chosen)
+
+    result = model("abc", handed_on=("w", "bn"))
+    torch.testing.assert_close(result["w"], model("ab")["w"])
+    assert not torch.allclose(result["w"], model("abc")["w"])
+    for name in ("scale", "bn.running_mean", "bn.running_var"):  # trained there, and statistics, which always move
+        assert torch.equal(result[name], model("abc")[name])
+
+
+def test_what_no_site_trained_stays():
+    handed_on = {name: replace(site, tensors=CURRENT, handed_on=("w",)) for name, site in sites().items()}
+    assert torch.equal(Aggregator(FederationConfig()).aggregate(CURRENT, handed_on)["w"], CURRENT["w"])
 
 
 def test_one_site_gets_back_its_tensors_bit_for_bit():
