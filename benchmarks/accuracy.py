@@ -2,6 +2,9 @@
 
     python benchmarks/accuracy.py --data DIR --dataset qata --labels 0.05 --method dusss --setting federated --seed 1
 
+With --unread it tests a cell that was measured, and of which --work still has the run, once more, on official test
+pictures that no cell draws.
+
 It stops cleanly where the next round would pass --time-limit, and goes on at the next call with the same arguments.
 `python benchmarks/tables.py` makes docs/results.md's tables of accuracy from these files alone.
 """
@@ -9,6 +12,7 @@ It stops cleanly where the next round would pass --time-limit, and goes on at th
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 from collections.abc import Iterable
@@ -19,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.grid.cell import DATASETS, PROFILES, Cell
+from dusss_core.errors import UserError
 from feddusss import cli
 
 if TYPE_CHECKING:
@@ -42,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--time-limit", type=float, metavar="MIN", help="stop after so many minutes; call again")
     parser.add_argument("--work", type=Path, default=Path("runs/accuracy"), help="folder for runs (runs/accuracy)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON file")
+    parser.add_argument("--unread", action="store_true", help="test on pictures that no cell draws, once, at the end")
     cli.add_common_arguments(parser)
     return cli.run(_measure, parser, argv)
 
@@ -56,6 +62,8 @@ def _measure(arguments: argparse.Namespace) -> int:
     )
     find_method(cell.method)
     target = arguments.results / f"{cell.name}.json"
+    if arguments.unread:
+        return _measure_unread(cell, target, arguments)
     if target.is_file():
         print(f"measured already: {target}")
         return cli.OK
@@ -66,6 +74,34 @@ def _measure(arguments: argparse.Namespace) -> int:
         print("the time limit is reached; the same command goes on from here")
         return cli.OK
     arguments.results.mkdir(parents=True, exist_ok=True)
+    write_json(target, result)
+    print(f"written: {target}")
+    return cli.OK
+
+
+def _measure_unread(cell: Cell, target: Path, arguments: argparse.Namespace) -> int:
+    from benchmarks.grid.hospitals import groups_of_sites
+    from benchmarks.grid.methods import find_method
+    from benchmarks.grid.trial import Clock, Trial, make_study
+    from benchmarks.grid.unread import figures_on_unread
+    from dusss_core.files import write_json
+
+    if not target.is_file():
+        raise UserError(f"{target}: the cell is not measured yet", "measure it first, without --unread")
+    result = json.loads(target.read_text(encoding="utf-8"))
+    if "unread" in result:
+        print(f"read already: {target}")
+        return cli.OK
+    work, data, overrides = arguments.work.absolute(), arguments.data, tuple(arguments.overrides)
+    groups = groups_of_sites(cell, make_study(cell, data, overrides), work / cell.hospitals)
+    if len(groups) > 1:
+        raise UserError("--unread: several models in this setting", "choose a setting with one")
+    for name, sites in groups.items():
+        folder = work / cell.name / name
+        if not (folder / "summary.json").is_file():
+            raise UserError(f"{folder}: no finished run of the cell", "name its folder with --work")
+        trained = find_method(cell.method)(Trial(cell, folder, sites, data, Clock(None), overrides))
+        result["unread"] = figures_on_unread(cell, trained, data, work)
     write_json(target, result)
     print(f"written: {target}")
     return cli.OK

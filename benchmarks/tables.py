@@ -66,8 +66,10 @@ def _write(arguments: argparse.Namespace) -> int:
 def tables(results: Iterable[Result], drawn: Container[str] = ()) -> str:
     """One table for each data set, profile and setting: a row per method, a column per share of labels; and below it
     its chart, if that is among the `drawn` files."""
+    results = list(results)
     groups = _grouped(results)
-    parts = [_table(key, members, drawn) for key, members in sorted(groups.items())]
+    every = {**groups, **_grouped(on_unread(results))}
+    parts = [_table(key, members, drawn) for key, members in sorted(every.items())]
     for dataset, profile in sorted({key[:2] for key in groups}):
         same = {key[2]: members for key, members in groups.items() if key[:2] == (dataset, profile)}
         if len(same) > 1:
@@ -79,6 +81,23 @@ def charts(results: Iterable[Result]) -> dict[str, str]:
     """Dice over the share of labels, mean over the seeds that all cells of the chart have: file name -> SVG, of each
     table in which a method was measured with several shares."""
     return {_chart_name(key): svg for key, members in _grouped(results).items() if (svg := _chart(key, members))}
+
+
+def on_unread(results: Iterable[Result]) -> list[Result]:
+    """The cells that were tested on pictures that no cell draws too (`accuracy.py --unread`), as if that were their
+    test; a setting of its own."""
+    return [
+        {
+            **result,
+            "setting": f"{result['setting']} · {unread['n']:,} test pictures that no cell draws",
+            "test": unread,
+            "test_dice_per_picture": unread["dice_per_picture"],
+            "with_sentence": {"dice": unread["with_sentence"]},
+            "text_mask": {"dice": None},
+        }
+        for result in results
+        if (unread := result.get("unread"))
+    ]
 
 
 def _grouped(results: Iterable[Result]) -> dict[Group, list[Result]]:

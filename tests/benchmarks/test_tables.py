@@ -56,6 +56,22 @@ def test_a_table_has_a_row_per_method_and_a_column_per_share(results):
     assert "better than mean_teacher: p = " in text
 
 
+def test_pictures_that_no_cell_draws_have_a_table_of_their_own(results):
+    def also(result, pictures):
+        dice = sum(pictures) / len(pictures) / 1000
+        unread = {"dice": dice, "iou": 0.5, "n": len(pictures), "with_sentence": None, "dice_per_picture": pictures}
+        return {**result, "unread": unread}
+
+    low, high, dusss, teacher = results
+    pictures = list(range(400, 1440))
+    both = [also(low, pictures), also(dusss, [value + 100 for value in pictures]), high, teacher]
+    text = tables.tables(both)
+    own = text[text.index("1,040 test pictures that no cell draws") :]
+    assert "| supervised | 92.0 |" in own and "| dusss | 102.0 |" in own and "mean_teacher |" not in own
+    assert "better than supervised: p = " in own and "settings compared" not in own
+    assert tables.charts(both).keys() == tables.charts(results).keys()
+
+
 def test_below_supervised_there_is_no_share_of_the_gap(results):
     worse = _cell("clip", 0.1, 1, [value - 100 for value in range(500, 540)])
     assert re.search(r"\| clip \| [\d.]+, below supervised \|", tables.tables([*results, worse]))
