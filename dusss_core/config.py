@@ -139,6 +139,9 @@ class VLMConfig(Strict):
     """The grounding decoder sees the encoder's finer feature maps too. Off: patch features alone (paper)."""
     cross_attention: bool = True
     """Patch features attend to the sentence's tokens before they are decoded. Off: the dot product alone (paper)."""
+    mask_bias: float = -2.0
+    """Logit of a text-guided mask that the grounding decoder starts from, everywhere: most pixels are background. Only
+    masks (`method.grounding_supervision`) move it far. 0: sigmoid(t . v) of Eq. 10 at the start (paper)."""
     mirror: bool = True
     """A text-guided mask is the mean of the logits of the picture and of its mirror image with the mirrored sentence,
     where the sentence can be mirrored and `pretrain.flip` trains that. Off: of the picture alone (paper)."""

@@ -71,6 +71,7 @@ def build_vlm(config: TrainingConfig) -> VisionLanguageModel:
             config.image.classes,
             settings.skips,
             settings.cross_attention,
+            settings.mask_bias,
         )
         return VisionLanguageModel(image, text, grounding, config.pretrain.temperature, encoder)
 

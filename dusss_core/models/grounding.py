@@ -35,6 +35,7 @@ class GroundingDecoder(nn.Module):
         classes: output channels.
         skips: finer feature maps, and the picture itself, join on the way up.
         cross_attention: patch features attend to the sentence's tokens first.
+        bias: what the learned bias of the logits starts from.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class GroundingDecoder(nn.Module):
         classes: int,
         skips: bool,
         cross_attention: bool,
+        bias: float,
     ):
         super().__init__()
         self.skips = skips
@@ -71,8 +73,7 @@ class GroundingDecoder(nn.Module):
         self.strides = strides
         self.class_codes = nn.Parameter(torch.ones(classes, current))
         self.scale = nn.Parameter(torch.tensor(1.0))
-        # most pixels are background: start near the logit of a tenth
-        self.bias = nn.Parameter(torch.full((classes,), -2.0))
+        self.bias = nn.Parameter(torch.full((classes,), bias))
         if classes > 1:
             nn.init.normal_(self.class_codes, mean=1.0, std=0.5)
 
