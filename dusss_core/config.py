@@ -345,6 +345,6 @@ class TrainingConfig(Strict):
 
 
 PAPER_BEYOND_METHOD: dict[str, dict[str, Any]] = {
-    "vlm": {"skips": False, "cross_attention": False, "mirror": False},
+    "vlm": {"skips": False, "cross_attention": False, "mirror": False, "mask_bias": 0.0},
     "segment": {"dice": False, "guided_as_labelled": False, "teacher_rampup": 0.0},
 }
