@@ -77,6 +77,15 @@ def test_any_timm_encoder_grounds_at_full_resolution(name, classes):
     assert vlm(torch.zeros(2, 3, 64, 64), tokens, mask).shape == (2, classes, 64, 64)
 
 
+def test_text_guided_masks_start_from_the_bias_that_is_set():
+    vlm = make_config().vlm.model_dump()
+    low, literal = (build_vlm(make_config(vlm={**vlm, "mask_bias": bias})).grounding for bias in (-2.0, 0.0))
+    assert torch.equal(low.bias, torch.tensor([-2.0])) and torch.equal(literal.bias, torch.tensor([0.0]))
+    # nothing else differs
+    same = [torch.equal(a, b) for a, b in zip(low.parameters(), literal.parameters(), strict=True)]
+    assert same.count(False) == 1
+
+
 @pytest.mark.parametrize("switch", ["skips", "cross_attention"])
 def test_grounding_switches_take_their_part_away(switch):
     parts = {"image_encoder": "test_resnet", "dim": 16, "decoder_width": 16}

@@ -71,6 +71,7 @@ def test_the_papers_preset_has_nothing_that_is_not_in_the_paper_and_given_keys_w
     assert not any(getattr(paper.method, switch) for switch in own)
     assert paper.method.pairs == "identity"
     assert not (paper.vlm.skips or paper.vlm.cross_attention or paper.vlm.mirror or paper.segment.dice)
+    assert paper.vlm.mask_bias == 0
     assert paper.segment.teacher_rampup == 0 and not paper.segment.guided_as_labelled
     assert make_study(method={"preset": "paper", "grounding_supervision": True}).method.grounding_supervision
     assert make_study(method={"preset": "paper"}, segment={"dice": True}).segment.dice
