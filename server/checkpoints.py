@@ -66,6 +66,23 @@ class CheckpointStore:
         """Write the final model of a phase."""
         self._write(self.final_path(checkpoint.phase), checkpoint)
 
+    def check(self) -> None:
+        """See by one of the checkpoints whether they are of this run, its settings, and a release with the same ones.
+
+        Raises:
+            UserError: they are not.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        for path in sorted(self.folder.glob("*.safetensors"), reverse=True):
+            try:
+                with safe_open(str(path), framework="pt") as file:
+                    metadata = dict(file.metadata() or {})
+            except SafetensorError:
+                continue  # whoever needs it will say so
+            self._check_owner(path, metadata)
+            return
+
     def rounds(self, phase: str) -> list[int]:
         """Rounds with a checkpoint, sorted."""
         pattern = re.compile(rf"{phase}-(\d+)\.safetensors")
@@ -110,13 +127,16 @@ class CheckpointStore:
         }
         write_tensors(path, {**checkpoint.model, **server}, metadata)
 
-    def _read(self, path: Path) -> Checkpoint:
-        tensors, metadata = read_tensors(path)
+    def _check_owner(self, path: Path, metadata: Mapping[str, str]) -> None:
         if metadata.get("run_key") != self._run_key or metadata.get("config_digest") != self._digest:
             raise UserError(
-                f"{path}: belongs to another run or to other settings",
-                "start afresh with --force, or use another --out",
+                f"{path}: belongs to another run, to other settings, or to a release with other settings to choose",
+                "go on with the release that began the run; or start afresh with --force or another --out",
             )
+
+    def _read(self, path: Path) -> Checkpoint:
+        tensors, metadata = read_tensors(path)
+        self._check_owner(path, metadata)
         model = {name: tensor for name, tensor in tensors.items() if not name.startswith(_SERVER)}
         return Checkpoint(
             phase=metadata["phase"],

@@ -157,6 +157,7 @@ def check_run(folder: Path, study: StudyConfig, *, resume: bool = False, force: 
         )
     before, run_key = read_study(folder)
     _check_unchanged(folder, before, study)
+    CheckpointStore(folder / "checkpoints", run_key, study_digest(study)).check()
     return run_key
 
 

@@ -11,6 +11,7 @@ import pytest
 import safetensors.torch
 
 from dusss_core.errors import UserError
+from server import runfolder
 from server.events import Reporter
 from server.simulation.simulate import simulate
 from tests.server.conftest import finals, make_study
@@ -114,6 +115,15 @@ def test_changed_settings_are_refused_by_name_on_resume(fake, quiet, tmp_path):
         simulate(make_study(student__width=8, seed=2), tmp_path, reporter=quiet, resume=True)
     with pytest.raises(UserError, match="seed"):
         simulate(make_study(seed=2), tmp_path, reporter=quiet, resume=True)
+
+
+def test_a_run_of_a_release_with_other_settings_is_refused_as_it_is(fake, quiet, tmp_path, monkeypatch):
+    simulate(make_study(), tmp_path, reporter=quiet)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setattr(runfolder, "study_digest", lambda study: "that of another release")
+    with pytest.raises(UserError, match="a release with other settings to choose"):
+        simulate(make_study(), tmp_path, reporter=quiet, resume=True)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
 def test_rounds_may_be_extended_on_resume_but_not_cut(fake, quiet, tmp_path):
