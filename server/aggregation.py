@@ -18,7 +18,7 @@ import numpy as np
 
 from dusss_core.errors import UserError
 from feddusss.wire import is_statistic
-from server.config import FederationConfig
+from server.config import MEANS, FederationConfig
 
 if TYPE_CHECKING:
     from flwr.app import Message
@@ -116,9 +116,12 @@ class Aggregator:
 
     def _learned(self, names: list[str], sites: Mapping[str, SiteModel]) -> list[dict[str, Tensor]]:
         """Each site's learned tensors. What a site did not train is replaced by the mean of those that did, so that it
-        changes nothing whatever the strategy is."""
+        changes nothing in the mean of all.
+
+        The robust strategies get it as it came: a stand-in would give what one of the others faked a second voice.
+        """
         learned = [{name: site.tensors[name] for name in names} for site in sites.values()]
-        for name in names:
+        for name in names if self._config.strategy in MEANS else ():
             trained = [site for site in sites.values() if not name.startswith(site.handed_on)]
             if not 0 < len(trained) < len(sites):
                 continue

@@ -91,6 +91,15 @@ def test_a_site_holds_nothing_back_that_it_did_not_train(strategy):
         assert torch.equal(result[name], model("abc")[name])
 
 
+@pytest.mark.parametrize("strategy", ["fedmedian", "fedtrimmedavg"])
+def test_what_one_site_did_not_train_gives_no_voice_to_a_liar(strategy):
+    honest = {name: SiteModel({**CURRENT, "w": torch.tensor([float(i), 1.0])}, 1) for i, name in enumerate("ab")}
+    without = {"d": SiteModel(CURRENT, 1, handed_on=("w",))}
+    liar = {"z": SiteModel({**CURRENT, "w": torch.tensor([1e9, -1e9])}, 1)}
+    config = FederationConfig(strategy=strategy, trim=0.3)
+    assert Aggregator(config).aggregate(CURRENT, {**honest, **without, **liar})["w"].abs().max() < 10
+
+
 def test_what_no_site_trained_stays():
     handed_on = {name: replace(site, tensors=CURRENT, handed_on=("w",)) for name, site in sites().items()}
     assert torch.equal(Aggregator(FederationConfig()).aggregate(CURRENT, handed_on)["w"], CURRENT["w"])
