@@ -167,7 +167,7 @@ def write_page(results: Sequence[Result], page: Path, chart: Path) -> None:
     svg = plots.line_chart(
         f"Agreement of masks between wordings, by share of pictures. {told}",
         series,
-        lambda value: f"{value:.2f}",
+        lambda value: f"{value:.3f}",
         across="% of pictures",
     )
     body = "\n".join([*lines, "", f"![Agreement of masks between wordings](images/{chart.name})", ""])
