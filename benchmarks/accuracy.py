@@ -96,12 +96,12 @@ def _measure_unread(cell: Cell, target: Path, arguments: argparse.Namespace) -> 
     groups = groups_of_sites(cell, make_study(cell, data, overrides), work / cell.hospitals)
     if len(groups) > 1:
         raise UserError("--unread: several models in this setting", "choose a setting with one")
-    for name, sites in groups.items():
-        folder = work / cell.name / name
-        if not (folder / "summary.json").is_file():
-            raise UserError(f"{folder}: no finished run of the cell", "name its folder with --work")
-        trained = find_method(cell.method)(Trial(cell, folder, sites, data, Clock(None), overrides))
-        result["unread"] = figures_on_unread(cell, trained, data, work)
+    ((name, sites),) = groups.items()
+    folder = work / cell.name / name
+    if not (folder / "summary.json").is_file():
+        raise UserError(f"{folder}: no finished run of the cell", "name its folder with --work")
+    trained = find_method(cell.method)(Trial(cell, folder, sites, data, Clock(None), overrides))
+    result["unread"] = figures_on_unread(cell, trained, data, work)
     write_json(target, result)
     print(f"written: {target}")
     return cli.OK

@@ -61,10 +61,7 @@ class Aggregator:
         self._names = learned
         averaged, chosen = self._run_strategy(
             {name: current[name] for name in learned},
-            [
-                (tensors, self._weight(site))
-                for tensors, site in zip(self._learned(learned, sites), sites.values(), strict=True)
-            ],
+            self._learned(learned, sites),
         )
         result = {}
         for name, tensor in current.items():
@@ -114,20 +111,20 @@ class Aggregator:
     def _weight(self, site: SiteModel) -> float:
         return float(site.examples) if self._config.weighting == "examples" else 1.0
 
-    def _learned(self, names: list[str], sites: Mapping[str, SiteModel]) -> list[dict[str, Tensor]]:
-        """Each site's learned tensors. What a site did not train is replaced by the mean of those that did, so that it
-        changes nothing in the mean of all.
+    def _learned(self, names: list[str], sites: Mapping[str, SiteModel]) -> list[tuple[dict[str, Tensor], float]]:
+        """Each site's learned tensors, and its weight. What a site did not train is replaced by the mean of those that
+        did, so that it changes nothing in the mean of all.
 
         The robust strategies get it as it came: a stand-in would give what one of the others faked a second voice.
         """
-        learned = [{name: site.tensors[name] for name in names} for site in sites.values()]
+        learned = [({name: site.tensors[name] for name in names}, self._weight(site)) for site in sites.values()]
         for name in names if self._config.strategy in MEANS else ():
             trained = [site for site in sites.values() if not name.startswith(site.handed_on)]
             if not 0 < len(trained) < len(sites):
                 continue
             total = sum(self._weight(site) for site in trained)
             mean = sum(site.tensors[name] * (self._weight(site) / total) for site in trained)
-            for tensors, site in zip(learned, sites.values(), strict=True):
+            for (tensors, _), site in zip(learned, sites.values(), strict=True):
                 if name.startswith(site.handed_on):
                     tensors[name] = mean
         return learned

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dusss_core.errors import UserError
-from dusss_core.files import read_tensors, write_tensors
+from dusss_core.files import read_metadata, read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,13 +72,10 @@ class CheckpointStore:
         Raises:
             UserError: they are not.
         """
-        from safetensors import SafetensorError, safe_open
-
         for path in sorted(self.folder.glob("*.safetensors"), reverse=True):
             try:
-                with safe_open(str(path), framework="pt") as file:
-                    metadata = dict(file.metadata() or {})
-            except SafetensorError:
+                metadata = read_metadata(path)
+            except UserError:
                 continue  # whoever needs it will say so
             self._check_owner(path, metadata)
             return
