@@ -298,7 +298,7 @@ def wrong_key(lab: Lab, name: str) -> Outcome:
 
 @fault("revoked key, and a new one in its place")
 def revoked_key(lab: Lab, name: str) -> Outcome:
-    from client.keys import make_key, public_path
+    from client.secure.keys import make_key, public_path
 
     with lab.study(name) as out:
         lab.end_of_round(out, 1)

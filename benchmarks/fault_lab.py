@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from server.config import StudyConfig
+from server.study.config import StudyConfig
 from tests.deployment import ROOT, Client, Process, processes_with, wait_until
 from tests.server.conftest import finals
 from tests.server.deployed import Federation, events, federation, wait_for_event
@@ -139,7 +139,7 @@ class Lab:
     @contextmanager
     def worker_held(self, client: Client) -> Iterator[None]:
         """The site's worker stands still meanwhile."""
-        pid = client.children()["client.worker"]
+        pid = client.children()["client.node.worker"]
         os.kill(pid, signal.SIGSTOP)
         try:
             yield
@@ -288,9 +288,9 @@ def poisoned(damage: str) -> str:
     """Code that damages the answer of round 2: `damage` changes `tensors`, a dict of torch tensors."""
     return f"""
 import sys
-if "client.worker" in sys.orig_argv:
+if "client.node.worker" in sys.orig_argv:
     import torch
-    import client.work as work
+    import client.work.answer as work
     from feddusss import wire
     honest = work._KINDS["train"]
     def train(site, request, *rest):

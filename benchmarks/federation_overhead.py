@@ -47,8 +47,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def measure(folder: Path) -> list[Overhead]:
     """The overhead of each phase of the run in `folder`."""
-    from server.runfiles import read_run
-    from server.runfolder import ALL_SITES
+    from server.runs.runfiles import read_run
+    from server.runs.runfolder import ALL_SITES
 
     run = read_run(folder)
     phases = []
@@ -69,9 +69,9 @@ def measure(folder: Path) -> list[Overhead]:
 
 
 def _measure(arguments: argparse.Namespace) -> int:
-    from server.config import load_study
-    from server.events import Reporter
+    from server.runs.events import Reporter
     from server.simulation.simulate import simulate
+    from server.study.config import load_study
 
     rounds = [f"{phase}.rounds={arguments.rounds}" for phase in ("pretrain", "segment")]
     # side by side in worker processes the sites' seconds would add up to more than the wall's

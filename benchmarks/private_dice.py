@@ -233,8 +233,8 @@ def _command(arguments: argparse.Namespace) -> int:
 
 def public_student(variant: Variant, work: Path) -> Path:
     """A student of the study's shape, trained on synthetic pictures without look-alikes; made once."""
-    from server.config import load_study
     from server.simulation.simulate import simulate
+    from server.study.config import load_study
 
     study = load_study(variant.study, variant.overrides())
     student = study.student
@@ -257,8 +257,8 @@ def measure(variant: Variant, folder: Path, places: Iterable[str] = (), override
         What its JSON file holds.
     """
     from benchmarks.grid.trial import provenance
-    from server.config import load_study
     from server.simulation.simulate import simulate
+    from server.study.config import load_study
 
     study = load_study(variant.study, [*variant.overrides(), *places, *overrides])
     summary = simulate(study, folder, resume=True)
@@ -335,7 +335,7 @@ def table(results: Sequence[Result]) -> str:
 def chart(study: str, results: Sequence[Result]) -> str:
     """An SVG that stands alone: a line over epsilon for each method, the shipped preset as a level line."""
     from benchmarks.pages import standalone
-    from server import plots
+    from server.report import plots
 
     places = (*EPSILONS, "none")
     series = []

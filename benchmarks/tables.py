@@ -113,7 +113,7 @@ def _chart_name(key: Group) -> str:
 
 def _chart(key: Group, results: Sequence[Result]) -> str | None:
     from benchmarks.pages import standalone
-    from server import plots
+    from server.report import plots
 
     shares = sorted({result["labels"] for result in results})
     cells = _on_common_seeds({(method, share): _of(results, method, share) for method in _IN_CHART for share in shares})

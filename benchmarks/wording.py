@@ -79,11 +79,11 @@ def measure(run: Path, site_file: Path, count: int) -> Result:
 
     from benchmarks.grid.trial import provenance
     from dusss_core.metrics import Scores, to_classes
-    from dusss_core.text import build_text_bank
+    from dusss_core.text.bank import build_text_bank
     from dusss_core.training import text_guided_masks
-    from server.checkpoints import read_model
-    from server.config import load_study
+    from server.runs.checkpoints import read_model
     from server.simulation.local import load_local
+    from server.study.config import load_study
 
     study = load_study(run / "config.yaml")
     site = load_local(site_file, study)
@@ -134,7 +134,7 @@ def _worded(split: Split, number: int) -> Split:
 
 
 def _wordings(sentence: str, count: int) -> list[str]:
-    from dusss_core.wording import wordings
+    from dusss_core.text.wording import wordings
 
     # other draws than those of training
     return wordings(sentence, count, ("stability",))
@@ -147,7 +147,7 @@ def write_page(results: Sequence[Result], page: Path, chart: Path) -> None:
         UserError: the page lacks a marker, or there are no results.
     """
     from benchmarks.pages import standalone, with_body
-    from server import plots
+    from server.report import plots
 
     if not results:
         raise UserError("there are no results", "measure a run first")

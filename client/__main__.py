@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line of a hospital."""
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ["privacy"]:
-        from client.privacy import main as privacy
+        from client.privacy.command import main as privacy
 
         return privacy(argv[1:])
     return cli.run(lambda arguments: _COMMANDS[arguments.command](arguments), _parser(), argv)
@@ -56,8 +56,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
         return check(arguments.site, arguments.overrides)
 
-    from client.console import open_console
-    from client.supervisor import Supervisor
+    from client.node.console import open_console
+    from client.node.supervisor import Supervisor
 
     site = _site(arguments)
     _check_superlink(site, arguments.site)
@@ -73,8 +73,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _init(arguments: argparse.Namespace) -> int:
-    from client.audit import record
-    from client.keys import make_key, public_path
+    from client.door.audit import record
+    from client.secure.keys import make_key, public_path
 
     site = _site(arguments)
     if site.superlink is None or site.superlink.private_key is None:
@@ -88,7 +88,7 @@ def _init(arguments: argparse.Namespace) -> int:
 
 
 def _audit(arguments: argparse.Namespace) -> int:
-    from client.audit import print_log
+    from client.door.audit import print_log
 
     return print_log(_site(arguments), as_json=arguments.json, last=arguments.last)
 
@@ -103,7 +103,7 @@ def _site(arguments: argparse.Namespace) -> SiteConfig:
 
 
 def _check_superlink(site: SiteConfig, site_file: Path) -> None:
-    from client.keys import read_public_key
+    from client.secure.keys import read_public_key
 
     link = site.superlink
     if link is None:
@@ -124,7 +124,7 @@ def _alone(site: SiteConfig) -> Iterator[None]:
     Raises:
         UserError: another process holds it, or its folder cannot be made.
     """
-    from client.state import make_private
+    from client.state.store import make_private
     from dusss_core.files import exclusive
 
     make_private(site.state_dir)
@@ -141,7 +141,7 @@ def _alone(site: SiteConfig) -> Iterator[None]:
 @contextmanager
 def _recorded(site: SiteConfig) -> Iterator[None]:
     """Record the client's start, and how it ended."""
-    from client.audit import record
+    from client.door.audit import record
     from feddusss import __version__
 
     record(site.state_dir, "client started", release=__version__, limits=site.limits.model_dump(mode="json"))

@@ -57,9 +57,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _simulate(arguments: argparse.Namespace) -> None:
-    from server.config import load_study
-    from server.progress import make_reporter
+    from server.report.progress import make_reporter
     from server.simulation.simulate import simulate
+    from server.study.config import load_study
 
     study = load_study(arguments.study, arguments.overrides)
     out = arguments.out or Path("runs") / study.study
@@ -76,7 +76,7 @@ def _simulate(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from server.progress import make_reporter
+    from server.report.progress import make_reporter
     from server.simulation.simulate import evaluate
 
     evaluate(arguments.run, reporter=make_reporter())
@@ -88,7 +88,7 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _write_report(folder: Path) -> None:
-    from server.report import write_report
+    from server.report.page import write_report
 
     print(f"report: {write_report(folder)}")
 

@@ -14,7 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from dusss_core.errors import UserError
 from feddusss import cli
-from server.config import StudyConfig, load_study
+from server.study.config import StudyConfig, load_study
 
 LOCK_WAIT_S = 90.0
 """The ServerApp before this one lives on until it sees that its SuperLink is gone."""
@@ -25,9 +25,9 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run, or go on with, the study that the run's settings name."""
-    from server.eventlog import EventLog
-    from server.events import PlainReporter
-    from server.runfolder import alone
+    from server.runs.eventlog import EventLog
+    from server.runs.events import PlainReporter
+    from server.runs.runfolder import alone
 
     settings = context.run_config
     study = load_study(str(settings["study"]), str(settings.get("overrides", "")).split())
@@ -46,8 +46,8 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def _run(grid: Grid, study: StudyConfig, out: Path, events) -> None:
-    from server.coordinator import Coordinator
-    from server.runfolder import open_run
+    from server.rounds.coordinator import Coordinator
+    from server.runs.runfolder import open_run
 
     if not _is_simulated(grid):
         run = open_run(out, study, resume=True)
@@ -64,8 +64,8 @@ def _is_simulated(grid: Grid) -> bool:
 
 
 def _simulate(grid: Grid, study: StudyConfig, out: Path, events) -> None:
-    from server.coordinator import Coordinator
-    from server.runfolder import check_run, open_run
+    from server.rounds.coordinator import Coordinator
+    from server.runs.runfolder import check_run, open_run
     from server.simulation.materialise import forget_sums, materialise, simulation_of
     from server.simulation.outside import add_outside_figures
     from server.simulation.privacy import check_sites, plan_noise
@@ -83,8 +83,8 @@ def _simulate(grid: Grid, study: StudyConfig, out: Path, events) -> None:
 
 
 def _write_report(out: Path) -> None:
-    from server.report import write_report
-    from server.runfolder import log
+    from server.report.page import write_report
+    from server.runs.runfolder import log
 
     try:
         write_report(out)

@@ -291,7 +291,7 @@ class Client:
             raise AssertionError(f"{error}\n{self.output}\n{self.log[-5000:]}") from None
 
     def children(self) -> dict[str, int]:
-        """Living processes of this client by module: `client`, `client.supernode`, `client.worker`."""
+        """Living processes of this client by module: `client`, `client.node.supernode`, `client.node.worker`."""
         return processes_with(str(self.folder))
 
     def stop(self, number: int = signal.SIGTERM, seconds: float = 30.0) -> int:
@@ -302,7 +302,7 @@ class Client:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.write_site_file()
         if self.link.authenticated and not self.key.exists():
-            from client.keys import make_key, public_path
+            from client.secure.keys import make_key, public_path
 
             make_key(self.key, self.name)
             if self._register:
@@ -332,7 +332,7 @@ def processes_with(text: str) -> dict[str, int]:
 
 def write_data(folder: Path, sizes: Mapping[str, int]) -> None:
     """Synthetic data of hospitals, by name and number of training pictures, in `folder`/NAME."""
-    from sites.synth import SynthConfig, write_hospitals
+    from sites.synth.hospitals import SynthConfig, write_hospitals
 
     each = [{"name": name, "train": size, "val": 6, "test": 6, "label_fraction": 0.5} for name, size in sizes.items()]
     write_hospitals(folder, SynthConfig.model_validate({"size": 32, "hospitals": each}), 1)

@@ -15,6 +15,7 @@ MAY_IMPORT = {
     "sites": {"dusss_core", "feddusss"},
     "client": {"dusss_core", "feddusss", "sites"},
     "server": {"dusss_core", "feddusss"},
+    "server/study": {"dusss_core", "feddusss", "sites.partition", "sites.synth.hospitals"},
     "server/simulation": {"dusss_core", "feddusss", "sites", "client", "server"},
     "configs": set(),
 }
@@ -25,7 +26,7 @@ LIGHT = (
     "dusss_core/seeds.py",
     "client/app.py",
     "server/app.py",
-    "server/config.py",
+    "server/study/config.py",
     "feddusss/cli.py",
     "feddusss/configfile.py",
 )

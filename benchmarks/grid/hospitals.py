@@ -19,8 +19,8 @@ from typing import Any
 
 from benchmarks.grid.cell import Cell
 from dusss_core.errors import UserError
-from server.config import StudyConfig
 from server.simulation.materialise import materialise
+from server.study.config import StudyConfig
 from sites.config import write_site
 from sites.manifest import Record, read_manifest, write_manifest
 from sites.partition import OFFICIAL_TEST

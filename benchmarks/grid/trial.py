@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.grid.cell import Cell
 from benchmarks.grid.hospitals import partition_of
 from feddusss import configfile
-from server.config import StudyConfig
-from server.events import PlainReporter
+from server.runs.events import PlainReporter
+from server.study.config import StudyConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -135,7 +135,7 @@ def _figures(trained: Trained, split: Split, site: LocalSite) -> dict[str, np.nd
 
     from dusss_core.inference import predict_logits
     from dusss_core.models import build_student
-    from dusss_core.text import build_text_bank
+    from dusss_core.text.bank import build_text_bank
     from dusss_core.training import text_guided_masks
     from dusss_core.training.evaluation import scores_of_logits
     from dusss_core.training.sharing import load_tensors

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.grid.cell import Cell
 from dusss_core.errors import UserError
-from server.config import StudyConfig
 from server.simulation.materialise import simulation_of
+from server.study.config import StudyConfig
 from sites.manifest import Record, read_manifest
 from sites.partition import OFFICIAL_TEST, PartitionConfig, partition, write_sites
 

@@ -58,7 +58,7 @@ def _unreadable(records: Iterable[Record]) -> Finding | None:
 
 def text_encoders(site: SiteConfig) -> Iterator[Finding]:
     """Every text encoder that the site's limits name is whole and on this machine."""
-    from dusss_core.text_encoder import locate
+    from dusss_core.text.encoder import locate
 
     for name in site.limits.text_encoders:
         try:
@@ -74,7 +74,7 @@ def device(site: SiteConfig) -> Iterator[Finding]:
     """The torch device is there."""
     import torch
 
-    from client.workbench import resolve_device
+    from client.work.workbench import resolve_device
 
     name = resolve_device(site.device)
     if not name.startswith("cuda"):
@@ -122,7 +122,7 @@ def available_memory_gb() -> float | None:
 
 def peers(site: SiteConfig) -> Iterator[Finding]:
     """The keys of the other hospitals, where updates go into secure sums."""
-    from client.peers import read_peers
+    from client.secure.peers import read_peers
     from feddusss.secagg.member import default_threshold
 
     settings = site.secure_aggregation
@@ -181,7 +181,7 @@ def _existing(folder: Path) -> Path:
 
 def key(site: SiteConfig) -> Iterator[Finding]:
     """The private key is there, readable by this account alone, and of the right kind."""
-    from client.keys import read_public_key
+    from client.secure.keys import read_public_key
 
     link = site.superlink
     if link is None or link.insecure:
@@ -233,7 +233,7 @@ def running_client(site: SiteConfig) -> Iterator[Finding]:
 
 def audit_log(site: SiteConfig) -> Iterator[Finding]:
     """Its chain is whole."""
-    from client.chain import LOG, verify
+    from client.state.chain import LOG, verify
 
     path = site.state_dir / LOG
     if not path.exists():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from client.ledger import HEAD, Ledger
+from client.privacy.ledger import HEAD, Ledger
 from dusss_core.errors import UserError
 from sites.check import Finding
 from sites.config import SiteConfig

@@ -47,7 +47,7 @@ def build_vlm(config: TrainingConfig) -> VisionLanguageModel:
     Raises:
         UserError: unknown encoder, or pretrained weights that are missing or do not fit.
     """
-    from dusss_core.text_encoder import TextEncoder, embedding_width
+    from dusss_core.text.encoder import TextEncoder, embedding_width
 
     settings = config.vlm
     with _initialisation(config, "pretrain"):

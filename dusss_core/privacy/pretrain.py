@@ -19,10 +19,10 @@ from dusss_core.losses.similarity import Embedding, cosine
 from dusss_core.privacy.public import public_captions, public_pictures
 from dusss_core.privacy.trainer import PrivateTraining, Unit
 from dusss_core.records import Split
-from dusss_core.text import TextBank, build_text_bank
+from dusss_core.text.bank import TextBank, build_text_bank
+from dusss_core.text.wording import mirror
 from dusss_core.training.pretrain import Pretrainer, Seen
 from dusss_core.training.trainer import Progress
-from dusss_core.wording import mirror
 
 
 class PrivatePretrainer(PrivateTraining, Pretrainer):

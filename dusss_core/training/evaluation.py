@@ -13,7 +13,7 @@ from dusss_core.inference import predict_logits, to_input
 from dusss_core.metrics import Scores, to_classes
 from dusss_core.models import VisionLanguageModel, build_student, build_vlm
 from dusss_core.records import Split
-from dusss_core.text import TextBank, build_text_bank
+from dusss_core.text.bank import TextBank, build_text_bank
 from dusss_core.training.sharing import load_tensors
 
 Logits = np.ndarray | Sequence[np.ndarray]

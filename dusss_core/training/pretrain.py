@@ -21,7 +21,7 @@ from dusss_core.models.grounding import Grounding
 from dusss_core.models.text_tower import TextFeatures
 from dusss_core.records import Split
 from dusss_core.seeds import generator
-from dusss_core.text import TextBank, build_text_bank
+from dusss_core.text.bank import TextBank, build_text_bank
 from dusss_core.training.evaluation import ground_split, score_logits
 from dusss_core.training.sampling import two_stream_batches
 from dusss_core.training.sharing import handed_on

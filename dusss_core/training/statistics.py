@@ -20,7 +20,7 @@ from dusss_core.inference import to_input
 from dusss_core.models import build_student, build_vlm
 from dusss_core.records import Split
 from dusss_core.seeds import generator
-from dusss_core.text import TextBank
+from dusss_core.text.bank import TextBank
 from dusss_core.training.sharing import Phase, load_tensors, local_tensors
 
 PICTURES = 64

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from dusss_core.errors import UserError
 from dusss_core.files import write_atomically, write_bytes
-from server.deployment.config import is_address
+from server.study.deployment import is_address
 
 if TYPE_CHECKING:
     from cryptography import x509

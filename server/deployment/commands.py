@@ -11,7 +11,7 @@ from feddusss import cli
 
 if TYPE_CHECKING:
     from server.deployment.control import FlowerRun
-    from server.eventlog import Progress
+    from server.runs.eventlog import Progress
 
 _WITHOUT_NODE = {"invited": "no key yet", "pending": "not handed over yet"}
 _FIGURES = ("train.loss", "val.loss", "val.dice", "dice_mean", "dice_worst")
@@ -53,7 +53,7 @@ def _finish(parser: argparse.ArgumentParser, command, *, overrides: bool = False
 
 def _run(arguments: argparse.Namespace) -> int:
     from server.deployment.run import run
-    from server.progress import make_reporter
+    from server.report.progress import make_reporter
 
     return run(
         arguments.study,
@@ -69,8 +69,8 @@ def _run(arguments: argparse.Namespace) -> int:
 def _status(arguments: argparse.Namespace) -> int | None:
     from server.deployment.control import connected
     from server.deployment.run import find_run, follow
-    from server.eventlog import progress_of
-    from server.progress import make_reporter
+    from server.report.progress import make_reporter
+    from server.runs.eventlog import progress_of
 
     with connected(arguments.coordinator) as control:
         if arguments.run is None:
@@ -138,7 +138,7 @@ def _row(run: FlowerRun, progress: Progress) -> tuple[str, ...]:
 
 def _print_run(run: FlowerRun, progress: Progress, coordinator: Path) -> None:
     from server.deployment.run import resume_command
-    from server.eventlog import progress_of
+    from server.runs.eventlog import progress_of
 
     lines = [f"run {run.id}: {_state(run)}, began {_moment(run.began)}", f"folder: {run.out}"]
     place = f"study {progress.study or _study_in(run.out)}: {progress.phase or 'before its first round'}"

@@ -15,13 +15,13 @@ from pathlib import Path
 
 from dusss_core.errors import UserError
 from dusss_core.files import write_json, write_text
-from server.config import load_study
 from server.deployment import certificates, registry
 from server.deployment.accounts import account, check_account
-from server.deployment.config import DeploymentConfig, parse_deployment
 from server.deployment.folder import CONNECTION, CoordinatorFolder, check_plain
 from server.deployment.kit import write_kit
 from server.deployment.templates import render
+from server.study.config import load_study
+from server.study.deployment import DeploymentConfig, parse_deployment
 
 Say = Callable[[str], None]
 FLEET_CALLS = (

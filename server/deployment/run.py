@@ -15,11 +15,11 @@ from dusss_core.config import IMAGENET
 from dusss_core.errors import UserError
 from dusss_core.files import write_text
 from feddusss import cli, configfile
-from server.config import StudyConfig, load_study
 from server.deployment.control import DEFAULT_COORDINATOR, Control, ControlFailed, FlowerRun, SuperLinkAway, connected
-from server.eventlog import Tail, progress_of, replay
-from server.events import Reporter
-from server.runfolder import Busy, alone, check_run, open_run
+from server.runs.eventlog import Tail, progress_of, replay
+from server.runs.events import Reporter
+from server.runs.runfolder import Busy, alone, check_run, open_run
+from server.study.config import StudyConfig, load_study
 
 _POLL_S = 0.5
 _ASK_S = 5.0

@@ -16,10 +16,10 @@ from dusss_core.config import PRESETS
 from dusss_core.errors import UserError
 from dusss_core.files import write_json, write_tensors
 from feddusss import configfile
-from server.config import StudyConfig, study_digest
-from server.events import Reporter
+from server.report.summary import overall
+from server.runs.events import Reporter
 from server.simulation.local import LocalSite, load_local, pool, train_locally
-from server.summary import overall
+from server.study.config import StudyConfig, study_digest
 
 METHODS = ("local", "centralized", *(name for name in PRESETS if name != "dusss"))
 

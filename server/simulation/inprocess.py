@@ -18,9 +18,9 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from client.observe import observed
+from client.work.observe import observed
 from dusss_core.errors import UserError
-from server.events import Reporter
+from server.runs.events import Reporter
 
 RAISED = 2
 """Flower's error code for an exception in the ClientApp."""

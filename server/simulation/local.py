@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from client.workbench import resolve_device
+from client.work.workbench import resolve_device
 from dusss_core.config import TrainingConfig
 from dusss_core.files import with_prefix
 from dusss_core.records import Split
-from dusss_core.text import build_text_bank
-from server.config import StudyConfig
-from server.events import Reporter
-from server.selection import Selection
+from dusss_core.text.bank import build_text_bank
+from server.rounds.selection import Selection
+from server.runs.events import Reporter
+from server.study.config import StudyConfig
 from sites.config import load_site
 from sites.dataset import SiteData
 

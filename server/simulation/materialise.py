@@ -19,18 +19,18 @@ from typing import Any
 
 import yaml
 
-from client.keys import make_key
-from client.secure import FOLDER
+from client.secure.keys import make_key
+from client.secure.part import FOLDER
 from dusss_core.errors import UserError
 from dusss_core.files import write_json, write_text
-from server.config import StudyConfig
-from server.simulation.config import SimulationConfig, SourceConfig, parse_simulation
 from server.simulation.privacy import give_budget, has_budget
+from server.study.config import StudyConfig
+from server.study.simulation import SimulationConfig, SourceConfig, parse_simulation
 from sites.config import write_site
 from sites.importers import ImportOptions, import_lvit
 from sites.manifest import Record, read_manifest
 from sites.partition import PartitionConfig, partition, write_sites
-from sites.synth import write_hospitals
+from sites.synth.hospitals import write_hospitals
 
 
 def materialise(study: StudyConfig, out: Path, *, keep: bool = False) -> list[Path]:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from dusss_core.files import write_json
-from server.checkpoints import FINAL, read_model
-from server.config import StudyConfig
-from server.events import Reporter
-from server.summary import overall
+from server.report.summary import overall
+from server.runs.checkpoints import FINAL, read_model
+from server.runs.events import Reporter
+from server.study.config import StudyConfig
 from sites.config import SiteConfig, load_site
 
 NOTE = (
@@ -57,7 +57,7 @@ def _figures(study: StudyConfig, student: dict, site_file: Path) -> dict[str, An
 
 def _spent(site: SiteConfig) -> dict[str, Any]:
     """What the site's own ledger says."""
-    from client.ledger import Ledger
+    from client.privacy.ledger import Ledger
     from dusss_core.privacy.accounting import epsilon
 
     ledger = Ledger(site.state_dir, site.privacy)

@@ -18,8 +18,8 @@ from dusss_core.files import write_text
 from dusss_core.privacy.accounting import Budget, epsilon, fits, least_noise, rounds_left
 from dusss_core.privacy.charge import Charge
 from feddusss.configfile import read_yaml
-from server.config import StudyConfig
-from server.simulation.config import SimulatedPrivacyConfig, SimulationConfig
+from server.study.config import StudyConfig
+from server.study.simulation import SimulatedPrivacyConfig, SimulationConfig
 from sites.config import load_site
 from sites.manifest import Record, read_manifest, write_manifest
 

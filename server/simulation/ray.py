@@ -13,11 +13,11 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from dusss_core.errors import UserError
-from server.config import StudyConfig
-from server.coordinator import Coordinator
-from server.events import Reporter
-from server.runfolder import RunFolder
+from server.rounds.coordinator import Coordinator
+from server.runs.events import Reporter
+from server.runs.runfolder import RunFolder
 from server.simulation.materialise import simulation_of
+from server.study.config import StudyConfig
 
 _NODES_JOIN_S = 120.0
 

@@ -9,14 +9,14 @@ from typing import Any, Literal
 
 from dusss_core.errors import UserError
 from dusss_core.files import write_json
-from server.config import StudyConfig
-from server.coordinator import Coordinator
-from server.events import PlainReporter, Reporter
-from server.runfolder import alone, check_run, open_run, read_study
+from server.rounds.coordinator import Coordinator
+from server.runs.events import PlainReporter, Reporter
+from server.runs.runfolder import alone, check_run, open_run, read_study
 from server.simulation.compare import check_methods, compare
 from server.simulation.materialise import forget_sums, materialise, simulation_of
 from server.simulation.outside import add_outside_figures
 from server.simulation.privacy import check_sites, describe, has_budget, plan_noise
+from server.study.config import StudyConfig
 
 Engine = Literal["inprocess", "ray"]
 

@@ -20,7 +20,7 @@ from uuid import uuid4
 from flwr.app import Error, Message
 from flwr.clientapp import ClientApp
 
-from server.events import Reporter
+from server.runs.events import Reporter
 from server.simulation.inprocess import RAISED, Failure, InProcessGrid, identify, site_context, work_on
 
 _POLL_S = 0.05

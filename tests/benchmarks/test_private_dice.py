@@ -10,8 +10,8 @@ import pytest
 from benchmarks import private_dice
 from benchmarks.private_dice import BEGIN, END, VARIANTS, Variant
 from dusss_core.errors import UserError
-from server.config import load_study
 from server.simulation.materialise import simulation_of
+from server.study.config import load_study
 from tests.client import fake_private
 from tests.client.fake_private import RECORDS
 from tests.server.conftest import HOSPITALS, fake  # noqa: F401

@@ -31,7 +31,7 @@ def install(monkeypatch) -> SimpleNamespace:
     Returns:
         A handle: `site` makes a site private, `reason` is what `why_not` says.
     """
-    import client.workbench
+    import client.work.workbench
 
     handle = SimpleNamespace(reason=None, site=make_private)
     mechanism = SimpleNamespace(
@@ -41,7 +41,7 @@ def install(monkeypatch) -> SimpleNamespace:
     )
     monkeypatch.setitem(sys.modules, "dusss_core.privacy.mechanism", mechanism)
     trainers = {"pretrain": PrivatePretrainer, "segment": PrivateSegmenter}
-    monkeypatch.setattr(client.workbench, "_private", trainers.__getitem__)
+    monkeypatch.setattr(client.work.workbench, "_private", trainers.__getitem__)
     return handle
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from server.config import StudyConfig
-from server.events import Reporter
+from server.runs.events import Reporter
+from server.study.config import StudyConfig
 from tests.server import fake_training
 
 HOSPITALS = [
@@ -40,7 +40,7 @@ def make_study(hospitals=HOSPITALS, **changes) -> StudyConfig:
 def finals(out: Path) -> dict[str, bytes]:
     """The final models of a run, without the header, which names the run."""
     from dusss_core.files import digest_of_tensors
-    from server.checkpoints import read_model
+    from server.runs.checkpoints import read_model
 
     return {
         path.stem: digest_of_tensors(read_model(path))
@@ -52,13 +52,13 @@ def finals(out: Path) -> dict[str, bytes]:
 @pytest.fixture
 def fake(monkeypatch):
     """The stand-in for the method, and no workbenches of other tests."""
-    import client.workbench
+    import client.work.workbench
 
     fake_training.install(monkeypatch)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # a crash of the machine is not among the tests
-    client.workbench.forget()
+    client.work.workbench.forget()
     yield fake_training
-    client.workbench.forget()
+    client.work.workbench.forget()
 
 
 @pytest.fixture

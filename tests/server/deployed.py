@@ -10,12 +10,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from client.keys import public_path
+from client.secure.keys import public_path
 from dusss_core.files import write_text
 from feddusss import configfile
-from server.config import StudyConfig
-from server.eventlog import Tail
+from server.runs.eventlog import Tail
 from server.simulation.materialise import materialise
+from server.study.config import StudyConfig
 from tests.deployment import Client, Process, SuperLink, environment, wait_until
 
 

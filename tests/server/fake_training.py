@@ -16,7 +16,7 @@ NORM = ("norm.weight", "norm.running_mean", "norm.running_var", "norm.num_batche
 
 def install(monkeypatch) -> None:
     """Put the stand-in where the sites and the coordinator look."""
-    import client.workbench
+    import client.work.workbench
     import dusss_core.training
     import server.simulation.local
 
@@ -31,7 +31,7 @@ def install(monkeypatch) -> None:
         "with_own_statistics",
     ):
         monkeypatch.setattr(dusss_core.training, name, globals()[name])
-    for module in (client.workbench, server.simulation.local):
+    for module in (client.work.workbench, server.simulation.local):
         monkeypatch.setattr(module, "build_text_bank", lambda sentences, *args, **kwargs: tuple(sentences))
 
 
@@ -172,6 +172,6 @@ def _score(weight, images):
 
 def forget():
     """What the end of a process does to the sites' workbenches."""
-    import client.workbench
+    import client.work.workbench
 
-    client.workbench.forget()
+    client.work.workbench.forget()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from server.events import Reporter
+from server.runs.events import Reporter
 from server.simulation.simulate import simulate
 from tests.server import fake_training
 from tests.server.conftest import make_study

@@ -10,12 +10,12 @@ from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 
 from client.app import app
-from server.config import StudyConfig
-from server.coordinator import Coordinator
-from server.events import Reporter
-from server.runfolder import open_run
+from server.rounds.coordinator import Coordinator
+from server.runs.events import Reporter
+from server.runs.runfolder import open_run
 from server.simulation.inprocess import InProcessGrid
 from server.simulation.materialise import materialise
+from server.study.config import StudyConfig
 
 Meddle = Callable[[str, str, int, Message], Message | None]
 """(site, kind of message, round, answer) -> the answer that arrives; None: none does. The kind is query, train,

@@ -33,7 +33,7 @@ METHODS: dict[str, dict[str, Any]] = {
 def run(trial: Trial) -> Trained:
     """Train the federation with the method's switches."""
     from benchmarks.grid.trial import Trained
-    from server.checkpoints import read_model
+    from server.runs.checkpoints import read_model
     from server.simulation.simulate import simulate
 
     study = trial.study({"method": METHODS[trial.cell.method]})
@@ -51,8 +51,8 @@ def run(trial: Trial) -> Trained:
 
 def _validation(folder: Path, final: int) -> dict[str, float]:
     """Validation figures of the student of round `final`."""
-    from server.runfiles import read_run
-    from server.runfolder import ALL_SITES
+    from server.runs.runfiles import read_run
+    from server.runs.runfolder import ALL_SITES
 
     lines = (line for line in read_run(folder).rounds if (line["phase"], line["site"]) == ("segment", ALL_SITES))
     # a round's figures are those of the model before it

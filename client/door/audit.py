@@ -1,0 +1,156 @@
+"""What came to this site, what left it and what was decided: state_dir/audit.jsonl, one line of JSON per event.
+
+The log is a chain (`client.state.chain` says what that shows and what it cannot show). The supervisor, the guard and
+the workers all write to it. Nothing of it is ever sent.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from client.state import chain
+from client.state.chain import HEAD, LOG, Verdict, sha256, verify
+from client.state.store import make_private
+from dusss_core.errors import UserError
+from feddusss import wire
+
+if TYPE_CHECKING:
+    from flwr.app import RecordDict
+
+    from sites.config import SiteConfig
+
+
+_MOST_NAMES = 10
+"""Of a message's records, which are two at most in any that is answered."""
+
+
+class Unrecorded(UserError):
+    """The audit log could not be written. What was to be recorded must not happen."""
+
+
+def record(state_dir: Path, event: str, **fields: Any) -> None:
+    """Append one line, and return when it is on the disk.
+
+    Args:
+        event: what happened, in a word or two.
+        fields: numbers, short texts, lists and mappings of them; long texts are cut.
+
+    Raises:
+        Unrecorded: the line is not in the log (disk full, no permission). The lines before are untouched.
+    """
+    state_dir = Path(state_dir)
+    try:
+        make_private(state_dir)
+        chain.append(state_dir, event, fields)
+    except UserError as error:
+        raise Unrecorded(error.problem, error.remedy) from error
+    except OSError as error:
+        raise Unrecorded(
+            f"{state_dir / LOG}: could not be written: {error.strerror or error}",
+            "free disk space or mend the permissions; until then this site answers no message",
+        ) from error
+
+
+def incoming(content: RecordDict) -> dict[str, Any]:
+    """What a message holds, as fields for `record`. The message is not trusted: texts are cut, nothing is decoded."""
+    config = content.config_records.get("config") or {}
+    training = config.get("training")
+    named = {key: config.get(key) for key in ("run_key", "phase", "round", "what", "vlm_digest")}
+    return {
+        **{key: value for key, value in named.items() if value and isinstance(value, str | int)},
+        "settings": sha256(training.encode()) if isinstance(training, str) else None,
+        "records": sorted(content.array_records)[:_MOST_NAMES],
+        **({"secure": str(secure.get("step"))} if (secure := content.config_records.get("secure")) else {}),
+        "bytes": sum(wire.size(arrays) for arrays in content.array_records.values()),
+    }
+
+
+def outgoing(content: RecordDict) -> dict[str, Any]:
+    """All that an answer holds, as fields for `record`: each tensor's size and the hash of its bytes as they travel."""
+    tensors = {
+        f"{record}.{name}": {
+            "dtype": dtype,
+            "shape": list(shape),
+            "bytes": len(data),
+            "sha256": sha256(data),
+        }
+        for record, arrays in content.array_records.items()
+        for name, (dtype, shape, data) in wire.contents(arrays).items()
+    }
+    return {
+        "bytes": sum(wire.size(arrays) for arrays in content.array_records.values()),
+        "metrics": {k: v for metrics in content.metric_records.values() for k, v in metrics.items()},
+        "texts": {k: _told_text(v) for texts in content.config_records.values() for k, v in texts.items()},
+        "tensors": tensors,
+    }
+
+
+def _told_text(value: Any) -> Any:
+    """A value of an answer; of bytes, which secure aggregation sends, the length and the hash."""
+    return f"{len(value)} bytes, {sha256(value)}" if isinstance(value, bytes) else value
+
+
+def print_log(site: SiteConfig, *, as_json: bool = False, last: int | None = None) -> int:
+    """Verify this site's log and print it, or its last lines.
+
+    Returns:
+        0 if the chain is whole, 1 if it is broken.
+
+    Raises:
+        UserError: there is no log, or it cannot be read.
+    """
+    path = site.state_dir / LOG
+    verdict = verify(path)
+    entries = chain.entries(path)
+    shown = entries[-last:] if last and last > 0 else entries
+    if as_json:
+        print(json.dumps({"log": str(path), "chain": vars(verdict), "entries": shown}))
+    else:
+        _print_table(path, verdict, shown)
+    return 0 if verdict.broken is None else 1
+
+
+def _print_table(path: Path, verdict: Verdict, entries: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    table = Table("line", "time (UTC)", "event", "what", box=None, pad_edge=False, header_style="bold")
+    for entry in entries:
+        time = entry["time"][:19].replace("T", " ")
+        table.add_row(str(entry["seq"]), time, Text(_shown(entry["event"])), Text(_told(entry["fields"])))
+    console.print(table)
+    if verdict.broken is None:
+        lines = f"{verdict.lines} line{'s' * (verdict.lines != 1)}"
+        console.print(Text(f"{path}: {lines}, the chain is whole; last hash {verdict.last}", style="green"))
+    else:
+        console.print(Text(f"{path}: line {verdict.broken} {verdict.problem}", style="red"))
+        console.print(
+            f"  -> find out who changed it; to begin a new log, move {LOG} and {HEAD} away and keep them", markup=False
+        )
+
+
+def _told(fields: Mapping[str, Any]) -> str:
+    """The fields in one line; tensors and metrics as their number."""
+    parts = []
+    for key, value in fields.items():
+        if value in (None, "", {}, []):
+            continue
+        if isinstance(value, dict) and key != "texts":
+            parts.append(f"{len(value)} {key}")
+        elif isinstance(value, dict):
+            parts.append(", ".join(f"{name} {inner}" for name, inner in value.items() if inner != ""))
+        elif isinstance(value, str) and len(value) == 64:
+            parts.append(f"{key} {value[:12]}…")
+        else:
+            parts.append(f"{key} {value}")
+    return _shown("; ".join(parts))
+
+
+def _shown(text: str) -> str:
+    """One line without control characters."""
+    return "".join(c if c.isprintable() else " " for c in text)

@@ -1,0 +1,160 @@
+"""What this site allows. Read from the site's own file only; no message can widen it."""
+
+from __future__ import annotations
+
+from datetime import datetime, time
+from functools import lru_cache
+from pathlib import Path
+
+from client.door.request import Declined, Request
+from dusss_core.config import TrainingConfig
+from sites.config import SiteConfig
+
+
+def check_study(site: SiteConfig, request: Request) -> None:
+    """Refuse a study that this site has no part in, whatever is asked: what can be told from the settings alone.
+
+    Raises:
+        Declined: with the limit and what was asked.
+    """
+    limits, training = site.limits, request.training
+    if limits.studies is not None and training.study not in limits.studies:
+        raise Declined("this site takes no part in this study (limits.studies)")
+    if training.image.size > limits.max_picture_size:
+        raise Declined(
+            f"pictures of {training.image.size} pixels were asked for; this site allows {limits.max_picture_size} "
+            "(limits.max_picture_size)"
+        )
+    for phase in ("pretrain", "segment"):
+        rounds = getattr(training, phase).rounds
+        if rounds > limits.max_rounds:
+            raise Declined(f"{rounds} rounds were asked for; this site allows {limits.max_rounds} (limits.max_rounds)")
+
+
+def check_student(site: SiteConfig, training: TrainingConfig) -> None:
+    """Refuse a student that is larger than the site allows, before it is built.
+
+    Raises:
+        Declined: with the limit.
+        UserError: this release cannot build the student.
+    """
+    _check_size(site, _parameters("student", _networks(training)))
+
+
+def check_language(site: SiteConfig, training: TrainingConfig) -> None:
+    """Refuse a vision-language model that is larger than the site allows, or a text encoder that it does not allow.
+
+    To be called before either is built: a text encoder is read from this machine's disk, or fetched from a hub.
+
+    Raises:
+        Declined: with the limit.
+        UserError: this release cannot build the model.
+    """
+    if training.vlm.text.encoder not in site.limits.text_encoders:
+        raise Declined("the study names a text encoder that this site does not allow (limits.text_encoders)")
+    _check_size(site, _parameters("vlm", _networks(training)))
+
+
+def check_training(site: SiteConfig, request: Request) -> None:
+    """Refuse a training request that goes beyond the site's limits.
+
+    Raises:
+        Declined: with the limit and what was asked.
+    """
+    limits, phase = site.limits, request.phase
+    if phase not in limits.phases:
+        raise Declined(f"this site does not train in phase '{phase}' (limits.phases)", abstains=True)
+    epochs = getattr(request.training, phase).epochs
+    if epochs > limits.max_epochs_per_round:
+        raise Declined(
+            f"{epochs} epochs per round were asked for; this site allows {limits.max_epochs_per_round} "
+            "(limits.max_epochs_per_round)"
+        )
+    if request.round > limits.max_rounds:
+        raise Declined(f"round {request.round}; this site allows {limits.max_rounds} (limits.max_rounds)")
+    if phase == "pretrain":
+        check_language(site, request.training)
+    if site.privacy.epsilon is not None:
+        _check_private(site, request)
+    check_hours(site)
+    if limits.max_disk_gb is not None and _size(site.state_dir) > limits.max_disk_gb * 1e9:
+        raise Declined(
+            f"this site's private state takes more disk than it allows ({limits.max_disk_gb:g} GB, limits.max_disk_gb)"
+        )
+
+
+def check_steps(site: SiteConfig, steps: int) -> None:
+    """Refuse a round of more optimizer steps than the site allows.
+
+    Raises:
+        Declined: with the limit; the number of steps is left out, since it tells the number of pictures.
+    """
+    most = site.limits.max_steps_per_round
+    if most is not None and steps > most:
+        raise Declined(f"more steps per round than this site allows ({most}, limits.max_steps_per_round)")
+
+
+def check_hours(site: SiteConfig) -> None:
+    """Refuse to begin, or after any step to go on with training, outside the hours of the day that the site allows.
+
+    Raises:
+        Declined: with the hours.
+    """
+    hours = site.limits.hours
+    if hours is not None and not _within(hours, datetime.now().time()):
+        raise Declined(f"this site trains only between {hours} (limits.hours)")
+
+
+def _check_private(site: SiteConfig, request: Request) -> None:
+    """Refuse what no noise could make private: what can be told from the settings alone."""
+    from dusss_core.privacy.mechanism import why_not
+
+    reason = why_not(request.training, request.phase, site.privacy.records)
+    if site.data.label_fraction < 1:
+        reason = "data.label_fraction draws masks by rank, so that one picture decides over another's: set it to 1 here"
+    if reason is not None:
+        raise Declined(f"this site trains with differential privacy alone, and cannot here: {reason}", abstains=True)
+
+
+def _check_size(site: SiteConfig, parameters: int) -> None:
+    most = site.limits.max_parameters_m
+    if parameters > most * 1e6:
+        raise Declined(
+            f"the study's network has {parameters / 1e6:.1f} million parameters; this site allows {most:g} "
+            "(limits.max_parameters_m)"
+        )
+
+
+def _networks(training: TrainingConfig) -> str:
+    """The settings that the networks' sizes follow from. The text encoder is the site's own choice: left out."""
+    kept = training.model_dump(include={"image", "vlm", "student"})
+    kept["vlm"]["text"]["tuning"] = "frozen"
+    return TrainingConfig.model_validate(kept).model_dump_json()
+
+
+@lru_cache(maxsize=32)
+def _parameters(network: str, settings: str) -> int:
+    """Parameters of the student or the vlm. Nothing is allocated: it is built on torch's meta device."""
+    import torch
+
+    from dusss_core.models import build_student, build_vlm
+
+    build = {"student": build_student, "vlm": build_vlm}[network]
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build(TrainingConfig.model_validate_json(settings)).parameters())
+
+
+def _size(folder: Path) -> int:
+    """Bytes of all files in `folder`; other processes may remove some meanwhile."""
+    size = 0
+    for path in folder.rglob("*"):
+        try:
+            size += path.lstat().st_size
+        except OSError:
+            continue
+    return size
+
+
+def _within(hours: str, now: time) -> bool:
+    start, end = (time.fromisoformat(part) for part in hours.split("-"))
+    return start <= now < end if start <= end else now >= start or now < end

@@ -1,0 +1,254 @@
+"""The warm process that works on messages: python -m client.node.worker SITE_FILE
+
+Flower starts a process per message, which imports torch and reads the data each time. With `--isolation process` the
+SuperNode leaves that to others, and this process asks it for work over its local API for as long as the site runs:
+torch, data, text features and trainers stay loaded. Nothing of a bundle is unpacked here; the app is the installed one.
+
+The SuperNode says in state_dir/flwr/runtime.json, at each start, how it is reached.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from client.door.declines import Declines
+from client.door.guard import refusal
+from client.door.request import PHASES
+from client.node.child import end_with_supervisor, tell
+from client.work import observe
+from dusss_core.errors import UserError
+from dusss_core.files import write_text
+from sites.config import load_site
+
+if TYPE_CHECKING:
+    from flwr.app import Context, Message
+
+_SHORTEST_POLL_S, _LONGEST_POLL_S = 0.1, 0.5
+_STATUS_EVERY_S = 1.0
+_declines = Declines(lambda text: tell("say", text))
+
+
+def main(argv: Sequence[str]) -> None:
+    """Take messages and answer them, for ever."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that half-written files are cleared away
+    end_with_supervisor()
+    home = load_site(Path(argv[0])).state_dir / "flwr"
+    supernode, in_work = _SuperNode(home / "runtime.json"), home / "in_work"
+    _give_up(in_work)
+    _warm_up()
+    tell("status", "waiting for work")
+    since = time.monotonic()
+    while True:
+        if token := supernode.next_task():
+            with suppress(UserError):  # a full disk: then the SuperNode waits for a sign of life, should this one end
+                write_text(in_work, f"{supernode.address} {token}")
+            _take(supernode.address, token)
+            in_work.unlink(missing_ok=True)
+            tell("status", "waiting for work")
+            since = time.monotonic()
+        _declines.tell_counts()
+        waited = time.monotonic() - since
+        time.sleep(min(_LONGEST_POLL_S, max(_SHORTEST_POLL_S, waited / 20)))
+
+
+def _warm_up() -> None:
+    import client.app
+    import client.work.answer
+    import client.work.workbench  # noqa: F401
+
+
+class _SuperNode:
+    """This site's SuperNode, wherever it was last started."""
+
+    def __init__(self, runtime: Path):
+        self.address = ""
+        self._runtime = runtime
+        self._read = ""
+        self._client: Any = None
+
+    def next_task(self) -> str | None:
+        """The token of the next message; None if there is none, or no SuperNode yet."""
+        import httpx
+        from flwr.proto.runtime_pb2 import AcquireTaskRequest
+
+        try:
+            self._connect(self._runtime.read_text(encoding="utf-8"))
+            request = AcquireTaskRequest(supported_task_types=["flwr-clientapp"])
+            return self._client.AcquireTask(request).token or None
+        except (OSError, ValueError, httpx.HTTPError):
+            return None
+
+    def _connect(self, text: str) -> None:
+        from flwr.supercore.interceptors import SuperExecAuthHttpInterceptor
+
+        if text == self._read:
+            return
+        if self._client is not None:
+            self._client.close()
+        place = json.loads(text)
+        secret = bytes.fromhex(place["secret"])
+        signer = SuperExecAuthHttpInterceptor(
+            master_secret=secret, protected_methods={"/flwr.proto.Runtime/AcquireTask"}
+        )
+        self._client = _client(place["address"], signer)
+        self.address, self._read = place["address"], text
+
+
+def _give_up(in_work: Path) -> None:
+    """Say that the message which the worker before this one had when it ended will not be answered.
+
+    The SuperNode would wait a minute for its sign of life, and the coordinator with it.
+    """
+    import httpx
+    from flwr.common.constant import SubStatus
+    from flwr.proto.runtime_pb2 import PushTaskOutputRequest
+    from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor
+
+    with suppress(OSError, ValueError, httpx.HTTPError):  # no such message, or no such SuperNode any more
+        address, token = in_work.read_text(encoding="utf-8").split()
+        in_work.unlink()
+        with closing(_client(address, RuntimeTokenHttpInterceptor(token))) as client:
+            client.PushTaskOutput(PushTaskOutputRequest(sub_status=SubStatus.FAILED, details="the worker ended"))
+
+
+def _take(address: str, token: str) -> None:
+    import httpx
+
+    try:
+        _work(address, token)
+    except (httpx.HTTPError, RuntimeError) as error:
+        tell("say", f"an answer could not be handed over ({type(error).__name__}): the SuperNode lost the message")
+
+
+def _work(address: str, token: str) -> None:
+    """One message, from the SuperNode and back.
+
+    Raises:
+        httpx.HTTPError: the SuperNode is gone, and the message with it.
+    """
+    from flwr.common.constant import SubStatus
+    from flwr.supercore.heartbeat import HeartbeatSender
+    from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor
+    from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+
+    with closing(_client(address, RuntimeTokenHttpInterceptor(token))) as client:
+        heartbeat = HeartbeatSender(lambda: _beat(client))
+        heartbeat.start()
+        try:
+            message, context, _, bundle = pull_task_input(_Patient(client))
+            reason = refusal(bundle.content, bundle.hash_str)
+            reply = _error(message, reason) if reason else _answer(message, context)
+            push_message(client, reply, context)
+            push_task_output(client, context, SubStatus.COMPLETED, "")
+        finally:
+            with suppress(RuntimeError):
+                heartbeat.stop()
+
+
+class _Patient:
+    """A client that waits for the message: the SuperNode announces the work a moment before it has it."""
+
+    def __init__(self, client: Any):
+        self._client = client
+
+    def PullMessages(self, request: Any) -> Any:
+        for _ in range(100):
+            if (reply := self._client.PullMessages(request)).messages_list:
+                break
+            time.sleep(_SHORTEST_POLL_S)
+        return reply
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+
+def _answer(message: Message, context: Context) -> Message:
+    from client.app import app
+
+    with _shown(message) as what:
+        try:
+            reply = app(message, context)
+        except Exception as error:
+            # Only the kind: its text may name a patient's file. `client.work.answer` has told the site's own log.
+            reply = _error(message, f"{type(error).__name__}; the site's own log says more")
+        if reason := _declined(reply):
+            _declines.declined(what, reason + _mistake(reason, context))
+        return reply
+
+
+def _mistake(reason: str, context: Context) -> str:
+    """What is wrong with the site's own file, where that is the reason: without the file no log has it."""
+    from client.work.answer import UNUSABLE_FILE
+
+    if reason == UNUSABLE_FILE:
+        try:
+            load_site(Path(str(context.node_config["site-config"])))
+        except UserError as error:
+            return f": {error}"
+    return ""
+
+
+def _declined(reply: Message) -> str | None:
+    """The reason that the coordinator is given; None if the work was done."""
+    if reply.has_error():
+        return reply.error.reason
+    config = reply.content.config_records.get("config")
+    return str(config["declined"]) if config is not None and config.get("declined") else None
+
+
+@contextmanager
+def _shown(message: Message) -> Iterator[str]:
+    """Show what is worked on, and yield it. Of the message's settings only those of the expected form are shown."""
+    settings = message.content.config_records.get("config") or {}
+    phase, number = settings.get("phase"), settings.get("round")
+    kind = re.sub(r"[^a-z]", "", str(message.metadata.message_type))[:20]
+    name = f"{phase} round {number}" if phase in PHASES and type(number) is int else ""
+    what = {"train": f"training {name}", "evaluate": f"evaluating {name}"}.get(kind, f"answering a {kind}")
+    tell("status", what)
+    last = 0.0
+
+    def step(done: int, steps: int, loss: float) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _STATUS_EVERY_S:
+            last = time.monotonic()
+            tell("status", f"{what}, step {done} of {steps}")
+
+    with observe.observed(step, None):
+        yield what
+
+
+def _error(message: Message, reason: str) -> Message:
+    from flwr.app import Error, Message
+    from flwr.common.constant import ErrorCode
+
+    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+
+
+def _beat(client) -> bool:
+    """Tell the SuperNode that the message is still worked on. It takes a silent worker for dead after a minute."""
+    import httpx
+    from flwr.proto.runtime_pb2 import SendTaskHeartbeatRequest
+
+    with suppress(httpx.HTTPError):  # a SuperNode that is gone shows when the answer is handed over
+        client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
+    return True
+
+
+def _client(address: str, interceptor: Any):
+    from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+    from flwr.supercore.runtime import RuntimeHttpClient
+
+    versions = RuntimeVersionHttpInterceptor(component_name="flwr-clientapp")
+    return RuntimeHttpClient.from_server_address(address, True, None, [versions, interceptor])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,305 @@
+"""This site's part in secure aggregation: what a message asks of it, and what it must remember between messages.
+
+A message of secure aggregation has a record `secure`: `step`, `attempt` and `body`. Four steps are small questions; the
+fifth, `train`, is the message that trains, whose answer is masked here before it leaves.
+
+    state_dir/secure_aggregation/RUN_KEY-PHASE.json     mode 0600: the sessions of the latest round of that phase
+    state_dir/secure_aggregation/given.txt              a line for each round that this site voted for, in any run
+
+What a session needs is kept on the disk, since each message may be answered by another process; the secrets in it are
+dropped with its last step, when a later attempt or round begins, and are never sent. The rest stays: it is what keeps
+this site from giving its part of a round twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flwr.app import ConfigRecord, RecordDict
+from pydantic import Field, ValidationError
+
+from client.door.request import Declined, Request, read_tensors
+from client.secure.keys import write_private
+from client.secure.peers import own_key, read_peers
+from client.state.store import make_private
+from dusss_core.config import Strict
+from dusss_core.errors import UserError
+from dusss_core.files import write_atomically, write_text
+from feddusss import wire
+from feddusss.secagg import fixedpoint
+from feddusss.secagg.member import Member, MemberState, default_threshold
+from feddusss.secagg.records import (
+    Adverts,
+    Ballot,
+    Deliveries,
+    Occasion,
+    Record,
+    Refused,
+    dump,
+    parse,
+    task_digest,
+)
+from sites.config import SiteConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+FOLDER, GIVEN = "secure_aggregation", "given.txt"
+COORDINATOR = "the coordinator"
+_STEPS = ("keys", "deal", "train", "vote", "reveal")
+_ATTEMPT = re.compile(r"[0-9a-f]{32}")
+
+
+class Sessions(Strict):
+    """What this site remembers of one phase of one run."""
+
+    round: int = 0
+    sessions: list[MemberState] = Field(default_factory=list)
+
+
+class Part:
+    """This site's part in the session that a message belongs to. Make it with `part_of`."""
+
+    def __init__(self, site: SiteConfig, request: Request, step: str, attempt: str, body: Any, weighting: str):
+        self.step = step
+        self._site, self._request, self._attempt, self._body = site, request, attempt, body
+        self._weighting = weighting
+        self._path = Path(site.state_dir) / FOLDER / f"{request.run_key}-{request.phase}.json"
+        self._kept = _read(self._path)
+        if request.round < self._kept.round:
+            raise Declined("this site has given its part of a later round", spent=True)
+
+    def answer(self) -> RecordDict:
+        """Answer one of the small questions.
+
+        Raises:
+            Declined: the step is not to be done, with the reason.
+        """
+        step = {"keys": self._begin, "deal": self._deal, "vote": self._vote, "reveal": self._reveal}[self.step]
+        with _refusals():
+            body = dump(step())
+        return RecordDict({"secure": ConfigRecord({"body": body})})
+
+    def check_task(self, content: RecordDict) -> None:
+        """Before anything is trained: is it what all members were told, and has every member dealt its shares?
+
+        Raises:
+            Declined: no.
+        """
+        request = self._request
+        if request.wire != "float32":
+            raise Declined("masked updates do not travel rounded")
+        member = self._member()
+        arrays = content.array_records.get("arrays")
+        try:
+            model = b"" if arrays is None else wire.content(arrays)
+        except wire.Unreadable as problem:
+            raise Declined(f"'arrays' in the message: {problem}") from None
+        task = task_digest(
+            training=request.training_digest,
+            phase=request.phase,
+            vlm=request.vlm_digest,
+            vlm_round=request.vlm_round,
+            weighting=self._weighting,
+            model=model,
+        )
+        if task != member.state.occasion.task:
+            raise Declined("the model or the settings are not those that all sites of the sum were told of")
+        with _refusals():
+            member.receive(self._parsed(Deliveries).deliveries)
+        # not saved: should this process end while it trains, the message can be answered again
+
+    def masked(self, content: RecordDict, answer: RecordDict) -> RecordDict:
+        """The answer of a round with its tensors masked: the only form in which they leave.
+
+        To be called on the part whose `check_task` was called: masks that were made before are not made again.
+
+        Args:
+            content: the message, with the model that the update is counted from.
+
+        Raises:
+            Declined: the update does not fit the fixed-point range, or was masked before.
+        """
+        member = self._member()
+        trained = wire.unpack(answer.array_records["arrays"])
+        metrics = answer.metric_records["metrics"]
+        weight = int(metrics["num-examples"]) if self._weighting == "examples" else 1
+        vector = _encoded(trained, read_tensors(content, "arrays"), weight, len(member.state.members))
+        with _refusals():
+            member.mask(vector)
+        self._save()
+        return RecordDict({"arrays": wire.pack(_shaped(vector, trained)), "metrics": metrics})
+
+    def about(self) -> dict[str, Any]:
+        """For the audit log: the step, and who is in the sum."""
+        state = next((known for known in self._kept.sessions if known.occasion.attempt == self._attempt), None)
+        members = state.survivors or state.members if state is not None else []
+        return {"secure": "masked" if self.step == "train" else self.step, "members": members}
+
+    # The small questions.
+
+    def _begin(self) -> Record:
+        occasion, request = self._parsed(Occasion), self._request
+        expected = request.run_key, request.phase, request.round, self._attempt
+        if (occasion.run, occasion.phase, occasion.round, occasion.attempt) != expected:
+            raise Refused("the occasion is not that of the message")
+        self._check_not_given(occasion)
+        if request.round > self._kept.round:
+            self._kept = Sessions(round=request.round)
+        if any(state.occasion.attempt == self._attempt for state in self._kept.sessions):
+            raise Refused("the attempt has begun already")
+        # a session that nobody was told the members of can have given nothing
+        earlier = [state for state in self._kept.sessions if state.session]
+        member = Member.begin(occasion, self._site.site, own_key(self._site), earlier)
+        self._kept.sessions = [*earlier, member.state]
+        self._save()
+        return member.state.advert
+
+    def _deal(self) -> Record:
+        member, peers = self._member(), read_peers(self._site)
+        least = self._site.secure_aggregation.threshold or default_threshold(len(peers) + 1)
+        earlier = [state for state in self._kept.sessions if state is not member.state]
+        dealing = member.deal(self._parsed(Adverts).adverts, peers, least, earlier)
+        self._save()
+        return dealing
+
+    def _vote(self) -> Record:
+        member = self._member()
+        self._check_not_given(member.state.occasion)
+        vote = member.vote(self._parsed(Ballot).survivors, own_key(self._site))
+        self._note_given(member.state.occasion)
+        self._save()
+        return vote
+
+    def _reveal(self) -> Record:
+        member = self._member()
+        revealed = member.reveal(self._parsed(Ballot), read_peers(self._site))
+        self._save()
+        return revealed
+
+    def _member(self) -> Member:
+        for state in self._kept.sessions:
+            if (state.occasion.attempt, state.occasion.round) == (self._attempt, self._request.round):
+                return Member(state)
+        raise Declined("this site does not know the attempt that the message belongs to")
+
+    def _check_not_given(self, occasion: Occasion) -> None:
+        if self._given().get(_name_of(occasion), self._request.run_key) != self._request.run_key:
+            raise Refused(
+                "this site gave its part of the very same round in another run, and two sums over different sites "
+                "could be subtracted: change the study's seed"
+            )
+
+    def _note_given(self, occasion: Occasion) -> None:
+        name, given = _name_of(occasion), self._given()
+        if name not in given:
+            lines = [f"{known} {run}\n" for known, run in {**given, name: self._request.run_key}.items()]
+            write_text(self._path.parent / GIVEN, "".join(lines))
+
+    def _given(self) -> dict[str, str]:
+        """Rounds that this site has voted for, and the run of each."""
+        try:
+            lines = (self._path.parent / GIVEN).read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return {}
+        return dict(line.split(" ", 1) for line in lines if " " in line)
+
+    def _parsed(self, kind: type[Record]) -> Record:
+        return parse(kind, self._body, COORDINATOR)
+
+    def _save(self) -> None:
+        # an error here is one of the message: nothing leaves
+        make_private(self._path.parent)
+        content = self._kept.model_dump_json().encode()
+        write_atomically(self._path, lambda temporary: write_private(temporary, content))
+
+
+def part_of(site: SiteConfig, kind: str, request: Request, content: RecordDict) -> Part | None:
+    """This site's part in secure aggregation; None where the message asks for none, and this site allows that.
+
+    Raises:
+        Declined: the site takes part in none, or in nothing else; or the record is not what it should be.
+    """
+    record, settings = content.config_records.get("secure"), site.secure_aggregation
+    if record is None:
+        if kind == "train" and settings is not None and settings.required:
+            raise Declined(
+                "this site's updates go into secure sums alone (secure_aggregation.required), and the study asks for "
+                "none (federation.secure_aggregation)",
+                abstains=True,
+            )
+        return None
+    if settings is None:
+        raise Declined("this site has no peers for secure aggregation (secure_aggregation.peers)", abstains=True)
+    step, attempt = record.get("step"), record.get("attempt")
+    weighting = record.get("weighting", "examples")
+    if (
+        step not in _STEPS
+        or (kind == "train") != (step == "train")
+        or kind == "evaluate"
+        or not isinstance(attempt, str)
+        or not _ATTEMPT.fullmatch(attempt)
+        or weighting not in ("examples", "uniform")
+    ):
+        raise Declined("the message's part on secure aggregation is not one")
+    return Part(site, request, step, attempt, record.get("body"), weighting)
+
+
+def _name_of(occasion: Occasion) -> str:
+    """Names all that an update depends on: with the same seed another run gives the same."""
+    return hashlib.sha256(f"{occasion.task} {occasion.round}".encode()).hexdigest()
+
+
+def _encoded(trained: Mapping[str, Tensor], received: Mapping[str, Tensor], weight: int, members: int) -> np.ndarray:
+    """The change of all tensors, in order of name, as integers."""
+    import numpy as np
+
+    parts = []
+    for name in sorted(trained):
+        bits = fixedpoint.FRACTION_BITS if trained[name].is_floating_point() else 0
+        change = (trained[name].double() - received[name].double()).numpy()
+        try:
+            parts.append(fixedpoint.encode(change, weight, members, bits))
+        except fixedpoint.OutOfRange as problem:
+            raise Declined(f"the update of '{name}' does not fit into the secure sum: {problem}") from None
+    return np.concatenate(parts)
+
+
+def _shaped(vector: np.ndarray, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The numbers under the names and in the shapes of `tensors`, as int64."""
+    import numpy as np
+    import torch
+
+    numbers, shaped, start = torch.from_numpy(vector.view(np.int64)), {}, 0
+    for name in sorted(tensors):
+        count = tensors[name].numel()
+        shaped[name] = numbers[start : start + count].reshape(tensors[name].shape)
+        start += count
+    return shaped
+
+
+def _read(path: Path) -> Sessions:
+    try:
+        return Sessions.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return Sessions()
+    except (OSError, ValidationError) as error:
+        raise UserError(
+            f"{path}: could not be read ({type(error).__name__})",
+            "put it back from the backup; without it this site could give its part of a round twice, so it gives none",
+        ) from None
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What the protocol refuses, the site declines."""
+    try:
+        yield
+    except Refused as refused:
+        raise Declined(str(refused), spent=refused.spent) from None

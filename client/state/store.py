@@ -1,0 +1,158 @@
+"""A site's private state on its own disk: optimizer moments, teacher, local layers, and the VLM that it was given.
+
+    state_dir/lock                                       held while a message is worked on
+    state_dir/log.txt                                    what this site did and why it declined; never leaves
+    state_dir/studies/STUDY/RUN_KEY/PHASE-ROUND.safetensors
+    state_dir/studies/STUDY/RUN_KEY/PHASE-local-ROUND.safetensors    normalisation layers that stay here (FedBN)
+    state_dir/studies/STUDY/RUN_KEY/vlm-SHA256.safetensors
+    state_dir/studies/STUDY/RUN_KEY/text-masks-*.npy     made once per VLM and data
+
+The last two rounds of a phase are kept: a coordinator that died before it saved round r asks for round r again, and
+then the state of round r - 1 is needed. The local normalisation layers are kept for every round, since the final model
+of a phase may be that of any round, and belongs with the layers of that round.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from client.door.request import Declined
+from dusss_core.errors import UserError
+from dusss_core.files import digest_of_tensors, exclusive, read_tensors, with_prefix, write_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KEPT_ROUNDS = 2
+KEPT_RUNS = 8
+"""Runs of one study whose state is kept: an older run may still be resumed."""
+LOCK_WAIT_S = 60.0
+"""A worker whose supervisor died can live on for some seconds."""
+
+
+class SiteState:
+    """The private state of one site in one run of one study."""
+
+    def __init__(self, state_dir: Path, study: str, run_key: str):
+        self.folder = Path(state_dir) / "studies" / study / run_key
+
+    def newest(self, phase: str, before: int) -> tuple[dict[str, Tensor], int] | None:
+        """The state of the newest round before round `before`, and that round; None if there is none.
+
+        Usually the round just before; an older one if the site missed rounds.
+        """
+        rounds = [round for round in self._rounds(phase) if round < before]
+        if not rounds:
+            return None
+        return read_tensors(self._path(phase, rounds[-1]))[0], rounds[-1]
+
+    def newest_round(self, phase: str, before: int) -> int | None:
+        """As `newest`, without reading it."""
+        return next((round for round in reversed(self._rounds(phase)) if round < before), None)
+
+    def save(self, phase: str, round: int, tensors: dict[str, Tensor]) -> None:
+        """Keep the state after `round`, atomically; drop rounds that no resume can need, but for the local layers.
+
+        Raises:
+            UserError: the disk is full, or does not allow writing. The states before are untouched.
+        """
+        self._make_folder()
+        if layers := with_prefix(tensors, "local."):
+            write_tensors(self._path(f"{phase}-local", round), layers)
+        write_tensors(self._path(phase, round), tensors, {"phase": phase, "round": str(round)})
+        rounds = self._rounds(phase)
+        kept = [r for r in rounds if r <= round][-KEPT_ROUNDS:]
+        for old in set(rounds) - set(kept):
+            self._path(phase, old).unlink(missing_ok=True)
+
+    def local_layers(self, phase: str, round: int) -> dict[str, Tensor]:
+        """The local layers that belong to the global model of `round`: those after this site's newest round up to it,
+        or its first ones if it joined later; empty if there are none."""
+        rounds = self._rounds(f"{phase}-local")
+        chosen = [known for known in rounds if known <= round][-1:] or rounds[:1]
+        return read_tensors(self._path(f"{phase}-local", chosen[0]))[0] if chosen else {}
+
+    def vlm_digest(self) -> str:
+        """SHA-256 of the vision-language model that is held, or ''."""
+        return next((path.stem.removeprefix("vlm-") for path in sorted(self.folder.glob("vlm-*.safetensors"))), "")
+
+    def vlm(self, digest: str) -> dict[str, Tensor] | None:
+        """The vision-language model with that digest, if it is held."""
+        path = self.folder / f"vlm-{digest}.safetensors"
+        return read_tensors(path)[0] if path.is_file() else None
+
+    def save_vlm(self, digest: str, tensors: dict[str, Tensor]) -> None:
+        """Keep a vision-language model in place of any other.
+
+        Raises:
+            Declined: it is not the model that its digest names.
+        """
+        if digest_of_tensors(tensors) != digest:
+            raise Declined("the vision-language model does not have the digest that was announced")
+        self._make_folder()
+        write_tensors(self.folder / f"vlm-{digest}.safetensors", tensors)
+        for other in self.folder.glob("vlm-*.safetensors"):
+            if other.stem != f"vlm-{digest}":
+                other.unlink()
+
+    def _path(self, phase: str, round: int) -> Path:
+        return self.folder / f"{phase}-{round:06d}.safetensors"
+
+    def _rounds(self, phase: str) -> list[int]:
+        pattern = re.compile(rf"{phase}-(\d+)\.safetensors")
+        names = (path.name for path in self.folder.glob(f"{phase}-*.safetensors"))
+        return sorted(int(match[1]) for name in names if (match := pattern.fullmatch(name)))
+
+    def _make_folder(self) -> None:
+        if self.folder.is_dir():
+            return
+        make_private(self.folder)
+        runs = sorted((p for p in self.folder.parent.iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime)
+        for old in [run for run in runs if run != self.folder][: -(KEPT_RUNS - 1)]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def locked(state_dir: Path, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
+    """Hold the site's state for this process alone.
+
+    Raises:
+        Declined: another process still holds it after `wait_s` seconds.
+        UserError: the folder cannot be made.
+    """
+    make_private(Path(state_dir))
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive(Path(state_dir) / "lock", wait_s))
+        except BlockingIOError:
+            raise Declined("another process is working for this site") from None
+        yield
+
+
+def write_log(state_dir: Path, text: str) -> None:
+    """Add a line to the site's own log; a disk that is full does not stop the answer."""
+    try:
+        with (Path(state_dir) / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{datetime.now().isoformat(timespec='seconds')} {text}\n")
+    except OSError:
+        pass
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder that only its owner may enter.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: could not be made: {error.strerror or error}", "mend the permissions or the site's state_dir"
+        ) from None

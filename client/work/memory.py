@@ -1,0 +1,112 @@
+"""Memory that work for a study may take, held by the operating system and by CUDA rather than by an estimate.
+
+Main memory: on Linux, RLIMIT_DATA bounds what a process may allocate (private writable memory: the heap, and what torch
+and numpy map). Code, files that are mapped to be read, such as packed pictures, and what CUDA reserves do not count,
+which is why RLIMIT_AS would not do. An allocation beyond the bound fails and ends the round; where native code does not
+look whether an allocation failed, it ends the process, and the supervisor starts another. Elsewhere (macOS) nothing can
+be held: a site that has taken more than it allows declines from then on.
+
+GPU memory: torch's allocator refuses beyond its share of the device. The CUDA context itself, some hundred megabytes,
+is not counted.
+
+Both hold for the whole process: one process works for one site.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from client.door.request import Declined
+from sites.config import LimitsConfig
+
+_GB = 1e9
+
+
+@contextmanager
+def held(limits: LimitsConfig, device: str) -> Iterator[None]:
+    """Hold the site's memory limits while the block runs.
+
+    Args:
+        device: torch device that the block uses.
+
+    Raises:
+        Declined: the block asked for more, or the process already has more.
+    """
+    with _main_memory(limits.max_memory_gb), _gpu_memory(limits.max_gpu_memory_gb, device):
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            kind = _exhausted(error)
+            most = {"cpu": limits.max_memory_gb, "gpu": limits.max_gpu_memory_gb}.get(kind)
+            if most is None:
+                raise
+            raise _too_much(most, "max_memory_gb" if kind == "cpu" else "max_gpu_memory_gb") from error
+
+
+@contextmanager
+def _main_memory(most: float | None) -> Iterator[None]:
+    if most is None:
+        yield
+        return
+    if sys.platform != "linux":
+        if _peak_gb() > most:
+            raise _too_much(most, "max_memory_gb")
+        yield
+        return
+    room = int(most * _GB) - _status("VmRSS")
+    if room <= 0:
+        raise _too_much(most, "max_memory_gb")
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    bound = _status("VmData") + room
+    if before[1] != resource.RLIM_INFINITY:
+        bound = min(bound, before[1])
+    resource.setrlimit(resource.RLIMIT_DATA, (bound, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+@contextmanager
+def _gpu_memory(most: float | None, device: str) -> Iterator[None]:
+    if most is None or not device.startswith("cuda"):
+        yield
+        return
+    import torch
+
+    named = torch.device(device).index
+    index = torch.cuda.current_device() if named is None else named
+    whole = torch.cuda.get_device_properties(index).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, most * _GB / whole), index)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, index)
+
+
+def _exhausted(error: Exception) -> str | None:
+    """Whose memory ran out, cpu or gpu; None if the error is another."""
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return "cpu"
+    return "gpu" if type(error).__name__ == "OutOfMemoryError" else None
+
+
+def _too_much(most: float, key: str) -> Declined:
+    return Declined(f"this takes more memory than the {most:g} GB that this site allows (limits.{key})")
+
+
+def _status(field: str) -> int:
+    """A size from /proc/self/status, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _peak_gb() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e9 if sys.platform == "darwin" else 1e6)

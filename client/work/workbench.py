@@ -1,0 +1,221 @@
+"""What a site builds before it can work: data, token features, trainers, text-guided masks.
+
+A process that answers many messages (the simulation, a warm worker) keeps workbenches between messages. That saves
+time and changes no bit: whatever a message needs that is not here, or is not of the right round, is read from disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from client.door import policy
+from client.door.request import Declined, Request
+from client.state.store import SiteState
+from client.work import observe
+from dusss_core import training
+from dusss_core.config import TrainingConfig
+from dusss_core.errors import UserError
+from dusss_core.files import digest_of_tensors, write_atomically
+from dusss_core.records import Split
+from dusss_core.text.bank import build_text_bank
+from sites.config import SiteConfig
+from sites.dataset import SiteData
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KEPT_WORKBENCHES = 16
+_kept: OrderedDict[tuple, Workbench] = OrderedDict()
+
+
+def workbench(site_file: Path, site: SiteConfig, request: Request) -> Workbench:
+    """The workbench for a site and the settings of a message: a kept one if nothing changed, else a new one."""
+    key = (str(Path(site_file).resolve()), _stamp(site_file), _stamp(site.data.manifest), request.training_digest)
+    bench = _kept.pop(key, None) or Workbench(site, request.training)
+    _kept[key] = bench
+    while len(_kept) > KEPT_WORKBENCHES:
+        _kept.popitem(last=False)
+    return bench
+
+
+def forget() -> None:
+    """Drop every kept workbench."""
+    _kept.clear()
+
+
+class Workbench:
+    """One site's data and trainers at one study's settings."""
+
+    def __init__(self, site: SiteConfig, config: TrainingConfig):
+        self.site = site
+        self.config = config
+        self.device = resolve_device(site.device)
+        self.data = SiteData(site, config.image)
+        self._splits: dict[str, Split] = {}
+        self._masks: tuple[tuple[str, str], str, np.ndarray] | None = None
+        self._trainer: tuple[str, str, object] | None = None
+        self._trainer_at: tuple[str, str, int] | None = None
+
+    def split(self, name: str) -> Split:
+        """A split of the site's data."""
+        if name not in self._splits:
+            self._splits[name] = self.data.split(name)
+        return self._splits[name]
+
+    @cached_property
+    def text(self):
+        """Token features of the site's sentences; None where the text encoder is trained along.
+
+        Raises:
+            Declined: the site does not allow the text encoder, or a vision-language model of this size.
+        """
+        policy.check_language(self.site, self.config)
+        if self.config.vlm.text.tuning != "frozen":
+            return None
+        cache = self.site.state_dir / "cache" / "text"
+        return build_text_bank(self.data.sentences, self.config.vlm.text, cache, self.device)
+
+    def trainer(self, state: SiteState, request: Request):
+        """The phase's trainer with the site's private state of the newest round before `request.round`.
+
+        A site without such state (its first round, or a lost disk) starts afresh.
+
+        Returns:
+            The trainer, and the round of the private state (0: none).
+        """
+        phase = request.phase
+        round = state.newest_round(phase, request.round)
+        wanted = (request.run_key, phase, round or 0)
+        masks = self._training_masks(state, request) if phase == "segment" else None
+        masks_key = self._masks[1] if masks is not None else ""
+        if self._trainer is None or self._trainer[:2] != (phase, masks_key) or round is None:
+            # also without a state: a used trainer still has moments, a step count and a teacher
+            self._trainer = (phase, masks_key, self._build_trainer(phase, masks))
+            self._trainer_at = None
+        if round is not None and self._trainer_at != wanted:
+            self._trainer[2].load_private(state.newest(phase, request.round)[0])
+        # until `trained`, the trainer may be left in the middle of a round
+        self._trainer_at = None
+        return self._trainer[2], round or 0
+
+    def trained(self, request: Request) -> None:
+        """The trainer's private state is now that of `request.round`, which is saved."""
+        self._trainer_at = (request.run_key, request.phase, request.round)
+
+    def untouched(self, request: Request, round: int) -> None:
+        """The trainer's private state still is that of `round`."""
+        self._trainer_at = (request.run_key, request.phase, round)
+
+    def text_masks(self, state: SiteState, request: Request) -> np.ndarray | None:
+        """Text-guided masks of the training pictures as logits, made once per VLM and data; None without text.
+
+        Raises:
+            Declined: the site has not been given the VLM.
+        """
+        train = self.split("train")
+        if not request.vlm_digest or not train.has_text.any():
+            return None
+        if not isinstance(train.images, np.ndarray):
+            return None
+        made_for = (request.run_key, request.vlm_digest)
+        if self._masks is None or self._masks[0] != made_for:
+            vlm = self.vlm(state, request)
+            key = _digest(self.config.model_dump_json(), digest_of_tensors(vlm), _digest_of_split(train))
+            self._masks = (made_for, key, self._load_masks(state.folder, key, vlm, train))
+        return self._masks[2]
+
+    def vlm(self, state: SiteState, request: Request) -> dict[str, Tensor]:
+        """The whole final VLM; under FedBN with this site's own normalisation layers of the same round.
+
+        Raises:
+            Declined: the site has not been given the VLM.
+        """
+        shared = state.vlm(request.vlm_digest)
+        if shared is None:
+            raise Declined("this site has not been given the vision-language model")
+        local = state.local_layers("pretrain", request.vlm_round)
+        if not local:
+            return shared
+        whole = {**shared, **local}
+        return training.with_own_statistics(self.config, "pretrain", whole, self.split("train"), self.text, self.device)
+
+    def _training_masks(self, state: SiteState, request: Request) -> np.ndarray | None:
+        return self.text_masks(state, request) if self.config.method.text_mask else None
+
+    def _build_trainer(self, phase: str, masks: np.ndarray | None):
+        train, val = self.split("train"), self.split("val")
+        common = {"device": self.device, "progress": self._step_made}
+        kind = {"pretrain": training.Pretrainer, "segment": training.Segmenter}[phase]
+        if self.site.privacy.epsilon is not None:
+            kind, common = _private(phase), {**common, "records": self.site.privacy.records}
+        if phase == "pretrain":
+            return kind(self.config, self.site.site, train, val, self.text, **common)
+        return kind(self.config, self.site.site, train, val, text_logits=masks, **common)
+
+    def _step_made(self, step: int, steps: int, loss: float) -> None:
+        """After each step: breaks the round off when the site's hours are over."""
+        policy.check_hours(self.site)
+        observe.step_made(step, steps, loss)
+
+    def _load_masks(self, folder: Path, key: str, vlm: dict[str, Tensor], train: Split) -> np.ndarray:
+        path = folder / f"text-masks-{key}.npy"
+        if not path.is_file():
+            logits = training.text_guided_masks(self.config, vlm, train, self.text, self.device)
+            write_atomically(path, lambda temporary: _save(temporary, logits))
+            for other in folder.glob("text-masks-*.npy"):
+                if other != path:
+                    other.unlink()
+        return np.load(path, mmap_mode="r")
+
+
+def resolve_device(name: str) -> str:
+    """The torch device that a site's `device` names.
+
+    Raises:
+        UserError: it is not on this machine.
+    """
+    import torch
+
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
+    if not available[name.partition(":")[0]]:
+        raise UserError(f"device: {name} is not available on this machine", "use device: auto or device: cpu")
+    return name
+
+
+def _private(phase: str):
+    """The trainer of a phase for a site that asks for differential privacy."""
+    from dusss_core.privacy.pretrain import PrivatePretrainer
+    from dusss_core.privacy.segment import PrivateSegmenter
+
+    return {"pretrain": PrivatePretrainer, "segment": PrivateSegmenter}[phase]
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    with path.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def _digest_of_split(split: Split) -> str:
+    digest = hashlib.sha256(np.ascontiguousarray(split.images))
+    digest.update(np.ascontiguousarray(split.sentence))
+    return _digest(digest.hexdigest(), *split.sentences)
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return (0, 0)
+    return status.st_mtime_ns, status.st_size

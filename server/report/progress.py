@@ -1,0 +1,256 @@
+"""What a person at a terminal sees while a study runs: phase, round, a bar per site, scores, time left."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from server.runs.events import PlainReporter, Reporter
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+def make_reporter(console: Console | None = None) -> Reporter:
+    """The live display on a terminal, plain lines otherwise (pipes, logs, dumb terminals)."""
+    console = console or Console(file=sys.stdout)
+    if console.is_terminal and not console.is_dumb_terminal:
+        return RichReporter(console)
+    return PlainReporter(console.file)
+
+
+class RichReporter(Reporter):
+    """A live display at the bottom of the terminal; what should stay is printed above it.
+
+    It starts with `on_study` and ends with `close`, which may be called at any time and more than once.
+    Lines that other code prints meanwhile go above the display, none is lost.
+    """
+
+    def __init__(self, console: Console | None = None):
+        self._console = console or Console()
+        self._live: Live | None = None
+        self._log_streams: list[tuple[logging.StreamHandler, TextIO]] = []
+        self._clock = time.monotonic
+        self._title = ""
+        self._phases: list[str] = []
+        self._phase = self._best = ""
+        self._round = self._rounds = 0
+        self._sites: dict[str, _SiteState] = {}
+        self._round_seconds: list[float] = []
+        self._round_began: float | None = None
+
+    def on_study(self, study: str, sites: list[str], phases: Mapping[str, int], method: str = "federated") -> None:
+        self._title = study if method == "federated" else f"{study}, for comparison: {method}"
+        self._phases, self._phase = list(phases), ""
+        self._sites = {site: _SiteState() for site in sites}
+        count = f"{len(sites)} site{'s' * (len(sites) != 1)}"
+        self._print(Text.assemble((self._title, "bold"), f"  {count}: {', '.join(sites)}"))
+        self._start()
+
+    def on_phase(self, phase: str, rounds: int, start_round: int) -> None:
+        self._phase, self._rounds, self._round, self._best = phase, rounds, start_round - 1, ""
+        self._round_seconds, self._round_began = [], None
+        for state in self._sites.values():
+            state.reset()
+            state.dice = None
+        if start_round > 1:
+            self._print(Text(f"{phase}: goes on with round {start_round} of {rounds}"))
+
+    def on_round_start(self, phase: str, round: int, rounds: int, sites: list[str]) -> None:
+        self._phase, self._round, self._rounds, self._round_began = phase, round, rounds, self._clock()
+        for site in sites:
+            self._sites.setdefault(site, _SiteState())
+        for site, state in self._sites.items():
+            state.reset("waits" if site in sites else "not asked")
+
+    def on_site_start(self, site: str) -> None:
+        self._state(site).status = "works"
+
+    def on_site_step(self, site: str, step: int, steps: int, loss: float) -> None:
+        state = self._state(site)
+        state.step, state.steps, state.loss, state.status = step, steps, loss, "trains"
+
+    def on_site_done(self, site: str, metrics: Mapping[str, float]) -> None:
+        state = self._state(site)
+        state.status, state.step = "done", state.steps
+        state.loss = metrics.get("train.loss", state.loss)
+        state.dice = metrics.get("val.dice", state.dice)
+
+    def on_site_refused(self, site: str, reason: str) -> None:
+        self._state(site).status = "left out"
+        self._print(Text.assemble((f"{site} is not in this round: ", "yellow"), reason))
+
+    def on_round_end(self, phase: str, round: int, metrics: Mapping[str, float], best_round: int | None) -> None:
+        if self._round_began is not None:
+            self._round_seconds.append(self._clock() - self._round_began)
+            self._round_began = None
+        parts = [f"{label} {metrics[name]:.4f}" for name, label in _FIGURES.items() if name in metrics]
+        parts += [_duration(metrics["seconds"])] if "seconds" in metrics else []
+        self._best = f"best: round {best_round}" if best_round is not None else ""
+        heading = f"{phase} {round:>{len(str(self._rounds))}}/{self._rounds}"
+        self._print(Text.assemble((heading, "cyan"), "  ", "  ".join(parts)))
+
+    def on_phase_end(self, phase: str, final_round: int, reason: str) -> None:
+        self._print(Text(f"{phase}: {reason}; the model of round {final_round} is final"))
+
+    def on_evaluated(self, sites: Mapping[str, Mapping[str, float]], overall: Mapping[str, float]) -> None:
+        self._stop()
+        self._console.print(_result_table(self._title, sites, overall))
+
+    def on_study_end(self, seconds: float, folder: str) -> None:
+        self._print(Text.assemble(("Done", "bold green"), f" in {_duration(seconds)}: {folder}"))
+        self._stop()
+
+    def on_message(self, text: str) -> None:
+        self._print(Text(text))
+
+    def close(self) -> None:
+        self._stop()
+
+    def seconds_left(self) -> float | None:
+        """In this phase, estimated from its latest rounds; None before the first one is finished."""
+        if not self._round_seconds:
+            return None
+        # the first round also fills caches; it counts only while there is no other
+        recent = (self._round_seconds[1:] or self._round_seconds)[-5:]
+        going = self._clock() - self._round_began if self._round_began is not None else 0.0
+        to_come = self._rounds - self._round + (self._round_began is not None)
+        return max(0.0, to_come * sum(recent) / len(recent) - going)
+
+    def _state(self, site: str) -> _SiteState:
+        return self._sites.setdefault(site, _SiteState())
+
+    def _start(self) -> None:
+        if self._live is None:
+            # Drawn by the clock, not by events: many steps cost nothing and nothing flickers.
+            self._live = Live(
+                console=self._console, get_renderable=self.renderable, refresh_per_second=8, transient=True,
+                redirect_stdout=True, redirect_stderr=True,
+            )  # fmt: skip
+            streams = (sys.stdout, sys.stderr)
+            self._live.start()
+            self._log_streams = _redirect_log_handlers(dict(zip(streams, (sys.stdout, sys.stderr), strict=True)))
+            atexit.register(self._stop)
+
+    def _stop(self) -> None:
+        if self._live is not None:
+            live, self._live = self._live, None
+            for handler, stream in self._log_streams:
+                handler.setStream(stream)
+            live.stop()
+            atexit.unregister(self._stop)
+
+    def _print(self, text: Text) -> None:
+        self._console.print(text, soft_wrap=True)
+
+    def renderable(self) -> RenderableType:
+        """The display as it is now."""
+        if not self._phase:
+            return Text("starting ...", style="dim")
+        return Group(Text(), self._heading(), self._site_table())
+
+    def _heading(self) -> Text:
+        left = self.seconds_left()
+        parts = [f"round {max(self._round, 1)} of {self._rounds}"]
+        parts += [self._best] if self._best else []
+        where = " in this phase" if self._phases[-1:] != [self._phase] else ""
+        parts += [f"about {_duration(left)} left{where}"] if left is not None else []
+        return Text.assemble((self._phase, "bold cyan"), "  " + "  ·  ".join(parts), overflow="ellipsis", no_wrap=True)
+
+    def _site_table(self) -> Table:
+        table = Table.grid(padding=(0, 2))
+        table.add_column(max_width=20, no_wrap=True, overflow="ellipsis")
+        table.add_column(width=24)
+        for _ in range(3):
+            table.add_column(justify="right", no_wrap=True)
+        table.add_column(no_wrap=True)
+        shown = list(self._sites.items())[: max(1, self._console.height - 6)]
+        for site, state in shown:
+            bar = ProgressBar(total=max(state.steps, 1), completed=state.step, width=24)
+            steps = f"{state.step}/{state.steps}" if state.steps else ""
+            loss = "" if state.loss is None else f"loss {state.loss:.4f}"
+            dice = "" if state.dice is None else f"Dice {state.dice:.4f}"
+            table.add_row(
+                Text(site), bar, steps, loss, dice, Text(state.status, style=_STYLES.get(state.status, "dim"))
+            )
+        if len(shown) < len(self._sites):
+            table.add_row(Text(f"and {len(self._sites) - len(shown)} more", style="dim"))
+        return table
+
+
+@dataclass
+class _SiteState:
+    """What is known of a site in the current round; the Dice is kept until there is a newer one."""
+
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    dice: float | None = None
+    status: str = ""
+
+    def reset(self, status: str = "") -> None:
+        self.step, self.steps, self.loss, self.status = 0, 0, None, status
+
+
+_FIGURES = {"train.loss": "loss", "val.loss": "val loss", "val.dice": "Dice"}
+_STYLES = {"trains": "cyan", "works": "cyan", "done": "green", "left out": "yellow"}
+_COLUMNS = (
+    ("test.dice", "Dice", 4),
+    ("test.iou", "IoU", 4),
+    ("test.hd95", "HD95", 2),
+    ("test.n", "pictures", 0),
+)
+
+
+def _redirect_log_handlers(streams: Mapping[TextIO, TextIO]) -> list[tuple[logging.StreamHandler, TextIO]]:
+    """Let log handlers that hold a key of `streams` write to its value; returns what they held before.
+
+    A handler keeps the stream that it was made with, and would write into the middle of the display.
+    """
+    loggers = [
+        logging.getLogger(),
+        *(log for log in logging.root.manager.loggerDict.values() if isinstance(log, logging.Logger)),
+    ]
+    changed = []
+    for handler in {handler for log in loggers for handler in log.handlers}:
+        if isinstance(handler, logging.StreamHandler) and handler.stream in streams:
+            changed.append((handler, handler.stream))
+            handler.setStream(streams[handler.stream])
+    return changed
+
+
+def _result_table(title: str, sites: Mapping[str, Mapping[str, float]], overall: Mapping[str, float]) -> Table:
+    table = Table(title=Text(f"{title}: test pictures"), title_justify="left")
+    table.add_column("site")
+    for _, heading, _ in _COLUMNS:
+        table.add_column(heading, justify="right")
+    for site, metrics in sites.items():
+        table.add_row(Text(site), *(_figure(metrics.get(name), digits) for name, _, digits in _COLUMNS))
+    table.add_section()
+    table.add_row("mean", _figure(overall.get("dice_mean"), 4), _figure(overall.get("iou_mean"), 4), "", "")
+    table.add_row("worst", _figure(overall.get("dice_worst"), 4), "", "", "")
+    return table
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 1:
+        return f"{rest} s"
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,124 @@
+"""summary.json: the final figures of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from server.rounds.selection import weighted_mean
+from server.runs.checkpoints import Checkpoint, describe
+from server.study.config import StudyConfig
+
+if TYPE_CHECKING:
+    from server.rounds.replies import Reply
+    from server.rounds.roster import Site
+
+
+def make_summary(
+    study: StudyConfig,
+    config_digest: str,
+    sites: Sequence[Site],
+    metrics: Mapping[str, Mapping[str, float]],
+    finals: Mapping[str, Checkpoint],
+    *,
+    evaluate_seconds: float,
+    before: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What summary.json holds.
+
+    Args:
+        metrics: figures of the final student and of the text-guided masks, by site.
+        finals: the final model of each phase.
+        before: an earlier summary, whose comparisons are kept.
+    """
+    trainers = [site for site in sites if site.role == "train"]
+    scores = {site.name: _scores(site, metrics.get(site.name, {})) for site in sites}
+    inside = {site.name: scores[site.name] for site in trainers}
+    outside = {name: score for name, score in scores.items() if name not in inside}
+    seconds = {phase: final.totals.get("seconds", 0.0) for phase, final in finals.items()}
+    return {
+        "study": study.study,
+        "seed": study.seed,
+        "sites": inside,
+        **({"external_test": outside} if outside else {}),
+        "global": overall(inside),
+        "text_mask": {
+            "dice_mean": _mean_of(metrics, inside, "text_mask.dice"),
+            **{site: metrics[site]["text_mask.dice"] for site in inside if "text_mask.dice" in metrics.get(site, {})},
+        },
+        "pseudo": {
+            "text_dice_mean": _mean_of(metrics, inside, "pseudo.text_dice"),
+            "teacher_dice_mean": _mean_of(metrics, inside, "pseudo.teacher_dice"),
+        },
+        "compare": dict(before.get("compare", {})),
+        "rounds": {
+            phase: {"trained": final.last_round, "final": final.round, "ended": final.ended}
+            for phase, final in finals.items()
+        },
+        "bytes_up_per_round": _per_round(finals, "bytes_up"),
+        "bytes_down_per_round": _per_round(finals, "bytes_down"),
+        "seconds": {
+            **seconds,
+            "evaluate": evaluate_seconds,
+            "total": sum(seconds.values()) + evaluate_seconds,
+            "training_at_sites": sum(final.totals.get("site_seconds", 0.0) for final in finals.values()),
+        },
+        "shared": {phase: describe(final.model) for phase, final in finals.items()},
+        "config_digest": config_digest,
+    }
+
+
+def overall(sites: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
+    """The figures over sites, of those that have a test split: weighted by test pictures, plain mean, worst."""
+    tested = {name: site for name, site in sites.items() if site.get("dice") is not None}
+    dice = [site["dice"] for site in tested.values()]
+    iou = [site["iou"] for site in tested.values() if site.get("iou") is not None]
+    hd95 = [site["hd95"] for site in tested.values() if site.get("hd95") is not None]
+    return {
+        "dice_weighted": weighted_mean([(site["n_test"], site["dice"]) for site in tested.values()]),
+        "dice_mean": fmean(dice) if dice else None,
+        "dice_worst": min(dice, default=None),
+        "iou_mean": fmean(iou) if iou else None,
+        "hd95_mean": fmean(hd95) if hd95 else None,
+    }
+
+
+def evaluation_figures(
+    replies: Mapping[str, Reply], summary: Mapping[str, Any]
+) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """What a reporter is told of an evaluation: metrics by site, and the figures over all."""
+    overall_figures = {name: value for name, value in summary["global"].items() if value is not None}
+    return {name: reply.metrics for name, reply in replies.items() if reply.accepted}, overall_figures
+
+
+def _scores(site: Site, metrics: Mapping[str, float]) -> dict[str, Any]:
+    figures = {name: metrics.get(f"test.{name}") for name in ("dice", "iou", "hd95")}
+    if "n_records" in site.counts:  # differential privacy: no true count leaves the site
+        return {
+            "n_records": site.counts["n_records"],
+            "n_labeled": None,
+            "n_unlabeled": None,
+            "n_test": None,
+            **figures,
+        }
+    return {
+        "n_labeled": site.counts.get("n_labelled", 0),
+        "n_unlabeled": site.counts.get("n_unlabelled", 0),
+        "n_test": int(metrics.get("test.n", site.counts.get("n_test", 0))),
+        **figures,
+    }
+
+
+def _mean_of(metrics: Mapping[str, Mapping[str, float]], sites: Mapping[str, Any], name: str) -> float | None:
+    values = [metrics[site][name] for site in sites if name in metrics.get(site, {})]
+    return fmean(values) if values else None
+
+
+def _per_round(finals: Mapping[str, Checkpoint], key: str) -> dict[str, int]:
+    """Bytes of all sites together, mean over the rounds of each phase."""
+    return {
+        phase: round(final.totals[key] / final.totals["rounds"])
+        for phase, final in finals.items()
+        if final.totals.get("rounds")
+    }

@@ -1,0 +1,374 @@
+"""A study from the coordinator's side: phases, rounds, early stopping, checkpoints, evaluation.
+
+Flower's `Strategy.start` counts rounds from 1 and knows one phase, so the loop is here and the strategies only do
+their arithmetic (server/rounds/aggregation.py). One message per round and site: the site validates the model that
+arrives, then trains it. So the validation figures of round r are those of the model that round r - 1 made, and one
+more message, for validation alone, ends a phase.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from dusss_core.errors import UserError
+from dusss_core.files import write_json
+from server.report.summary import evaluation_figures, make_summary
+from server.rounds.aggregation import Aggregator, check_number_of_sites, sites_needed
+from server.rounds.collecting import Collector
+from server.rounds.messages import Messages
+from server.rounds.replies import DIVERGED, Reply
+from server.rounds.roster import Roster
+from server.rounds.secure import SecureCollector
+from server.rounds.selection import Selection, weighted_mean
+from server.runs.checkpoints import Checkpoint
+from server.runs.events import PlainReporter, Reporter
+from server.runs.runfolder import ALL_SITES, RunFolder, log, nested
+from server.study.config import PHASES, StudyConfig
+
+if TYPE_CHECKING:
+    from flwr.serverapp import Grid
+
+
+class RoundFailed(Exception):
+    """Too few answers of a round could be used. The checkpoints are intact; the run can be resumed."""
+
+
+class Coordinator:
+    """Runs one study over the sites that a Grid reaches.
+
+    Args:
+        run: the folder of the run, from `server.runs.runfolder.open_run`.
+        sites: names of the sites to wait for, which alone may take part; None: federation.sites.
+        wait_s: how long to wait for sites at the start; None: federation.start_timeout_s.
+        method: what the run is called in the display.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        study: StudyConfig,
+        run: RunFolder,
+        *,
+        reporter: Reporter | None = None,
+        sites: Iterable[str] | None = None,
+        wait_s: float | None = None,
+        method: str = "federated",
+    ):
+        self._study = study
+        self._reporter = reporter or PlainReporter()
+        self._wait_s = study.federation.start_timeout_s if wait_s is None else wait_s
+        self._method = method
+        self._run = run
+        self._messages = Messages(study, run.run_key, self._reporter, run.charges())
+        allowed = study.federation.sites if sites is None else sites
+        self._roster = Roster(grid, self._messages.query, allowed, self._say)
+        collector = SecureCollector if study.federation.secure_aggregation else Collector
+        self._collector = collector(study, self._roster, self._messages, self._reporter, self._say)
+
+    def run(self) -> dict[str, Any]:
+        """The whole study, or what is left of it.
+
+        Returns:
+            What summary.json holds.
+
+        Raises:
+            UserError: no or too few sites, disk full, ...
+            RoundFailed: too few usable answers.
+        """
+        with self._run.logging():
+            try:
+                return self._run_study()
+            except Exception as error:
+                log.error("stopped: %s: %s", type(error).__name__, error)
+                raise
+
+    def evaluate(self) -> dict[str, Any]:
+        """Evaluate the final student once more and write summary.json again.
+
+        Raises:
+            UserError: the study has no final student yet.
+        """
+        with self._run.logging():
+            student = self._run.checkpoints.final("segment")
+            if student is None:
+                raise UserError(
+                    f"{self._run.folder}: there is no final student yet",
+                    "finish the run with --resume, then evaluate it",
+                )
+            self._gather()
+            if (vlm := self._run.checkpoints.final("pretrain")) is not None:
+                self._messages.hold_vlm(vlm)
+            return self._evaluate(student)
+
+    # A study.
+
+    def _run_study(self) -> dict[str, Any]:
+        phases = self._study.phases()
+        self._reopen_extended(phases)
+        summary = self._run.summary()
+        if summary is not None and self._run.checkpoints.final("segment") is not None:
+            self._say("this study is finished; nothing was done. Evaluate it again with: python -m server evaluate")
+            return summary
+        if self._run.resumed:
+            self._say(f"resuming the run in {self._run.folder}")
+        self._gather()
+        names = [site.name for site in self._roster.all()]
+        counts = ", ".join(f"{site.name} ({site.pictures} training pictures)" for site in self._roster.all())
+        log.info("study %s, run %s, sites: %s", self._study.study, self._run.run_key, counts)
+        self._reporter.on_study(self._study.study, names, phases, self._method)
+        final = None
+        for phase, rounds in phases.items():
+            final = self._run.checkpoints.final(phase) or self._run_phase(phase, rounds)
+            if phase == "pretrain":
+                self._messages.hold_vlm(final)
+        return self._evaluate(final)
+
+    def _gather(self) -> None:
+        federation = self._study.federation
+        self._roster.gather(federation.min_sites, self._wait_s, self._run.last_sites())
+        check_number_of_sites(federation, len(self._roster.training()))
+
+    def _reopen_extended(self, phases: Mapping[str, int]) -> None:
+        """Go on with a phase that ended because all its rounds were done, and now has more."""
+        checkpoints = self._run.checkpoints
+        for phase, rounds in phases.items():
+            final = checkpoints.final(phase)
+            if final is None or final.ended != _ALL_DONE or rounds <= final.last_round:
+                continue
+            if phase == "pretrain" and (checkpoints.rounds("segment") or checkpoints.final("segment")):
+                raise UserError(
+                    f"pretrain.rounds: the pretrain phase is over after {final.last_round} rounds",
+                    "set it back, or start afresh with --force or another --out",
+                )
+            checkpoints.drop_final(phase)
+            self._run.summary_path.unlink(missing_ok=True)
+
+    # A phase.
+
+    def _run_phase(self, phase: str, rounds: int) -> Checkpoint:
+        last, aggregator, selection = self._start_phase(phase)
+        self._run.drop_metrics_after(phase, last.round)
+        self._reporter.on_phase(phase, rounds, last.round + 1)
+        abstaining: dict[str, str] = {}
+        while last.round < rounds and not selection.exhausted:
+            last = self._run_round(phase, rounds, last, aggregator, selection, abstaining)
+        if last.round:
+            self._validate_last(last, selection, abstaining)
+        final = self._choose(last, selection)
+        final.ended = (
+            _ALL_DONE
+            if last.round >= rounds
+            else (f"no better model in {selection.patience} rounds ({phase}.patience)")
+        )
+        final.last_round, final.totals = last.round, last.totals
+        self._run.checkpoints.save_final(final)
+        log.info(
+            "%s ended after round %d (%s); the model of round %d is final", phase, last.round, final.ended, final.round
+        )
+        self._reporter.on_phase_end(phase, final.round, final.ended)
+        return final
+
+    def _start_phase(self, phase: str) -> tuple[Checkpoint, Aggregator, Selection]:
+        aggregator = Aggregator(self._study.federation)
+        selection = Selection(phase, getattr(self._study, phase).patience)
+        last = self._run.checkpoints.latest(phase)
+        if last is None:
+            from dusss_core.training import initial_shared
+
+            return Checkpoint(phase, 0, initial_shared(self._study, phase)), aggregator, selection
+        aggregator.load_state(last.server)
+        selection.restore(last.selection)
+        log.info("%s goes on after round %d", phase, last.round)
+        return last, aggregator, selection
+
+    def _choose(self, last: Checkpoint, selection: Selection) -> Checkpoint:
+        best = selection.best_round
+        if self._study.federation.select == "last" or best is None or best == last.round:
+            return Checkpoint(last.phase, last.round, last.model, selection=selection.state())
+        checkpoint = self._run.checkpoints.load_round(last.phase, best)
+        return Checkpoint(last.phase, best, checkpoint.model, selection=selection.state())
+
+    # A round.
+
+    def _run_round(
+        self,
+        phase: str,
+        rounds: int,
+        last: Checkpoint,
+        aggregator: Aggregator,
+        selection: Selection,
+        abstaining: dict[str, str],
+    ) -> Checkpoint:
+        started, round = time.perf_counter(), last.round + 1
+        collected = self._collector.collect(phase, round, rounds, last.model, abstaining)
+        replies, down = collected.replies, collected.down
+        accepted = {name: reply for name, reply in replies.items() if reply.accepted}
+        if collected.lost:
+            self._say(
+                f"{phase} round {round}: the sites have given their parts, the sum was lost, and no part is given "
+                "twice; the model stays as it was"
+            )
+            model = last.model
+        else:
+            self._check_enough(phase, round, accepted, replies, abstaining)
+            model = aggregator.aggregate(last.model, collected.models)
+        selection.observe(last.round, self._validation(accepted))
+        figures = {
+            **self._means(accepted),
+            "bytes_up": float(sum(reply.bytes_up for reply in replies.values())),
+            "bytes_down": float(sum(down.values())),
+            "seconds": time.perf_counter() - started,
+        }
+        self._run.add_metrics(
+            [
+                *_lines(phase, round, replies, down),
+                {"phase": phase, "round": round, "site": ALL_SITES, **nested(figures)},
+            ]
+        )
+        totals = {key: last.totals.get(key, 0.0) + figures[key] for key in ("seconds", "bytes_up", "bytes_down")}
+        totals["site_seconds"] = last.totals.get("site_seconds", 0.0) + sum(
+            reply.metrics.get("seconds", 0.0) for reply in accepted.values()
+        )
+        totals["rounds"] = last.totals.get("rounds", 0.0) + 1
+        checkpoint = Checkpoint(phase, round, model, aggregator.state(), selection.state(), totals)
+        self._run.checkpoints.save_round(checkpoint, self._study.federation.keep_checkpoints, selection.best_round)
+        log.info("%s round %d: %d of %d sites, %.1f s", phase, round, len(accepted), len(replies), figures["seconds"])
+        self._reporter.on_round_end(phase, round, figures, selection.best_round)
+        return checkpoint
+
+    def _validate_last(self, last: Checkpoint, selection: Selection, abstaining: Mapping[str, str]) -> None:
+        """The last round's model has not been validated yet: the next round would have done it."""
+        self._roster.refresh()
+        sites = [site for site in self._roster.training() if site.name not in abstaining and site.counts.get("n_val")]
+        replies, down = self._messages.ask(
+            self._roster, "evaluate", sites, last.model, phase=last.phase, round=last.round + 1, what="val"
+        )
+        accepted = {name: reply for name, reply in replies.items() if reply.accepted}
+        selection.observe(last.round, self._validation(accepted))
+        if accepted:
+            self._run.add_metrics(
+                [
+                    *_lines(last.phase, last.round + 1, replies, down),
+                    {"phase": last.phase, "round": last.round + 1, "site": ALL_SITES, **nested(self._means(accepted))},
+                ]
+            )
+
+    def _check_enough(
+        self,
+        phase: str,
+        round: int,
+        accepted: Mapping[str, Reply],
+        replies: Mapping[str, Reply],
+        abstaining: Mapping[str, str],
+    ) -> None:
+        needed = sites_needed(self._study.federation)
+        if len(accepted) >= needed:
+            return
+        reasons = {**abstaining, **{name: reply.reason for name, reply in replies.items() if not reply.accepted}}
+        told = "\n".join(f"  {name}: {reason}" for name, reason in sorted(reasons.items()))
+        sites = [site.name for site in (*self._roster.training(), *self._roster.away())]
+        able = [name for name in sites if name not in abstaining]
+        if not able:
+            raise UserError(
+                f"no site can take part in the {phase} phase:\n{told}",
+                "give sites what is missing, or set method.text_mask: false for a study without text"
+                if phase == "pretrain"
+                else "give sites what is missing",
+            )
+        if reasons and all(reply.kind == DIVERGED for reply in replies.values() if not reply.abstains):
+            lr = getattr(self._study, phase).optimizer.lr
+            raise UserError(
+                f"{phase} round {round}: the loss or the weights are not finite at every site:\n{told}",
+                f"lower {phase}.optimizer.lr (now {lr:g}) and start afresh, or look for damaged pictures at the sites "
+                "with `python -m sites check`",
+            )
+        if len(able) < needed:
+            raise UserError(
+                f"{phase} round {round}: {len(able)} of {len(sites)} sites can take part, {needed} needed; trying "
+                f"again would end the same way:\n{told}",
+                f"give the sites that cannot take part what is missing{self._or_fewer(len(able))}; then go on with "
+                "--resume",
+            )
+        raise RoundFailed(
+            f"{phase} round {round}: {len(accepted)} of {len(self._roster.training())} sites could be "
+            f"used, {needed} needed; the checkpoints are intact (--resume)\n{told}"
+        )
+
+    def _or_fewer(self, able: int) -> str:
+        """What lowers the number of sites that a round needs to `able`; empty if nothing does."""
+        federation = self._study.federation
+        enough = sites_needed(federation.model_copy(update={"min_sites": 1})) <= able
+        return f", or lower federation.min_sites (now {federation.min_sites}) to {able}" if enough else ""
+
+    # Evaluation.
+
+    def _evaluate(self, student: Checkpoint) -> dict[str, Any]:
+        started = time.perf_counter()
+        self._roster.refresh()
+        replies, _ = self._messages.ask(
+            self._roster,
+            "evaluate",
+            self._roster.all(),
+            student.model,
+            what="test",
+            phase="segment",
+            round=max(1, student.round),
+        )
+        for name, reply in replies.items():
+            if not reply.accepted:
+                log.warning("evaluation: %s: %s", name, reply.reason)
+        finals = {phase: self._run.checkpoints.final(phase) for phase in PHASES}
+        summary = make_summary(
+            self._study,
+            self._run.digest,
+            self._roster.all(),
+            {name: reply.metrics for name, reply in replies.items() if reply.accepted},
+            {phase: final for phase, final in finals.items() if final is not None},
+            evaluate_seconds=time.perf_counter() - started,
+            before=self._run.summary() or {},
+        )
+        write_json(self._run.summary_path, summary)
+        self._reporter.on_evaluated(*evaluation_figures(replies, summary))
+        self._reporter.on_study_end(summary["seconds"]["total"], str(self._run.folder))
+        return summary
+
+    # Figures.
+
+    def _validation(self, accepted: Mapping[str, Reply]) -> list[tuple[float, dict[str, float]]]:
+        return [(self._roster.sites[name].counts.get("n_val", 0), reply.metrics) for name, reply in accepted.items()]
+
+    def _means(self, accepted: Mapping[str, Reply]) -> dict[str, float]:
+        """Means of the sites' figures, weighted by validation pictures (val.*) or training pictures (the rest)."""
+        names = {name for reply in accepted.values() for name in reply.metrics if "." in name}
+        means = {}
+        for name in sorted(names):
+            weights = {
+                site: self._roster.sites[site].counts.get("n_val", 0)
+                if name.startswith("val.")
+                else reply.metrics.get("num-examples", 1.0)
+                for site, reply in accepted.items()
+            }
+            mean = weighted_mean([(weights[site], reply.metrics.get(name)) for site, reply in accepted.items()])
+            if mean is not None:
+                means[name] = mean
+        return means
+
+    def _say(self, text: str) -> None:
+        log.info("%s", text)
+        self._reporter.on_message(text)
+
+
+_ALL_DONE = "all rounds done"
+
+
+def _lines(phase: str, round: int, replies: Mapping[str, Reply], down: Mapping[str, int]) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl of one round."""
+    lines = []
+    for site, reply in replies.items():
+        line = {"phase": phase, "round": round, "site": site, "accepted": reply.accepted, **nested(reply.metrics)}
+        if not reply.accepted:
+            line["reason"] = reply.reason
+        lines.append({**line, "bytes_up": reply.bytes_up, "bytes_down": down.get(site, 0)})
+    return lines

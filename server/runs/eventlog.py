@@ -1,0 +1,176 @@
+"""events.jsonl: what a ServerApp tells while it works in a process of its own, so that others can look on.
+
+One JSON line per event: {"at": seconds since 1970, "event": "on_round_end", "args": [...]}, the calls of
+`server.runs.events.Reporter`. A submission begins with "begin", and ends with "end" unless its process was killed.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from server.runs.events import Reporter
+
+FILE = "events.jsonl"
+_EVENTS = [name for name in vars(Reporter) if name.startswith("on_") and name != "on_site_step"]
+
+
+class EventLog(Reporter):
+    """Writes every event to `folder`/events.jsonl. A disk that is full does not stop the study.
+
+    Args:
+        also: a reporter that hears the same.
+    """
+
+    def __init__(self, folder: Path, also: Reporter | None = None):
+        self._path = Path(folder) / FILE
+        self._also = also or Reporter()
+
+    def begin(self, run_id: int) -> None:
+        """The ServerApp of Flower's run `run_id` has begun."""
+        # what a crash cut off would swallow the first line
+        self._append("\n")
+        self.write("begin", run_id)
+
+    def end(self, code: int, text: str = "") -> None:
+        """It ends with this exit code; `text`: what to tell."""
+        self.write("end", code, text)
+
+    def write(self, event: str, *args: Any) -> None:
+        """Append an event."""
+        self._append(json.dumps({"at": time.time(), "event": event, "args": args}) + "\n")
+        replay({"event": event, "args": args}, self._also)
+
+    def _append(self, text: str) -> None:
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError:
+            pass
+
+
+def _writer(name: str):
+    def event(self: EventLog, *args: Any) -> None:
+        self.write(name, *args)
+
+    return event
+
+
+for _name in _EVENTS:
+    setattr(EventLog, _name, _writer(_name))
+
+
+class Tail:
+    """Reads events.jsonl as it grows, from its beginning."""
+
+    def __init__(self, folder: Path):
+        self._path = Path(folder) / FILE
+        self._offset = 0
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """The events that were added since the last call."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        return  # is being written
+                    self._offset += len(line)
+                    if (event := _event(line)) is not None:
+                        yield event
+        except FileNotFoundError:
+            return
+
+
+def replay(event: Mapping[str, Any], reporter: Reporter) -> None:
+    """Tell a reporter of an event."""
+    if event["event"] in _EVENTS:
+        getattr(reporter, event["event"])(*event["args"])
+
+
+@dataclass
+class Progress(Reporter):
+    """Where a run is, gathered from its events."""
+
+    study: str = ""
+    phase: str = ""
+    round: int = 0
+    rounds: int = 0
+    doing: str = ""
+    sites: dict[str, str] = field(default_factory=dict)
+    """What each site of the current or last round does: waits, works, done, or why it was left out."""
+    figures: dict[str, float] = field(default_factory=dict)
+    """Of the last finished round."""
+    last_message: str = ""
+    run_id: int = 0
+    code: int | None = None
+    """Exit code of the last submission; None while it works, or if it was killed."""
+    text: str = ""
+
+    def take(self, event: Mapping[str, Any]) -> None:
+        """Take in an event of the log."""
+        if event["event"] == "begin":
+            self.__init__(run_id=event["args"][0], doing="waits for sites")
+        elif event["event"] == "end":
+            self.code, self.text = event["args"]
+        else:
+            replay(event, self)
+
+    def on_study(self, study: str, sites: list[str], phases: Mapping[str, int], method: str = "federated") -> None:
+        self.study, self.sites = study, dict.fromkeys(sites, "")
+
+    def on_phase(self, phase: str, rounds: int, start_round: int) -> None:
+        self.phase, self.rounds, self.round, self.figures = phase, rounds, start_round - 1, {}
+
+    def on_round_start(self, phase: str, round: int, rounds: int, sites: list[str]) -> None:
+        self.phase, self.round, self.rounds, self.doing = phase, round, rounds, "trains"
+        self.sites = dict.fromkeys(sites, "waits")
+
+    def on_site_start(self, site: str) -> None:
+        self.sites[site] = "works"
+
+    def on_site_done(self, site: str, metrics: Mapping[str, float]) -> None:
+        self.sites[site] = "done"
+
+    def on_site_refused(self, site: str, reason: str) -> None:
+        self.sites[site] = f"left out: {reason}"
+
+    def on_round_end(self, phase: str, round: int, metrics: Mapping[str, float], best_round: int | None) -> None:
+        self.figures, self.doing = dict(metrics), "round saved"
+
+    def on_phase_end(self, phase: str, final_round: int, reason: str) -> None:
+        self.doing = f"{phase} ended: {reason}"
+
+    def on_evaluated(self, sites: Mapping[str, Mapping[str, float]], overall: Mapping[str, float]) -> None:
+        self.figures, self.doing = dict(overall), "evaluated"
+
+    def on_message(self, text: str) -> None:
+        self.last_message = text
+
+
+def progress_of(folder: Path, run_id: int | None = None) -> Progress:
+    """Where the run in `folder` is; an empty `Progress` if it has told nothing yet.
+
+    Args:
+        run_id: one of the folder's submissions, by Flower's number; None: the last one.
+    """
+    progress, wanted = Progress(), run_id is None
+    for event in Tail(folder).read():
+        if event["event"] == "begin":
+            wanted = run_id is None or event["args"] == [run_id]
+        if wanted:
+            progress.take(event)
+    return progress
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None  # cut off by a crash, and the next line follows on it
+    usable = isinstance(event, dict) and isinstance(event.get("event"), str) and isinstance(event.get("args"), list)
+    return event if usable else None

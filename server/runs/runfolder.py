@@ -1,0 +1,246 @@
+"""The folder of a run: opened fresh or to be resumed; its settings, its log, its metrics.
+
+config.yaml      fully resolved settings        run.json     the run's key
+metrics.jsonl    a line per round and site      log.txt      what happened
+events.jsonl     see server/runs/eventlog.py
+checkpoints/     see server/runs/checkpoints.py      summary.json final figures
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from dusss_core.errors import UserError
+from dusss_core.files import exclusive, write_json, write_text
+from feddusss import configfile
+from server.rounds.replies import CHARGES
+from server.runs.checkpoints import CheckpointStore
+from server.study.config import PHASES, StudyConfig, changed_keys, study_digest
+
+ALL_SITES = "*"
+"""The site of the lines of metrics.jsonl that hold a round's aggregate."""
+log = logging.getLogger("feddusss.coordinator")
+
+
+class Busy(UserError):
+    """Another process works on the run."""
+
+
+class RunFolder:
+    """One run on disk. Make it with `open_run`."""
+
+    def __init__(self, folder: Path, study: StudyConfig, run_key: str, resumed: bool):
+        self.folder = folder
+        self.run_key = run_key
+        self.resumed = resumed
+        self.digest = study_digest(study)
+        self.checkpoints = CheckpointStore(folder / "checkpoints", run_key, self.digest)
+
+    @property
+    def summary_path(self) -> Path:
+        return self.folder / "summary.json"
+
+    def summary(self) -> dict[str, Any] | None:
+        """The final figures, if the run is finished."""
+        try:
+            return json.loads(self.summary_path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            raise UserError(
+                f"{self.summary_path}: not JSON", "delete it, then write it again with: python -m server evaluate RUN"
+            ) from None
+
+    def add_metrics(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Append lines to metrics.jsonl; they are on the disk when this returns.
+
+        Raises:
+            UserError: disk full.
+        """
+        text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+        path = self.folder / "metrics.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UserError(
+                f"{path}: could not be written: {error.strerror or error}",
+                "free disk space, then start again with --resume",
+            ) from error
+
+    def drop_metrics_after(self, phase: str, round: int) -> None:
+        """Drop the lines of rounds after `round` of `phase`, and of later phases: they will be trained again."""
+        path = self.folder / "metrics.jsonl"
+        if not path.is_file():
+            return
+        kept = [
+            text
+            for text, line in _lines(path)
+            if (PHASES.index(line["phase"]), line["round"]) <= (PHASES.index(phase), round)
+        ]
+        write_text(path, "".join(f"{text}\n" for text in kept))
+
+    def last_sites(self) -> list[str]:
+        """Sites whose answers were accepted in the last round in metrics.jsonl."""
+        path = self.folder / "metrics.jsonl"
+        lines = [line for _, line in _lines(path) if "train" in line] if path.is_file() else []
+        last = lines[-1] if lines else {}
+        rounds = [line for line in lines if (line["phase"], line["round"]) == (last["phase"], last["round"])]
+        return sorted(line["site"] for line in rounds if line.get("accepted"))
+
+    def charges(self) -> dict[str, int]:
+        """The largest number of charges that each site's privacy ledger has told of, as far as metrics.jsonl knows."""
+        path = self.folder / "metrics.jsonl"
+        seen: dict[str, int] = {}
+        for _, line in _lines(path) if path.is_file() else ():
+            if CHARGES in line:
+                seen[line["site"]] = max(seen.get(line["site"], 0), int(line[CHARGES]))
+        return seen
+
+    @contextmanager
+    def logging(self) -> Iterator[None]:
+        """Have the coordinator's log written to log.txt while the block runs."""
+        handler = logging.FileHandler(self.folder / "log.txt", encoding="utf-8", delay=True)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(handler)
+        level, propagate = log.level, log.propagate
+        log.setLevel(logging.INFO)
+        log.propagate = False
+        try:
+            yield
+        finally:
+            log.removeHandler(handler)
+            handler.close()
+            log.setLevel(level)
+            log.propagate = propagate
+
+
+def open_run(folder: Path, study: StudyConfig, *, resume: bool = False, force: bool = False) -> RunFolder:
+    """Open a folder for a study.
+
+    Args:
+        resume: go on with the run that is there, if there is one.
+        force: delete the run that is there (its sites' data and state stay).
+
+    Raises:
+        UserError: a run is there and neither is given; or it has other settings (the keys are named).
+    """
+    folder = Path(folder).absolute()
+    run_key = check_run(folder, study, resume=resume, force=force)
+    run = RunFolder(folder, study, run_key or _start(folder, study), resumed=run_key is not None)
+    write_text(folder / "config.yaml", configfile.dump(study))
+    return run
+
+
+def check_run(folder: Path, study: StudyConfig, *, resume: bool = False, force: bool = False) -> str | None:
+    """What `open_run` would do, without doing it: the key of the run that it would resume, None for a fresh start.
+
+    Raises:
+        UserError: as `open_run`.
+    """
+    trained = (folder / "run.json").is_file() and any((folder / "checkpoints").glob("*.safetensors"))
+    if force or not trained:
+        return None
+    if not resume:
+        raise UserError(
+            f"{folder}: holds a run already", "go on with it: --resume; or delete it: --force; or choose another --out"
+        )
+    before, run_key = read_study(folder)
+    _check_unchanged(folder, before, study)
+    CheckpointStore(folder / "checkpoints", run_key, study_digest(study)).check()
+    return run_key
+
+
+@contextmanager
+def alone(folder: Path, wait_s: float = 0.0) -> Iterator[None]:
+    """No other process works on the run in `folder` meanwhile.
+
+    Raises:
+        Busy: another one still does after `wait_s` seconds.
+        UserError: the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: could not be made: {error.strerror or error}", "choose another --out") from None
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive(folder / ".lock", wait_s))
+        except BlockingIOError:
+            raise Busy(
+                f"{folder}: another process is working on this run", "wait for it, or choose another --out"
+            ) from None
+        yield
+
+
+def read_study(folder: Path) -> tuple[StudyConfig, str]:
+    """The settings and the key of the run in `folder`.
+
+    Raises:
+        UserError: it holds no run.
+    """
+    folder = Path(folder)
+    if not (folder / "config.yaml").is_file() or not (folder / "run.json").is_file():
+        raise UserError(f"{folder}: not a folder of a run", "name the folder that was given to --out")
+    study = configfile.load(StudyConfig, folder / "config.yaml")
+    return study, str(json.loads((folder / "run.json").read_text(encoding="utf-8"))["run_key"])
+
+
+def nested(metrics: Mapping[str, float]) -> dict[str, Any]:
+    """Metrics under dotted names as a line of metrics.jsonl has them: {"train": {"loss": ...}, "seconds": ...}."""
+    line: dict[str, Any] = {}
+    for name, value in metrics.items():
+        group, dot, rest = name.partition(".")
+        if dot:
+            line.setdefault(group, {})[rest] = value
+        else:
+            line[name] = value
+    return line
+
+
+def _start(folder: Path, study: StudyConfig) -> str:
+    for name in ("run.json", "config.yaml", "summary.json", "metrics.jsonl", "log.txt", "report.html"):
+        (folder / name).unlink(missing_ok=True)
+    for name in ("checkpoints", "compare"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    run_key = secrets.token_hex(16)
+    write_text(folder / "config.yaml", configfile.dump(study))
+    write_json(folder / "run.json", {"run_key": run_key})
+    return run_key
+
+
+def _check_unchanged(folder: Path, before: StudyConfig, study: StudyConfig) -> None:
+    if changed := changed_keys(before, study):
+        raise UserError(
+            f"{folder}: its run has other settings: {', '.join(changed)}",
+            f"resume it with its own, without --set: give {folder / 'config.yaml'} in place of the study file, and "
+            f"--out {folder} --resume; or start afresh with --force or another --out",
+        )
+    for phase in PHASES:
+        old, new = getattr(before, phase).rounds, getattr(study, phase).rounds
+        if new < old:
+            raise UserError(
+                f"{folder}: {phase}.rounds was {old} and is now {new}",
+                "rounds may only be extended when a run is resumed",
+            )
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    # What follows the last newline was cut off by a crash.
+    for text in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and line.get("phase") in PHASES and isinstance(line.get("round"), int):
+            yield text, line

@@ -1,0 +1,78 @@
+"""Promise 4: every byte that leaves a site is read: no teacher, no moments, no picture, no sentence, no id."""
+
+from __future__ import annotations
+
+import pytest
+from flwr.app import Error, Message
+from flwr.common.serde import message_to_proto
+
+from client.app import app
+from dusss_core.files import read_tensors
+from server.runs.events import Reporter
+from server.simulation import inprocess
+from server.simulation.simulate import simulate
+from sites.manifest import read_manifest
+from tests.server.conftest import HOSPITALS, make_study
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    """Every answer of every site of the runs that follow."""
+    seen: list[Message] = []
+
+    class Tapped(inprocess.InProcessGrid):
+        def _work(self, message):
+            reply = super()._work(message)
+            seen.append(reply)
+            return reply
+
+    monkeypatch.setattr(inprocess, "InProcessGrid", Tapped)
+    return seen
+
+
+@pytest.mark.parametrize("method", ["stand-in", "true method"])
+def test_no_answer_carries_anything_private(request, answers, tmp_path, method):
+    if method == "stand-in":
+        request.getfixturevalue("fake")
+    # at least two steps per round: after its first step the teacher equals the student (Eq. 12)
+    hospitals = [{**hospital, "train": 16} for hospital in HOSPITALS]
+    simulate(make_study(hospitals), tmp_path, reporter=Reporter())
+    kinds = [reply.metadata.message_type for reply in answers]
+    assert kinds.count("query") == 2 and kinds.count("train") == 8 and kinds.count("evaluate") >= 2
+    everything = [message_to_proto(reply).SerializeToString() for reply in answers]
+
+    for site in ("alder", "birch"):
+        records = read_manifest(tmp_path / "sites" / site / "manifest.csv")
+        words = {record.id for record in records} | {record.text for record in records if record.text}
+        words |= {str(tmp_path), "manifest.csv"}
+        assert len(words) > 20
+        leaked = [word for word in words for sent in everything if word.encode() in sent]
+        assert not leaked
+
+        kept = 0
+        for path in (tmp_path / "sites" / site / "state").rglob("*-00000[12].safetensors"):
+            for name, tensor in read_tensors(path)[0].items():
+                if name.startswith(("teacher.", "optimizer.")):
+                    assert not any(name.encode() in sent for sent in everything), name
+                if tensor.numel() >= 4 and tensor.float().std() > 0:  # a constant could be anywhere by chance
+                    kept += 1
+                    assert not any(tensor.numpy().tobytes() in sent for sent in everything), name
+        assert kept > 2
+
+    for reply in answers:
+        assert reply.has_content()
+        assert set(reply.content) <= {"arrays", "metrics", "config"}
+        for record in reply.content.metric_records.values():
+            assert all(isinstance(value, int | float) for value in record.values())
+        texts = {key for record in reply.content.config_records.values() for key in record}
+        assert texts <= {"site", "release", "role", "vlm"}
+
+
+def test_an_exception_in_the_client_app_becomes_an_error_reply_as_in_flowers_runtime(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    monkeypatch.setattr("client.app._site_file", lambda context: 1 / 0)
+    grid = inprocess.InProcessGrid(app, [tmp_path / "a" / "site.yaml"])
+    from flwr.app import RecordDict
+
+    (reply,) = grid.send_and_receive([Message(RecordDict(), 1, "train")])
+    assert isinstance(reply.error, Error) and "ZeroDivisionError" in reply.error.reason

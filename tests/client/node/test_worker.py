@@ -1,0 +1,214 @@
+"""Messages are worked on by one warm process, with the site's own app, and nothing of a bundle is unpacked."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import signal
+from contextlib import ExitStack
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from client.door.declines import Declines
+from client.node import worker
+from client.node.child import heard, tell
+from client.node.supernode import Pace, flower_arguments
+from client.privacy import privately
+from sites.config import load_site
+from tests.client.conftest import declined, limit, make_content
+from tests.deployment import Client, SuperLink, hospitals, wait_until
+from tests.server.conftest import make_study
+
+
+def test_what_a_process_tells_is_heard_and_nothing_else(capsys):
+    tell("say", "a  sentence\nin two lines")
+    assert heard(capsys.readouterr().out.rstrip()) == ("say", "a sentence in two lines")
+    assert heard("INFO: something") is None
+    assert heard("@other thing") is None
+
+
+def test_waiting_costs_a_tenth_and_an_idle_site_asks_as_rarely_as_flower(monkeypatch):
+    slept, clock = [], [0.0]
+    monkeypatch.setattr("client.node.supernode.time.sleep", slept.append)
+    monkeypatch.setattr("client.node.supernode.time.monotonic", lambda: clock[0])
+    pace = Pace()
+    for clock[0] in (0.0, 10.0, 600.0):
+        pace.sleep(3)
+    assert slept == [Pace.shortest_s, 1.0, 3]
+
+
+def test_the_supernode_starts_no_process_and_listens_on_loopback_alone(tmp_path):
+    (tmp_path / "site.yaml").write_text(
+        "site: a\ndata: {manifest: m.csv}\nstate_dir: s\n"
+        "superlink: {address: 'example.org:443', root_certificates: ca.crt, private_key: key}\n"
+    )
+    arguments = flower_arguments(load_site(tmp_path / "site.yaml"), tmp_path / "site.yaml")
+    given = dict(zip(arguments[::2], arguments[1::2], strict=True))
+    assert given["--isolation"] == "process" and given["--host"] == "127.0.0.1"
+    assert given["--auth-supernode-private-key"] == str(tmp_path / "key")
+    assert given["--node-config"] == f'site-config="{tmp_path / "site.yaml"}"'
+    secret = tmp_path / "s" / "flwr" / "secret"
+    assert secret.stat().st_mode & 0o077 == 0 and len(secret.read_bytes()) == 32
+
+
+def test_flower_still_hands_out_messages_as_the_worker_asks_for_them():
+    """Fails when another release of Flower moves what the worker uses; then client/node/worker.py must follow."""
+    from flwr.supernode import start_client_internal
+    from flwr.supernode.runtime import run_clientapp
+
+    for name, parameters in {
+        "pull_task_input": ["client"],
+        "push_message": ["client", "message", "context"],
+        "push_task_output": ["client", "context", "sub_status", "details"],
+    }.items():
+        assert list(inspect.signature(getattr(run_clientapp, name)).parameters) == parameters
+    assert {"state", "object_store"} <= set(inspect.signature(start_client_internal._push_messages).parameters)
+    # `Pace` stands in for the whole module `time`
+    assert set(re.findall(r"\btime\.(\w+)", inspect.getsource(start_client_internal))) == {"sleep"}
+
+
+def test_the_error_of_an_app_travels_without_its_text(monkeypatch):
+    from flwr.app import Context, Message, RecordDict
+    from flwr.supercore.task_identity import TaskIdentity
+
+    import client.app
+
+    def fails(message, context):
+        raise OSError("/data/patient_17.png")
+
+    monkeypatch.setattr(client.app, "app", fails)
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+    message = Message(RecordDict(), dst_node_id=1, message_type="query")
+    reply = worker._answer(message, Context(1, 1, {}, RecordDict(), {}))
+    assert reply.error.reason == "OSError; the site's own log says more"
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """Lines that the worker tells a person, and a clock that stands still."""
+    lines, clock = [], [0.0]
+    monkeypatch.setattr("client.door.declines.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(worker, "_declines", Declines(lines.append))
+    return SimpleNamespace(lines=lines, clock=clock)
+
+
+def ask(monkeypatch, site_file, content, kind="train"):
+    """What the worker answers to a message for the site."""
+    from flwr.app import Context, Message, RecordDict
+    from flwr.supercore.task_identity import TaskIdentity
+
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+    message = Message(content, dst_node_id=1, message_type=kind)
+    return worker._answer(message, Context(1, 1, {"site-config": str(site_file)}, RecordDict(), {}))
+
+
+def test_declined_work_is_told_at_the_hospital_with_the_reason_that_the_coordinator_is_given(
+    fake, site_file, monkeypatch, said
+):
+    limit(site_file, studies=["another"])
+    reply = ask(monkeypatch, site_file, make_content(round=3))
+    assert "limits.studies" in declined(reply.content)
+    assert said.lines == [f"declined (training segment round 3): {declined(reply.content)}"]
+
+
+def test_a_mistake_in_the_sites_file_is_told_at_the_hospital_alone(fake, site_file, monkeypatch, said):
+    limit(site_file, studys=["another"])
+    reply = ask(monkeypatch, site_file, make_content())
+    assert "studys" in said.lines[0]
+    assert "studys" not in declined(reply.content) and str(site_file.parent) not in declined(reply.content)
+
+
+def test_limits_and_the_manifest_are_read_anew_when_they_change(fake, site_file, monkeypatch, said):
+    reply = ask(monkeypatch, site_file, make_content(arrays=False), "query")
+    before = reply.content.metric_records["metrics"]["n_labelled"]
+    manifest = site_file.parent / "manifest.csv"
+    rows = manifest.read_text().splitlines()
+    labelled = next(i for i, row in enumerate(rows) if i and "train" in row and "mask" in row)
+    manifest.write_text("\n".join(rows[:labelled] + rows[labelled + 1 :]) + "\n")
+    reply = ask(monkeypatch, site_file, make_content(arrays=False), "query")
+    assert reply.content.metric_records["metrics"]["n_labelled"] == before - 1
+    limit(site_file, studies=["another"])
+    assert "limits.studies" in declined(ask(monkeypatch, site_file, make_content(arrays=False), "query").content)
+
+
+def test_work_that_is_done_is_not_told_as_declined(fake, site_file, monkeypatch, said):
+    assert declined(ask(monkeypatch, site_file, make_content()).content) is None
+    assert said.lines == []
+
+
+def test_under_differential_privacy_the_screen_says_no_more_than_the_coordinator_is_told(
+    private, site_file, monkeypatch, said
+):
+    private.site(site_file)
+    monkeypatch.setattr("client.work.answer._keep_vlm", lambda *_: {}["patient_17"])
+    ask(monkeypatch, site_file, make_content())
+    assert len(said.lines) == 1 and privately.FAILED in said.lines[0] and "patient_17" not in said.lines[0]
+
+
+def test_a_reason_that_comes_again_within_a_minute_is_counted(said):
+    told = Declines(said.lines.append)
+    for said.clock[0] in (0.0, 1.0, 59.0):
+        told.declined("answering a query", "no")
+    told.declined("answering a query", "never")
+    assert said.lines == ["declined (answering a query): no", "declined (answering a query): never"]
+    said.clock[0] = 61.0
+    told.tell_counts()
+    assert said.lines[2:] == ["declined 2 more times in a minute: no"]
+
+
+def test_reasons_that_quote_what_was_sent_flood_no_screen(said):
+    told = Declines(said.lines.append)
+    for number in range(1000):
+        told.declined("answering a query", f"unknown setting {number}\x1b[2J\n" + "x" * 5000)
+    assert len(said.lines) < 30
+    assert all(line.isprintable() and len(line) < 600 for line in said.lines)
+
+
+@pytest.mark.slow
+def test_a_study_runs_between_real_processes_and_each_site_uses_one_warm_worker(tmp_path):
+    with ExitStack() as stack:
+        link = stack.enter_context(SuperLink(tmp_path / "coordinator"))
+        clients = hospitals(tmp_path, link, {"alder": 8, "birch": 8}, stack)
+        for client in clients:
+            client.start()
+        wait_until(lambda: len(link.online()) == 2, 120, "two sites")
+        workers = [client.children()["client.node.worker"] for client in clients]
+        run = link.start_run(study=str(write_study(tmp_path)), out=str(tmp_path / "run"))
+        assert link.wait_for_run(run).outcome == "completed"
+        assert (tmp_path / "run" / "summary.json").exists()
+        for client, number in zip(clients, workers, strict=True):
+            assert client.children()["client.node.worker"] == number
+            # no bundle was ever unpacked: Flower puts them into FLWR_HOME/apps
+            assert not list(client.state_dir.rglob("pyproject.toml"))
+            assert client.stop() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_worker_that_dies_in_a_round_is_replaced_and_the_study_completes(tmp_path):
+    with ExitStack() as stack:
+        link = stack.enter_context(SuperLink(tmp_path / "coordinator"))
+        clients = hospitals(tmp_path, link, {"alder": 8, "birch": 8}, stack)
+        for client in clients:
+            client.start()
+        wait_until(lambda: len(link.online()) == 2, 120, "two sites")
+        alder: Client = clients[0]
+        run = link.start_run(study=str(write_study(tmp_path)), out=str(tmp_path / "run"))
+        wait_until(lambda: "Receiving: train" in alder.log, 120, "alder's first round")
+        os.kill(alder.children()["client.node.worker"], signal.SIGKILL)
+        alder.wait_for(r"the worker ended \(signal 9\); starting it again")
+        wait_until(lambda: "Sent successfully" in alder.log.rpartition("Receiving: train")[2], 60, "an answer")
+        assert link.wait_for_run(run, 290).outcome == "completed"
+        assert "segment round 2: 2 of 2 sites" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def write_study(folder, rounds=2):
+    study = make_study(method={"preset": "mean_teacher"}, segment__rounds=rounds, federation__min_sites=1)
+    values = {**study.model_dump(mode="json", exclude_unset=True), "simulation": None}
+    (folder / "study.yaml").write_text(yaml.safe_dump(values))
+    return folder / "study.yaml"

@@ -1,0 +1,213 @@
+"""A site does what a message asks within its own limits (promise 5), and keeps its state to itself."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import subprocess
+import sys
+
+import pytest
+import safetensors.torch
+import torch
+from flwr.app import ConfigRecord, RecordDict
+
+import client.door.policy
+import client.state.store
+from client.state.store import SiteState, locked
+from client.work.answer import answer
+from client.work.workbench import forget
+from feddusss import wire
+from tests.client.conftest import RUN_KEY, declined, make_content, tensors_of
+from tests.server.conftest import make_study
+
+
+def limit(site_file, text):
+    site_file.write_text(site_file.read_text() + text + "\n")
+
+
+def test_a_query_is_answered_with_name_role_and_counts(fake, site_file):
+    reply = answer("query", make_content(arrays=False), site_file)
+    assert dict(reply.config_records["config"]) | {"release": ""} == {
+        "site": "alder",
+        "role": "train",
+        "vlm": "",
+        "release": "",
+    }
+    metrics = reply.metric_records["metrics"]
+    assert metrics["n_labelled"] == 8 and metrics["n_unlabelled"] == 8 and metrics["n_val"] == 6
+
+
+def test_a_round_leaves_private_state_and_goes_on_from_it(fake, site_file):
+    first = answer("train", make_content(round=1), site_file)
+    assert declined(first) is None and first.metric_records["metrics"]["state.age"] == 0
+    second = answer("train", make_content(round=2), site_file)
+    forget()
+    assert torch.equal(
+        tensors_of(second)["body.weight"], tensors_of(answer("train", make_content(round=2), site_file))["body.weight"]
+    )
+
+
+def test_a_missed_round_is_bridged_with_the_newest_state(fake, site_file):
+    answer("train", make_content(round=1), site_file)
+    reply = answer("train", make_content(round=4), site_file)
+    assert reply.metric_records["metrics"]["state.age"] == 2
+
+
+def test_only_the_last_two_rounds_are_kept(fake, site_file):
+    for round in (1, 2, 3, 4):
+        answer("train", make_content(round=round), site_file)
+    folder = SiteState(site_file.parent / "state", "tiny", RUN_KEY).folder
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "segment-000003.safetensors",
+        "segment-000004.safetensors",
+    ]
+
+
+def test_a_text_encoder_that_the_site_does_not_allow_is_declined(fake, site_file):
+    study = make_study(vlm__text__encoder="/somewhere/on/this/machine").training()
+    reason = declined(answer("train", make_content(study=study, phase="pretrain"), site_file))
+    assert "limits.text_encoders" in reason
+
+
+@pytest.mark.parametrize(
+    ("limits", "training", "reason"),
+    [
+        ("limits: {max_epochs_per_round: 1}", {"segment__epochs": 2}, "2 epochs per round were asked for.* allows 1"),
+        ("limits: {max_steps_per_round: 1}", {}, "more steps per round than this site allows"),
+        ("limits: {phases: [pretrain]}", {}, "does not train in phase 'segment'"),
+        ("limits: {max_memory_gb: 0.001}", {}, "0.001 GB that this site allows"),
+    ],
+)
+def test_what_goes_beyond_a_limit_is_declined_and_nothing_is_trained(fake, site_file, limits, training, reason):
+    limit(site_file, limits)
+    study = make_study(method={"preset": "mean_teacher"}, **training).training()
+    text = declined(answer("train", make_content(study=study), site_file))
+    assert text is not None
+    with pytest.raises(AssertionError, match=reason):
+        raise AssertionError(text)
+    assert not list((site_file.parent / "state").rglob("segment-*"))
+
+
+def test_training_waits_for_the_hours_that_a_site_allows(fake, site_file, monkeypatch):
+    from datetime import time
+
+    within = client.door.policy._within
+    assert within("20:00-06:00", time(23, 0)) and within("20:00-06:00", time(5, 0))
+    assert not within("20:00-06:00", time(12, 0)) and within("08:00-18:00", time(12, 0))
+    limit(site_file, 'limits: {hours: "20:00-06:00"}')
+    monkeypatch.setattr(client.door.policy, "_within", lambda hours, now: False)
+    assert "20:00-06:00" in declined(answer("train", make_content(), site_file))
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"run_key": "../../escape"}, "'run_key'"),
+        ({"phase": "../x"}, "'phase'"),
+        ({"round": 0}, "'round'"),
+        ({"vlm_digest": "../x"}, "'vlm_digest'"),
+        ({"training": "{}x"}, "not valid"),
+        ({"training": json.dumps({"study": "../../etc"})}, "not valid"),
+        ({"training": json.dumps({"sudent": {}})}, "sudent"),
+        ({"training": json.dumps({"vlm": {"weights": "/etc/passwd"}})}, "names a file"),
+    ],
+)
+def test_a_message_that_is_not_allowed_is_declined(fake, site_file, config, reason):
+    assert reason in declined(answer("train", make_content(**config), site_file))
+    assert not (site_file.parent / "state" / "studies").exists()
+
+
+def test_a_message_without_settings_is_declined(fake, site_file):
+    assert "no settings" in declined(answer("train", RecordDict(), site_file))
+    assert declined(answer("train", RecordDict({"config": ConfigRecord({})}), site_file))
+
+
+def test_a_model_that_does_not_fit_is_declined(fake, site_file):
+    content = make_content()
+    tensors = wire.unpack(content.array_records["arrays"])
+    content["arrays"] = wire.pack({name: tensor for name, tensor in tensors.items() if name != "body.bias"})
+    assert "does not fit" in declined(answer("train", content, site_file))
+
+
+def test_an_error_leaves_the_site_as_its_kind_alone(fake, site_file, monkeypatch):
+    def broken(self, round):
+        raise RuntimeError("patient_4711.png is damaged")
+
+    monkeypatch.setattr(fake.Segmenter, "train_round", broken)
+    reply = answer("train", make_content(), site_file)
+    assert declined(reply) == "RuntimeError; the site's own log says more"
+    assert "patient_4711.png" in (site_file.parent / "state" / "log.txt").read_text()
+
+
+def test_a_failed_round_leaves_the_state_before_and_the_next_one_is_not_touched_by_it(fake, site_file, monkeypatch):
+    answer("train", make_content(round=1), site_file)
+    clean = tensors_of(answer("train", make_content(round=2), site_file))
+    train = fake.Segmenter.train_round
+
+    def interrupted(self, round):
+        train(self, round)
+        raise RuntimeError
+
+    monkeypatch.setattr(fake.Segmenter, "train_round", interrupted)
+    assert declined(answer("train", make_content(round=2), site_file))
+    monkeypatch.setattr(fake.Segmenter, "train_round", train)
+    again = tensors_of(answer("train", make_content(round=2), site_file))
+    assert all(torch.equal(clean[name], again[name]) for name in clean)
+
+
+def test_a_full_disk_leaves_the_state_before(fake, site_file, monkeypatch):
+    answer("train", make_content(round=1), site_file)
+    folder = SiteState(site_file.parent / "state", "tiny", RUN_KEY).folder
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def full(tensors, path, metadata=None):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    assert declined(answer("train", make_content(round=2), site_file)).startswith("UserError")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert "free disk space" in (site_file.parent / "state" / "log.txt").read_text()
+
+
+def test_a_vlm_is_taken_only_if_it_is_what_its_digest_says(fake, site_file):
+    content = make_content(vlm={"w": torch.ones(2)}, vlm_digest="0" * 64)
+    assert "digest" in declined(answer("train", content, site_file))
+
+
+def test_a_site_that_lacks_the_vlm_says_so(fake, site_file):
+    study = make_study().training()
+    content = make_content(study=study, vlm_digest="0" * 64)
+    assert "has not been given" in declined(answer("train", content, site_file))
+
+
+def test_two_processes_never_work_for_one_site(fake, site_file, monkeypatch):
+    monkeypatch.setattr(client.state.store.locked.__wrapped__, "__defaults__", (0.1,))
+    with locked(site_file.parent / "state"):
+        assert declined(answer("train", make_content(), site_file)) == "another process is working for this site"
+    assert declined(answer("train", make_content(), site_file)) is None
+
+
+def test_the_lock_ends_with_the_process_that_held_it(tmp_path):
+    hold = (
+        "import os,sys; from pathlib import Path; from client.state.store import locked\n"
+        f"with locked(Path({str(tmp_path)!r})): os._exit(3)"
+    )
+    assert subprocess.run([sys.executable, "-c", hold], check=False).returncode == 3
+    with (tmp_path / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_old_runs_of_a_study_are_dropped(tmp_path, monkeypatch):
+    monkeypatch.setattr(client.state.store, "KEPT_RUNS", 2)
+    keys = [f"{i:032x}" for i in range(4)]
+    for key in keys:
+        SiteState(tmp_path, "study", key).save("segment", 1, {"w": torch.ones(1)})
+    assert sorted(path.name for path in (tmp_path / "studies" / "study").iterdir()) == keys[-2:]
+
+
+def test_the_private_folder_is_readable_by_its_owner_alone(fake, site_file):
+    answer("train", make_content(), site_file)
+    assert (site_file.parent / "state").stat().st_mode & 0o077 == 0

@@ -1,0 +1,135 @@
+"""Other wordings keep the finding; mirroring is an involution and follows the flipped picture."""
+
+import re
+from collections import Counter
+
+import pytest
+
+from dusss_core.text.wording import may_flip, may_turn, mirror, names_a_place, names_a_side, wordings
+
+SENTENCES = [
+    "bilateral pulmonary infection, two infected areas, lower left lung and upper middle right lung.",
+    "unilateral pulmonary infection, one infected area, all right lung.",
+    "bilateral pulmonary infection, three infected areas, upper lower left lung and middle lower right lung.",
+    "The nuclei density in the upper right is high.",
+    "The nuclei are evenly distributed.",
+    "Fluorescence microscopy, 10 nuclei, sparse, mostly in the lower left and lower right.",
+    "Stained tissue, 102 nuclei, moderately dense, spread over the whole field.",
+    "There is no consolidation in the left lung, the right lower lobe shows an opacity.",
+    "No pleural effusion, consolidation or collapse. A small nodule is seen in the right upper zone.",
+    "A round opacity is seen in the left lung; the right lung is clear.",
+    "Left lung is normal. Right lung: patchy consolidation, basal.",
+    "Left lung nodule. Small. Right lung mass. Large.",
+    "Bilateral ground-glass opacities, more prominent in the right upper lobe.",
+    "Consolidations in left middle, lower right and upper right zones.",
+    "mild opacities in the superior,middle and lower right lobes were depicted",
+    "Chest x-ray (A) shows a few faint areas, CT scan (B) shows none.",
+    "A LEFT-SIDED EFFUSION, SMALL, BASAL.",
+    "Finding: the bright spot in the top left corner, 3 others are not abnormal.",
+    "Three bright spots, the abnormal one is in the bottom right quadrant.",
+    "Dense area, upper left.",
+    "Opacity is not seen in the right lung, effusion absent.",
+    "AP chest X-ray. This demonstrated a normal heart without effusion. However, the left base is hazy.",
+    "RUL collapse, LLL consolidation.",
+    "Nodule of 1.5 cm, left apex, without cavitation.",
+    "Cardiomegaly, pulmonary oedema, both bases, right more than left.",
+    "an area of 2.5 x 3 cm is noted in the left lower lobe; no others.",
+    "a leftward shift of the trachea, right-to-left",
+    "lungs clear",
+    "Infiltrate",
+    "",
+]
+KEPT = re.compile(
+    r"\b(left|right|upper|lower|middle|superior|basal|bases?|apex|top|bottom|corner|quadrant|lobes?|zones?|"
+    r"no|not|none|without|absent|clear|normal|abnormal|one|two|three|few|[0-9.]*[0-9]|rul|lll|"
+    r"infection|infected|nuclei|opacit(?:y|ies)|consolidations?|effusion|nodule|mass|collapse|density|shift|spots?|"
+    r"small|large|bright|high|evenly|sparse|dense|all|both(?!-sided)|more|less|others?)\b"
+)
+
+
+def _kept(sentence: str) -> Counter:
+    return Counter(KEPT.findall(sentence.lower()))
+
+
+@pytest.mark.parametrize("sentence", SENTENCES)
+def test_wordings_keep_every_side_place_number_negation_and_finding(sentence):
+    for wording in wordings(sentence, 20):
+        assert _kept(wording) == _kept(sentence)
+        assert names_a_side(wording) == names_a_side(sentence)
+        assert names_a_place(wording) == names_a_place(sentence)
+
+
+@pytest.mark.parametrize("sentence", SENTENCES)
+def test_places_stay_beside_their_sides(sentence):
+    """What stands directly before a side or a place ("lower left", "no effusion") is not torn off."""
+    pairs = re.compile(r"\b(upper|lower|middle|no|not|without|two|three) (\w+)")
+    for wording in wordings(sentence, 20):
+        expected = pairs.findall(sentence.lower().replace("area", "region"))
+        assert sorted(pairs.findall(wording.lower().replace("area", "region"))) == sorted(expected)
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "No effusion, consolidation, collapse",  # the negation reaches over the commas
+        "nodule in the left lung, large, mass in the right lung, small",  # which is large?
+        "opacity in the upper, middle, lower right zones",
+    ],
+)
+def test_commas_that_carry_meaning_are_left_alone(sentence):
+    plain = re.sub(r"\b(in the)\b", "in", sentence)
+    assert {re.sub(r"\b(in the)\b", "in", wording) for wording in wordings(sentence, 30)} == {plain}
+
+
+def test_a_detail_stays_behind_the_finding_it_belongs_to():
+    for wording in wordings("Left lung nodule. Small. Right lung mass. Large.", 20):
+        assert "Left lung nodule. Small." in wording
+        assert "Right lung mass. Large." in wording
+
+
+def test_wordings_repeat_and_differ():
+    sentence = SENTENCES[0]
+    views = wordings(sentence, 5, ("study", 1))
+    assert views == wordings(sentence, 5, ("study", 1))
+    assert len({sentence, *views}) == 6
+    assert views[:3] == wordings(sentence, 3, ("study", 1))
+    assert views != wordings(sentence, 5, ("study", 2))
+
+
+def test_a_sentence_without_another_wording_is_repeated():
+    assert wordings("Infiltrate", 3) == ["Infiltrate"] * 3
+    assert wordings("", 2) == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("sentence", "mirrored"),
+    [
+        (
+            "two infected areas, lower left lung and all right lung.",
+            "two infected areas, lower right lung and all left lung.",
+        ),
+        ("Left-sided, RIGHT, leftmost", "Right-sided, LEFT, rightmost"),
+        ("leftward shift, right-to-left, the left's", "rightward shift, left-to-right, the right's"),
+        ("RUL and LLL, not lull", "LUL and RLL, not lull"),
+        ("bright leftover upright copyright", "bright leftover upright copyright"),
+    ],
+)
+def test_mirror_exchanges_left_and_right(sentence, mirrored):
+    assert mirror(sentence) == mirrored
+
+
+@pytest.mark.parametrize("sentence", SENTENCES)
+def test_mirror_twice_gives_the_sentence_back(sentence):
+    assert mirror(mirror(sentence)) == sentence
+    assert (mirror(sentence) != sentence) == names_a_side(sentence)
+
+
+def test_what_may_be_flipped_and_turned():
+    assert may_turn("The nuclei are evenly distributed.")
+    assert may_flip(SENTENCES[0]) and not may_turn(SENTENCES[0])
+    assert not may_turn("dense in the upper zone")
+    assert not may_turn("bilateral infection")
+    for hidden in ("opacity in the l. lung", "Rt lower lobe", "mass at 3 o'clock", "effusion (R)"):
+        assert not may_flip(hidden)
+        assert not may_turn(hidden)
+    assert may_flip("Fluorescence, right, all lungs.")

@@ -1,0 +1,217 @@
+"""report.html: complete, self-contained, honest about unfinished runs, and safe from what a site sends."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from dusss_core.errors import UserError
+from server.report.page import write_report
+from server.report.quantities import show_bytes, show_points, show_seconds
+from tests.server.fake_run import SITES, round_lines, write_run
+
+_VOID = {"meta", "link", "br", "hr", "img", "input"}
+_SELF_CLOSED = {"line", "polyline", "rect", "circle"}
+
+
+class _Page(HTMLParser):
+    """Elements and text of a page; checks that what is opened is closed."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.elements: list[tuple[str, dict]] = []
+        self.text: list[str] = []
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in _VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def named(self, tag: str) -> list[dict]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    @property
+    def words(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+
+def report_of(folder) -> tuple[str, _Page]:
+    text = write_report(folder).read_text(encoding="utf-8")
+    return text, _Page(text)
+
+
+def test_the_page_shows_the_figures_of_the_summary(tmp_path):
+    _, page = report_of(write_run(tmp_path / "run"))
+    for figure in ("0.720", "0.724", "0.690", "0.590", "0.709", "6.6"):
+        assert figure in page.words
+    assert "3 hospitals trained one model together" in page.words
+    assert "9.0 points above each hospital training alone" in page.words
+    assert "1.0 points below training on the pooled data" in page.words
+    for site, (labelled, unlabelled, _) in SITES.items():
+        assert site in page.words
+        assert str(labelled) in page.words and str(unlabelled) in page.words
+    assert "Not finished" not in page.words
+
+
+def test_every_site_is_compared_with_every_method(tmp_path):
+    _, page = report_of(write_run(tmp_path / "run"))
+    described = [svg["aria-label"] for svg in page.named("svg") if svg["aria-label"].startswith("Test Dice")]
+    assert len(described) == 1 + len(SITES)
+    for method in ("Federated", "Each site alone", "Data pooled", "Fed. Mean Teacher", "Fed. supervised"):
+        assert all(method in label for label in described)
+
+
+def test_without_comparisons_one_chart_shows_all_sites(tmp_path):
+    folder = write_run(tmp_path / "run")
+    summary = json.loads((folder / "summary.json").read_text()) | {"compare": {}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    _, page = report_of(folder)
+    described = [svg["aria-label"] for svg in page.named("svg") if svg["aria-label"].startswith("Test Dice")]
+    assert len(described) == 1 and all(site in described[0] for site in SITES)
+
+
+def test_the_page_asks_for_nothing_from_outside(tmp_path):
+    text, page = report_of(write_run(tmp_path / "run"))
+    assert not {"script", "link", "img", "iframe", "object", "base", "form"} & {tag for tag, _ in page.elements}
+    assert not re.search(r"https?://|url\(|@import", text)
+    policies = [meta["content"] for meta in page.named("meta") if "http-equiv" in meta]
+    assert policies == ["default-src 'none'; style-src 'unsafe-inline'"]
+
+
+def test_nothing_from_a_site_becomes_html(tmp_path):
+    hostile = "<script>alert(1)</script>\"'&{{7*7}}"
+    folder = write_run(tmp_path / "run", sites={hostile: (1, 2, 3), "plain": (4, 5, 6)})
+    with (folder / "metrics.jsonl").open("a") as file:
+        line = round_lines("segment", 10, {hostile: ()})[0]
+        line["train"] = {"<img src=x onerror=alert(2)>": 1.0, "loss": "<b>no number</b>"}
+        file.write(json.dumps(line) + "\n")
+    (folder / "config.yaml").write_text("study: </pre><script>alert(3)</script>\n", encoding="utf-8")
+    text, page = report_of(folder)
+    assert not {"script", "img", "b"} & {tag for tag, _ in page.elements}
+    assert "49" not in [word.strip() for word in page.text]
+    assert hostile in page.text
+    assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
+    assert "<script" not in text
+
+
+def test_an_unfinished_run_says_so(tmp_path):
+    folder = write_run(tmp_path / "run", finished=False, until=4)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"phase": "segment", "round": 5, "si')  # being written at this moment
+    _, page = report_of(folder)
+    assert "Not finished: pretrain round 6 of 6, segment round 4 of 10" in page.words
+    assert "Validation Dice" in page.words
+
+
+def test_a_run_without_a_finished_round_has_a_report(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("study: fresh\n", encoding="utf-8")
+    _, page = report_of(folder)
+    assert "no round is finished yet" in page.words and "fresh" in page.words
+
+
+def test_validation_is_drawn_at_the_round_that_made_the_model(tmp_path):
+    _, page = report_of(write_run(tmp_path / "run"))
+    labels = [svg["aria-label"] for svg in page.named("svg")]
+    assert sum("Validation Dice by round" in label for label in labels) == 2
+    assert "alder, round 0: " in page.words and "alder, round 10: " in page.words
+    assert "alder, round 11" not in page.words
+
+
+def test_answers_that_were_refused_are_listed_with_their_reason(tmp_path):
+    folder = write_run(tmp_path / "run")
+    line = {"phase": "segment", "round": 9, "site": "birch", "accepted": False, "reason": "no answer in time"}
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({**line, "bytes_up": 0, "bytes_down": 1_900_000}) + "\n")
+    _, page = report_of(folder)
+    assert "Answers that were not used" in page.words and "no answer in time" in page.words
+
+
+def test_every_kind_of_figure_that_a_site_sent_is_listed(tmp_path):
+    folder = write_run(tmp_path / "run")
+    line = round_lines("segment", 3, {"alder": ()})[0] | {"num-examples": 160, "state": {"age": 0}}
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    _, page = report_of(folder)
+    for name in ("num-examples", "state.age", "seconds", "train.sup", "val.dice"):
+        assert name in page.text
+
+
+def test_missing_and_non_finite_figures_are_shown_as_missing(tmp_path):
+    folder = write_run(tmp_path / "run")
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["sites"]["alder"] |= {"dice": None, "hd95": float("nan")}
+    del summary["compare"], summary["text_mask"], summary["shared"], summary["seconds"]
+    (folder / "summary.json").write_text(json.dumps(summary))
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    first = json.loads(lines[0]) | {"train": {"loss": float("inf")}, "val": None}
+    (folder / "metrics.jsonl").write_text("\n".join([json.dumps(first), *lines[1:]]) + "\n")
+    text, page = report_of(folder)
+    assert "nan" not in text.lower().replace("nanum", "")
+    assert "Infinity" not in text and ">inf<" not in text
+    assert "–" in page.words and "no figure" in page.words
+
+
+def test_a_round_that_was_trained_again_counts_once(tmp_path):
+    folder = write_run(tmp_path / "run")
+    again = round_lines("segment", 10, SITES)
+    before, _ = report_of(folder)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in again)
+    assert report_of(folder)[0] == before
+
+
+@pytest.mark.parametrize("count", [1, 9, 30])
+def test_any_number_of_sites_can_be_drawn(tmp_path, count):
+    sites = {f"hospital-with-a-rather-long-name-{index}": (5, 5, 5) for index in range(count)}
+    _, page = report_of(write_run(tmp_path / "run", sites=sites))
+    heights = [float(svg["viewbox"].split()[3]) for svg in page.named("svg")]
+    assert all(0 < height < 400 for height in heights)
+    ends = [float(text["y"]) for text in page.named("text")]
+    assert all(-20 < y < 400 for y in ends)
+
+
+def test_pictures_of_one_round_and_of_flat_lines_can_be_drawn(tmp_path):
+    folder = write_run(tmp_path / "run")
+    lines = [{"phase": "segment", "round": 1, "site": "alder", "train": {"loss": 0.0}, "val": {"dice": 1.0}}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    _, page = report_of(folder)
+    assert "Training loss" in page.words
+
+
+def test_damaged_files_are_named_with_the_row(tmp_path):
+    with pytest.raises(UserError, match=r"not a folder of a run"):
+        write_report(tmp_path)
+    folder = write_run(tmp_path / "run")
+    good = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.jsonl").write_text("{broken\n" + good)
+    with pytest.raises(UserError, match=r"metrics\.jsonl: line 1"):
+        write_report(folder)
+    (folder / "metrics.jsonl").write_text(good)
+    (folder / "summary.json").write_text("[")
+    with pytest.raises(UserError, match=r"summary\.json"):
+        write_report(folder)
+    assert not (folder / "report.html").exists()
+
+
+def test_quantities_are_written_for_people():
+    assert show_bytes(9_300_000) == "9.3 MB" and show_bytes(512) == "512 B" and show_bytes(None) == "–"
+    assert show_seconds(4.31) == "4.3 s" and show_seconds(131.2) == "2 min 11 s" and show_seconds(7260) == "2 h 01 min"
+    assert show_points(-0.0123) == "−1.2" and show_points(0.05) == "+5.0"

@@ -1,0 +1,288 @@
+"""The whole line over a stand-in for the method: phases, files of a run, refusals, limits."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from dusss_core.errors import UserError
+from dusss_core.files import exclusive, read_tensors
+from server.rounds.coordinator import Coordinator, RoundFailed
+from server.rounds.replies import LOST, Reply
+from server.runs.events import Reporter
+from server.simulation.simulate import evaluate, simulate
+from tests.server.conftest import HOSPITALS, finals, make_study
+
+
+def lines_of(out):
+    return [json.loads(text) for text in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_both_phases_run_and_leave_the_files_of_a_run(fake, quiet, tmp_path):
+    summary = simulate(make_study(), tmp_path, reporter=quiet)
+    assert set(summary["sites"]) == {"alder", "birch"}
+    assert summary["sites"]["alder"]["n_labeled"] == 8 and summary["sites"]["alder"]["n_unlabeled"] == 8
+    for name in ("config.yaml", "run.json", "summary.json", "metrics.jsonl", "log.txt"):
+        assert (tmp_path / name).is_file()
+    figures = summary["global"]
+    dice = [site["dice"] for site in summary["sites"].values()]
+    assert figures["dice_mean"] == pytest.approx(sum(dice) / 2) and figures["dice_worst"] == min(dice)
+    assert summary == json.loads((tmp_path / "summary.json").read_text())
+    _, metadata = read_tensors(tmp_path / "checkpoints" / "student.safetensors")
+    assert metadata["phase"] == "segment" and len(metadata["config_digest"]) == 64
+    trained = [(line["phase"], line["round"], line["site"]) for line in lines_of(tmp_path) if "train" in line]
+    assert trained == [
+        (phase, round, site)
+        for phase in ("pretrain", "segment")
+        for round in (1, 2)
+        for site in ("alder", "birch", "*")
+    ]
+
+
+def test_bytes_are_counted_from_the_arrays_and_the_vlm_goes_to_each_site_once(fake, quiet, tmp_path):
+    simulate(make_study(segment__rounds=3), tmp_path, reporter=quiet)
+    down = {
+        (line["phase"], line["round"]): line["bytes_down"]
+        for line in lines_of(tmp_path)
+        if line["site"] == "alder" and "train" in line
+    }
+    up = {line["bytes_up"] for line in lines_of(tmp_path) if line["site"] == "alder" and "train" in line}
+    assert len(up) == 1
+    student = down["segment", 2]
+    assert student == down["segment", 3] == down["pretrain", 1]
+    assert down["segment", 1] == 2 * student
+
+
+def test_without_text_masks_there_is_no_pretraining(fake, quiet, tmp_path):
+    summary = simulate(make_study(method={"preset": "mean_teacher"}), tmp_path, reporter=quiet)
+    assert next(iter(summary["seconds"])) == "segment"
+    assert not (tmp_path / "checkpoints" / "vlm.safetensors").exists()
+
+
+def test_only_the_last_rounds_the_best_and_the_final_model_are_kept(fake, quiet, tmp_path):
+    study = make_study(study="falling", segment__rounds=6, federation={"keep_checkpoints": 2})
+    simulate(study, tmp_path, reporter=quiet)
+    rounds = sorted(path.stem for path in (tmp_path / "checkpoints").glob("segment-*"))
+    assert rounds == ["segment-0001", "segment-0005", "segment-0006"]
+
+
+def test_the_best_rounds_model_is_final_and_patience_ends_a_phase(fake, quiet, tmp_path):
+    # Dice falls from round to round: the first round's model is best
+    study = make_study(study="falling", segment__rounds=9, segment__patience=2)
+    summary = simulate(study, tmp_path, reporter=quiet)
+    assert summary["rounds"]["segment"]["final"] == 1
+    assert summary["rounds"]["segment"]["trained"] == 4  # round 4 brings the figures of round 3's model
+    assert "patience" in summary["rounds"]["segment"]["ended"]
+    last = make_study(study="falling", segment__rounds=3, federation={"select": "last"})
+    assert simulate(last, tmp_path / "last", reporter=quiet)["rounds"]["segment"]["final"] == 3
+
+
+def test_a_site_without_text_leaves_out_pretraining_and_trains_the_student(fake, quiet, tmp_path):
+    silent = [HOSPITALS[0], {**HOSPITALS[1], "text_missing": 1.0}]
+    simulate(make_study(silent), tmp_path, reporter=quiet)
+    accepted = {
+        (line["phase"], line["site"]): line["accepted"]
+        for line in lines_of(tmp_path)
+        if line["site"] != "*" and line["round"] == 1
+    }
+    assert accepted["pretrain", "birch"] is False
+    assert accepted["segment", "birch"] is True
+
+
+def test_no_site_with_text_is_told_with_a_remedy(fake, quiet, tmp_path):
+    silent = [{**hospital, "text_missing": 1.0} for hospital in HOSPITALS]
+    with pytest.raises(UserError, match=r"method\.text_mask: false"):
+        simulate(make_study(silent), tmp_path, reporter=quiet)
+
+
+def test_too_few_sites_with_text_are_told_with_what_mends_it_and_not_to_try_again(fake, quiet, tmp_path):
+    silent = [HOSPITALS[0], {**HOSPITALS[1], "text_missing": 1.0}]
+    study = make_study(silent, federation={"min_sites": 2})
+    with pytest.raises(UserError) as told:
+        simulate(study, tmp_path, reporter=quiet)
+    assert re.search(r"1 of 2 sites can take part, 2 needed[^>]*birch: the site has no sentences", told.value.problem)
+    assert "what is missing" in told.value.remedy and "federation.min_sites (now 2) to 1" in told.value.remedy
+    lower = make_study(silent, federation={"min_sites": 1})
+    assert simulate(lower, tmp_path, reporter=quiet, resume=True)["rounds"]["pretrain"]["trained"] == 2
+
+
+def test_a_strategy_that_needs_more_sites_is_not_told_to_lower_min_sites(fake, quiet, tmp_path):
+    sites = [{**HOSPITALS[0], "name": f"s{i}", "text_missing": float(i == 2)} for i in range(3)]
+    study = make_study(sites, federation={"strategy": "fedmedian"})
+    with pytest.raises(UserError, match="2 of 3 sites can take part, 3 needed") as told:
+        simulate(study, tmp_path, reporter=quiet)
+    assert "min_sites" not in told.value.remedy
+
+
+def test_a_site_that_is_away_may_come_back_so_the_round_can_be_tried_again():
+    coordinator = Coordinator.__new__(Coordinator)
+    coordinator._study = make_study(federation={"min_sites": 1})
+    alder, birch = (SimpleNamespace(name=name) for name in ("alder", "birch"))
+    coordinator._roster = SimpleNamespace(training=lambda: [birch], away=lambda: [alder])
+    replies = {"alder": Reply("alder", "not connected", kind=LOST), "birch": Reply("birch", "no text", abstains=True)}
+    with pytest.raises(RoundFailed):
+        coordinator._check_enough("pretrain", 1, {}, replies, {"birch": "no text"})
+    coordinator._study = make_study(federation={"min_sites": 2})
+    with pytest.raises(UserError, match="1 of 2 sites can take part"):
+        coordinator._check_enough("pretrain", 1, {}, replies, {"birch": "no text"})
+
+
+def test_a_site_without_training_pictures_is_an_external_test(fake, quiet, tmp_path):
+    only_test = [*HOSPITALS, {"name": "cedar", "train": 0, "val": 0, "test": 5}]
+    summary = simulate(make_study(only_test), tmp_path, reporter=quiet)
+    assert set(summary["sites"]) == {"alder", "birch"}
+    assert summary["external_test"]["cedar"]["n_test"] == 5
+    assert {line["site"] for line in lines_of(tmp_path)} == {"alder", "birch", "*"}
+
+
+def test_a_site_without_test_pictures_has_no_figures_and_does_not_count(fake, quiet, tmp_path):
+    untested = [HOSPITALS[0], {**HOSPITALS[1], "test": 0}]
+    summary = simulate(make_study(untested), tmp_path, reporter=quiet)
+    assert summary["sites"]["birch"]["dice"] is None
+    assert summary["global"]["dice_mean"] == summary["sites"]["alder"]["dice"]
+
+
+def test_normalisation_layers_stay_at_the_site_under_fedbn(fake, quiet, tmp_path):
+    summary = simulate(make_study(local_norm=True), tmp_path, reporter=quiet)
+    model, _ = read_tensors(tmp_path / "checkpoints" / "student.safetensors")
+    assert not [name for name in model if "norm" in name]
+    states = [
+        read_tensors(next((tmp_path / "sites" / site / "state").rglob("segment-000002.safetensors")))[0]
+        for site in ("alder", "birch")
+    ]
+    assert not torch.equal(states[0]["local.norm.running_mean"], states[1]["local.norm.running_mean"])
+    assert summary["global"]["dice_mean"] is not None
+
+
+def test_a_final_model_of_an_earlier_round_is_tested_with_the_local_layers_of_that_round(
+    fake, quiet, tmp_path, monkeypatch
+):
+    tested = []
+    score = fake.evaluate_student
+    monkeypatch.setattr(
+        "dusss_core.training.evaluate_student",
+        lambda config, tensors, *rest: tested.append(tensors) or score(config, tensors, *rest),
+    )
+    # Dice falls from round to round: the first round's model is final, and the layers have moved on since
+    summary = simulate(make_study(study="falling", local_norm=True, segment__rounds=4), tmp_path, reporter=quiet)
+    assert summary["rounds"]["segment"]["final"] == 1
+    means = [model["norm.running_mean"] for model in tested if "norm.running_mean" in model]
+    for site in ("alder", "birch"):
+        state = tmp_path / "sites" / site / "state"
+        first, last = (
+            read_tensors(next(state.rglob(f"segment-local-00000{round}.safetensors")))[0]["norm.running_mean"]
+            for round in (1, 4)
+        )
+        assert any(torch.equal(mean, first) for mean in means)
+        assert not torch.equal(first, last)
+    assert len(means) >= 2
+
+
+def test_all_sites_failing_ends_the_round_with_each_sites_reason(fake, quiet, tmp_path):
+    with pytest.raises(RoundFailed) as failed:
+        simulate(make_study(study="broken"), tmp_path, reporter=quiet)
+    assert "alder: RuntimeError" in str(failed.value) and "birch: RuntimeError" in str(failed.value)
+
+
+def test_a_loss_that_is_not_finite_at_every_site_is_the_users_to_mend(fake, quiet, tmp_path):
+    with pytest.raises(
+        UserError, match=r"not finite at every site[^>]*alder[^>]*birch[^>]*-> lower pretrain\.optimizer\.lr"
+    ):
+        simulate(make_study(study="nan"), tmp_path, reporter=quiet)
+
+
+def test_a_failing_site_is_told_in_full_here_and_kept_out_of_the_answer(fake, tmp_path):
+    heard = []
+
+    class Listener(Reporter):
+        def on_message(self, text):
+            heard.append(text)
+
+    with pytest.raises(RoundFailed) as failed:
+        simulate(make_study(study="broken"), tmp_path, reporter=Listener())
+    assert any("a picture is damaged" in text for text in heard)
+    assert "a picture is damaged" not in str(failed.value)
+    assert "a picture is damaged" in (tmp_path / "sites" / "alder" / "state" / "log.txt").read_text()
+
+
+def test_a_damaged_manifest_is_told_before_anything_is_trained(fake, quiet, tmp_path):
+    study = make_study()
+    simulate(study, tmp_path, reporter=quiet)
+    manifest = tmp_path / "sites" / "alder" / "manifest.csv"
+    rows = manifest.read_text().splitlines()
+    manifest.write_text("\n".join([*rows, rows[1]]) + "\n")
+    with pytest.raises(UserError, match="is already in row 2"):
+        simulate(study, tmp_path, reporter=quiet, force=True)
+
+
+@pytest.mark.parametrize("strategy", ["fedadam", "fedmedian", "krum"])
+def test_every_strategy_runs_the_line(fake, quiet, tmp_path, strategy):
+    sites = [{**HOSPITALS[0], "name": f"s{i}"} for i in range(5)]
+    study = make_study(sites, federation={"strategy": strategy, "server_lr": 0.5}, method={"preset": "mean_teacher"})
+    assert math.isfinite(simulate(study, tmp_path, reporter=quiet)["global"]["dice_mean"])
+
+
+@pytest.mark.parametrize(
+    ("federation", "numbers"),
+    [
+        ({"strategy": "krum", "byzantine": 1}, "krum needs at least 5 training sites .* there are 2"),
+        ({"strategy": "fedmedian"}, "fedmedian needs at least 3 training sites.* there are 2"),
+        ({"strategy": "fedtrimmedavg", "trim": 0.1}, "fedtrimmedavg needs at least 10 training sites .* there are 2"),
+        ({"min_sites": 3}, "2 training sites there, at least 3 needed"),
+    ],
+)
+def test_too_few_sites_for_a_strategy_is_told_at_the_start(fake, quiet, tmp_path, federation, numbers):
+    with pytest.raises(UserError, match=numbers):
+        simulate(make_study(federation=federation), tmp_path, reporter=quiet)
+    assert not list((tmp_path / "checkpoints").glob("*"))
+
+
+def test_sites_that_are_not_there_are_named(fake, quiet, tmp_path):
+    with pytest.raises(UserError, match="sites that are not there: cedar"):
+        simulate(make_study(federation={"sites": ["alder", "cedar"]}), tmp_path, reporter=quiet)
+
+
+def test_evaluation_can_be_repeated_from_the_checkpoint(fake, quiet, tmp_path):
+    first = simulate(make_study(), tmp_path, reporter=quiet, compare_with="local")
+    (tmp_path / "sites" / "alder" / "site.yaml").touch()
+    again = evaluate(tmp_path, reporter=quiet)
+    assert again["sites"] == first["sites"] and again["global"] == first["global"]
+    assert again["compare"] == first["compare"]
+
+
+def test_evaluating_an_unfinished_run_says_what_to_do(fake, quiet, tmp_path):
+    with pytest.raises(RoundFailed):
+        simulate(make_study(study="broken"), tmp_path, reporter=quiet)
+    with pytest.raises(UserError, match="no final student"):
+        evaluate(tmp_path, reporter=quiet)
+
+
+def test_two_runs_of_a_study_give_the_same_models(fake, quiet, tmp_path):
+    for name in ("one", "two"):
+        simulate(make_study(), tmp_path / name, reporter=quiet)
+    assert finals(tmp_path / "one") == finals(tmp_path / "two")
+
+
+def test_comparisons_are_added_to_the_summary_and_not_trained_twice(fake, quiet, tmp_path, monkeypatch):
+    study = make_study()
+    summary = simulate(study, tmp_path, reporter=quiet, compare_with="local,centralized,mean_teacher")
+    assert list(summary["compare"]) == ["local", "centralized", "mean_teacher"]
+    assert set(summary["compare"]["local"]["sites"]) == {"alder", "birch"}
+    monkeypatch.setattr(fake.Segmenter, "train_round", None)
+    again = simulate(study, tmp_path, reporter=quiet, resume=True, compare_with="local,centralized,mean_teacher")
+    assert again["compare"] == summary["compare"]
+
+
+def test_an_unknown_comparison_is_refused_with_the_known_ones(fake, quiet, tmp_path):
+    with pytest.raises(UserError, match="known methods: local, centralized"):
+        simulate(make_study(), tmp_path, reporter=quiet, compare_with="locale")
+
+
+def test_two_processes_cannot_work_on_one_run(tmp_path, fake):
+    with exclusive(tmp_path / ".lock"), pytest.raises(UserError, match="another process is working on this run"):
+        simulate(make_study(), tmp_path)

@@ -1,0 +1,191 @@
+"""Promise 2: killed after any round, or amid one, and resumed: the same final weights as without the kill."""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+
+import pytest
+import safetensors.torch
+
+from dusss_core.errors import UserError
+from server.runs import runfolder
+from server.runs.events import Reporter
+from server.simulation.simulate import simulate
+from tests.server.conftest import finals, make_study
+
+FEDADAM = {"federation": {"strategy": "fedadam", "server_lr": 0.3}}
+FEDBN = {"local_norm": True}
+
+
+class Killed(BaseException):
+    """Not an Exception: nothing may catch it, as nothing catches a kill."""
+
+
+class Killer(Reporter):
+    """Raises at the `at`-th call of `event`."""
+
+    def __init__(self, event: str, at: int):
+        self._left = at
+        setattr(self, event, self._count)
+
+    def _count(self, *_):
+        self._left -= 1
+        if self._left == 0:
+            raise Killed
+
+
+MOMENTS = [
+    ("on_round_end", 1),
+    ("on_round_end", 2),
+    ("on_round_end", 3),
+    ("on_round_end", 4),
+    # after one or both sites have trained, before the round is saved
+    ("on_site_done", 2),
+    ("on_site_start", 4),
+    ("on_site_done", 10),
+    ("on_phase_end", 1),
+    ("on_phase_end", 2),
+]
+CASES = [
+    *(pytest.param({}, *moment, id=f"fedavg-{moment[0]}-{moment[1]}") for moment in MOMENTS),
+    *(pytest.param(FEDADAM, *moment, id=f"fedadam-{moment[0]}-{moment[1]}") for moment in MOMENTS[0:6:2]),
+    *(pytest.param(FEDBN, *moment, id=f"fedbn-{moment[0]}-{moment[1]}") for moment in MOMENTS[1:6:2]),
+]
+
+
+@pytest.mark.parametrize(("changes", "event", "at"), CASES)
+def test_a_killed_run_resumes_to_the_same_bytes(fake, quiet, tmp_path, changes, event, at, whole):
+    study = make_study(**changes)
+    with pytest.raises(Killed):
+        simulate(study, tmp_path, reporter=Killer(event, at))
+    fake.forget()  # a new process has no workbench
+    simulate(study, tmp_path, reporter=quiet, resume=True)
+    assert finals(tmp_path) == whole(changes)[0]
+    assert _rounds(tmp_path) == whole(changes)[1]
+
+
+def test_a_process_that_died_resumes_to_the_same_bytes(fake, quiet, tmp_path, whole):
+    command = [sys.executable, "-m", "tests.server.killed_run", str(tmp_path)]
+    assert subprocess.run([*command, "3", "fresh"], check=False).returncode == 9
+    assert not (tmp_path / "summary.json").exists()
+    assert subprocess.run([*command, "0", "resume"], check=False).returncode == 0
+    assert finals(tmp_path) == whole({})[0]
+
+
+def test_keeping_workbenches_between_messages_changes_no_bit(fake, quiet, tmp_path, whole, monkeypatch):
+    import client.work.workbench
+
+    monkeypatch.setattr(client.work.workbench, "KEPT_WORKBENCHES", 0)
+    simulate(make_study(), tmp_path, reporter=quiet)
+    assert finals(tmp_path) == whole({})[0]
+
+
+def test_a_finished_study_is_left_alone(fake, tmp_path):
+    heard = []
+
+    class Listener(Reporter):
+        def on_message(self, text):
+            heard.append(text)
+
+    study = make_study()
+    simulate(study, tmp_path, reporter=Listener())
+    before = (tmp_path / "summary.json").read_bytes()
+    simulate(study, tmp_path, reporter=Listener(), resume=True)
+    assert (tmp_path / "summary.json").read_bytes() == before
+    assert "finished" in heard[-1]
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(fake, quiet, tmp_path):
+    study = make_study()
+    simulate(study, tmp_path, reporter=quiet)
+    with pytest.raises(UserError, match=r"--resume.*--force"):
+        simulate(study, tmp_path, reporter=quiet)
+    key = json.loads((tmp_path / "run.json").read_text())["run_key"]
+    simulate(study, tmp_path, reporter=quiet, force=True)
+    assert json.loads((tmp_path / "run.json").read_text())["run_key"] != key
+
+
+def test_changed_settings_are_refused_by_name_on_resume(fake, quiet, tmp_path):
+    with pytest.raises(Killed):
+        simulate(make_study(), tmp_path, reporter=Killer("on_round_end", 1))
+    with pytest.raises(UserError, match=r"student\.width.*"):
+        simulate(make_study(student__width=8, seed=2), tmp_path, reporter=quiet, resume=True)
+    with pytest.raises(UserError, match="seed"):
+        simulate(make_study(seed=2), tmp_path, reporter=quiet, resume=True)
+
+
+def test_a_run_of_a_release_with_other_settings_is_refused_as_it_is(fake, quiet, tmp_path, monkeypatch):
+    simulate(make_study(), tmp_path, reporter=quiet)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setattr(runfolder, "study_digest", lambda study: "that of another release")
+    with pytest.raises(UserError, match="a release with other settings to choose"):
+        simulate(make_study(), tmp_path, reporter=quiet, resume=True)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_rounds_may_be_extended_on_resume_but_not_cut(fake, quiet, tmp_path):
+    simulate(make_study(), tmp_path, reporter=quiet)
+    with pytest.raises(UserError, match=r"segment\.rounds was 2 and is now 1"):
+        simulate(make_study(segment__rounds=1), tmp_path, reporter=quiet, resume=True)
+    summary = simulate(make_study(segment__rounds=4), tmp_path, reporter=quiet, resume=True)
+    assert summary["rounds"]["segment"]["trained"] == 4
+    assert summary["rounds"]["pretrain"]["trained"] == 2
+    with pytest.raises(UserError, match=r"pretrain\.rounds"):
+        simulate(make_study(segment__rounds=4, pretrain__rounds=3), tmp_path, reporter=quiet, resume=True)
+
+
+NO_SPACE = (
+    OSError(errno.ENOSPC, "No space left on device"),
+    # what the library says of a disk that is really full
+    safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+)
+
+
+@pytest.mark.parametrize("error", NO_SPACE, ids=lambda error: type(error).__name__)
+def test_a_full_disk_while_checkpointing_leaves_the_checkpoint_before(fake, quiet, tmp_path, monkeypatch, whole, error):
+    study, save, calls = make_study(), safetensors.torch.save_file, []
+
+    def full(tensors, path, metadata=None):
+        if "checkpoints" in str(path):
+            calls.append(path)
+            if len(calls) == 2:
+                path.write_bytes(b"half a file")
+                raise error
+        return save(tensors, path, metadata)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(UserError, match=r"No space left on device.*\n.*free disk space"):
+        simulate(study, tmp_path, reporter=quiet)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["pretrain-0001.safetensors"]
+    monkeypatch.setattr(safetensors.torch, "save_file", save)
+    simulate(study, tmp_path, reporter=quiet, resume=True)
+    assert finals(tmp_path) == whole({})[0]
+
+
+def test_resuming_where_nothing_was_trained_starts_afresh(fake, quiet, tmp_path, whole):
+    simulate(make_study(), tmp_path, reporter=quiet, resume=True)
+    assert finals(tmp_path) == whole({})[0]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The final models, and the rounds in metrics.jsonl, of runs that nobody disturbed."""
+    known = {}
+
+    def run(changes):
+        key = json.dumps(changes)
+        if key not in known:
+            out = tmp_path_factory.mktemp("whole")
+            simulate(make_study(**changes), out, reporter=Reporter())
+            known[key] = finals(out), _rounds(out)
+        return known[key]
+
+    return run
+
+
+def _rounds(out):
+    lines = [json.loads(text) for text in (out / "metrics.jsonl").read_text().splitlines()]
+    return [(line["phase"], line["round"], line["site"], line.get("train"), line.get("val")) for line in lines]

@@ -1,0 +1,44 @@
+"""Promise 1: one site, full sharing: the federation gives bit for bit what plain local training gives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from server.runs.checkpoints import read_model
+from server.simulation.local import load_local, train_locally
+from server.simulation.simulate import simulate
+from tests.server.conftest import HOSPITALS, make_study
+
+
+def _assert_equal(out, study):
+    local = train_locally(study, load_local(out / "sites" / "alder" / "site.yaml", study))
+    for name, tensors in (("vlm", local.vlm), ("student", local.student)):
+        federated = read_model(out / "checkpoints" / f"{name}.safetensors")
+        assert federated.keys() == tensors.keys()
+        different = [key for key in tensors if not torch.equal(federated[key], tensors[key])]
+        assert not different, f"{name}: {different[:5]}"
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"study": "falling", "segment__rounds": 6, "segment__patience": 2}], ids=["rounds", "patience"]
+)
+def test_a_federation_of_one_is_plain_training(fake, quiet, tmp_path, changes):
+    study = make_study(HOSPITALS[:1], **changes)
+    simulate(study, tmp_path, reporter=quiet)
+    _assert_equal(tmp_path, study)
+
+
+def test_a_federation_of_one_is_plain_training_with_the_true_method(quiet, tmp_path):
+    study = make_study(HOSPITALS[:1])
+    simulate(study, tmp_path, reporter=quiet)
+    _assert_equal(tmp_path, study)
+
+
+def test_a_federation_that_forgets_its_optimizer_is_not_plain_training(fake, quiet, tmp_path, monkeypatch):
+    monkeypatch.setattr(fake.Segmenter, "load_private", lambda self, tensors: None)
+    monkeypatch.setattr("client.work.workbench.KEPT_WORKBENCHES", 0)
+    study = make_study(HOSPITALS[:1])
+    simulate(study, tmp_path, reporter=quiet)
+    with pytest.raises(AssertionError, match="student"):
+        _assert_equal(tmp_path, study)

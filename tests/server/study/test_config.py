@@ -1,0 +1,99 @@
+"""Study files: presets by name, unknown keys with the nearest known one, what the sites are sent."""
+
+from __future__ import annotations
+
+import pytest
+
+from dusss_core.errors import UserError
+from server.study.config import StudyConfig, find_study, load_study
+from tests.server.conftest import make_study
+
+
+def write(tmp_path, text):
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_preset_is_found_by_name_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_study("demo") == find_study("configs/demo.yaml") == find_study("demo.yaml")
+    assert load_study("demo").study == "demo"
+
+
+def test_an_unknown_preset_names_the_known_ones(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"presets: .*demo"):
+        find_study("demmo")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("federation: {stategy: fedavg}", r"'federation\.stategy'\n  -> did you mean 'strategy'"),
+        ("federation: {strategy: fedsgd}", r"'federation\.strategy'"),
+        ("simulation: {dat: {}}", r"'simulation\.dat'\n  -> did you mean 'data'"),
+        ("simulation: {data: {kind: synth, synth: {hospital: 3}}}", r"'simulation\.data\.synth\.hospital'"),
+        ("simulation: {data: {kind: manifest}}", "needs a path"),
+        ("simulation: {data: {kind: synth}, partition: {}}", "hospitals are the sites"),
+        ("prox_mu: 0.1", "fedprox"),
+        ("{local_norm: true, vlm: {weights: w.safetensors}}", "reach no site"),
+    ],
+)
+def test_a_mistake_is_told_with_file_and_key(tmp_path, text, message):
+    path = write(tmp_path, text)
+    with pytest.raises(UserError, match=message) as told:
+        load_study(path)
+    assert str(path) in str(told.value)
+
+
+def test_set_reaches_every_part(tmp_path):
+    path = write(tmp_path, "simulation: {data: {kind: synth}}")
+    study = load_study(path, ["data.root=../elsewhere", "simulation.data.synth.hospitals=2", "federation.mu=0.5"])
+    assert study.data.root == "../elsewhere" and study.simulation["data"]["synth"]["hospitals"] == 2
+    assert study.federation.mu == 0.5
+
+
+def test_sites_are_sent_no_path_of_the_coordinators_machine_and_nothing_of_the_federation():
+    study = make_study(vlm__weights="/home/me/weights.safetensors", student__weights="/home/me/student.safetensors")
+    sent = study.training().model_dump_json()
+    assert "/home/me" not in sent and "federation" not in sent and "simulation" not in sent and "root" not in sent
+
+
+def test_fedprox_reaches_the_sites_as_prox_mu():
+    assert make_study(federation={"strategy": "fedprox", "mu": 0.3}).training().prox_mu == 0.3
+    assert make_study(federation={"mu": 0.3}).training().prox_mu == 0
+
+
+def test_the_papers_preset_has_nothing_that_is_not_in_the_paper_and_given_keys_win():
+    paper = make_study(method={"preset": "paper"})
+    own = ("grounding_supervision", "grounding_consistency", "detach_uncertainty")
+    assert not any(getattr(paper.method, switch) for switch in own)
+    assert paper.method.pairs == "identity"
+    assert not (paper.vlm.skips or paper.vlm.cross_attention or paper.vlm.mirror or paper.segment.dice)
+    assert paper.vlm.mask_bias == 0
+    assert paper.segment.teacher_rampup == 0 and not paper.segment.guided_as_labelled
+    assert make_study(method={"preset": "paper", "grounding_supervision": True}).method.grounding_supervision
+    assert make_study(method={"preset": "paper"}, segment={"dice": True}).segment.dice
+
+
+def test_a_resolved_config_reads_back_the_same(tmp_path):
+    from feddusss import configfile
+
+    study = make_study(federation={"strategy": "fedprox"}, method={"preset": "paper"})
+    path = write(tmp_path, configfile.dump(study))
+    assert configfile.load(StudyConfig, path) == study
+
+
+def test_paths_of_a_study_hold_in_the_coordinators_folder(tmp_path, monkeypatch):
+    """The ServerApp starts elsewhere; the name of a release is no path."""
+    from server.deployment.run import _on_any_folder
+
+    monkeypatch.chdir(tmp_path)
+    study = make_study(vlm__weights="a/vlm.safetensors", student__weights="student.safetensors")
+    there = _on_any_folder(study)
+    assert there.vlm.weights == str(tmp_path / "a" / "vlm.safetensors")
+    assert there.student.weights == str(tmp_path / "student.safetensors")
+    lite = "tf_efficientnet_lite0"
+    named = _on_any_folder(make_study(student={"encoder": lite, "weights": "imagenet"}, vlm__weights="imagenet"))
+    assert (named.vlm.weights, named.student.weights) == ("imagenet", "imagenet")
