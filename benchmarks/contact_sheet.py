@@ -18,6 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from dusss_core.phases import Phase
 from feddusss import cli
 
 COLUMNS = ("picture", "true mask", "text-guided mask", "teacher", "student")
@@ -83,12 +84,12 @@ def _rows(run: Path, site_file: Path, count: int) -> list[list[np.ndarray]]:
         bank = build_text_bank(train.sentences, study.vlm.text, site.text_cache, "cpu", augmented=False)
         return with_own_statistics(study, phase, whole, train, bank)
 
-    student = final("student", "segment")
-    private = state.newest("segment", before=10**9)
+    student = final("student", Phase.SEGMENT)
+    private = state.newest(Phase.SEGMENT, before=10**9)
     teacher = with_prefix(private[0], "teacher.") if private else {}
     masks = [np.asarray(picked.masks)]
     if study.method.text_mask:
-        vlm = final("vlm", "pretrain")
+        vlm = final("vlm", Phase.PRETRAIN)
         bank = build_text_bank(picked.sentences, study.vlm.text, site.text_cache, "cpu", augmented=False)
         masks.append(to_classes(np.asarray(text_guided_masks(study, vlm, picked, bank), dtype=np.float32)))
     else:

@@ -68,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     synth.add_argument("out", type=Path, help="folder for the hospitals")
     synth.add_argument("--hospitals", type=int, help="number of hospitals (default 3)")
     synth.add_argument("--seed", type=int, default=1, help="seed of every picture (default 1)")
-    synth.add_argument("--config", type=Path, help="settings (YAML, see sites/synth/hospitals.py)")
+    synth.add_argument("--config", type=Path, help="settings (YAML, see sites/synth/config.py)")
     synth.add_argument("--force", action="store_true", help="write into a folder that is not empty")
     cli.add_common_arguments(synth)
     synth.set_defaults(run=_synth)
@@ -126,7 +126,8 @@ def _partition(arguments: argparse.Namespace) -> None:
 def _synth(arguments: argparse.Namespace) -> None:
     from feddusss import configfile
     from sites.config import write_site
-    from sites.synth.hospitals import SynthConfig, write_hospitals
+    from sites.synth.config import SynthConfig
+    from sites.synth.hospitals import write_hospitals
 
     values = configfile.read_yaml(arguments.config) if arguments.config else {}
     if arguments.hospitals is not None:

@@ -12,10 +12,10 @@ from pydantic import Field, field_validator, model_validator
 
 from dusss_core.config import Strict
 from dusss_core.files import write_text
+from dusss_core.phases import Phase
 from feddusss import configfile
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
-Phase = Literal["pretrain", "segment"]
 SplitName = Literal["train", "val", "test"]
 
 
@@ -61,7 +61,7 @@ class LimitsConfig(Strict):
     """Local passes over the training pictures per round, at most."""
     max_steps_per_round: int | None = Field(None, ge=1)
     """Optimizer steps per round, at most. null: no limit."""
-    phases: list[Phase] = Field(default=["pretrain", "segment"])
+    phases: list[Phase] = Field(default=list(Phase))
     """Phases that this site trains in. An empty list: the site only evaluates."""
     splits: list[SplitName] = Field(default=["train", "val", "test"])
     """Splits of the manifest that a study may use; pictures of the others are not read."""

@@ -332,7 +332,8 @@ def processes_with(text: str) -> dict[str, int]:
 
 def write_data(folder: Path, sizes: Mapping[str, int]) -> None:
     """Synthetic data of hospitals, by name and number of training pictures, in `folder`/NAME."""
-    from sites.synth.hospitals import SynthConfig, write_hospitals
+    from sites.synth.config import SynthConfig
+    from sites.synth.hospitals import write_hospitals
 
     each = [{"name": name, "train": size, "val": 6, "test": 6, "label_fraction": 0.5} for name, size in sizes.items()]
     write_hospitals(folder, SynthConfig.model_validate({"size": 32, "hospitals": each}), 1)

@@ -11,11 +11,11 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("dusss_core", "feddusss", "sites", "client", "server", "configs")
 MAY_IMPORT = {
     "dusss_core": set(),
-    "feddusss": {"dusss_core.errors", "dusss_core.config", "dusss_core.files"},
+    "feddusss": {"dusss_core.errors", "dusss_core.config", "dusss_core.files", "dusss_core.phases"},
     "sites": {"dusss_core", "feddusss"},
     "client": {"dusss_core", "feddusss", "sites"},
     "server": {"dusss_core", "feddusss"},
-    "server/study": {"dusss_core", "feddusss", "sites.partition", "sites.synth.hospitals"},
+    "server/study": {"dusss_core", "feddusss", "server", "sites.partition", "sites.synth.config"},
     "server/simulation": {"dusss_core", "feddusss", "sites", "client", "server"},
     "configs": set(),
 }

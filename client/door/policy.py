@@ -6,8 +6,10 @@ from datetime import datetime, time
 from functools import lru_cache
 from pathlib import Path
 
-from client.door.request import Declined, Request
+from client.declined import Declined
+from client.door.request import Request
 from dusss_core.config import TrainingConfig
+from dusss_core.phases import Phase
 from sites.config import SiteConfig
 
 
@@ -25,8 +27,8 @@ def check_study(site: SiteConfig, request: Request) -> None:
             f"pictures of {training.image.size} pixels were asked for; this site allows {limits.max_picture_size} "
             "(limits.max_picture_size)"
         )
-    for phase in ("pretrain", "segment"):
-        rounds = getattr(training, phase).rounds
+    for phase in Phase:
+        rounds = phase.settings(training).rounds
         if rounds > limits.max_rounds:
             raise Declined(f"{rounds} rounds were asked for; this site allows {limits.max_rounds} (limits.max_rounds)")
 
@@ -64,7 +66,7 @@ def check_training(site: SiteConfig, request: Request) -> None:
     limits, phase = site.limits, request.phase
     if phase not in limits.phases:
         raise Declined(f"this site does not train in phase '{phase}' (limits.phases)", abstains=True)
-    epochs = getattr(request.training, phase).epochs
+    epochs = phase.settings(request.training).epochs
     if epochs > limits.max_epochs_per_round:
         raise Declined(
             f"{epochs} epochs per round were asked for; this site allows {limits.max_epochs_per_round} "
@@ -72,7 +74,7 @@ def check_training(site: SiteConfig, request: Request) -> None:
         )
     if request.round > limits.max_rounds:
         raise Declined(f"round {request.round}; this site allows {limits.max_rounds} (limits.max_rounds)")
-    if phase == "pretrain":
+    if phase.reads_sentences:
         check_language(site, request.training)
     if site.privacy.epsilon is not None:
         _check_private(site, request)

@@ -9,34 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from client.declined import Declined
 from dusss_core.config import TrainingConfig
+from dusss_core.phases import Phase
 from feddusss import wire
 
 if TYPE_CHECKING:
     from flwr.app import ConfigRecord, RecordDict
     from torch import Tensor
 
-PHASES = ("pretrain", "segment")
 _RUN_KEY = re.compile(r"[0-9a-f]{16,64}")
 _DIGEST = re.compile(r"([0-9a-f]{64})?")
 _MOST_ROUNDS = 10**6
-
-
-class Declined(Exception):
-    """The site does not do what was asked. The reason travels, so it never speaks of the site's data or paths.
-
-    Args:
-        reason: one sentence.
-        abstains: the site cannot take part in the phase at all, and that is no failure.
-        diverged: training gave a loss or weights that are not finite.
-        spent: under secure aggregation: the site's part of the round was given, and is not given twice.
-    """
-
-    def __init__(self, reason: str, *, abstains: bool = False, diverged: bool = False, spent: bool = False):
-        super().__init__(reason)
-        self.abstains = abstains
-        self.diverged = diverged
-        self.spent = spent
 
 
 @dataclass(frozen=True)
@@ -47,7 +31,7 @@ class Request:
     training_digest: str
     run_key: str
     """Names the run; the site's private state is kept by it."""
-    phase: str = "segment"
+    phase: Phase = Phase.SEGMENT
     round: int = 1
     """The round to train; for `what: test` the round that made the model."""
     vlm_digest: str = ""
@@ -85,7 +69,7 @@ def read_request(content: RecordDict) -> Request:
         training=training,
         training_digest=hashlib.sha256(text.encode()).hexdigest(),
         run_key=_text(record, "run_key", _RUN_KEY),
-        phase=_text(record, "phase", re.compile("|".join(PHASES)), "segment"),
+        phase=Phase(_text(record, "phase", re.compile("|".join(Phase)), Phase.SEGMENT)),
         round=_round(record, "round", 1),
         vlm_digest=_text(record, "vlm_digest", _DIGEST, ""),
         vlm_round=_round(record, "vlm_round", 0),

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 from client.door.declines import Declines
 from client.door.guard import refusal
-from client.door.request import PHASES
 from client.node.child import end_with_supervisor, tell
 from client.work import observe
 from dusss_core.errors import UserError
 from dusss_core.files import write_text
+from dusss_core.phases import Phase
 from sites.config import load_site
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ def _shown(message: Message) -> Iterator[str]:
     settings = message.content.config_records.get("config") or {}
     phase, number = settings.get("phase"), settings.get("round")
     kind = re.sub(r"[^a-z]", "", str(message.metadata.message_type))[:20]
-    name = f"{phase} round {number}" if phase in PHASES and type(number) is int else ""
+    name = f"{phase} round {number}" if phase in list(Phase) and type(number) is int else ""
     what = {"train": f"training {name}", "evaluate": f"evaluating {name}"}.get(kind, f"answering a {kind}")
     tell("status", what)
     last = 0.0

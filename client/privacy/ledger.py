@@ -26,12 +26,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from client.declined import Declined
 from client.door import audit
-from client.door.request import PHASES, Declined
 from client.state import chain
 from client.state.store import make_private
 from dusss_core.errors import UserError
 from dusss_core.files import exclusive, write_json
+from dusss_core.phases import Phase
 from dusss_core.privacy.accounting import Budget, epsilon
 from dusss_core.privacy.charge import Charge
 from sites.config import PrivacyConfig
@@ -68,7 +69,7 @@ class Entry:
     study: str
     run: str
     """The run's key."""
-    phase: str
+    phase: Phase
     round: int
     message: str
     """SHA-256 of what was asked: the model that came, and the settings."""
@@ -130,7 +131,7 @@ class Ledger:
         *,
         study: str,
         run: str,
-        phase: str,
+        phase: Phase,
         round: int,
         message: str,
         vlm: str = "",
@@ -303,7 +304,7 @@ class Ledger:
 # What no ledger paid for.
 
 
-def note_unpaid(state_dir: Path, study: str, run: str, phase: str, round: int) -> None:
+def note_unpaid(state_dir: Path, study: str, run: str, phase: Phase, round: int) -> None:
     """Before a round without privacy: remember for good that these records were trained on so.
 
     Raises:
@@ -316,7 +317,7 @@ def note_unpaid(state_dir: Path, study: str, run: str, phase: str, round: int) -
 
 def _trained_before(state_dir: Path) -> bool:
     """Whether an earlier release, which left no note, trained here."""
-    state = re.compile(rf"({'|'.join(PHASES)})-\d+\.safetensors")
+    state = re.compile(rf"({'|'.join(Phase)})-\d+\.safetensors")
     if any(state.fullmatch(path.name) for path in (state_dir / "studies").glob("*/*/*.safetensors")):
         return True
     answers = (_as_json(line) for line in _lines_about(state_dir / chain.LOG, b'"event":"answer"'))

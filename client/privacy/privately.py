@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from flwr.app import RecordDict
 
-from client.door.request import Declined, Request, read_tensors
+from client.declined import Declined
+from client.door.request import Request, read_tensors
 from client.privacy import ledger
 from client.state.store import make_private, write_log
 from dusss_core.files import digest_of_tensors, write_bytes
 from sites.config import SiteConfig
-
-if TYPE_CHECKING:
-    from client.work.workbench import Workbench
+from sites.manifest import Record
 
 ANSWERS = "answers"
 KEPT_ANSWERS = 2
@@ -45,14 +43,14 @@ def role(site: SiteConfig) -> str:
     return "train" if site.limits.phases else "evaluate"
 
 
-def check_patients(site: SiteConfig, bench: Workbench) -> None:
+def check_patients(site: SiteConfig, records: Iterable[Record]) -> None:
     """Refuse data that break what the site declares of its patients, as far as the manifest names them.
 
     Raises:
         Declined: with the setting.
     """
     seen: dict[str, int] = {}
-    for record in bench.data.records:
+    for record in records:
         if record.split == "train" and record.patient:
             seen[record.patient] = seen.get(record.patient, 0) + 1
     if max(seen.values(), default=0) > site.privacy.records_per_patient:
@@ -77,7 +75,7 @@ def pay(site: SiteConfig, request: Request, content: RecordDict) -> dict[str, in
         phase=request.phase,
         round=request.round,
         message=_digest_of(request, content),
-        vlm=request.vlm_digest if request.phase == "segment" else "",
+        vlm=request.vlm_digest if request.phase.takes_masks else "",
         seen=request.charges,
     )
     return {"num-examples": site.privacy.records, "ledger-charges": entry.number}

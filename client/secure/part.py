@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import ConfigRecord, RecordDict
 from pydantic import Field, ValidationError
 
-from client.door.request import Declined, Request, read_tensors
+from client.declined import Declined
+from client.door.request import Request, read_tensors
 from client.secure.keys import write_private
 from client.secure.peers import own_key, read_peers
 from client.state.store import make_private

@@ -22,9 +22,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from client.door.request import Declined
+from client.declined import Declined
 from dusss_core.errors import UserError
 from dusss_core.files import digest_of_tensors, exclusive, read_tensors, with_prefix, write_tensors
+from dusss_core.phases import Phase
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +43,7 @@ class SiteState:
     def __init__(self, state_dir: Path, study: str, run_key: str):
         self.folder = Path(state_dir) / "studies" / study / run_key
 
-    def newest(self, phase: str, before: int) -> tuple[dict[str, Tensor], int] | None:
+    def newest(self, phase: Phase, before: int) -> tuple[dict[str, Tensor], int] | None:
         """The state of the newest round before round `before`, and that round; None if there is none.
 
         Usually the round just before; an older one if the site missed rounds.
@@ -52,11 +53,11 @@ class SiteState:
             return None
         return read_tensors(self._path(phase, rounds[-1]))[0], rounds[-1]
 
-    def newest_round(self, phase: str, before: int) -> int | None:
+    def newest_round(self, phase: Phase, before: int) -> int | None:
         """As `newest`, without reading it."""
         return next((round for round in reversed(self._rounds(phase)) if round < before), None)
 
-    def save(self, phase: str, round: int, tensors: dict[str, Tensor]) -> None:
+    def save(self, phase: Phase, round: int, tensors: dict[str, Tensor]) -> None:
         """Keep the state after `round`, atomically; drop rounds that no resume can need, but for the local layers.
 
         Raises:
@@ -71,7 +72,7 @@ class SiteState:
         for old in set(rounds) - set(kept):
             self._path(phase, old).unlink(missing_ok=True)
 
-    def local_layers(self, phase: str, round: int) -> dict[str, Tensor]:
+    def local_layers(self, phase: Phase, round: int) -> dict[str, Tensor]:
         """The local layers that belong to the global model of `round`: those after this site's newest round up to it,
         or its first ones if it joined later; empty if there are none."""
         rounds = self._rounds(f"{phase}-local")
@@ -101,10 +102,10 @@ class SiteState:
             if other.stem != f"vlm-{digest}":
                 other.unlink()
 
-    def _path(self, phase: str, round: int) -> Path:
+    def _path(self, phase: Phase, round: int) -> Path:
         return self.folder / f"{phase}-{round:06d}.safetensors"
 
-    def _rounds(self, phase: str) -> list[int]:
+    def _rounds(self, phase: Phase) -> list[int]:
         pattern = re.compile(rf"{phase}-(\d+)\.safetensors")
         names = (path.name for path in self.folder.glob(f"{phase}-*.safetensors"))
         return sorted(int(match[1]) for name in names if (match := pattern.fullmatch(name)))

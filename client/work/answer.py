@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
+from client.declined import Declined
 from client.door import audit, policy
-from client.door.request import Declined, Request, read_request, read_tensors
+from client.door.request import Request, read_request, read_tensors
 from client.privacy import ledger, privately
 from client.secure import part as secure
 from client.state.store import SiteState, locked, write_log
@@ -25,6 +26,7 @@ from client.work import memory, observe
 from client.work.workbench import Workbench, workbench
 from dusss_core.errors import NotFinite, UserError
 from dusss_core.files import with_prefix
+from dusss_core.phases import Phase
 from feddusss import __version__, wire
 from sites.config import SiteConfig, load_site
 
@@ -132,7 +134,7 @@ def _train(site: SiteConfig, request: Request, content: RecordDict, state: SiteS
     _check_can_train(site, request, bench)
     _keep_vlm(request, content, state)
     if private:
-        privately.check_patients(site, bench)
+        privately.check_patients(site, bench.data.records)
         if (answered := privately.paid_answer(site, request, content)) is not None:
             return answered
     trainer, state_round = bench.trainer(state, request)
@@ -149,7 +151,7 @@ def _train(site: SiteConfig, request: Request, content: RecordDict, state: SiteS
     state.save(request.phase, request.round, trainer.private())
     bench.trained(request)
     metrics |= {
-        "num-examples": _examples(request, bench),
+        "num-examples": request.phase.weight(bench.data.counts),
         "state.age": request.round - 1 - state_round,
         "seconds": time.perf_counter() - started,
     }
@@ -199,19 +201,19 @@ def _test(request: Request, content: RecordDict, state: SiteState, bench: Workbe
     config, device = request.training, bench.device
     test, train = bench.split("test"), bench.split("train")
     student = read_tensors(content, "arrays")
-    local = state.local_layers("segment", request.round)
+    local = state.local_layers(Phase.SEGMENT, request.round)
     metrics = {}
     if student is not None and (local or not config.local_norm):
-        student = with_own_statistics(config, "segment", {**student, **local}, train, None, device)
+        student = with_own_statistics(config, Phase.SEGMENT, {**student, **local}, train, None, device)
         metrics |= _prefixed("test", evaluate_student(config, student, test, device))
     hidden = (train.masked & ~train.labelled & train.has_text).nonzero()[0]
-    newest = state.newest("segment", before=10**9) if len(hidden) else None
+    newest = state.newest(Phase.SEGMENT, before=10**9) if len(hidden) else None
     if newest is not None and (teacher := with_prefix(newest[0], "teacher.")):
         scores = evaluate_student(config, teacher, train.select(hidden), device)
         metrics |= {"pseudo.teacher_dice": scores.get("dice", math.nan), "pseudo.n": float(len(hidden))}
     if config.method.text_mask and request.vlm_digest:
         vlm = bench.vlm(state, request)
-        if config.local_norm and not state.local_layers("pretrain", request.vlm_round):
+        if config.local_norm and not state.local_layers(Phase.PRETRAIN, request.vlm_round):
             return metrics
         if test.has_text.any():
             logits = text_guided_masks(config, vlm, test, bench.text, device)
@@ -242,12 +244,6 @@ def _check_finite(shared: Mapping[str, Tensor]) -> None:
 
     if not all(bool(torch.isfinite(tensor).all()) for tensor in shared.values()):
         raise Declined("training gave weights that are not finite; the state before is kept", diverged=True)
-
-
-def _examples(request: Request, bench: Workbench) -> int:
-    """Training pictures (not tiles) that the phase uses: the site's weight in the mean."""
-    counts = bench.data.counts
-    return counts["n_text"] if request.phase == "pretrain" else counts["n_labelled"] + counts["n_unlabelled"]
 
 
 def _prefixed(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from client.door.request import Declined
+from client.declined import Declined
 from sites.config import LimitsConfig
 
 _GB = 1e9

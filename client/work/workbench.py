@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from client.declined import Declined
 from client.door import policy
-from client.door.request import Declined, Request
+from client.door.request import Request
 from client.state.store import SiteState
 from client.work import observe
 from dusss_core import training
 from dusss_core.config import TrainingConfig
 from dusss_core.errors import UserError
 from dusss_core.files import digest_of_tensors, write_atomically
+from dusss_core.phases import Phase
 from dusss_core.records import Split
 from dusss_core.text.bank import build_text_bank
 from sites.config import SiteConfig
@@ -92,7 +94,7 @@ class Workbench:
         phase = request.phase
         round = state.newest_round(phase, request.round)
         wanted = (request.run_key, phase, round or 0)
-        masks = self._training_masks(state, request) if phase == "segment" else None
+        masks = self._training_masks(state, request) if phase.takes_masks else None
         masks_key = self._masks[1] if masks is not None else ""
         if self._trainer is None or self._trainer[:2] != (phase, masks_key) or round is None:
             # also without a state: a used trainer still has moments, a step count and a teacher
@@ -139,22 +141,24 @@ class Workbench:
         shared = state.vlm(request.vlm_digest)
         if shared is None:
             raise Declined("this site has not been given the vision-language model")
-        local = state.local_layers("pretrain", request.vlm_round)
+        local = state.local_layers(Phase.PRETRAIN, request.vlm_round)
         if not local:
             return shared
         whole = {**shared, **local}
-        return training.with_own_statistics(self.config, "pretrain", whole, self.split("train"), self.text, self.device)
+        return training.with_own_statistics(
+            self.config, Phase.PRETRAIN, whole, self.split("train"), self.text, self.device
+        )
 
     def _training_masks(self, state: SiteState, request: Request) -> np.ndarray | None:
         return self.text_masks(state, request) if self.config.method.text_mask else None
 
-    def _build_trainer(self, phase: str, masks: np.ndarray | None):
+    def _build_trainer(self, phase: Phase, masks: np.ndarray | None):
         train, val = self.split("train"), self.split("val")
         common = {"device": self.device, "progress": self._step_made}
-        kind = {"pretrain": training.Pretrainer, "segment": training.Segmenter}[phase]
+        kind = {Phase.PRETRAIN: training.Pretrainer, Phase.SEGMENT: training.Segmenter}[phase]
         if self.site.privacy.epsilon is not None:
             kind, common = _private(phase), {**common, "records": self.site.privacy.records}
-        if phase == "pretrain":
+        if phase.reads_sentences:
             return kind(self.config, self.site.site, train, val, self.text, **common)
         return kind(self.config, self.site.site, train, val, text_logits=masks, **common)
 
@@ -190,12 +194,12 @@ def resolve_device(name: str) -> str:
     return name
 
 
-def _private(phase: str):
+def _private(phase: Phase):
     """The trainer of a phase for a site that asks for differential privacy."""
     from dusss_core.privacy.pretrain import PrivatePretrainer
     from dusss_core.privacy.segment import PrivateSegmenter
 
-    return {"pretrain": PrivatePretrainer, "segment": PrivateSegmenter}[phase]
+    return {Phase.PRETRAIN: PrivatePretrainer, Phase.SEGMENT: PrivateSegmenter}[phase]
 
 
 def _save(path: Path, array: np.ndarray) -> None:

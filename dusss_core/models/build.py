@@ -15,9 +15,19 @@ from dusss_core.models.public_weights import load_encoder_weights, load_student_
 from dusss_core.models.text_tower import TextTower
 from dusss_core.models.unet import UNet
 from dusss_core.models.vlm import VisionLanguageModel
+from dusss_core.phases import Phase
 from dusss_core.seeds import derive_seed
 
 Student = UNet | EncoderStudent
+
+
+def build(config: TrainingConfig, phase: Phase) -> Student | VisionLanguageModel:
+    """The network that `phase` trains, with the study's initial weights.
+
+    Raises:
+        UserError: as `build_student` and `build_vlm`.
+    """
+    return build_vlm(config) if phase == Phase.PRETRAIN else build_student(config)
 
 
 def build_student(config: TrainingConfig) -> Student:
@@ -27,7 +37,7 @@ def build_student(config: TrainingConfig) -> Student:
         UserError: unknown encoder, or public weights that are missing or do not fit.
     """
     settings, image = config.student, config.image
-    with _initialisation(config, "segment"):
+    with _initialisation(config, Phase.SEGMENT):
         if settings.encoder is None:
             student = UNet(image.channels, image.classes, settings.width, settings.norm)
         else:
@@ -50,7 +60,7 @@ def build_vlm(config: TrainingConfig) -> VisionLanguageModel:
     from dusss_core.text.encoder import TextEncoder, embedding_width
 
     settings = config.vlm
-    with _initialisation(config, "pretrain"):
+    with _initialisation(config, Phase.PRETRAIN):
         image = ImageTower(
             settings.image_encoder,
             config.image.channels,
@@ -77,7 +87,7 @@ def build_vlm(config: TrainingConfig) -> VisionLanguageModel:
 
 
 @contextmanager
-def _initialisation(config: TrainingConfig, phase: str) -> Iterator[None]:
+def _initialisation(config: TrainingConfig, phase: Phase) -> Iterator[None]:
     """Torch's initialisers draw from the global generator: inside it is seeded by the study, outside untouched."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "init", phase))

@@ -6,12 +6,10 @@ Both follow from public settings alone, so a site can tell before it looks at a 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
 from dusss_core.config import TrainingConfig
+from dusss_core.phases import Phase
 from dusss_core.privacy.charge import Charge
-
-Phase = Literal["pretrain", "segment"]
 
 FEWEST = {"public_negatives": 500, "groups": 1000}
 """Training records below which the noise drowns what pretraining could teach."""
@@ -24,7 +22,7 @@ def charge_of(config: TrainingConfig, phase: Phase) -> Charge:
         ValueError: private sites take no part in this phase.
     """
     privacy = config.privacy
-    if phase == "pretrain" and privacy.pretrain == "off":
+    if phase == Phase.PRETRAIN and privacy.pretrain == "off":
         raise ValueError("privacy.pretrain is off: no round of it is trained, so none is charged")
     return Charge(privacy.steps_per_round, privacy.sample_rate, privacy.noise_multiplier / sensitivity(config, phase))
 
@@ -35,7 +33,7 @@ def sensitivity(config: TrainingConfig, phase: Phase) -> float:
     1 where each record is clipped for itself. A record that joins a group turns the group's clipped gradient into
     another one of norm at most C: 2.
     """
-    return 2.0 if phase == "pretrain" and config.privacy.pretrain == "groups" else 1.0
+    return 2.0 if phase == Phase.PRETRAIN and config.privacy.pretrain == "groups" else 1.0
 
 
 def why_not(config: TrainingConfig, phase: Phase, records: int) -> str | None:
@@ -56,7 +54,7 @@ def reasons_against(config: TrainingConfig, phase: Phase, records: int) -> list[
         found.append("local_norm fits normalisation layers to the site's pictures without noise: set local_norm: false")
     if config.image.mode == "tile":
         found.append("image.mode: tile makes many records of one picture, and each would be hidden alone: use resize")
-    return [*found, *(_against_segment(config) if phase == "segment" else _against_pretrain(config, records))]
+    return [*found, *(_against_segment(config) if phase == Phase.SEGMENT else _against_pretrain(config, records))]
 
 
 def _against_segment(config: TrainingConfig) -> Iterator[str]:

@@ -19,6 +19,7 @@ from dusss_core.losses.text_guided import masked_pool, text_guided_loss
 from dusss_core.models import build_vlm
 from dusss_core.models.grounding import Grounding
 from dusss_core.models.text_tower import TextFeatures
+from dusss_core.phases import Phase
 from dusss_core.records import Split
 from dusss_core.seeds import generator
 from dusss_core.text.bank import TextBank, build_text_bank
@@ -62,7 +63,7 @@ class Pretrainer(PhaseTrainer):
         text: features of the site's sentences; None where the text encoder is trained along.
     """
 
-    phase = "pretrain"
+    phase = Phase.PRETRAIN
 
     def __init__(
         self,

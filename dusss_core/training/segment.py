@@ -14,6 +14,7 @@ from dusss_core.files import with_prefix
 from dusss_core.losses.schedules import sigmoid_rampup
 from dusss_core.losses.segmentation import semi_supervised_loss, supervised_loss
 from dusss_core.models import Teacher, build_student
+from dusss_core.phases import Phase
 from dusss_core.records import Split
 from dusss_core.training.evaluation import score_model
 from dusss_core.training.sampling import two_stream_batches
@@ -32,7 +33,7 @@ class Segmenter(PhaseTrainer):
             without text; None where the method or the site has none.
     """
 
-    phase = "segment"
+    phase = Phase.SEGMENT
 
     def __init__(
         self,

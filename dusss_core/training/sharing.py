@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Set
-from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dusss_core.config import TrainingConfig
-from dusss_core.models import build_student, build_vlm
+from dusss_core.models import build
+from dusss_core.phases import Phase
 from dusss_core.records import Split
-
-Phase = Literal["pretrain", "segment"]
 
 
 def can_train(config: TrainingConfig, phase: Phase, train: Split) -> str | None:
     """None if a site with this training split can take part in `phase`, otherwise the reason why not."""
     if len(train) == 0:
         return "the site has no training pictures"
-    if phase == "pretrain" and not train.has_text.any():
+    if not phase.usable(train).any():
         return "the site has no sentences"
-    if phase == "segment" and not train.labelled.any() and not config.method.semi_supervised:
+    if phase == Phase.SEGMENT and not train.labelled.any() and not config.method.semi_supervised:
         return "the site has no labelled pictures and the method uses no others"
     return None
 
@@ -34,12 +32,12 @@ def handed_on(config: TrainingConfig, phase: Phase, n_labelled: int) -> tuple[st
     those of the others back.
     """
     decoder_has_masks = n_labelled or not config.method.grounding_supervision
-    return () if phase != "pretrain" or decoder_has_masks else ("grounding.",)
+    return () if phase != Phase.PRETRAIN or decoder_has_masks else ("grounding.",)
 
 
 def initial_shared(config: TrainingConfig, phase: Phase) -> dict[str, Tensor]:
     """The first global model of a phase: seeded weights, those that travel."""
-    return shared_tensors(build_vlm(config) if phase == "pretrain" else build_student(config), config.local_norm)
+    return shared_tensors(build(config, phase), config.local_norm)
 
 
 def shared_tensors(model: nn.Module, local_norm: bool) -> dict[str, Tensor]:

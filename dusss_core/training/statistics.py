@@ -17,11 +17,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dusss_core.config import TrainingConfig
 from dusss_core.inference import to_input
-from dusss_core.models import build_student, build_vlm
+from dusss_core.models import build
+from dusss_core.phases import Phase
 from dusss_core.records import Split
 from dusss_core.seeds import generator
 from dusss_core.text.bank import TextBank
-from dusss_core.training.sharing import Phase, load_tensors, local_tensors
+from dusss_core.training.sharing import load_tensors, local_tensors
 
 PICTURES = 64
 """Training pictures that the statistics are estimated on: each layer averages over all their pixels."""
@@ -42,7 +43,7 @@ def estimate_statistics(
         train: the site's training split; of pretraining, records with text are used.
         text: features of its sentences, for pretraining.
     """
-    usable = train.has_text.nonzero()[0] if phase == "pretrain" else np.arange(len(train))
+    usable = phase.usable(train).nonzero()[0]
     if not config.local_norm or len(usable) < 2 or not isinstance(train.images, np.ndarray):
         return
     order = torch.randperm(len(usable), generator=generator(config.seed, "statistics", phase)).numpy()
@@ -50,7 +51,7 @@ def estimate_statistics(
 
     def show(positions: np.ndarray) -> None:
         x = to_input(torch.from_numpy(np.ascontiguousarray(train.images[positions])).to(device), config.image)
-        if phase == "segment":
+        if not phase.reads_sentences:
             model(x)
         else:
             tokens, mask = text.features(torch.from_numpy(train.sentence[positions]))
@@ -70,7 +71,7 @@ def with_own_statistics(
     """`tensors` of a whole model, global weights and local layers, with statistics that fit them."""
     if not config.local_norm:
         return tensors
-    model = (build_vlm(config) if phase == "pretrain" else build_student(config)).to(device)
+    model = build(config, phase).to(device)
     load_tensors(model, tensors)
     estimate_statistics(config, phase, model, train, text, device)
     return {**tensors, **local_tensors(model, local_norm=True)}

@@ -16,11 +16,12 @@ from dusss_core.config import PhaseConfig, TrainingConfig
 from dusss_core.errors import NotFinite
 from dusss_core.files import with_prefix
 from dusss_core.losses.schedules import cosine_lr
+from dusss_core.phases import Phase
 from dusss_core.records import Split
 from dusss_core.seeds import generator
 from dusss_core.text.bank import TextBank
 from dusss_core.training.sampling import steps_per_epoch
-from dusss_core.training.sharing import Phase, load_tensors, local_tensors, shared_tensors
+from dusss_core.training.sharing import load_tensors, local_tensors, shared_tensors
 from dusss_core.training.statistics import estimate_statistics
 
 Progress = Callable[[int, int, float], None]

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import Field, ValidationError
 
 from dusss_core.config import Strict
+from dusss_core.phases import Phase
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
@@ -46,7 +47,7 @@ class Occasion(Strict):
     """What one attempt at a sum is for. It is in all that is signed and in every key that is derived."""
 
     run: str = Field(pattern=r"^[0-9a-f]{16,64}$")
-    phase: Literal["pretrain", "segment"]
+    phase: Phase
     round: int = Field(ge=1)
     attempt: str = Field(pattern=r"^[0-9a-f]{32}$")
     """Drawn by the coordinator: never the same twice."""

@@ -21,7 +21,7 @@ from server.deployment.folder import CONNECTION, CoordinatorFolder, check_plain
 from server.deployment.kit import write_kit
 from server.deployment.templates import render
 from server.study.config import load_study
-from server.study.deployment import DeploymentConfig, parse_deployment
+from server.study.deployment import DeploymentConfig
 
 Say = Callable[[str], None]
 FLEET_CALLS = (
@@ -44,7 +44,7 @@ def provision(study_file: str | Path, out: Path, overrides: Iterable[str] = (), 
     study = load_study(study_file, overrides)
     if study.deployment is None:
         raise UserError(f"{study_file}: no section 'deployment'", "add one; configs/study.yaml shows it")
-    deployment = parse_deployment(study.deployment, str(study_file))
+    deployment = study.deployment
     out = Path(out).expanduser().absolute()
     check_plain(out)
     folder = CoordinatorFolder(out / "coordinator")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dusss_core.files import write_text
+from dusss_core.phases import Phase
 from server.report import plots
 from server.report.quantities import show_bytes, show_count, show_figure, show_points, show_seconds, show_tick
 from server.runs.runfiles import Run, mapping, number, read_run
@@ -29,9 +30,6 @@ METHODS = {
 }
 """What the methods are called on the page; a method that is not listed keeps its own name."""
 
-PHASES = {"pretrain": "Pretraining (step 1)", "segment": "Segmentation (step 2)"}
-"""What the phases are called on the page."""
-
 SCALARS = {
     "train.loss": "Training loss",
     "val.loss": "Validation loss",
@@ -43,8 +41,8 @@ SCALARS = {
 """The figures that are drawn large, in this order; all others go into a folded section."""
 
 _PARTS_OF_TIME = {
-    "pretrain": "Pretraining",
-    "segment": "Segmentation",
+    Phase.PRETRAIN: "Pretraining",
+    Phase.SEGMENT: "Segmentation",
     "evaluate": "Evaluation",
     "total": "Total",
     "training_at_sites": "of it, the sites' own work in rounds",
@@ -260,6 +258,11 @@ def _bar_colour(ours: bool) -> str:
     return "accent" if ours else "muted"
 
 
+def _title(phase: Any) -> str:
+    """What a phase is called on the page; a file of another release may name one that is not known here."""
+    return Phase(phase).title if phase in list(Phase) else str(phase)
+
+
 def _phase_curves(run: Run, phase: str) -> dict[str, Any]:
     lines = [line for line in run.rounds if line["phase"] == phase]
     found = {name for line in lines for name in _scalars(line)}
@@ -267,7 +270,7 @@ def _phase_curves(run: Run, phase: str) -> dict[str, Any]:
     main = [name for name in SCALARS if name in found]
     ended = mapping(mapping(run.summary.get("rounds")).get(phase))
     return {
-        "title": PHASES.get(phase, phase),
+        "title": _title(phase),
         "final": number(ended.get("final")),
         "ended": str(ended.get("ended") or ""),
         "main": [_curve(run, lines, name) for name in main],
@@ -325,7 +328,7 @@ def _traffic(run: Run) -> dict[str, Any]:
         training = [(up, down) for name, round, up, down in rounds if name == phase and (name, round) in trained]
         rows.append(
             {
-                "phase": PHASES.get(phase, phase),
+                "phase": _title(phase),
                 "rounds": len(training),
                 "up": sum(up for up, _ in whole),
                 "down": sum(down for _, down in whole),
@@ -351,7 +354,7 @@ def _time(run: Run) -> dict[str, Any]:
         ]
         at_sites = sum(number(line.get("seconds")) or 0 for line in lines if line["site"] != ALL_SITES)
         whole = sum(number(line.get("seconds")) or 0 for line in lines if line["site"] == ALL_SITES)
-        rows.append({"phase": PHASES.get(phase, phase), "sites": at_sites, "rounds": whole or None})
+        rows.append({"phase": _title(phase), "sites": at_sites, "rounds": whole or None})
     found = mapping(run.summary.get("seconds"))
     told = [
         (_PARTS_OF_TIME.get(name, name), value)
@@ -369,7 +372,7 @@ def _shared(run: Run) -> dict[str, Any]:
         names = entry.get("names")
         tensors.append(
             {
-                "phase": PHASES.get(phase, str(phase)),
+                "phase": _title(phase),
                 "tensors": number(entry.get("tensors")),
                 "bytes": number(entry.get("bytes")),
                 "names": [str(name) for name in names] if isinstance(names, list) else [],

@@ -18,7 +18,7 @@ import numpy as np
 
 from dusss_core.errors import UserError
 from feddusss.wire import is_statistic
-from server.study.config import MEANS, FederationConfig
+from server.study.federation import MEANS, FederationConfig
 
 if TYPE_CHECKING:
     from flwr.app import Message

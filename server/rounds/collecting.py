@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dusss_core.phases import Phase
 from server.rounds.aggregation import SiteModel, sites_needed
 from server.rounds.messages import Messages
 from server.rounds.replies import LOST, Reply
@@ -57,7 +58,7 @@ class Collector:
         self._told_unscreened = False
 
     def collect(
-        self, phase: str, round: int, rounds: int, model: Mapping[str, Tensor], abstaining: dict[str, str]
+        self, phase: Phase, round: int, rounds: int, model: Mapping[str, Tensor], abstaining: dict[str, str]
     ) -> Collected:
         """The answers of a round, screened. While there are too few, sites that were lost are asked again."""
         federation, needed = self._federation, sites_needed(self._federation)
@@ -87,14 +88,16 @@ class Collector:
         }
         return Collected(replies, {name: down.get(name, 0) for name in replies}, models)
 
-    def _handed_on(self, phase: str, site: str) -> tuple[str, ...]:
+    def _handed_on(self, phase: Phase, site: str) -> tuple[str, ...]:
         """Prefixes of the parameters that the site does not train. One with differential privacy trains all, and does
         not tell how many of its pictures are labelled."""
         from dusss_core.training import handed_on
 
         return handed_on(self._study, phase, self._roster.sites[site].counts.get("n_labelled", 1))
 
-    def _told(self, phase: str, round: int, replies: dict[str, Reply], abstaining: dict[str, str]) -> dict[str, Reply]:
+    def _told(
+        self, phase: Phase, round: int, replies: dict[str, Reply], abstaining: dict[str, str]
+    ) -> dict[str, Reply]:
         """The answers by name, with those of sites that are away; who is left out is logged, and who abstains noted."""
         for site in self._roster.away():
             if site.name not in replies and site.name not in abstaining:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dusss_core.errors import UserError
 from dusss_core.files import write_json
-from server.report.summary import evaluation_figures, make_summary
+from dusss_core.phases import Phase
 from server.rounds.aggregation import Aggregator, check_number_of_sites, sites_needed
 from server.rounds.collecting import Collector
 from server.rounds.messages import Messages
@@ -22,10 +22,11 @@ from server.rounds.replies import DIVERGED, Reply
 from server.rounds.roster import Roster
 from server.rounds.secure import SecureCollector
 from server.rounds.selection import Selection, weighted_mean
+from server.rounds.summary import evaluation_figures, make_summary
 from server.runs.checkpoints import Checkpoint
 from server.runs.events import PlainReporter, Reporter
 from server.runs.runfolder import ALL_SITES, RunFolder, log, nested
-from server.study.config import PHASES, StudyConfig
+from server.study.config import StudyConfig
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
@@ -91,14 +92,14 @@ class Coordinator:
             UserError: the study has no final student yet.
         """
         with self._run.logging():
-            student = self._run.checkpoints.final("segment")
+            student = self._run.checkpoints.final(Phase.SEGMENT)
             if student is None:
                 raise UserError(
                     f"{self._run.folder}: there is no final student yet",
                     "finish the run with --resume, then evaluate it",
                 )
             self._gather()
-            if (vlm := self._run.checkpoints.final("pretrain")) is not None:
+            if (vlm := self._run.checkpoints.final(Phase.PRETRAIN)) is not None:
                 self._messages.hold_vlm(vlm)
             return self._evaluate(student)
 
@@ -108,7 +109,7 @@ class Coordinator:
         phases = self._study.phases()
         self._reopen_extended(phases)
         summary = self._run.summary()
-        if summary is not None and self._run.checkpoints.final("segment") is not None:
+        if summary is not None and self._run.checkpoints.final(Phase.SEGMENT) is not None:
             self._say("this study is finished; nothing was done. Evaluate it again with: python -m server evaluate")
             return summary
         if self._run.resumed:
@@ -121,7 +122,7 @@ class Coordinator:
         final = None
         for phase, rounds in phases.items():
             final = self._run.checkpoints.final(phase) or self._run_phase(phase, rounds)
-            if phase == "pretrain":
+            if phase == Phase.PRETRAIN:
                 self._messages.hold_vlm(final)
         return self._evaluate(final)
 
@@ -137,9 +138,9 @@ class Coordinator:
             final = checkpoints.final(phase)
             if final is None or final.ended != _ALL_DONE or rounds <= final.last_round:
                 continue
-            if phase == "pretrain" and (checkpoints.rounds("segment") or checkpoints.final("segment")):
+            if any(checkpoints.rounds(later) or checkpoints.final(later) for later in _after(phase)):
                 raise UserError(
-                    f"pretrain.rounds: the pretrain phase is over after {final.last_round} rounds",
+                    f"{phase}.rounds: the {phase} phase is over after {final.last_round} rounds",
                     "set it back, or start afresh with --force or another --out",
                 )
             checkpoints.drop_final(phase)
@@ -147,7 +148,7 @@ class Coordinator:
 
     # A phase.
 
-    def _run_phase(self, phase: str, rounds: int) -> Checkpoint:
+    def _run_phase(self, phase: Phase, rounds: int) -> Checkpoint:
         last, aggregator, selection = self._start_phase(phase)
         self._run.drop_metrics_after(phase, last.round)
         self._reporter.on_phase(phase, rounds, last.round + 1)
@@ -170,9 +171,9 @@ class Coordinator:
         self._reporter.on_phase_end(phase, final.round, final.ended)
         return final
 
-    def _start_phase(self, phase: str) -> tuple[Checkpoint, Aggregator, Selection]:
+    def _start_phase(self, phase: Phase) -> tuple[Checkpoint, Aggregator, Selection]:
         aggregator = Aggregator(self._study.federation)
-        selection = Selection(phase, getattr(self._study, phase).patience)
+        selection = Selection(phase, phase.settings(self._study).patience)
         last = self._run.checkpoints.latest(phase)
         if last is None:
             from dusss_core.training import initial_shared
@@ -194,7 +195,7 @@ class Coordinator:
 
     def _run_round(
         self,
-        phase: str,
+        phase: Phase,
         rounds: int,
         last: Checkpoint,
         aggregator: Aggregator,
@@ -257,7 +258,7 @@ class Coordinator:
 
     def _check_enough(
         self,
-        phase: str,
+        phase: Phase,
         round: int,
         accepted: Mapping[str, Reply],
         replies: Mapping[str, Reply],
@@ -274,11 +275,11 @@ class Coordinator:
             raise UserError(
                 f"no site can take part in the {phase} phase:\n{told}",
                 "give sites what is missing, or set method.text_mask: false for a study without text"
-                if phase == "pretrain"
+                if phase.reads_sentences
                 else "give sites what is missing",
             )
         if reasons and all(reply.kind == DIVERGED for reply in replies.values() if not reply.abstains):
-            lr = getattr(self._study, phase).optimizer.lr
+            lr = phase.settings(self._study).optimizer.lr
             raise UserError(
                 f"{phase} round {round}: the loss or the weights are not finite at every site:\n{told}",
                 f"lower {phase}.optimizer.lr (now {lr:g}) and start afresh, or look for damaged pictures at the sites "
@@ -313,13 +314,13 @@ class Coordinator:
             self._roster.all(),
             student.model,
             what="test",
-            phase="segment",
+            phase=Phase.SEGMENT,
             round=max(1, student.round),
         )
         for name, reply in replies.items():
             if not reply.accepted:
                 log.warning("evaluation: %s: %s", name, reply.reason)
-        finals = {phase: self._run.checkpoints.final(phase) for phase in PHASES}
+        finals = {phase: self._run.checkpoints.final(phase) for phase in Phase}
         summary = make_summary(
             self._study,
             self._run.digest,
@@ -363,7 +364,12 @@ class Coordinator:
 _ALL_DONE = "all rounds done"
 
 
-def _lines(phase: str, round: int, replies: Mapping[str, Reply], down: Mapping[str, int]) -> list[dict[str, Any]]:
+def _after(phase: Phase) -> list[Phase]:
+    phases = list(Phase)
+    return phases[phases.index(phase) + 1 :]
+
+
+def _lines(phase: Phase, round: int, replies: Mapping[str, Reply], down: Mapping[str, int]) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl of one round."""
     lines = []
     for site, reply in replies.items():

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from dusss_core.files import digest_of_tensors
+from dusss_core.phases import Phase
 from feddusss import wire
-from server.rounds.replies import CHARGES, MASKED, MISCOUNTED, Reply, read_reply
+from server.rounds.replies import MASKED, MISCOUNTED, Reply, read_reply
 from server.rounds.roster import Roster, Site
 from server.runs.events import Reporter
+from server.runs.runfolder import CHARGES
 from server.study.config import StudyConfig
 
 if TYPE_CHECKING:
@@ -103,11 +105,11 @@ class Messages:
             on_reply(name, None)
         return {name: replies[name] for name in sorted(replies)}, down
 
-    def step(self, record: ConfigRecord, phase: str, round: int) -> RecordDict:
+    def step(self, record: ConfigRecord, phase: Phase, round: int) -> RecordDict:
         """A message of secure aggregation beside the one that trains."""
         return self._content({"secure": record}, what="train", phase=phase, round=round)
 
-    def task(self, model: Mapping[str, Tensor], phase: str, weighting: str) -> str:
+    def task(self, model: Mapping[str, Tensor], phase: Phase, weighting: str) -> str:
         """SHA-256 of all that the sites train on in a round, for `feddusss.secagg`."""
         from feddusss.secagg.records import task_digest
 

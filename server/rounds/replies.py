@@ -26,9 +26,6 @@ SPENT = "spent"
 MASKED = "masked"
 """As a `wire`: every tensor as 64-bit integers that mean nothing by themselves."""
 
-CHARGES = "ledger-charges"
-"""Figure of a site that trains with differential privacy: how many charges its privacy ledger holds."""
-
 _METRIC_NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 _MOST_EXAMPLES = 10**8
 _NODE_UNAVAILABLE = 5

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dusss_core.phases import Phase
 from feddusss.secagg.convener import Convener
 from feddusss.secagg.fixedpoint import FRACTION_BITS, OutOfRange, decode
 from feddusss.secagg.member import default_threshold
@@ -46,7 +47,7 @@ class SecureCollector(Collector):
     """Collects the sum of a round's updates. An attempt that fails is repeated with fresh keys."""
 
     def collect(
-        self, phase: str, round: int, rounds: int, model: Mapping[str, Tensor], abstaining: dict[str, str]
+        self, phase: Phase, round: int, rounds: int, model: Mapping[str, Tensor], abstaining: dict[str, str]
     ) -> Collected:
         """The answers of a round, and the weighted mean of the updates."""
         federation = self._federation
@@ -85,7 +86,7 @@ class SecureCollector(Collector):
 class _Exchanges:
     """The attempts at one round's sum, one after the other. What was heard of each site is in `replies`."""
 
-    def __init__(self, collector: SecureCollector, phase: str, round: int, model: Mapping[str, Tensor]):
+    def __init__(self, collector: SecureCollector, phase: Phase, round: int, model: Mapping[str, Tensor]):
         self._federation = collector._federation
         self._handed_on = collector._handed_on
         self._roster, self._messages, self._reporter = collector._roster, collector._messages, collector._reporter

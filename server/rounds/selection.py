@@ -6,11 +6,10 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
-_CRITERIA = {
-    "pretrain": (("val.dice", 1), ("val.loss", -1)),
-    "segment": (("val.dice", 1), ("val.loss", -1)),
-}
-"""By phase, in order of preference: metric, and whether more (1) or less (-1) is better."""
+from dusss_core.phases import Phase
+
+_CRITERIA = {"val.dice": 1, "val.loss": -1}
+"""In order of preference: metric, and whether more (1) or less (-1) is better."""
 
 
 @dataclass
@@ -21,7 +20,7 @@ class Selection:
     which is never chosen.
     """
 
-    phase: str
+    phase: Phase
     patience: int
     criterion: str | None = None
     best_round: int | None = None
@@ -64,11 +63,11 @@ class Selection:
         sites = [(count, metrics) for count, metrics in sites if count > 0]
         if self.criterion is None:
             named = {name for _, metrics in sites for name in metrics}
-            self.criterion = next((name for name, _ in _CRITERIA[self.phase] if name in named), None)
+            self.criterion = next((name for name in _CRITERIA if name in named), None)
         if self.criterion is None:
             return None
         mean = weighted_mean([(count, metrics.get(self.criterion)) for count, metrics in sites])
-        return None if mean is None else dict(_CRITERIA[self.phase])[self.criterion] * mean
+        return None if mean is None else _CRITERIA[self.criterion] * mean
 
 
 def weighted_mean(pairs: Iterable[tuple[float, float | None]]) -> float | None:

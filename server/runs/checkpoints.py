@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from dusss_core.errors import UserError
 from dusss_core.files import read_metadata, read_tensors, write_tensors
+from dusss_core.phases import Phase
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FINAL = {"pretrain": "vlm", "segment": "student"}
-"""Name of the file with a phase's final model."""
 _SERVER = "server/"
 
 
@@ -29,7 +28,7 @@ _SERVER = "server/"
 class Checkpoint:
     """The coordinator's state after a round (or the final model of a phase)."""
 
-    phase: str
+    phase: Phase
     round: int
     model: dict[str, Tensor]
     server: dict[str, Tensor] = field(default_factory=dict)
@@ -80,34 +79,34 @@ class CheckpointStore:
             self._check_owner(path, metadata)
             return
 
-    def rounds(self, phase: str) -> list[int]:
+    def rounds(self, phase: Phase) -> list[int]:
         """Rounds with a checkpoint, sorted."""
         pattern = re.compile(rf"{phase}-(\d+)\.safetensors")
         return sorted(int(m[1]) for path in self.folder.glob("*.safetensors") if (m := pattern.fullmatch(path.name)))
 
-    def load_round(self, phase: str, round: int) -> Checkpoint:
+    def load_round(self, phase: Phase, round: int) -> Checkpoint:
         """The checkpoint of a round."""
         return self._read(self._path(phase, round))
 
-    def latest(self, phase: str) -> Checkpoint | None:
+    def latest(self, phase: Phase) -> Checkpoint | None:
         """The checkpoint of the last round that was saved."""
         rounds = self.rounds(phase)
         return self.load_round(phase, rounds[-1]) if rounds else None
 
-    def final(self, phase: str) -> Checkpoint | None:
+    def final(self, phase: Phase) -> Checkpoint | None:
         """The final model of a phase that is over, else None."""
         path = self.final_path(phase)
         return self._read(path) if path.is_file() else None
 
-    def drop_final(self, phase: str) -> None:
+    def drop_final(self, phase: Phase) -> None:
         """Reopen a phase."""
         self.final_path(phase).unlink(missing_ok=True)
 
-    def final_path(self, phase: str) -> Path:
+    def final_path(self, phase: Phase) -> Path:
         """Where the final model of a phase is."""
-        return self.folder / f"{FINAL[phase]}.safetensors"
+        return self.folder / f"{phase.network}.safetensors"
 
-    def _path(self, phase: str, round: int) -> Path:
+    def _path(self, phase: Phase, round: int) -> Path:
         return self.folder / f"{phase}-{round:04d}.safetensors"
 
     def _write(self, path: Path, checkpoint: Checkpoint) -> None:
@@ -136,7 +135,7 @@ class CheckpointStore:
         self._check_owner(path, metadata)
         model = {name: tensor for name, tensor in tensors.items() if not name.startswith(_SERVER)}
         return Checkpoint(
-            phase=metadata["phase"],
+            phase=Phase(metadata["phase"]),
             round=int(metadata["round"]),
             model=model,
             server={name.removeprefix(_SERVER): tensors[name] for name in tensors.keys() - model.keys()},

@@ -20,13 +20,15 @@ from typing import Any
 
 from dusss_core.errors import UserError
 from dusss_core.files import exclusive, write_json, write_text
+from dusss_core.phases import Phase
 from feddusss import configfile
-from server.rounds.replies import CHARGES
 from server.runs.checkpoints import CheckpointStore
-from server.study.config import PHASES, StudyConfig, changed_keys, study_digest
+from server.study.config import StudyConfig, changed_keys, study_digest
 
 ALL_SITES = "*"
 """The site of the lines of metrics.jsonl that hold a round's aggregate."""
+CHARGES = "ledger-charges"
+"""Figure of a site that trains with differential privacy: how many charges its privacy ledger holds."""
 log = logging.getLogger("feddusss.coordinator")
 
 
@@ -78,15 +80,16 @@ class RunFolder:
                 "free disk space, then start again with --resume",
             ) from error
 
-    def drop_metrics_after(self, phase: str, round: int) -> None:
+    def drop_metrics_after(self, phase: Phase, round: int) -> None:
         """Drop the lines of rounds after `round` of `phase`, and of later phases: they will be trained again."""
         path = self.folder / "metrics.jsonl"
         if not path.is_file():
             return
+        order = list(Phase)
         kept = [
             text
             for text, line in _lines(path)
-            if (PHASES.index(line["phase"]), line["round"]) <= (PHASES.index(phase), round)
+            if (order.index(line["phase"]), line["round"]) <= (order.index(phase), round)
         ]
         write_text(path, "".join(f"{text}\n" for text in kept))
 
@@ -226,8 +229,8 @@ def _check_unchanged(folder: Path, before: StudyConfig, study: StudyConfig) -> N
             f"resume it with its own, without --set: give {folder / 'config.yaml'} in place of the study file, and "
             f"--out {folder} --resume; or start afresh with --force or another --out",
         )
-    for phase in PHASES:
-        old, new = getattr(before, phase).rounds, getattr(study, phase).rounds
+    for phase in Phase:
+        old, new = phase.settings(before).rounds, phase.settings(study).rounds
         if new < old:
             raise UserError(
                 f"{folder}: {phase}.rounds was {old} and is now {new}",
@@ -242,5 +245,5 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             line = json.loads(text)
         except ValueError:
             continue
-        if isinstance(line, dict) and line.get("phase") in PHASES and isinstance(line.get("round"), int):
+        if isinstance(line, dict) and line.get("phase") in list(Phase) and isinstance(line.get("round"), int):
             yield text, line

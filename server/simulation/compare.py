@@ -16,7 +16,7 @@ from dusss_core.config import PRESETS
 from dusss_core.errors import UserError
 from dusss_core.files import write_json, write_tensors
 from feddusss import configfile
-from server.report.summary import overall
+from server.rounds.summary import overall
 from server.runs.events import Reporter
 from server.simulation.local import LocalSite, load_local, pool, train_locally
 from server.study.config import StudyConfig, study_digest

@@ -16,6 +16,7 @@ import numpy as np
 from client.work.workbench import resolve_device
 from dusss_core.config import TrainingConfig
 from dusss_core.files import with_prefix
+from dusss_core.phases import Phase
 from dusss_core.records import Split
 from dusss_core.text.bank import build_text_bank
 from server.rounds.selection import Selection
@@ -69,17 +70,17 @@ def train_locally(study: StudyConfig, site: LocalSite, reporter: Reporter | None
     train, val = site.splits["train"], site.splits["val"]
     text = _text(config, site)
     common = {"device": site.device, "progress": lambda *step: reporter.on_site_step(site.name, *step)}
-    result = LocalResult(student=training.initial_shared(study, "segment"))
+    result = LocalResult(student=training.initial_shared(study, Phase.SEGMENT))
     masks = None
     for phase, rounds in study.phases().items():
         if training.can_train(config, phase, train) is not None:
             continue
-        if phase == "pretrain":
+        if phase == Phase.PRETRAIN:
             trainer = training.Pretrainer(config, site.name, train, val, text, **common)
         else:
             trainer = training.Segmenter(config, site.name, train, val, text_logits=masks, **common)
         model = _train_phase(study, phase, rounds, trainer, site, reporter)
-        if phase == "pretrain":
+        if phase == Phase.PRETRAIN:
             result.vlm = model
             masks = training.text_guided_masks(config, model, train, text, site.device)
         else:
@@ -95,12 +96,12 @@ def pool(name: str, sites: Sequence[LocalSite]) -> LocalSite:
 
 
 def _train_phase(
-    study: StudyConfig, phase: str, rounds: int, trainer, site: LocalSite, reporter: Reporter
+    study: StudyConfig, phase: Phase, rounds: int, trainer, site: LocalSite, reporter: Reporter
 ) -> dict[str, Tensor]:
     from dusss_core.training import initial_shared
 
     n_val = int(site.splits["val"].masked.sum())
-    selection = Selection(phase, getattr(study, phase).patience)
+    selection = Selection(phase, phase.settings(study).patience)
     trainer.load_shared(initial_shared(study, phase))
     last = best = _whole(trainer)
     reporter.on_phase(phase, rounds, 1)

@@ -25,7 +25,7 @@ from dusss_core.errors import UserError
 from dusss_core.files import write_json, write_text
 from server.simulation.privacy import give_budget, has_budget
 from server.study.config import StudyConfig
-from server.study.simulation import SimulationConfig, SourceConfig, parse_simulation
+from server.study.simulation import SimulationConfig, SourceConfig
 from sites.config import write_site
 from sites.importers import ImportOptions, import_lvit
 from sites.manifest import Record, read_manifest
@@ -78,7 +78,7 @@ def forget_sums(files: Iterable[Path]) -> None:
 
 
 def simulation_of(study: StudyConfig) -> SimulationConfig:
-    """The checked `simulation` part of a study.
+    """The `simulation` part of a study.
 
     Raises:
         UserError: there is none.
@@ -88,7 +88,7 @@ def simulation_of(study: StudyConfig) -> SimulationConfig:
             f"study '{study.study}': has no 'simulation' part",
             "add simulation.data, which says where the simulated sites' data come from",
         )
-    return parse_simulation(study.simulation, f"study '{study.study}'")
+    return study.simulation
 
 
 def _write(

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from dusss_core.files import write_json
-from server.report.summary import overall
-from server.runs.checkpoints import FINAL, read_model
+from dusss_core.phases import Phase
+from server.rounds.summary import overall
+from server.runs.checkpoints import read_model
 from server.runs.events import Reporter
 from server.study.config import StudyConfig
 from sites.config import SiteConfig, load_site
@@ -35,7 +36,7 @@ def add_outside_figures(
     private = {file: site for file in site_files if (site := load_site(file)).privacy.epsilon is not None}
     if not private:
         return dict(summary)
-    student = read_model(folder / "checkpoints" / f"{FINAL['segment']}.safetensors")
+    student = read_model(folder / "checkpoints" / f"{Phase.SEGMENT.network}.safetensors")
     sites = {
         site.site: {**_figures(study, student, file), "privacy": _spent(site)}
         for file, site in sorted(private.items(), key=lambda pair: pair[1].site)

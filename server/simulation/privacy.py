@@ -15,6 +15,7 @@ import yaml
 
 from dusss_core.errors import UserError
 from dusss_core.files import write_text
+from dusss_core.phases import Phase
 from dusss_core.privacy.accounting import Budget, epsilon, fits, least_noise, rounds_left
 from dusss_core.privacy.charge import Charge
 from feddusss.configfile import read_yaml
@@ -107,9 +108,9 @@ def check_sites(study: StudyConfig, site_files: Iterable[Path]) -> None:
     if not private:
         return
     # one site that can is enough for step 1, and the more records, the less speaks against it
-    found = reasons_against(config, "segment", max(private))
-    if study.phases().get("pretrain") and len(private) == len(trainers):
-        found += reasons_against(config, "pretrain", max(private))
+    found = reasons_against(config, Phase.SEGMENT, max(private))
+    if study.phases().get(Phase.PRETRAIN) and len(private) == len(trainers):
+        found += reasons_against(config, Phase.PRETRAIN, max(private))
     if found:
         told = "\n".join(f"  {reason}" for reason in dict.fromkeys(found))
         raise UserError(
@@ -125,7 +126,7 @@ def charges_of(study: StudyConfig) -> list[Charge]:
 
     config, found = study.training(), []
     for phase, rounds in study.phases().items():
-        if rounds and not (phase == "pretrain" and config.privacy.pretrain == "off"):
+        if rounds and not (phase == Phase.PRETRAIN and config.privacy.pretrain == "off"):
             each = charge_of(config, phase)
             found.append(replace(each, steps=rounds * each.steps))
     return found

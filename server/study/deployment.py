@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from dusss_core.config import Strict
-from feddusss import configfile
 
 SiteName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
@@ -73,21 +71,6 @@ class DeploymentConfig(Strict):
         """host:port, as the hospitals' files name it."""
         host = self.hosts[0]
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
-
-
-class _Part(Strict):
-    """Lets errors name keys as they stand in the study file."""
-
-    deployment: DeploymentConfig
-
-
-def parse_deployment(values: Mapping[str, Any], source: str) -> DeploymentConfig:
-    """Check the `deployment` part of a study file; `source` names the file in errors.
-
-    Raises:
-        UserError: unknown key (the nearest known one is named), wrong type or value.
-    """
-    return configfile.parse(_Part, {"deployment": dict(values)}, source).deployment
 
 
 def is_address(host: str) -> bool:

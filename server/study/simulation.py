@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from dusss_core.config import Strict
-from feddusss import configfile
 from sites.partition import PartitionConfig
-from sites.synth.hospitals import SynthConfig
+from sites.synth.config import SynthConfig
 
 
 class SourceConfig(Strict):
@@ -87,18 +85,3 @@ class SimulationConfig(Strict):
         if self.data.kind == "synth" and self.partition is not None:
             raise ValueError("partition does not go with kind: synth, whose hospitals are the sites")
         return self
-
-
-class _Part(Strict):
-    """Lets errors name keys as they stand in the study file."""
-
-    simulation: SimulationConfig
-
-
-def parse_simulation(values: Mapping[str, Any], source: str) -> SimulationConfig:
-    """Check the `simulation` part of a study file; `source` names the file in errors.
-
-    Raises:
-        UserError: unknown key (the nearest known one is named), wrong type or value.
-    """
-    return configfile.parse(_Part, {"simulation": dict(values)}, source).simulation

@@ -13,15 +13,12 @@ A look-alike may share one or two of them, so that only the conjunction tells th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from dusss_core.seeds import derive_seed
-
-if TYPE_CHECKING:
-    from sites.synth.hospitals import DiseaseConfig, ScannerConfig, SynthConfig
+from sites.synth.config import DiseaseConfig, ScannerConfig, SynthConfig
 
 SIDES = ("left", "right")
 """The picture's, not the patient's."""

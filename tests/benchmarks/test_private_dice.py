@@ -10,6 +10,7 @@ import pytest
 from benchmarks import private_dice
 from benchmarks.private_dice import BEGIN, END, VARIANTS, Variant
 from dusss_core.errors import UserError
+from dusss_core.phases import Phase
 from server.simulation.materialise import simulation_of
 from server.study.config import load_study
 from tests.client import fake_private
@@ -54,7 +55,7 @@ def test_every_private_variant_is_possible_and_its_noise_can_be_planned(study):
     noise = []
     for name in ("1", "2", "4", "8"):
         given = load_study(study, Variant(study, "mean_teacher", name, 1).overrides())
-        assert reasons_against(given.training(), "segment", 300) == []
+        assert reasons_against(given.training(), Phase.SEGMENT, 300) == []
         noise.append(plan_noise(given, simulation_of(given).privacy).privacy.noise_multiplier)
     assert noise == sorted(noise, reverse=True) and noise[-1] > 0.5
 

@@ -11,7 +11,7 @@ from benchmarks.grid.trial import make_study
 from benchmarks.grid.unread import SEEDS, unread_records
 from dusss_core.errors import UserError
 from sites.manifest import Record, read_manifest, write_manifest
-from sites.partition import OFFICIAL_TEST, PartitionConfig, partition
+from sites.partition import OFFICIAL_TEST, partition
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_no_cell_draws_them(data):
     unread = {record.id for record in unread_records(_study(data, 1), data)}
     records = read_manifest(data / "qata_cov19" / "manifest.csv")
     for seed in SEEDS:
-        config = PartitionConfig.model_validate(_study(data, seed).simulation["partition"])
+        config = _study(data, seed).simulation.partition
         drawn = {record.id for record in partition(records, config, seed)[OFFICIAL_TEST]}
         assert len(drawn) == 500 and not unread & drawn
     assert 500 < len(unread) < 1500 and all(name.startswith("test_") for name in unread)

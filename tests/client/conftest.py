@@ -9,7 +9,8 @@ import torch
 from flwr.app import ConfigRecord, RecordDict
 
 from feddusss import wire
-from sites.synth.hospitals import SynthConfig, write_hospitals
+from sites.synth.config import SynthConfig
+from sites.synth.hospitals import write_hospitals
 from tests.client import fake_private
 from tests.server import fake_training
 from tests.server.conftest import fake, make_study

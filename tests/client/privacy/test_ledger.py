@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from client.door.request import Declined
+from client.declined import Declined
 from client.privacy.ledger import CHARGED, Ledger, LedgerError, note_unpaid
 from dusss_core.errors import UserError
 from dusss_core.privacy.accounting import Budget, epsilon, fits

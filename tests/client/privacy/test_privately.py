@@ -14,6 +14,7 @@ from client.privacy.privately import FAILED, LEDGER_IS_WRONG
 from client.work.answer import answer
 from client.work.workbench import forget
 from dusss_core.errors import NotFinite
+from dusss_core.phases import Phase
 from sites.config import load_site
 from sites.manifest import read_manifest, write_manifest
 from tests.client import fake_private
@@ -317,13 +318,13 @@ def test_the_true_trainers_answer_with_tensors_that_were_paid_for(site_file):
     training = study.training()
     make_private(site_file)
     content = make_content(study=training, arrays=False)
-    content["arrays"] = wire.pack(initial_shared(training, "segment"))
+    content["arrays"] = wire.pack(initial_shared(training, Phase.SEGMENT))
     reply = answer("train", content, site_file)
     assert declined(reply) is None, log_of(site_file)
     assert dict(reply.metric_records["metrics"]) == {"num-examples": RECORDS, "ledger-charges": 1}
-    assert set(tensors_of(reply)) == set(initial_shared(training, "segment"))
+    assert set(tensors_of(reply)) == set(initial_shared(training, Phase.SEGMENT))
     (entry,) = ledger_of(site_file).entries()
-    assert entry.charge == mechanism.charge_of(training, "segment")
+    assert entry.charge == mechanism.charge_of(training, Phase.SEGMENT)
     # the default student mixes the records of a batch: told with the remedy, and not charged
     mixed = make_study(method={"preset": "mean_teacher"}).training()
     assert "student.norm: group" in declined(answer("train", make_content(study=mixed), site_file))
@@ -339,7 +340,7 @@ def test_the_true_pretrainer_answers_with_tensors_that_were_paid_for(site_file):
     training = make_study(student={"width": 4, "norm": "group"}, privacy=settings).training()
     make_private(site_file)
     content = make_content("pretrain", study=training, arrays=False)
-    before = initial_shared(training, "pretrain")
+    before = initial_shared(training, Phase.PRETRAIN)
     content["arrays"] = wire.pack(before)
     reply = answer("train", content, site_file)
     assert declined(reply) is None, log_of(site_file)
@@ -350,7 +351,7 @@ def test_the_true_pretrainer_answers_with_tensors_that_were_paid_for(site_file):
     for name, tensor in after.items():
         assert tensor.equal(before[name]) == ("running_" in name or "num_batches" in name), name
     (entry,) = ledger_of(site_file).entries()
-    assert entry.charge == mechanism.charge_of(training, "pretrain")
+    assert entry.charge == mechanism.charge_of(training, Phase.PRETRAIN)
     assert sent(answer("train", content, site_file)) == sent(reply)  # the same message costs nothing more
     assert len(ledger_of(site_file).entries()) == 1
     # with groups the sensitivity is twice as large; too few declared records for them is told, and not charged

@@ -19,8 +19,9 @@ import resource
 import numpy
 import torch
 from client.work.memory import held
-from client.door.request import Declined
+from client.declined import Declined
 from sites.config import LimitsConfig
+from dusss_core.phases import Phase
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
@@ -73,7 +74,7 @@ def test_a_gpus_share_is_set_for_the_round_and_given_back(monkeypatch):
     """Without a GPU here: what torch is asked to hold."""
     from types import SimpleNamespace
 
-    from client.door.request import Declined
+    from client.declined import Declined
     from client.work.memory import held
 
     asked = []
@@ -90,9 +91,10 @@ def test_a_real_round_fits_into_a_limit_that_is_large_enough(site_file):
 
     limit(site_file, max_memory_gb=_status("VmRSS") / 1e9 + 2)
     study = make_study(method={"preset": "mean_teacher"}).training()
+    from dusss_core.phases import Phase
     from dusss_core.training import initial_shared
     from feddusss import wire
 
     content = make_content(study=study, arrays=False)
-    content["arrays"] = wire.pack(initial_shared(study, "segment"))
+    content["arrays"] = wire.pack(initial_shared(study, Phase.SEGMENT))
     assert declined(answer("train", content, site_file)) is None

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from dusss_core.phases import Phase
 from dusss_core.privacy.pretrain import PrivatePretrainer
 from dusss_core.privacy.randomness import Randomness
 from dusss_core.privacy.segment import PrivateSegmenter
@@ -49,13 +50,13 @@ def private_config(**changes):
 
 def segmenter(config, train, logits=None, kind=PrivateSegmenter, records=10):
     trainer = kind(config, "a", train, train, text_logits=logits, records=records)
-    trainer.load_shared(initial_shared(config, "segment"))
+    trainer.load_shared(initial_shared(config, Phase.SEGMENT))
     return trainer
 
 
 def pretrainer(config, train, kind=PrivatePretrainer, records=1000):
     trainer = kind(config, "a", train, train, FakeBank(), records=records, public_text=PublicText())
-    trainer.load_shared(initial_shared(config, "pretrain"))
+    trainer.load_shared(initial_shared(config, Phase.PRETRAIN))
     return trainer
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from dusss_core.phases import Phase
 from dusss_core.privacy.charge import Charge
 from dusss_core.privacy.mechanism import charge_of, why_not
 from tests.dusss_core.privacy.conftest import private_config
@@ -13,37 +14,37 @@ PRIVACY = {"noise_multiplier": 1.4, "sample_rate": 0.1, "steps_per_round": 7, "c
 
 def test_a_round_is_charged_with_the_noise_over_the_true_sensitivity():
     config = private_config(privacy=PRIVACY)
-    assert charge_of(config, "segment") == charge_of(config, "pretrain") == Charge(7, 0.1, 1.4)
+    assert charge_of(config, Phase.SEGMENT) == charge_of(config, Phase.PRETRAIN) == Charge(7, 0.1, 1.4)
 
 
 def test_groups_cost_twice_the_sensitivity():
     config = private_config(privacy={**PRIVACY, "pretrain": "groups"})
-    assert charge_of(config, "pretrain") == Charge(7, 0.1, 0.7)
-    assert charge_of(config, "segment") == Charge(7, 0.1, 1.4)
+    assert charge_of(config, Phase.PRETRAIN) == Charge(7, 0.1, 0.7)
+    assert charge_of(config, Phase.SEGMENT) == Charge(7, 0.1, 1.4)
 
 
 def test_a_phase_that_private_sites_leave_out_has_no_price():
     with pytest.raises(ValueError, match="off"):
-        charge_of(private_config(privacy={"pretrain": "off"}), "pretrain")
+        charge_of(private_config(privacy={"pretrain": "off"}), Phase.PRETRAIN)
 
 
 @pytest.mark.parametrize(("kind", "fewest"), [("public_negatives", 500), ("groups", 1000)])
 def test_pretraining_needs_records(kind, fewest):
     config = private_config(privacy={"pretrain": kind})
-    assert why_not(config, "pretrain", fewest) is None
-    assert f"it needs {fewest}; set privacy.pretrain: off" in why_not(config, "pretrain", fewest - 1)
-    assert why_not(config, "segment", 1) is None
+    assert why_not(config, Phase.PRETRAIN, fewest) is None
+    assert f"it needs {fewest}; set privacy.pretrain: off" in why_not(config, Phase.PRETRAIN, fewest - 1)
+    assert why_not(config, Phase.SEGMENT, 1) is None
 
 
 @pytest.mark.parametrize(
     ("phase", "changes", "reason"),
     [
-        ("segment", {"student": {"width": 4, "norm": "batch"}}, "set student.norm: group"),
-        ("segment", {"local_norm": True}, "set local_norm: false"),
-        ("pretrain", {"local_norm": True}, "set local_norm: false"),
-        ("segment", {"image": {"size": 32, "mode": "tile"}}, "use resize"),
-        ("pretrain", {"privacy": {"pretrain": "off"}}, "privacy.pretrain is off"),
-        ("pretrain", {"vlm": {"text": {"tuning": "lora"}}}, "set it to frozen"),
+        (Phase.SEGMENT, {"student": {"width": 4, "norm": "batch"}}, "set student.norm: group"),
+        (Phase.SEGMENT, {"local_norm": True}, "set local_norm: false"),
+        (Phase.PRETRAIN, {"local_norm": True}, "set local_norm: false"),
+        (Phase.SEGMENT, {"image": {"size": 32, "mode": "tile"}}, "use resize"),
+        (Phase.PRETRAIN, {"privacy": {"pretrain": "off"}}, "privacy.pretrain is off"),
+        (Phase.PRETRAIN, {"vlm": {"text": {"tuning": "lora"}}}, "set it to frozen"),
     ],
 )
 def test_a_study_that_can_not_be_private_says_why(phase, changes, reason):
@@ -51,8 +52,8 @@ def test_a_study_that_can_not_be_private_says_why(phase, changes, reason):
 
 
 def test_what_works_on_weights_alone_is_no_obstacle():
-    assert why_not(private_config(prox_mu=0.1, method={"preset": "paper"}), "pretrain", 2000) is None
+    assert why_not(private_config(prox_mu=0.1, method={"preset": "paper"}), Phase.PRETRAIN, 2000) is None
 
 
 def test_an_undeclared_number_of_records_is_refused():
-    assert "not declared" in why_not(private_config(), "segment", 0)
+    assert "not declared" in why_not(private_config(), Phase.SEGMENT, 0)

@@ -12,6 +12,7 @@ import torch
 from dusss_core.errors import UserError
 from dusss_core.files import digest_of_tensors, write_tensors
 from dusss_core.models import build_vlm
+from dusss_core.phases import Phase
 from dusss_core.privacy.pretrain import PrivatePretrainer
 from dusss_core.privacy.public import CASES, public_captions, public_pictures
 from dusss_core.privacy.segment import PrivateSegmenter
@@ -33,7 +34,7 @@ def test_a_private_trainer_is_built_like_the_plain_one(private, plain):
 
 
 def make(phase, config, split):
-    return segmenter(config, split, records=1000) if phase == "segment" else pretrainer(config, split)
+    return segmenter(config, split, records=1000) if phase == Phase.SEGMENT else pretrainer(config, split)
 
 
 ENCODER = {"encoder": "test_resnet", "width": 4, "norm": "group"}
@@ -42,7 +43,7 @@ ENCODER = {"encoder": "test_resnet", "width": 4, "norm": "group"}
 
 @pytest.mark.parametrize(
     ("phase", "student"),
-    [("pretrain", {}), ("segment", {}), ("segment", {"student": ENCODER})],
+    [(Phase.PRETRAIN, {}), (Phase.SEGMENT, {}), (Phase.SEGMENT, {"student": ENCODER})],
 )
 def test_nothing_but_weights_and_the_number_of_steps_comes_out(phase, student):
     split, told = make_split(), []
@@ -134,8 +135,8 @@ def test_public_weights_are_frozen_and_travel_as_they_came(tmp_path):
     config = private_config(vlm=vlm, privacy={"freeze_encoder": True})
     site_config = private_config(privacy={"freeze_encoder": True})
     trainer = pretrainer(site_config, make_split())
-    trainer.load_shared(initial_shared(config, "pretrain"))
-    before = initial_shared(config, "pretrain")
+    trainer.load_shared(initial_shared(config, Phase.PRETRAIN))
+    before = initial_shared(config, Phase.PRETRAIN)
     trainer.train_round(1)
     after = trainer.shared()
     assert set(after) == set(before)
@@ -189,11 +190,11 @@ def test_what_is_not_trained_travels_as_it_came_and_costs_no_noise(part, student
 
 
 def test_a_student_starts_from_public_weights_and_refuses_those_of_another(tmp_path):
-    public = initial_shared(private_config(seed=9), "segment")
+    public = initial_shared(private_config(seed=9), Phase.SEGMENT)
     path = tmp_path / "public.safetensors"
     write_tensors(path, public)
     config = private_config(student={"width": 4, "norm": "group", "weights": str(path)})
-    assert digest_of_tensors(initial_shared(config, "segment")) == digest_of_tensors(public)
+    assert digest_of_tensors(initial_shared(config, Phase.SEGMENT)) == digest_of_tensors(public)
     wider = private_config(student={"width": 8, "norm": "group", "weights": str(path)})
     with pytest.raises(UserError, match="not the tensors of this student"):
-        initial_shared(wider, "segment")
+        initial_shared(wider, Phase.SEGMENT)

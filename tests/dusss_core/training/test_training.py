@@ -11,6 +11,7 @@ from dusss_core.files import digest_of_tensors
 from dusss_core.inference import to_input
 from dusss_core.losses import pseudo_label_loss, supervised_loss
 from dusss_core.models import build_vlm
+from dusss_core.phases import Phase
 from dusss_core.training import (
     Pretrainer,
     Segmenter,
@@ -27,7 +28,7 @@ from tests.dusss_core.conftest import make_config, make_split
 
 def pretrained(config, train, bank, rounds=1):
     trainer = Pretrainer(config, "a", train, train, bank)
-    trainer.load_shared(initial_shared(config, "pretrain"))
+    trainer.load_shared(initial_shared(config, Phase.PRETRAIN))
     for r in range(1, rounds + 1):
         trainer.train_round(r)
     return trainer.shared()
@@ -38,7 +39,7 @@ def trained_student(config, train, bank):
     if config.method.text_mask:
         logits = text_guided_masks(config, pretrained(config, train, bank), train, bank)
     trainer = Segmenter(config, "a", train, train, text_logits=logits)
-    trainer.load_shared(initial_shared(config, "segment"))
+    trainer.load_shared(initial_shared(config, Phase.SEGMENT))
     trainer.train_round(1)
     return digest_of_tensors(trainer.shared())
 
@@ -63,7 +64,7 @@ def make_trainer(phase, config, train, bank, logits=None):
     return Segmenter(config, "a", train, train, text_logits=logits)
 
 
-@pytest.mark.parametrize("phase", ["pretrain", "segment"])
+@pytest.mark.parametrize("phase", [Phase.PRETRAIN, Phase.SEGMENT])
 @pytest.mark.parametrize("local_norm", [False, True])
 def test_a_round_from_saved_state_equals_the_uninterrupted_one(phase, local_norm, bank):
     config, train = make_config(local_norm=local_norm), make_split()
@@ -86,10 +87,10 @@ def test_a_round_from_saved_state_equals_the_uninterrupted_one(phase, local_norm
 def test_nothing_private_is_shared(bank):
     config, train = make_config(), make_split()
     trainer = Segmenter(config, "a", train, train, text_logits=np.zeros((12, 1, 32, 32), np.float16))
-    trainer.load_shared(initial_shared(config, "segment"))
+    trainer.load_shared(initial_shared(config, Phase.SEGMENT))
     trainer.train_round(1)
     shared, private = trainer.shared(), trainer.private()
-    assert set(shared) == set(initial_shared(config, "segment"))
+    assert set(shared) == set(initial_shared(config, Phase.SEGMENT))
     assert any(name.startswith("teacher.") for name in private)
     assert any(name.startswith("optimizer.") for name in private)
     values = {value.numpy().tobytes() for name, value in private.items() if value.ndim == 4}
@@ -103,7 +104,7 @@ def test_fedbn_keeps_normalisation_at_the_site(bank):
     assert any(name.startswith("local.") and "running_mean" in name for name in trainer.private())
 
 
-@pytest.mark.parametrize("phase", ["pretrain", "segment"])
+@pytest.mark.parametrize("phase", [Phase.PRETRAIN, Phase.SEGMENT])
 def test_fedbn_fits_its_statistics_to_the_weights_that_arrive(phase, bank):
     config, train = make_config(local_norm=True), make_split()
     trainer = make_trainer(phase, config, train, bank)
@@ -125,7 +126,7 @@ def test_fedbn_fits_its_statistics_to_the_weights_that_arrive(phase, bank):
 def test_shared_statistics_are_taken_as_they_come(bank):
     config, train = make_config(), make_split()
     trainer = Segmenter(config, "a", train, train)
-    shared = initial_shared(config, "segment")
+    shared = initial_shared(config, Phase.SEGMENT)
     trainer.load_shared(shared)
     assert digest_of_tensors(trainer.shared()) == digest_of_tensors(shared)
 
@@ -140,7 +141,7 @@ def test_training_improves_masks_and_student(bank):
     logits = text_guided_masks(config, vlm, train, bank)
     assert evaluate_logits(config, logits, train)["dice"] > 0.8
     trainer = Segmenter(config, "a", train, train, text_logits=logits)
-    trainer.load_shared(initial_shared(config, "segment"))
+    trainer.load_shared(initial_shared(config, Phase.SEGMENT))
     before = trainer.validate()["dice"]
     for r in range(1, 13):
         trainer.train_round(r)
@@ -155,27 +156,27 @@ def test_training_improves_masks_and_student(bank):
 def test_every_kind_of_site_can_take_part(split, bank):
     config, train = make_config(), make_split(**split)
     logits = None
-    if can_train(config, "pretrain", train) is None:
+    if can_train(config, Phase.PRETRAIN, train) is None:
         logits = text_guided_masks(config, pretrained(config, train, bank), train, bank)
     else:
         assert split == {"with_text": 0}
     trainer = Segmenter(config, "a", train, make_split(n=0, labelled=0), text_logits=logits)
-    trainer.load_shared(initial_shared(config, "segment"))
+    trainer.load_shared(initial_shared(config, Phase.SEGMENT))
     assert np.isfinite(trainer.train_round(1)["loss"])
     assert trainer.validate() == {}
 
 
 def test_sites_that_cannot_train_say_why():
     empty, unlabelled = make_split(n=0, labelled=0), make_split(labelled=0)
-    assert "no training pictures" in can_train(make_config(), "segment", empty)
+    assert "no training pictures" in can_train(make_config(), Phase.SEGMENT, empty)
     supervised = make_config(method={"preset": "supervised"})
-    assert "no labelled" in can_train(supervised, "segment", unlabelled)
-    assert can_train(make_config(), "segment", unlabelled) is None
+    assert "no labelled" in can_train(supervised, Phase.SEGMENT, unlabelled)
+    assert can_train(make_config(), Phase.SEGMENT, unlabelled) is None
 
 
 def test_text_masks_are_nan_exactly_where_there_is_no_text(bank):
     config, train = make_config(), make_split(with_text=7)
-    logits = text_guided_masks(config, initial_shared(config, "pretrain"), train, bank)
+    logits = text_guided_masks(config, initial_shared(config, Phase.PRETRAIN), train, bank)
     assert np.array_equal(np.isnan(logits).all(axis=(1, 2, 3)), ~train.has_text)
     assert np.isfinite(logits[train.has_text]).all()
 
@@ -206,7 +207,7 @@ def test_text_masks_are_the_mean_over_picture_and_mirror_image_where_the_sentenc
 def test_a_loss_that_is_not_finite_is_an_error_with_place_and_remedy(bank):
     config, train = make_config(segment={"optimizer": {"lr": 1e-3}, "batch": 6}), make_split()
     trainer = Segmenter(config, "a", train, train)
-    poisoned = initial_shared(config, "segment")
+    poisoned = initial_shared(config, Phase.SEGMENT)
     poisoned["head.bias"][:] = float("nan")
     trainer.load_shared(poisoned)
     with pytest.raises(UserError, match="site a, phase segment, round 1, step 1: the loss is nan"):
@@ -218,7 +219,7 @@ def test_proximal_term_pulls_towards_the_global_model():
     distance = []
     for mu in (0.0, 10.0):
         config = make_config(prox_mu=mu, method={"preset": "supervised"})
-        start = initial_shared(config, "segment")
+        start = initial_shared(config, Phase.SEGMENT)
         trainer = Segmenter(config, "a", train, train)
         trainer.load_shared(start)
         trainer.train_round(1)
@@ -254,7 +255,7 @@ def test_a_text_guided_mask_weighs_as_much_as_a_true_one_and_the_teachers_own_le
     for logits, as_labelled, weight in ((guided, True, 3), (guided, False, 1), (alone, True, 1), (None, True, 1)):
         config = make_config(segment={"rampup": 0, "guided_as_labelled": as_labelled})
         trainer = Segmenter(config, "a", train, train, text_logits=logits)
-        trainer.load_shared(initial_shared(config, "segment"))
+        trainer.load_shared(initial_shared(config, Phase.SEGMENT))
         loss, parts = trainer.losses(batch, torch.Generator().manual_seed(1), 1.0)
         kinds = (parts["semi_merged"] + parts["semi_text"]) / 2 if logits is guided else parts["semi_teacher"]
         assert loss.item() == pytest.approx(parts["supervised"] + weight * kinds)
@@ -265,7 +266,7 @@ def test_another_view_learns_the_true_mask_where_there_is_one_and_its_own_elsewh
     train = make_split()
     config = make_config(image={"size": 32, "classes": classes}, pretrain={"rampup": 0})
     trainer = Pretrainer(config, "a", train, train, bank)
-    trainer.load_shared(initial_shared(config, "pretrain"))
+    trainer.load_shared(initial_shared(config, Phase.PRETRAIN))
     labelled, other = np.flatnonzero(train.labelled & train.has_text), np.flatnonzero(~train.labelled & train.has_text)
     seen = trainer._look((labelled, other), torch.Generator().manual_seed(1))
     n = len(labelled)
@@ -280,7 +281,7 @@ def test_another_view_learns_the_true_mask_where_there_is_one_and_its_own_elsewh
 def test_a_site_without_masks_does_not_teach_the_decoder_its_own_mistakes(bank):
     for labelled, teaches in ((0, False), (4, True)):
         trainer = Pretrainer(make_config(), "a", make_split(labelled=labelled), make_split(), bank)
-        trainer.load_shared(initial_shared(make_config(), "pretrain"))
+        trainer.load_shared(initial_shared(make_config(), Phase.PRETRAIN))
         before = trainer.shared()
         assert ("consistency" in trainer.train_round(1)) == teaches
         moved = {name for name, tensor in trainer.shared().items() if not torch.equal(tensor, before[name])}

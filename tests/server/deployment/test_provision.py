@@ -56,7 +56,7 @@ def run(study, tmp_path):
 def test_the_example_study_can_be_provisioned(tmp_path, capsys):
     assert main(["provision", "configs/study.yaml", "--out", str(tmp_path / "kits")]) == 0
     deployment = load_study("configs/study.yaml").deployment
-    assert {path.stem for path in (tmp_path / "kits").glob("*.zip")} == set(deployment["sites"])
+    assert {path.stem for path in (tmp_path / "kits").glob("*.zip")} == set(deployment.sites)
     assert "coordinator.example.org" in capsys.readouterr().out
 
 

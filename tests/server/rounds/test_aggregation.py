@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from server.rounds.aggregation import Aggregator, SiteModel
-from server.study.config import FederationConfig
+from server.study.federation import FederationConfig
 
 CURRENT = {
     "w": torch.tensor([1.0, 2.0]),

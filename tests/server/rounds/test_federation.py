@@ -12,6 +12,7 @@ import torch
 
 from dusss_core.errors import UserError
 from dusss_core.files import exclusive, read_tensors
+from dusss_core.phases import Phase
 from server.rounds.coordinator import Coordinator, RoundFailed
 from server.rounds.replies import LOST, Reply
 from server.runs.events import Reporter
@@ -126,10 +127,10 @@ def test_a_site_that_is_away_may_come_back_so_the_round_can_be_tried_again():
     coordinator._roster = SimpleNamespace(training=lambda: [birch], away=lambda: [alder])
     replies = {"alder": Reply("alder", "not connected", kind=LOST), "birch": Reply("birch", "no text", abstains=True)}
     with pytest.raises(RoundFailed):
-        coordinator._check_enough("pretrain", 1, {}, replies, {"birch": "no text"})
+        coordinator._check_enough(Phase.PRETRAIN, 1, {}, replies, {"birch": "no text"})
     coordinator._study = make_study(federation={"min_sites": 2})
     with pytest.raises(UserError, match="1 of 2 sites can take part"):
-        coordinator._check_enough("pretrain", 1, {}, replies, {"birch": "no text"})
+        coordinator._check_enough(Phase.PRETRAIN, 1, {}, replies, {"birch": "no text"})
 
 
 def test_a_site_without_training_pictures_is_an_external_test(fake, quiet, tmp_path):

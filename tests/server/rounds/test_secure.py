@@ -12,6 +12,7 @@ from flwr.common.serde import message_to_proto
 
 import client.secure.part
 import client.work.answer
+from dusss_core.phases import Phase
 from feddusss import wire
 from feddusss.secagg.fixedpoint import FRACTION_BITS
 from server.rounds import roster
@@ -119,7 +120,7 @@ def test_the_mean_is_exact_to_the_stated_precision(tmp_path, quiet, updates):
     total = np.sum(updates, axis=0, dtype=np.uint64).view(np.int64)
     from dusss_core.training import initial_shared
 
-    start, before, after = 0, initial_shared(study().training(), "segment"), student(tmp_path)
+    start, before, after = 0, initial_shared(study().training(), Phase.SEGMENT), student(tmp_path)
     weight = sum(hospital["train"] for hospital in FOUR)
     for name in sorted(before):
         part = total[start : start + before[name].numel()].reshape(tuple(before[name].shape))

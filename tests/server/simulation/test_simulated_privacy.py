@@ -29,8 +29,8 @@ SITES = tuple(hospital["name"] for hospital in HOSPITALS)
 def budgeted(epsilon=8.0, *, records=RECORDS, **changes):
     """The tiny study whose sites have a budget."""
     study = make_study(**{"method": {"preset": "mean_teacher"}, **changes})
-    privacy = {"epsilon": epsilon, "records": records}
-    return study.model_copy(update={"simulation": {**study.simulation, "privacy": privacy}})
+    study.simulation.privacy = SimulatedPrivacyConfig(epsilon=epsilon, records=records)
+    return study
 
 
 def privacy_of(study) -> SimulatedPrivacyConfig:

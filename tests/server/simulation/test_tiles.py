@@ -10,7 +10,7 @@ from tests.server.conftest import make_study
 
 def test_sites_of_large_pictures_train_on_tiles_and_weigh_by_pictures(quiet, tmp_path):
     study = make_study(image={"size": 32, "mode": "tile"}, pretrain__rounds=1, segment__rounds=1)
-    study.simulation["data"]["synth"]["size"] = 64
+    study.simulation.data.synth.size = 64
     summary = simulate(study, tmp_path, reporter=quiet)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     trained = [line for line in lines if "train" in line and line["site"] != "*"]

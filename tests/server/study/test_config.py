@@ -50,7 +50,7 @@ def test_a_mistake_is_told_with_file_and_key(tmp_path, text, message):
 def test_set_reaches_every_part(tmp_path):
     path = write(tmp_path, "simulation: {data: {kind: synth}}")
     study = load_study(path, ["data.root=../elsewhere", "simulation.data.synth.hospitals=2", "federation.mu=0.5"])
-    assert study.data.root == "../elsewhere" and study.simulation["data"]["synth"]["hospitals"] == 2
+    assert study.data.root == "../elsewhere" and len(study.simulation.data.synth.hospitals) == 2
     assert study.federation.mu == 0.5
 
 

@@ -12,7 +12,8 @@ from dusss_core.errors import UserError
 from dusss_core.seeds import unit_hash
 from feddusss import configfile
 from sites.manifest import read_manifest
-from sites.synth.hospitals import DiseaseConfig, ScannerConfig, SynthConfig, write_hospitals
+from sites.synth.config import DiseaseConfig, ScannerConfig, SynthConfig
+from sites.synth.hospitals import write_hospitals
 from sites.synth.picture import CELLS, draw
 from sites.synth.text import sentence
 

@@ -1,0 +1,20 @@
+"""What a site says instead of an answer: the one error whose text travels."""
+
+from __future__ import annotations
+
+
+class Declined(Exception):
+    """The site does not do what was asked. The reason travels, so it never speaks of the site's data or paths.
+
+    Args:
+        reason: one sentence.
+        abstains: the site cannot take part in the phase at all, and that is no failure.
+        diverged: training gave a loss or weights that are not finite.
+        spent: under secure aggregation: the site's part of the round was given, and is not given twice.
+    """
+
+    def __init__(self, reason: str, *, abstains: bool = False, diverged: bool = False, spent: bool = False):
+        super().__init__(reason)
+        self.abstains = abstains
+        self.diverged = diverged
+        self.spent = spent

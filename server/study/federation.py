@@ -1,0 +1,93 @@
+"""The `federation` part of a study file: how the sites' models become one, and when a phase ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from dusss_core.config import Strict
+
+MEANS = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi")
+"""Strategies that use the weighted mean of the updates and nothing else of them."""
+
+
+class FederationConfig(Strict):
+    """How the sites' models become one, and when a phase ends."""
+
+    strategy: Literal["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedmedian", "fedtrimmedavg", "krum"] = (
+        "fedavg"
+    )
+    """fedavg: weighted mean. fedprox: the same, and sites are held near the global model by `mu`. fedavgm, fedadam,
+    fedyogi: the mean update is a gradient for a server optimiser. fedmedian, fedtrimmedavg, krum: robust to sites
+    that send garbage; unweighted."""
+    mu: float = Field(0.01, gt=0)
+    """fedprox: weight of half the squared distance from the round's global model."""
+    server_lr: float = Field(1.0, gt=0)
+    """fedavgm: server learning rate; fedadam, fedyogi: eta (0.01 is a usual value there)."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """fedavgm: server momentum."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """fedadam, fedyogi: decay of the first moment."""
+    beta2: float = Field(0.99, ge=0, lt=1)
+    """fedadam, fedyogi: decay of the second moment."""
+    tau: float = Field(1e-3, gt=0)
+    """fedadam, fedyogi: degree of adaptivity, added to the root of the second moment."""
+    trim: float = Field(0.2, gt=0, lt=0.5)
+    """fedtrimmedavg: share of the sites that is cut off at each end, for each number on its own."""
+    byzantine: int = Field(0, ge=0)
+    """krum: how many sites may be faulty; needs at least 2 * byzantine + 3 sites."""
+    weighting: Literal["examples", "uniform"] = "examples"
+    """A site's weight in the mean: its number of training pictures, or the same for all."""
+    min_sites: int = Field(1, ge=1)
+    """A round with fewer accepted replies fails. In pretraining, sites without sentences send none that counts."""
+    retries: int = Field(2, ge=0)
+    """How often a round with too few answers asks those sites again that were lost (no answer, a crash). Answers that
+    are there already are kept."""
+    max_norm_ratio: float | None = Field(10, gt=1)
+    """An update whose norm is more than this many times the median of the other sites' is refused (a site with more
+    pictures than the others is given as many times more room). Needs three answers. null: not compared."""
+    secure_aggregation: bool = False
+    """The coordinator sees sums of the sites' updates, and no site's own; docs/secure_aggregation.md says what that
+    promises. Goes with strategies that need the mean alone, and without `max_norm_ratio`."""
+    secure_threshold: int | None = Field(None, ge=2)
+    """secure_aggregation: fewest sites whose sum may be known; more than half of those that take part in a round. null:
+    more than two thirds of the training sites."""
+    wire: Literal["float32", "bfloat16"] = "float32"
+    """Type in which learned weights travel, both ways; bfloat16 halves the bytes and rounds by at most 0.2 %. The
+    coordinator's own model, its checkpoints and the final model stay float32. With secure_aggregation updates go up as
+    64-bit integers, whatever this says."""
+    select: Literal["best", "last"] = "best"
+    """Which round's model ends a phase: the best by validation (pictures weigh the same), or the last."""
+    keep_checkpoints: int = Field(3, ge=1)
+    """Rounds of each phase whose checkpoints stay on disk, besides the best and the final model."""
+    round_timeout_s: float = Field(3600, gt=0)
+    """Sites that have not answered after this many seconds are left out of the round."""
+    start_timeout_s: float = Field(600, gt=0)
+    """How long to wait for the sites when a study starts, and when too few are connected for a round."""
+    sites: list[str] | None = None
+    """Names of the sites that may take part; the study starts when all are there. null: whoever is there."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sizes_of_single_updates_are_not_seen(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("secure_aggregation") is True:
+            return {"max_norm_ratio": None, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _sums_alone_are_enough(self) -> FederationConfig:
+        if not self.secure_aggregation:
+            return self
+        if self.strategy not in MEANS:
+            raise ValueError(
+                f"secure_aggregation with strategy {self.strategy}, which compares the updates of single sites: choose "
+                f"one that needs their mean alone ({', '.join(MEANS)}), or do without secure_aggregation"
+            )
+        if self.max_norm_ratio is not None:
+            raise ValueError(
+                "secure_aggregation with max_norm_ratio, which compares the sizes of single updates: set it to null, "
+                "or do without secure_aggregation"
+            )
+        return self
