@@ -26,8 +26,9 @@ import torch
 
 from dusss_core.config import PRESETS, TextConfig, TrainingConfig
 from dusss_core.files import digest_of_tensors, with_prefix, write_json
+from dusss_core.phases import Phase
 from dusss_core.records import Split
-from dusss_core.text import build_text_bank
+from dusss_core.text.bank import build_text_bank
 from dusss_core.training import (
     Pretrainer,
     Segmenter,
@@ -115,7 +116,7 @@ def figures(case: str) -> dict[str, Any]:
         trainer = Pretrainer(config, "a", train, val, text_bank(), progress=recorder(steps))
         found["pretrain"] = rounds(config, trainer, steps)
         whole = {**trainer.shared(), **with_prefix(trainer.private(), "local.")}
-        whole = with_own_statistics(config, "pretrain", whole, train, text_bank())
+        whole = with_own_statistics(config, Phase.PRETRAIN, whole, train, text_bank())
         masks = text_guided_masks(config, whole, train, text_bank())
         digest = digest_of_tensors({"": torch.from_numpy(masks)})
         found["masks"] = {"logits": digest, **evaluate_logits(config, masks, train)}
