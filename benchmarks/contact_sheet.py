@@ -52,13 +52,13 @@ def _sites(run: Path) -> list[Path]:
 def _rows(run: Path, site_file: Path, count: int) -> list[list[np.ndarray]]:
     """Tiles of `count` unlabelled training pictures of a site, H x W x 3 each."""
     from client.state.store import SiteState
+    from dusss_core.build import build_student
     from dusss_core.files import read_tensors, with_prefix
     from dusss_core.inference import predict_logits
     from dusss_core.metrics import to_classes
-    from dusss_core.models import build_student
+    from dusss_core.models.weights import load_tensors
     from dusss_core.text.bank import build_text_bank
     from dusss_core.training import text_guided_masks, with_own_statistics
-    from dusss_core.training.sharing import load_tensors
     from server.simulation.local import load_local
     from server.study.config import load_study
 
@@ -86,7 +86,7 @@ def _rows(run: Path, site_file: Path, count: int) -> list[list[np.ndarray]]:
 
     student = final("student", Phase.SEGMENT)
     private = state.newest(Phase.SEGMENT, before=10**9)
-    teacher = with_prefix(private[0], "teacher.") if private else {}
+    teacher = with_prefix(private[0], "objective.teacher.") if private else {}
     masks = [np.asarray(picked.masks)]
     if study.method.text_mask:
         vlm = final("vlm", Phase.PRETRAIN)

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+ObjectiveName = Literal["dusss", "mean_teacher_mse", "mcnet", "mcnet_v1", "cct", "bcp"]
+"""The methods of step 2, as `dusss_core.objectives` has them."""
 IMAGENET = "imagenet"
 """In place of a path: weights that an installed package holds."""
 
@@ -51,6 +53,11 @@ class MethodConfig(Strict):
 
     preset: Literal["dusss", "paper", "mean_teacher", "supervised", "clip"] = "dusss"
     """A named set of the switches below; keys that are given as well win over it."""
+    objective: ObjectiveName = "dusss"
+    """What the student learns from in step 2: a file of `dusss_core/objectives`. dusss: the method, and all that its
+    switches below make of it; the others use no text, and none of these switches."""
+    pretraining: Literal["dusss"] = "dusss"
+    """What the vision-language model learns from in step 1: a file of `dusss_core/pretraining`."""
     sss: bool = True
     """Semantic-similarity supervision under uncertainty, Eq. 1 to 5. Off: plain cosine."""
     dcl: bool = True
@@ -83,14 +90,23 @@ class MethodConfig(Strict):
         if isinstance(values, dict):
             preset = PRESETS.get(values.get("preset", "dusss"))
             if preset is not None:
-                return {**preset, **values}
+                values = {**preset, **values}
+            if values.get("objective", "dusss") != "dusss":
+                values = {**_WITHOUT_TEXT, **values}
         return values
 
-    @property
-    def semi_supervised(self) -> bool:
-        """Whether unlabelled pictures are used at all in the segmentation phase."""
-        return self.teacher or self.text_mask
+    @model_validator(mode="after")
+    def _switches_are_of_the_objective(self) -> MethodConfig:
+        wrong = [name for name in _WITHOUT_TEXT if getattr(self, name)]
+        if self.objective != "dusss" and wrong:
+            raise ValueError(
+                f"objective: {self.objective} has no {wrong[0]}, which is of objective: dusss: leave it out"
+            )
+        return self
 
+
+_WITHOUT_TEXT = {"text_mask": False, "teacher": False}
+"""Of an objective that is not `dusss`: it has no text-guided masks, and its teacher is its own affair."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "dusss": {},
@@ -151,8 +167,11 @@ class VLMConfig(Strict):
 class StudentConfig(Strict):
     """The network that is deployed, and its twin the EMA teacher."""
 
+    network: Literal["unet", "small_unet"] = "unet"
+    """unet: the paper's. small_unet: that of most published semi-supervised methods, 1.8 million parameters whatever
+    `width` says, with dropout on the way down."""
     encoder: str | None = None
-    """None: the paper's U-Net. A timm model by name that supports `features_only`: it is the way down, with a decoder
+    """None: `network`. A timm model by name that supports `features_only`: it is the way down, with a decoder
     of its own on the way up; such as tf_efficientnet_lite0 with `weights: imagenet`."""
     width: int = Field(64, ge=4)
     """Channels at full resolution; 64 is the paper's 14,751,873 parameters at 3 -> 1 channels (without `encoder`)."""
@@ -161,6 +180,17 @@ class StudentConfig(Strict):
     weights: str | None = None
     """Public weights to start from: the path of a safetensors file, the student of a run on public or synthetic
     pictures; or `imagenet` for the encoder tf_efficientnet_lite0 (as `vlm.weights`)."""
+
+    @property
+    def kind(self) -> Literal["unet", "small_unet", "encoder"]:
+        """What is built: `network`, or a student with an `encoder`."""
+        return self.network if self.encoder is None else "encoder"
+
+    @model_validator(mode="after")
+    def _one_network(self) -> StudentConfig:
+        if self.network != "unet" and self.encoder is not None:
+            raise ValueError(f"network: {self.network} with encoder: {self.encoder}: choose one of the two")
+        return self
 
     @model_validator(mode="after")
     def _imagenet_is_of_an_encoder(self) -> StudentConfig:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,6 +25,19 @@ def generator(*names: object) -> torch.Generator:
     import torch
 
     return torch.Generator().manual_seed(derive_seed(*names))
+
+
+@contextmanager
+def global_seed(*names: object, device: torch.device) -> Iterator[None]:
+    """Inside, torch's global generators are seeded by `derive_seed`; outside they are as if nothing had been drawn.
+
+    For layers that draw from them, such as dropout. The code of this project takes a `generator`.
+    """
+    import torch
+
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(derive_seed(*names))
+        yield
 
 
 def unit_hash(*names: object) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -103,6 +104,11 @@ def _explain(schema: type[BaseModel], source: str, error: Mapping[str, Any]) -> 
         return f"{source}: unknown key '{key}'\n  -> {hint}"
     if error["type"] == "missing":
         return f"{source}: '{key}' is missing\n  -> add it"
+    if error["type"] == "literal_error" and isinstance(error.get("input"), str):
+        known = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+        near = difflib.get_close_matches(error["input"], known, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        return f"{source}: '{key}': '{error['input']}' is not known\n  -> {hint}known here: {', '.join(known)}"
     message = error["msg"].removeprefix("Value error, ")
     shown = repr(error.get("input"))
     given = "" if error["type"] == "value_error" or len(shown) > 80 else f" (given: {shown})"

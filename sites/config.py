@@ -10,7 +10,7 @@ from typing import Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from dusss_core.config import Strict
+from dusss_core.config import ObjectiveName, Strict
 from dusss_core.files import write_text
 from dusss_core.phases import Phase
 from feddusss import configfile
@@ -57,6 +57,8 @@ class LimitsConfig(Strict):
 
     studies: list[str] | None = None
     """Names of the studies that this site takes part in. null: any."""
+    objectives: list[ObjectiveName] | None = None
+    """Methods of step 2 (`method.objective`) that a study may name here. null: any."""
     max_epochs_per_round: int = Field(5, ge=1)
     """Local passes over the training pictures per round, at most."""
     max_steps_per_round: int | None = Field(None, ge=1)

@@ -97,8 +97,18 @@ def make_study(
     simulation = {"data": cell.source()["data"], "partition": partition_of(cell)}
     if cell.small:
         simulation |= {"workers": 2, "threads": 1}
-    values = {**cell.base(), "data": {"root": str(data_root)}, "simulation": simulation, **(changes or {})}
+    values = {**cell.base(), "data": {"root": str(data_root)}, "simulation": simulation}
+    values = _merged(values, changes or {})
     return configfile.parse(StudyConfig, values, f"the study of {cell.name}", overrides)
+
+
+def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with `changes` key by key, at any depth."""
+    inner = {
+        key: _merged(values.get(key, {}), value) if isinstance(value, Mapping) else value
+        for key, value in changes.items()
+    }
+    return {**values, **inner}
 
 
 def figures_on_test(trained: Trained, sites: Sequence[Path]) -> dict[str, dict[str, np.ndarray]]:
@@ -133,12 +143,12 @@ def provenance() -> dict[str, Any]:
 def _figures(trained: Trained, split: Split, site: LocalSite) -> dict[str, np.ndarray]:
     import numpy as np
 
+    from dusss_core.build import build_student
     from dusss_core.inference import predict_logits
-    from dusss_core.models import build_student
+    from dusss_core.models.weights import load_tensors
     from dusss_core.text.bank import build_text_bank
     from dusss_core.training import text_guided_masks
     from dusss_core.training.evaluation import scores_of_logits
-    from dusss_core.training.sharing import load_tensors
 
     config, device = trained.study.training(), site.device
     model = build_student(config).to(device)

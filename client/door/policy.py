@@ -22,6 +22,10 @@ def check_study(site: SiteConfig, request: Request) -> None:
     limits, training = site.limits, request.training
     if limits.studies is not None and training.study not in limits.studies:
         raise Declined("this site takes no part in this study (limits.studies)")
+    if limits.objectives is not None and training.method.objective not in limits.objectives:
+        raise Declined(
+            f"this site takes no part in studies of objective {training.method.objective} (limits.objectives)"
+        )
     if training.image.size > limits.max_picture_size:
         raise Declined(
             f"pictures of {training.image.size} pixels were asked for; this site allows {limits.max_picture_size} "
@@ -129,7 +133,9 @@ def _check_size(site: SiteConfig, parameters: int) -> None:
 
 def _networks(training: TrainingConfig) -> str:
     """The settings that the networks' sizes follow from. The text encoder is the site's own choice: left out."""
-    kept = training.model_dump(include={"image", "vlm", "student"})
+    kept = training.model_dump(
+        include={"image": True, "vlm": True, "student": True, "method": {"objective", "pretraining"}}
+    )
     kept["vlm"]["text"]["tuning"] = "frozen"
     return TrainingConfig.model_validate(kept).model_dump_json()
 
@@ -139,7 +145,7 @@ def _parameters(network: str, settings: str) -> int:
     """Parameters of the student or the vlm. Nothing is allocated: it is built on torch's meta device."""
     import torch
 
-    from dusss_core.models import build_student, build_vlm
+    from dusss_core.build import build_student, build_vlm
 
     build = {"student": build_student, "vlm": build_vlm}[network]
     with torch.device("meta"):

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from client.declined import Declined
 from dusss_core.config import TrainingConfig
+from dusss_core.objectives import misfit
 from dusss_core.phases import Phase
 from feddusss import wire
 
@@ -65,6 +66,8 @@ def read_request(content: RecordDict) -> Request:
     for name, part in (("vlm", training.vlm), ("student", training.student)):
         if part.weights is not None:
             raise Declined(f"the study names a file on this machine ({name}.weights)")
+    if reason := misfit(training):
+        raise Declined(reason)
     return Request(
         training=training,
         training_digest=hashlib.sha256(text.encode()).hexdigest(),

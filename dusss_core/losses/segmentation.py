@@ -17,7 +17,9 @@ from dusss_core.losses.precision import full_precision
 
 
 @full_precision
-def supervised_loss(logits: Tensor, mask: Tensor, *, dice: bool, weight: Tensor | None = None) -> Tensor:
+def supervised_loss(
+    logits: Tensor, mask: Tensor, *, dice: bool, weight: Tensor | None = None, region: Tensor | None = None
+) -> Tensor:
     """L_sup, Eq. 14 (whose leading minus is a misprint): mean cross-entropy, and soft Dice if asked for.
 
     Args:
@@ -25,16 +27,17 @@ def supervised_loss(logits: Tensor, mask: Tensor, *, dice: bool, weight: Tensor 
         dice: adds 1 - soft Dice, per picture and foreground class, with 1 added above and below so that a
             class that is absent and not predicted costs nothing.
         weight: B, at least 0: weights of the records in the mean; None: equal. All 0: a differentiable 0.
+        region: H x W, bool: the pixels that count, at least one; None: all.
     """
     if logits.shape[1] == 1:
         target = (mask > 0).to(logits.dtype)[:, None]
         pixels = F.binary_cross_entropy_with_logits(logits, target, reduction="none").squeeze(1)
     else:
         pixels = F.cross_entropy(logits, mask.long(), reduction="none")
-    per_record = pixels.mean(dim=(1, 2))
+    per_record = pixels.mean(dim=(1, 2)) if region is None else pixels[:, region].mean(dim=1)
     if dice:
         truth = (mask > 0)[:, None] if logits.shape[1] == 1 else F.one_hot(mask.long(), logits.shape[1]).movedim(-1, 1)
-        per_record = per_record + _soft_dice_loss(logits, truth.to(logits.dtype))
+        per_record = per_record + _soft_dice_loss(logits, truth.to(logits.dtype), region)
     return _weighted_mean(per_record, torch.ones_like(per_record) if weight is None else weight)
 
 
@@ -168,9 +171,11 @@ def _pseudo_label_costs(logits: Tensor, target: Tensor, confidence: float, dice:
     return cost, sure.to(pixels.dtype).mean(dim=(1, 2))
 
 
-def _soft_dice_loss(logits: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
+def _soft_dice_loss(logits: Tensor, target: Tensor, region: Tensor | None = None, smooth: float = 1.0) -> Tensor:
     """1 - soft Dice, averaged over the foreground classes: B. Both are B x C x H x W, the target in [0, 1]."""
     predicted = _probabilities(logits)
+    if region is not None:
+        predicted, target = predicted * region, target * region
     if logits.shape[1] > 1:
         predicted, target = predicted[:, 1:], target[:, 1:]
     overlap = (predicted * target).sum(dim=(2, 3))

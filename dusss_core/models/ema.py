@@ -15,6 +15,8 @@ class Teacher:
 
     def __init__(self, student: nn.Module):
         self.model = copy.deepcopy(student).eval().requires_grad_(False)
+        self.follows_buffers = True
+        """Whether running means and variances are averaged too."""
 
     @torch.no_grad()
     def follow(self, student: nn.Module, step: int, ema: float) -> None:
@@ -27,7 +29,10 @@ class Teacher:
         """
         alpha = ema_alpha(step, ema)
         own = self.model.state_dict()
+        buffers = {name for name, _ in student.named_buffers()} if not self.follows_buffers else ()
         for name, value in student.state_dict().items():
+            if name in buffers:
+                continue
             if value.is_floating_point():
                 own[name].lerp_(value, 1 - alpha)
             else:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dusss_core.models.decoders import Decoder, DecoderKind, DecoderNetwork, UpBlock, raise_resolution
 
-class UNet(nn.Module):
+MAIN: DecoderKind = "transposed"
+"""Kind of the decoder that is deployed."""
+
+
+class UNet(DecoderNetwork):
     """U-Net with learned upsampling.
 
     At width 64 and 3 -> 1 channels it has 14,751,873 parameters and takes 25.19 G multiply-accumulates at
@@ -18,48 +24,39 @@ class UNet(nn.Module):
         out_channels: classes; one logit per class and pixel.
         width: channels of the first level; the others are 2, 4, 8 and 8 times as wide.
         norm: `batch`, or `group` (no buffers, so that every record's gradient stands alone).
+        others: kinds of further decoders.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, width: int = 64, norm: str = "batch"):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        width: int = 64,
+        norm: str = "batch",
+        others: Sequence[DecoderKind] = (),
+    ):
         super().__init__()
         w = width
         self.stem = conv_block(in_channels, w, norm)
         self.down = nn.ModuleList(
             [double_conv(a, b, norm) for a, b in [(w, 2 * w), (2 * w, 4 * w), (4 * w, 8 * w), (8 * w, 8 * w)]]
         )
-        self.up = nn.ModuleList(
-            [UpBlock(skip, out, norm) for skip, out in [(8 * w, 4 * w), (4 * w, 2 * w), (2 * w, w), (w, w)]]
-        )
-        self.head = nn.Conv2d(w, out_channels, 1)
+        self.up, self.head = _way_up(MAIN, w, norm), nn.Conv2d(w, out_channels, 1)
+        self.others = nn.ModuleList(Decoder(_way_up(kind, w, norm), nn.Conv2d(w, out_channels, 1)) for kind in others)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Logits of the picture alone.
-
-        Args:
-            image: B x C x H x W, normalised; H and W are multiples of 16.
-
-        Returns:
-            B x classes x H x W.
-        """
+    def encode(self, image: Tensor) -> list[Tensor]:
+        """Maps of w, 2w, 4w, 8w and 8w channels, each half as high and wide as the one before."""
         levels = [self.stem(image)]
         for block in self.down:
             levels.append(block(F.max_pool2d(levels[-1], 2)))
-        x = levels.pop()
-        for block in self.up:
-            x = block(x, levels.pop())
-        return self.head(x)
+        return levels
 
 
-class UpBlock(nn.Module):
-    """Doubles the resolution, joins the skip connection of as many channels, and convolves twice."""
-
-    def __init__(self, channels: int, out_channels: int, norm: str):
-        super().__init__()
-        self.raise_resolution = nn.ConvTranspose2d(channels, channels, 2, 2)
-        self.convs = double_conv(2 * channels, out_channels, norm)
-
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        return self.convs(torch.cat([skip, self.raise_resolution(x)], dim=1))
+def _way_up(kind: DecoderKind, w: int, norm: str) -> nn.ModuleList:
+    steps = [(8 * w, 4 * w), (4 * w, 2 * w), (2 * w, w), (w, w)]
+    return nn.ModuleList(
+        [UpBlock(raise_resolution(kind, skip, skip), double_conv(2 * skip, out, norm)) for skip, out in steps]
+    )
 
 
 def double_conv(in_channels: int, out_channels: int, norm: str) -> nn.Sequential:

@@ -19,6 +19,7 @@ class VisionLanguageModel(nn.Module):
         grounding: the decoder that joins both.
         temperature: start of the learned tau.
         text_encoder: a BERT that is trained along (LoRA or full); None when it is frozen.
+        pretraining: what the pretraining method trains beside them; None: nothing.
     """
 
     def __init__(
@@ -28,12 +29,14 @@ class VisionLanguageModel(nn.Module):
         grounding: GroundingDecoder,
         temperature: float,
         text_encoder: nn.Module | None = None,
+        pretraining: nn.Module | None = None,
     ):
         super().__init__()
         self.image = image
         self.text = text
         self.grounding = grounding
         self.text_encoder = text_encoder
+        self.pretraining = pretraining
         # 1 / tau on a log scale; one for the contrastive losses, one for the text-guided loss
         start = torch.tensor(1 / temperature).log()
         self.log_scale = nn.Parameter(start.clone())

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dusss_core.config import TrainingConfig
+from dusss_core.objectives import TABLE, objective_of, with_objective
 from dusss_core.phases import Phase
 from dusss_core.privacy.charge import Charge
 
@@ -58,6 +59,12 @@ def reasons_against(config: TrainingConfig, phase: Phase, records: int) -> list[
 
 
 def _against_segment(config: TrainingConfig) -> Iterator[str]:
+    if objective_of(config).coupled:
+        apart = ", ".join(name for name in TABLE if not objective_of(with_objective(config, name)).coupled)
+        yield (
+            f"method.objective: {config.method.objective} mixes the records of a batch, and no noise hides one of "
+            f"them: choose one of {apart}"
+        )
     if config.student.norm != "group":
         yield "student.norm: batch mixes the records of a batch: set student.norm: group"
 

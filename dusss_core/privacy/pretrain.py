@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from dusss_core.config import TrainingConfig
 from dusss_core.losses.contrastive import info_nce, temperature_scale
 from dusss_core.losses.similarity import Embedding, cosine
+from dusss_core.pretraining.method import Seen
 from dusss_core.privacy.public import public_captions, public_pictures
 from dusss_core.privacy.trainer import PrivateTraining, Unit
 from dusss_core.records import Split
 from dusss_core.text.bank import TextBank, build_text_bank
 from dusss_core.text.wording import mirror
-from dusss_core.training.pretrain import Pretrainer, Seen
+from dusss_core.training.pretrain import Pretrainer
 from dusss_core.training.trainer import Progress
 
 
@@ -55,7 +56,7 @@ class PrivatePretrainer(PrivateTraining, Pretrainer):
     ):
         super().__init__(config, site, train, val, text, records=records, device=device, progress=progress)
         # whether the site has masks at all must not change what another record's gradient is
-        self.consistent, self.handed_on = False, ()
+        self.consistent = False
         self.grouped = config.privacy.pretrain == "groups"
         if self.grouped:
             self.expected = float(config.privacy.groups)
@@ -111,13 +112,13 @@ class PrivatePretrainer(PrivateTraining, Pretrainer):
         self, a: Embedding, b: Embedding, public: Embedding, scale: Tensor, columns: Tensor | None = None
     ) -> Tensor:
         """InfoNCE of each row of `a` with the same row of `b` among `public`."""
-        return _first_of(self._similarity(a, b).diagonal(), self._similarity(a, public), scale, columns)
+        return _first_of(self.method.similarity(a, b).diagonal(), self.method.similarity(a, public), scale, columns)
 
     def _other_captions(self, seen: Seen) -> Tensor | None:
         """M bool: captions that are not the record's own sentence. None: all are negatives, literally."""
         if self.config.method.pairs == "identity":
             return None
-        return ~self._same_wording[int(seen.identity[0]) // 2].to(self.device)
+        return ~self._same_wording[int(seen.sentence[0])].to(self.device)
 
     @torch.no_grad()
     def _encode_public(self) -> _Bank:

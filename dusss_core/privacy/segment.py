@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import nn
 
-from dusss_core.models import Student
+from dusss_core.build import Student
 from dusss_core.privacy.trainer import PrivateTraining
 from dusss_core.training.segment import Segmenter
 

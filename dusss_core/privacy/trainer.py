@@ -45,6 +45,8 @@ class PrivateTraining(PhaseTrainer):
             raise UserError(f"private training, phase {self.phase}: {reason}")
         super().__init__(config, *args, **kwargs)
         self.randomness = Randomness()
+        # whether the site has a mask at all must change no other record's part
+        self.handed_on = ()
         self.steps_per_round = config.privacy.steps_per_round
         self.expected = config.privacy.sample_rate * records
 
@@ -76,6 +78,10 @@ class PrivateTraining(PhaseTrainer):
     def _of_kind(self) -> list[np.ndarray]:
         """`kinds` as one flag for each training record."""
         return [np.isin(np.arange(len(self.train)), kind) for kind in self.kinds()]
+
+    def pace(self, share_done: float) -> float:
+        """Always 1: a pace that follows from whether the site has labels would tell of the one that has."""
+        return 1.0
 
     def set_gradients(self, batch: list[Unit], draw, share_done, anchor, place) -> dict[str, float]:
         # fixed statistics where there are any, no dropout

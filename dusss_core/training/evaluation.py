@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dusss_core.build import build_student, build_vlm
 from dusss_core.config import TrainingConfig
 from dusss_core.inference import predict_logits, to_input
 from dusss_core.metrics import Scores, to_classes
-from dusss_core.models import VisionLanguageModel, build_student, build_vlm
+from dusss_core.models import VisionLanguageModel
+from dusss_core.models.weights import load_tensors
 from dusss_core.records import Split
 from dusss_core.text.bank import TextBank, build_text_bank
-from dusss_core.training.sharing import load_tensors
 
 Logits = np.ndarray | Sequence[np.ndarray]
 

@@ -1,57 +1,30 @@
-"""Step 1: vision-language pretraining with dual contrastive learning under uncertainty, Eq. 1 to 11."""
+"""Step 1: trains the vision-language model. What it learns without masks is the pretraining method's to say."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dusss_core.augment import Geometry, strong_view, weak_view
+from dusss_core.build import build_vlm
 from dusss_core.config import TrainingConfig
-from dusss_core.losses.contrastive import cross_modal_loss, intra_modal_loss, same_sentence
+from dusss_core.losses.contrastive import cross_modal_loss, same_sentence
 from dusss_core.losses.schedules import sigmoid_rampup
 from dusss_core.losses.segmentation import pseudo_label_loss, supervised_loss
-from dusss_core.losses.similarity import Embedding, saturation, sigma_regulariser, supervised_similarity
-from dusss_core.losses.text_guided import masked_pool, text_guided_loss
-from dusss_core.models import build_vlm
-from dusss_core.models.grounding import Grounding
 from dusss_core.models.text_tower import TextFeatures
 from dusss_core.phases import Phase
+from dusss_core.pretraining import pretraining_of
+from dusss_core.pretraining.method import Seen
 from dusss_core.records import Split
+from dusss_core.sampling import two_stream_batches
 from dusss_core.seeds import generator
 from dusss_core.text.bank import TextBank, build_text_bank
 from dusss_core.training.evaluation import ground_split, score_logits
-from dusss_core.training.sampling import two_stream_batches
 from dusss_core.training.sharing import handed_on
 from dusss_core.training.trainer import PhaseTrainer, Progress
-
-
-class Seen(NamedTuple):
-    """What the model makes of B records."""
-
-    image: Embedding
-    """Of the weak view."""
-    text: Embedding
-    """Of the sentence, mirrored where the picture is."""
-    grounding: Grounding
-    """Of the sentence in the weak view."""
-    other_image: Embedding | None
-    """Of the strong view; None where nothing asks for it, like `other_text`."""
-    other_text: Embedding | None
-    """Of another wording."""
-    other_grounding: Grounding | None
-    """Of the other wording in the strong view; None without `method.grounding_consistency`."""
-    mask: Tensor | None
-    """n x H x W class indices of the n labelled records, which come first; None: there are none."""
-    identity: Tensor
-    """B int64: equal where records share their sentence, mirrored or not."""
-
-    def pooled(self) -> Tensor:
-        """v_t of Eq. 11: pixel features under the text-guided mask, B x G."""
-        return masked_pool(self.grounding.pixels.float(), _foreground(self.grounding.logits))
 
 
 class Pretrainer(PhaseTrainer):
@@ -97,6 +70,7 @@ class Pretrainer(PhaseTrainer):
         supervised = with_text & train.labelled & config.method.grounding_supervision
         self.labelled = np.flatnonzero(supervised)
         self.other = np.flatnonzero(with_text & ~supervised)
+        self.method = pretraining_of(config)(config, self.vlm)
         self.consistent = config.method.grounding_consistency and bool(len(self.labelled))
         self.handed_on = handed_on(config, self.phase, len(self.labelled))
 
@@ -104,12 +78,6 @@ class Pretrainer(PhaseTrainer):
         return two_stream_batches(
             self.labelled, self.other, self.settings.batch, self.settings.labelled_share, steps, draw
         )
-
-    def withhold_gradients(self) -> None:
-        """Those of what the site hands on as it came."""
-        for name, parameter in self.vlm.named_parameters():
-            if name.startswith(self.handed_on):
-                parameter.grad = None
 
     def losses(self, batch, draw, share_done) -> tuple[Tensor, dict[str, float]]:
         seen = self._look(batch, draw)
@@ -120,12 +88,9 @@ class Pretrainer(PhaseTrainer):
             )
         if seen.other_grounding is not None:
             parts["consistency"] = self.settings.weight_consistency * self._consistency(seen, share_done)
-        if self.config.method.sss:
-            parts["sigma"] = self.settings.uncertainty.regulariser * sigma_regulariser(
-                seen.image.gaussian, seen.text.gaussian
-            )
+        parts |= self.method.regularisers(seen)
         figures = {name: value.item() for name, value in parts.items()}
-        return sum(parts.values()), {**figures, **self._saturation(seen.image, seen.text)}
+        return sum(parts.values()), {**figures, **self.method.figures(seen)}
 
     def _look(self, batch: tuple[np.ndarray, np.ndarray], draw: torch.Generator) -> Seen:
         """Augment a batch, labelled records first, and encode it."""
@@ -146,7 +111,7 @@ class Pretrainer(PhaseTrainer):
             image = self.vlm.encode_image(x)
             text = self._text(sentence, geometry.flipped)
             grounding = self.vlm.ground(x, image, text)
-            if self.config.method.dcl or self.consistent:
+            if self.method.other_views(self.config) or self.consistent:
                 x = self.normalise(strong_view(picture, draw, self.settings.strong))
                 other_image, other_text = self.vlm.encode_image(x), self._text(sentence, geometry.flipped, view)
                 if self.consistent:
@@ -162,28 +127,12 @@ class Pretrainer(PhaseTrainer):
             other_grounding,
             mask,
             identity,
+            sentence,
         )
 
     def _contrasts(self, seen: Seen) -> dict[str, Tensor]:
-        """The contrastive losses of Eq. 8, 9 and 11, by name, within the batch."""
-        method, settings = self.config.method, self.settings
-        same = same_sentence(seen.identity, seen.identity)
-        similarity = self._similarity(seen.image, seen.text)
-        parts = {"cmc": cross_modal_loss(similarity, same, self.vlm.log_scale, method.pairs)}
-        if method.dcl:
-            parts["imc"] = settings.weight_imc * intra_modal_loss(
-                self._similarity(seen.image, seen.other_image),
-                self._similarity(seen.text, seen.other_text),
-                same,
-                same,
-                self.vlm.log_scale,
-                method.pairs,
-            )
-        if method.ltg:
-            parts["ltg"] = settings.weight_ltg * text_guided_loss(
-                seen.pooled(), seen.grounding.text.float(), same, self.vlm.log_scale_ltg, method.pairs
-            )
-        return parts
+        """The losses between records: within the batch here, private training has others."""
+        return self.method.contrasts(seen)
 
     def _consistency(self, seen: Seen, share_done: float) -> Tensor:
         """What the strong view and another wording cost: against true masks, and elsewhere, as far as pseudo-labels are
@@ -224,7 +173,7 @@ class Pretrainer(PhaseTrainer):
         for positions in np.array_split(order, max(1, len(val) // self.settings.batch)):
             x = self.normalise(torch.from_numpy(val.images[positions]).to(self.device).float() / 255)
             sentence = torch.from_numpy(val.sentence[positions]).to(self.device)
-            similarity = self._similarity(self.vlm.encode_image(x).embedding, self._text(sentence).embedding)
+            similarity = self.method.similarity(self.vlm.encode_image(x).embedding, self._text(sentence).embedding)
             same = same_sentence(sentence, sentence)
             total += len(positions) * float(
                 cross_modal_loss(similarity, same, self.vlm.log_scale, self.config.method.pairs)
@@ -235,21 +184,3 @@ class Pretrainer(PhaseTrainer):
     def _text(self, sentence: Tensor, mirrored: Tensor | None = None, view: Tensor | None = None) -> TextFeatures:
         tokens, mask = self.text.features(sentence, mirrored=mirrored, view=view)
         return self.vlm.encode_text(tokens.to(self.device), mask.to(self.device))
-
-    def _similarity(self, a, b) -> Tensor:
-        method = self.config.method
-        return supervised_similarity(
-            a, b, self.settings.uncertainty, sss=method.sss, detach_uncertainty=method.detach_uncertainty
-        )[0]
-
-    @torch.no_grad()
-    def _saturation(self, a, b) -> dict[str, float]:
-        if not self.config.method.sss:
-            return {}
-        return saturation(supervised_similarity(a, b, self.settings.uncertainty, sss=True, detach_uncertainty=True)[1])
-
-
-def _foreground(logits: Tensor) -> Tensor:
-    """Probability that a pixel is not background, B x 1 x H x W."""
-    logits = logits.float()
-    return logits.sigmoid() if logits.shape[1] == 1 else 1 - logits.softmax(dim=1)[:, :1]

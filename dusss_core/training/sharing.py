@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from torch import Tensor
 
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-
+from dusss_core.build import build
 from dusss_core.config import TrainingConfig
-from dusss_core.models import build
+from dusss_core.models.weights import shared_tensors
+from dusss_core.objectives import objective_of
 from dusss_core.phases import Phase
 from dusss_core.records import Split
 
@@ -19,8 +18,8 @@ def can_train(config: TrainingConfig, phase: Phase, train: Split) -> str | None:
         return "the site has no training pictures"
     if not phase.usable(train).any():
         return "the site has no sentences"
-    if phase == Phase.SEGMENT and not train.labelled.any() and not config.method.semi_supervised:
-        return "the site has no labelled pictures and the method uses no others"
+    if phase == Phase.SEGMENT and not train.labelled.any():
+        return _without_labels(config, train)
     return None
 
 
@@ -29,10 +28,12 @@ def handed_on(config: TrainingConfig, phase: Phase, n_labelled: int) -> tuple[st
 
     Without a mask that is the grounding decoder: contrast, and agreement with itself, move it where no mask holds it,
     and the average of all sites with it. Such a site does not count in the mean of these parameters: it would hold
-    those of the others back.
+    those of the others back. In segmentation the objective says what a site without labels hands on.
     """
+    if phase == Phase.SEGMENT:
+        return () if n_labelled else objective_of(config).alone(config) or ()
     decoder_has_masks = n_labelled or not config.method.grounding_supervision
-    return () if phase != Phase.PRETRAIN or decoder_has_masks else ("grounding.",)
+    return () if decoder_has_masks else ("grounding.",)
 
 
 def initial_shared(config: TrainingConfig, phase: Phase) -> dict[str, Tensor]:
@@ -40,47 +41,11 @@ def initial_shared(config: TrainingConfig, phase: Phase) -> dict[str, Tensor]:
     return shared_tensors(build(config, phase), config.local_norm)
 
 
-def shared_tensors(model: nn.Module, local_norm: bool) -> dict[str, Tensor]:
-    """Copies of the trained tensors and buffers of `model`.
-
-    Frozen parameters do not travel; with `local_norm` (FedBN) neither do normalisation layers.
-    """
-    return _copies(model, model.state_dict().keys() - _private_names(model, local_norm))
-
-
-def local_tensors(model: nn.Module, local_norm: bool) -> dict[str, Tensor]:
-    """Copies of the normalisation layers' tensors if they stay at the site, otherwise nothing."""
-    return _copies(model, _norm_names(model)) if local_norm else {}
-
-
-def load_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Copy `tensors` into the parameters and buffers of `model` that they name.
-
-    Raises:
-        KeyError: a name that the model does not have.
-        RuntimeError: a shape that does not fit.
-    """
-    own = model.state_dict()
-    for name, value in tensors.items():
-        if own[name].shape != value.shape:
-            raise RuntimeError(f"{name}: shape {tuple(value.shape)} does not fit {tuple(own[name].shape)}")
-        own[name].copy_(value)
-
-
-def _copies(model: nn.Module, names: Set[str]) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items() if name in names}
-
-
-def _private_names(model: nn.Module, local_norm: bool) -> set[str]:
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    return frozen | (_norm_names(model) if local_norm else set())
-
-
-def _norm_names(model: nn.Module) -> set[str]:
-    kinds = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
-    return {
-        f"{prefix}.{name}" if prefix else name
-        for prefix, module in model.named_modules()
-        if isinstance(module, kinds)
-        for name in module.state_dict()
-    }
+def _without_labels(config: TrainingConfig, train: Split) -> str | None:
+    objective = objective_of(config)
+    teaches = {"all": True, "with_text": train.has_text.any(), "none": False}[objective.learns_from(config)]
+    if not teaches:
+        return "the site has no labelled pictures and the method uses no others"
+    if objective.alone(config) is None:
+        return f"the site has no labelled pictures, and method.objective {config.method.objective} needs some"
+    return None

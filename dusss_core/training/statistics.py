@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from dusss_core.build import build
 from dusss_core.config import TrainingConfig
 from dusss_core.inference import to_input
-from dusss_core.models import build
+from dusss_core.models.weights import load_tensors, local_tensors
 from dusss_core.phases import Phase
 from dusss_core.records import Split
 from dusss_core.seeds import generator
 from dusss_core.text.bank import TextBank
-from dusss_core.training.sharing import load_tensors, local_tensors
 
 PICTURES = 64
 """Training pictures that the statistics are estimated on: each layer averages over all their pixels."""

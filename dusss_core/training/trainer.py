@@ -16,12 +16,12 @@ from dusss_core.config import PhaseConfig, TrainingConfig
 from dusss_core.errors import NotFinite
 from dusss_core.files import with_prefix
 from dusss_core.losses.schedules import cosine_lr
+from dusss_core.models.weights import load_tensors, local_tensors, shared_tensors
 from dusss_core.phases import Phase
 from dusss_core.records import Split
-from dusss_core.seeds import generator
+from dusss_core.sampling import steps_per_epoch
+from dusss_core.seeds import generator, global_seed
 from dusss_core.text.bank import TextBank
-from dusss_core.training.sampling import steps_per_epoch
-from dusss_core.training.sharing import load_tensors, local_tensors, shared_tensors
 from dusss_core.training.statistics import estimate_statistics
 
 Progress = Callable[[int, int, float], None]
@@ -34,6 +34,8 @@ class PhaseTrainer(ABC):
     """
 
     phase: Phase
+    handed_on: tuple[str, ...] = ()
+    """Prefixes of the parameters that this site does not train; see `dusss_core.training.sharing.handed_on`."""
     text: TextBank | None = None
     """Features of the site's sentences, for pretraining."""
 
@@ -82,8 +84,9 @@ class PhaseTrainer(ABC):
     def losses(self, batch: Any, draw: torch.Generator, share_done: float) -> tuple[Tensor, dict[str, float]]:
         """The loss of one batch, and figures to report; `share_done` of the whole phase lies behind, in [0, 1]."""
 
-    def withhold_gradients(self) -> None:  # noqa: B027 (most phases have nothing to do)
-        """Called when the gradients are there, before they are clipped: what is set to None here does not move."""
+    def pace(self, share_done: float) -> float:
+        """Factor on the learning rate, at most 1. At 0 nothing is trained: what came is handed on, bit for bit."""
+        return 1.0
 
     def after_step(self) -> None:  # noqa: B027 (most phases have nothing to do)
         """Called after each optimiser step, before `step` counts it."""
@@ -139,7 +142,12 @@ class PhaseTrainer(ABC):
         Raises:
             NotFinite: the loss is not finite.
         """
-        draw = generator(self.config.seed, self.site, self.phase, round)
+        names = (self.config.seed, self.site, self.phase, round)
+        # dropout, of a text encoder or of a network, draws from torch's global generator
+        with global_seed(*names, "layers", device=self.device):
+            return self._train_round(round, generator(*names))
+
+    def _train_round(self, round: int, draw: torch.Generator) -> dict[str, float]:
         anchor = [p.detach().clone() for p in self._trained()] if self.config.prox_mu else []
         totals: dict[str, float] = defaultdict(float)
         steps = self.steps_per_round
@@ -147,8 +155,13 @@ class PhaseTrainer(ABC):
         self.model.train()
         for i, batch in enumerate(self.batches(steps, draw)):
             position = (round - 1) * steps + i
+            pace = self.pace(position / all_steps)
+            if not pace:
+                self.after_step()
+                self.step += 1
+                continue
             for group in self.optimizer.param_groups:
-                group["lr"] = cosine_lr(position, all_steps, self.settings.optimizer)
+                group["lr"] = pace * cosine_lr(position, all_steps, self.settings.optimizer)
             figures = self.set_gradients(batch, draw, position / all_steps, anchor, f"round {round}, step {i + 1}")
             self.optimizer.step()
             self.after_step()
@@ -175,7 +188,7 @@ class PhaseTrainer(ABC):
         self._check_finite(loss, place)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self.withhold_gradients()
+        self._withhold_gradients()
         self._pull_towards(anchor)
         if self.settings.optimizer.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._trained(), self.settings.optimizer.clip_norm)
@@ -202,6 +215,12 @@ class PhaseTrainer(ABC):
 
     def _trained(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _withhold_gradients(self) -> None:
+        """Of what the site hands on as it came: no gradient, so no step, no decay."""
+        for name, parameter in self.model.named_parameters():
+            if name.startswith(self.handed_on):
+                parameter.grad = None
 
     def _pull_towards(self, anchor: list[Tensor]) -> None:
         """FedProx: the gradient of mu / 2 |theta - theta_global|^2."""

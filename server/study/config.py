@@ -13,6 +13,7 @@ from pydantic import model_validator
 
 from dusss_core.config import Strict, TrainingConfig
 from dusss_core.errors import UserError
+from dusss_core.objectives import misfit
 from dusss_core.phases import Phase
 from feddusss import configfile
 from server.study.deployment import DeploymentConfig
@@ -48,6 +49,12 @@ class StudyConfig(TrainingConfig):
         for name, part in (("vlm", self.vlm), ("student", self.student)):
             if part.weights is not None and self.local_norm:
                 raise ValueError(f"{name}.weights with local_norm: their normalisation layers would reach no site")
+        return self
+
+    @model_validator(mode="after")
+    def _objective_fits_the_network(self) -> StudyConfig:
+        if reason := misfit(self):
+            raise ValueError(reason)
         return self
 
     def training(self) -> TrainingConfig:

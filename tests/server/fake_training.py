@@ -87,13 +87,13 @@ class _Trainer:
         return {
             "step": torch.tensor(self.step),
             "optimizer.0.exp_avg": self.moment.clone(),
-            "teacher.body.weight": self.teacher.clone(),
+            "objective.teacher.body.weight": self.teacher.clone(),
             **local,
         }
 
     def load_private(self, tensors):
         self.step, self.moment = int(tensors["step"]), tensors["optimizer.0.exp_avg"].clone()
-        self.teacher = tensors["teacher.body.weight"].clone()
+        self.teacher = tensors["objective.teacher.body.weight"].clone()
         self.model.update(
             {
                 name.removeprefix("local."): tensor.clone()

@@ -5,20 +5,32 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dusss_core.phases import Phase
+
 if TYPE_CHECKING:
     from benchmarks.grid.trial import Trained, Trial
 
+_PUBLISHED_SMALL = ("cct", "bcp", "mcnet", "mcnet_v1")
+"""Objectives that were published with the small U-Net."""
+_SMALL = {"student": {"network": "small_unet"}}
+"""The network that the method was published with; without it, the student's own."""
+
 
 def _ablation(sss: bool, dcl: bool, ltg: bool) -> dict[str, Any]:
-    return {"preset": "paper", "sss": sss, "dcl": dcl, "ltg": ltg}
+    return {"method": {"preset": "paper", "sss": sss, "dcl": dcl, "ltg": ltg}}
 
 
 METHODS: dict[str, dict[str, Any]] = {
-    "supervised": {"preset": "supervised"},
-    "mean_teacher": {"preset": "mean_teacher"},
-    "clip": {"preset": "clip"},
-    "paper": {"preset": "paper"},
-    "dusss": {"preset": "dusss"},
+    "supervised": {"method": {"preset": "supervised"}},
+    "supervised_small": {"method": {"preset": "supervised"}, **_SMALL},
+    "mean_teacher": {"method": {"preset": "mean_teacher"}},
+    "clip": {"method": {"preset": "clip"}},
+    "paper": {"method": {"preset": "paper"}},
+    "dusss": {"method": {"preset": "dusss"}},
+    "mean_teacher_mse": {"method": {"objective": "mean_teacher_mse"}},
+    # text-free methods: on the network of their papers, and on the student's own
+    **{name: {"method": {"objective": name}, **_SMALL} for name in _PUBLISHED_SMALL},
+    **{f"{name}_same": {"method": {"objective": name}} for name in _PUBLISHED_SMALL},
     # the rows of the paper's Table 2, all without label supervision of the grounding decoder
     **{
         f"table2_{sss:d}{dcl:d}{ltg:d}": _ablation(sss, dcl, ltg)
@@ -27,7 +39,7 @@ METHODS: dict[str, dict[str, Any]] = {
         for ltg in (False, True)
     },
 }
-"""Name -> the study's `method`. table2_SDL: SSS, DCL and Ltg on (1) or off (0)."""
+"""Name -> what it changes of the study, key by key. table2_SDL: SSS, DCL and Ltg on (1) or off (0)."""
 
 
 def run(trial: Trial) -> Trained:
@@ -36,14 +48,14 @@ def run(trial: Trial) -> Trained:
     from server.runs.checkpoints import read_model
     from server.simulation.simulate import simulate
 
-    study = trial.study({"method": METHODS[trial.cell.method]})
+    study = trial.study(METHODS[trial.cell.method])
     summary = simulate(study, trial.folder, resume=True, reporter=trial.clock, site_files=trial.sites)
     checkpoints = trial.folder / "checkpoints"
     return Trained(
         study=study,
         student=read_model(checkpoints / "student.safetensors"),
-        vlm=read_model(checkpoints / "vlm.safetensors") if "pretrain" in summary["rounds"] else None,
-        val=_validation(trial.folder, summary["rounds"]["segment"]["final"]),
+        vlm=read_model(checkpoints / "vlm.safetensors") if Phase.PRETRAIN in summary["rounds"] else None,
+        val=_validation(trial.folder, summary["rounds"][Phase.SEGMENT]["final"]),
         hidden_text_dice=summary["pseudo"]["text_dice_mean"],
         seconds=summary["seconds"]["total"],
     )
@@ -54,6 +66,6 @@ def _validation(folder: Path, final: int) -> dict[str, float]:
     from server.runs.runfiles import read_run
     from server.runs.runfolder import ALL_SITES
 
-    lines = (line for line in read_run(folder).rounds if (line["phase"], line["site"]) == ("segment", ALL_SITES))
+    lines = (line for line in read_run(folder).rounds if (line["phase"], line["site"]) == (Phase.SEGMENT, ALL_SITES))
     # a round's figures are those of the model before it
     return next((line.get("val", {}) for line in lines if line["round"] == final + 1), {})

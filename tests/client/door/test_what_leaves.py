@@ -52,7 +52,7 @@ def test_no_answer_carries_anything_private(request, answers, tmp_path, method):
         kept = 0
         for path in (tmp_path / "sites" / site / "state").rglob("*-00000[12].safetensors"):
             for name, tensor in read_tensors(path)[0].items():
-                if name.startswith(("teacher.", "optimizer.")):
+                if name.startswith(("objective.", "optimizer.")):
                     assert not any(name.encode() in sent for sent in everything), name
                 if tensor.numel() >= 4 and tensor.float().std() > 0:  # a constant could be anywhere by chance
                     kept += 1

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from dusss_core.build import build_student, build_vlm
 from dusss_core.errors import UserError
-from dusss_core.models import Teacher, UNet, build_student, build_vlm
+from dusss_core.models import Teacher, UNet
 from dusss_core.models.image_tower import build_encoder
 from tests.dusss_core.conftest import FakeBank, make_config
 

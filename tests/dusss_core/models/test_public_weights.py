@@ -6,9 +6,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from dusss_core.build import build_student, build_vlm
 from dusss_core.errors import UserError
 from dusss_core.files import write_tensors
-from dusss_core.models import build_student, build_vlm, public_weights
+from dusss_core.models import public_weights
 from tests.dusss_core.conftest import make_config
 
 LITE = {"image_encoder": "tf_efficientnet_lite0", "dim": 16, "decoder_width": 16}

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from dusss_core.build import build_vlm
 from dusss_core.errors import UserError
 from dusss_core.files import digest_of_tensors, write_tensors
-from dusss_core.models import build_vlm
 from dusss_core.phases import Phase
 from dusss_core.privacy.pretrain import PrivatePretrainer
 from dusss_core.privacy.public import CASES, public_captions, public_pictures
@@ -94,7 +94,7 @@ def test_the_teacher_follows_noised_students_alone():
     config = private_config(privacy={"steps_per_round": 1}, segment={"ema": 0.0})
     trainer = segmenter(config, make_split())
     trainer.train_round(1)
-    student, teacher = trainer.student.state_dict(), trainer.teacher.model.state_dict()
+    student, teacher = trainer.student.state_dict(), trainer.objective.teacher.model.state_dict()
     assert all(torch.equal(student[name], teacher[name]) for name in student)
 
 

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from dusss_core.build import build_vlm
 from dusss_core.errors import UserError
 from dusss_core.files import digest_of_tensors
 from dusss_core.inference import to_input
 from dusss_core.losses import pseudo_label_loss, supervised_loss
-from dusss_core.models import build_vlm
+from dusss_core.models.weights import load_tensors
 from dusss_core.phases import Phase
+from dusss_core.sampling import two_stream_batches
 from dusss_core.training import (
     Pretrainer,
     Segmenter,
@@ -21,8 +23,6 @@ from dusss_core.training import (
     initial_shared,
     text_guided_masks,
 )
-from dusss_core.training.sampling import two_stream_batches
-from dusss_core.training.sharing import load_tensors
 from tests.dusss_core.conftest import make_config, make_split
 
 
@@ -91,7 +91,7 @@ def test_nothing_private_is_shared(bank):
     trainer.train_round(1)
     shared, private = trainer.shared(), trainer.private()
     assert set(shared) == set(initial_shared(config, Phase.SEGMENT))
-    assert any(name.startswith("teacher.") for name in private)
+    assert any(name.startswith("objective.teacher.") for name in private)
     assert any(name.startswith("optimizer.") for name in private)
     values = {value.numpy().tobytes() for name, value in private.items() if value.ndim == 4}
     assert not values & {value.numpy().tobytes() for value in shared.values()}

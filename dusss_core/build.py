@@ -8,17 +8,21 @@ from contextlib import contextmanager
 import torch
 
 from dusss_core.config import IMAGENET, TrainingConfig
+from dusss_core.errors import UserError
 from dusss_core.models.encoder_student import EncoderStudent
 from dusss_core.models.grounding import GroundingDecoder
 from dusss_core.models.image_tower import ImageTower
 from dusss_core.models.public_weights import load_encoder_weights, load_student_weights
+from dusss_core.models.small_unet import SmallUNet
 from dusss_core.models.text_tower import TextTower
 from dusss_core.models.unet import UNet
 from dusss_core.models.vlm import VisionLanguageModel
+from dusss_core.objectives import misfit, objective_of
 from dusss_core.phases import Phase
+from dusss_core.pretraining import pretraining_of
 from dusss_core.seeds import derive_seed
 
-Student = UNet | EncoderStudent
+Student = UNet | SmallUNet | EncoderStudent
 
 
 def build(config: TrainingConfig, phase: Phase) -> Student | VisionLanguageModel:
@@ -31,15 +35,21 @@ def build(config: TrainingConfig, phase: Phase) -> Student | VisionLanguageModel
 
 
 def build_student(config: TrainingConfig) -> Student:
-    """The student with the study's initial weights.
+    """The student with the study's initial weights, and with the decoders that the study's objective compares.
 
     Raises:
-        UserError: unknown encoder, or public weights that are missing or do not fit.
+        UserError: unknown encoder, an objective that does not work on the network, or public weights that are missing
+            or do not fit.
     """
     settings, image = config.student, config.image
+    if reason := misfit(config):
+        raise UserError(reason, "change one of the two")
+    others = objective_of(config).builds(config)
     with _initialisation(config, Phase.SEGMENT):
-        if settings.encoder is None:
-            student = UNet(image.channels, image.classes, settings.width, settings.norm)
+        if settings.kind == "unet":
+            student = UNet(image.channels, image.classes, settings.width, settings.norm, others)
+        elif settings.kind == "small_unet":
+            student = SmallUNet(image.channels, image.classes, settings.norm, others)
         else:
             student = EncoderStudent(
                 settings.encoder, image.channels, image.classes, image.size, settings.width, settings.norm
@@ -83,7 +93,8 @@ def build_vlm(config: TrainingConfig) -> VisionLanguageModel:
             settings.cross_attention,
             settings.mask_bias,
         )
-        return VisionLanguageModel(image, text, grounding, config.pretrain.temperature, encoder)
+        more = pretraining_of(config).modules(config)
+        return VisionLanguageModel(image, text, grounding, config.pretrain.temperature, encoder, more)
 
 
 @contextmanager

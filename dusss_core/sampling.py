@@ -16,6 +16,8 @@ def two_stream_batches(
     labelled_share: float,
     steps: int,
     generator: torch.Generator,
+    *,
+    exact: bool = False,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Batches of two kinds of records, each kind reshuffled whenever it has been used up.
 
@@ -25,13 +27,15 @@ def two_stream_batches(
 
     Args:
         labelled, other: positions of the records of either kind; one of them may be empty.
+        exact: `labelled_share` it is, however many of the records are labelled.
 
     Yields:
         Positions of the step's labelled and other records.
     """
     if not len(labelled) and not len(other):
         raise ValueError("no records to draw from")
-    share = max(labelled_share, len(labelled) / (len(labelled) + len(other)))
+    natural = len(labelled) / (len(labelled) + len(other))
+    share = labelled_share if exact else max(labelled_share, natural)
     n_labelled = batch if not len(other) else 0 if not len(labelled) else min(max(round(batch * share), 1), batch - 1)
     first = _endless(labelled, generator)
     second = _endless(other, generator)

@@ -1,0 +1,119 @@
+"""Bidirectional copy-paste (Bai et al., CVPR 2023).
+
+A box of a labelled picture is replaced by the same box of an unlabelled one (inward), and the other way (outward);
+masks and the teacher's hard pseudo-labels are mixed alike. M is 0 in the box, 2/3 as high and as wide as the picture:
+
+    x_in = u_a M + l_a (1 - M),   x_out = l_b M + u_b (1 - M)
+    L = sum over both of 1/2 [ C(labelled region) + ALPHA C(unlabelled region) ],   C = CE + Dice of a region's pixels
+
+Over the first START of the phase labelled pictures are mixed with each other, and the teacher is the student.
+Departures: pseudo-labels keep all their components (lungs are two, nuclei many); the harness's optimiser. A pasted box
+breaks every sentence about places: no text, by design.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from dusss_core.losses import supervised_loss
+from dusss_core.objectives.objective import Batch, Host, probabilities
+from dusss_core.objectives.teacher import WithTeacher
+from dusss_core.sampling import two_stream_batches
+
+ALPHA = 0.5
+"""Weight of the unlabelled region, beside `segment.weight_semi`."""
+START = 0.25
+"""Share of the phase before unlabelled pictures come in (10,000 of 40,000 steps there)."""
+BOX = 2 / 3
+"""Height and width of the box, as shares of the picture's."""
+
+
+class BCP(WithTeacher):
+    """As many labelled as unlabelled pictures in a batch, in halves; `segment.labelled_share` has no say."""
+
+    coupled = True
+
+    def __init__(self, host: Host):
+        super().__init__(host)
+        # as published: it normalises with its own batch
+        self.teacher.model.train()
+
+    @classmethod
+    def alone(cls, config) -> None:
+        """There is nothing to paste into."""
+        return
+
+    def batches(self, steps: int, draw: torch.Generator) -> Iterator[Batch]:
+        """Twice as many of either kind as there are mixtures of a kind: (batch / 4) each way."""
+        mixtures = max(1, self.settings.batch // 4)
+        return two_stream_batches(self.host.labelled, self.host.unlabelled, 4 * mixtures, 0.5, steps, draw, exact=True)
+
+    def losses(self, batch: Batch, draw: torch.Generator, share_done: float) -> tuple[Tensor, dict[str, float]]:
+        host, (labelled, unlabelled) = self.host, batch
+        early = share_done < START or not len(unlabelled)
+        view, mask = self.weak_views((labelled, unlabelled[:0]) if early else batch, draw)
+        x = host.normalise(view)
+        keep = box_mask(x.shape[-2:], draw).to(x.device)
+        (l_a, l_b), (y_a, y_b) = (halves(values) for values in (x[: len(labelled)], mask))
+        if early:
+            # labelled pictures among themselves: every region is labelled
+            mixtures = [(l_a, y_a, l_b, y_b, 1.0, 1.0)]
+        else:
+            weight = self.settings.weight_semi * ALPHA
+            u_a, u_b = halves(x[len(labelled) :])
+            with host.autocast():
+                v_a, v_b = (hard_labels(self.teacher(u)) for u in (u_a, u_b))
+            mixtures = [(u_a, v_a, l_a, y_a, weight, 1.0), (l_b, y_b, u_b, v_b, 1.0, weight)]
+        pictures = torch.cat([torch.where(keep, outer, inner) for outer, _, inner, *_ in mixtures])
+        with host.autocast():
+            logits = host.student(pictures).float()
+        return self._costs(logits.split(len(l_a)), mixtures, keep)
+
+    def unlabelled_weight(self, share_done: float) -> float:
+        return self.settings.weight_semi * ALPHA if share_done >= START else 0.0
+
+    def after_step(self, step: int) -> None:
+        """Early on the teacher is the student."""
+        all_steps = self.settings.rounds * self.host.steps_per_round
+        if (step + 1) / max(1, all_steps) <= START:
+            self.start()
+        else:
+            super().after_step(step)
+
+    def _costs(self, answers, mixtures, keep: Tensor) -> tuple[Tensor, dict[str, float]]:
+        dice, parts = self.settings.dice, {"labelled": 0.0, "pasted": 0.0}
+        total = answers[0].new_zeros(())
+        for logits, (_, outside, _, inside, weight_outside, weight_inside) in zip(answers, mixtures, strict=True):
+            for target, region, weight in ((outside, keep, weight_outside), (inside, ~keep, weight_inside)):
+                if not region.any():
+                    continue
+                cost = supervised_loss(logits, target, dice=dice, region=region) / 2
+                total = total + weight * cost
+                parts["labelled" if weight == 1.0 else "pasted"] += cost.item()
+        return total, parts
+
+
+def halves(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The first and the second half of a batch, of equal length."""
+    n = len(values) // 2
+    return values[:n], values[n : 2 * n]
+
+
+def box_mask(size: tuple[int, int], draw: torch.Generator) -> Tensor:
+    """M, H x W bool: False in one box at a random place; its sides are the whole part of 2/3 of the picture's."""
+    height, width = size
+    tall, wide = int(height * BOX), int(width * BOX)
+    top = int(torch.randint(0, height - tall + 1, (), generator=draw))
+    left = int(torch.randint(0, width - wide + 1, (), generator=draw))
+    keep = torch.ones(height, width, dtype=torch.bool)
+    keep[top : top + tall, left : left + wide] = False
+    return keep
+
+
+def hard_labels(logits: Tensor) -> Tensor:
+    """B x H x W class indices without gradient, from B x C x H x W logits."""
+    p = probabilities(logits).detach()
+    return (p[:, 0] > 0.5).long() if p.shape[1] == 1 else p.argmax(dim=1)

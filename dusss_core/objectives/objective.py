@@ -1,0 +1,146 @@
+"""What a method of step 2 is, and what it gets from its host."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import ClassVar, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dusss_core.augment import Geometry, weak_view
+from dusss_core.config import SegmentConfig, TrainingConfig
+from dusss_core.losses import supervised_loss
+from dusss_core.models.decoders import DecoderKind
+from dusss_core.sampling import two_stream_batches
+
+Batch = tuple[np.ndarray, np.ndarray]
+"""Positions of labelled and of unlabelled training records; either may be empty."""
+
+
+class Host(Protocol):
+    """What the trainer of step 2 (`dusss_core.training.segment`) lends to its objective."""
+
+    config: TrainingConfig
+    settings: SegmentConfig
+    student: nn.Module
+    labelled: np.ndarray
+    """Positions of the records whose masks may be trained on."""
+    unlabelled: np.ndarray
+    """Positions of the other records that the objective learns from."""
+    steps_per_round: int
+    guided: np.ndarray
+    """N bool: training records with a text-guided mask."""
+
+    def geometry(self, count: int, draw: torch.Generator) -> Geometry:
+        """A draw of flips, turns, rotation, scale and shift for so many pictures."""
+
+    def pictures(self, positions: np.ndarray) -> Tensor:
+        """B x C x H x W in [0, 1], not yet normalised."""
+
+    def masks(self, positions: np.ndarray) -> Tensor:
+        """B x H x W class indices."""
+
+    def text_masks(self, positions: np.ndarray, geometry: Geometry) -> Tensor | None:
+        """Text-guided masks as logits, B x classes x H x W, moved as their pictures; NaN for records without one; None
+        where there are none at all."""
+
+    def normalise(self, picture: Tensor) -> Tensor:
+        """From [0, 1] to the networks' input."""
+
+    def autocast(self) -> AbstractContextManager:
+        """bfloat16 where the study asks for it."""
+
+
+class Objective(ABC):
+    """A method of step 2 at one site in one phase.
+
+    What it is trained by gradient is `builds` in the student's network, and travels. What must stay at the site,
+    teachers and memories, it holds itself, and hands out by `state`.
+    """
+
+    networks: ClassVar[frozenset[str]] = frozenset({"unet", "small_unet", "encoder"})
+    """Kinds of `student.network` that it can work on; `encoder`: a student with `student.encoder`."""
+    text: ClassVar[Literal["no", "train", "inference"]] = "no"
+    """Whether it needs sentences: not at all, for text-guided masks in training, or at inference too."""
+    coupled: ClassVar[bool] = False
+    """Whether the loss of one record depends on the others of its batch: then no noise can make it private."""
+
+    @classmethod
+    def builds(cls, config: TrainingConfig) -> tuple[DecoderKind, ...]:
+        """Kinds of the decoders that the network gets beside its own."""
+        return ()
+
+    @classmethod
+    def learns_from(cls, config: TrainingConfig) -> Literal["all", "with_text", "none"]:
+        """Unlabelled records that teach it something."""
+        return "all"
+
+    @classmethod
+    def alone(cls, config: TrainingConfig) -> tuple[str, ...] | None:
+        """Prefixes of the parameters that a site without labels hands on as they came, and does not count in the mean
+        of; None: such a site cannot take part, since nothing holds its answer."""
+        return ()
+
+    def __init__(self, host: Host):
+        self.host = host
+        self.config, self.settings = host.config, host.settings
+
+    def start(self) -> None:  # noqa: B027 (most have nothing to do)
+        """The first student has arrived, before any step."""
+
+    def batches(self, steps: int, draw: torch.Generator) -> Iterator[Batch]:
+        """`steps` batches, drawn with `draw`."""
+        host, settings = self.host, self.settings
+        return two_stream_batches(host.labelled, host.unlabelled, settings.batch, settings.labelled_share, steps, draw)
+
+    @abstractmethod
+    def losses(self, batch: Batch, draw: torch.Generator, share_done: float) -> tuple[Tensor, dict[str, float]]:
+        """The loss of one batch, and figures to report; `share_done` of the phase lies behind, in [0, 1]."""
+
+    @abstractmethod
+    def unlabelled_weight(self, share_done: float) -> float:
+        """Weight of what unlabelled records teach beside what labelled ones do.
+
+        AdamW does not see the scale of a loss: at a site where nothing but this is left, the learning rate is
+        multiplied by it (but by 1 at most), so that young targets move such a site as little as any other.
+        """
+
+    def after_step(self, step: int) -> None:  # noqa: B027 (most have nothing to do)
+        """Called after each optimiser step; `step` counts from 0 over the whole phase."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What stays at the site, on the CPU, for `load_state` of a later process."""
+        return {}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:  # noqa: B027 (most have nothing to do)
+        """Take back what `state` gave."""
+
+    # What several methods do alike.
+
+    def weak_views(self, batch: Batch, draw: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """The batch's pictures moved and weakly changed, labelled ones first, in [0, 1]; and the masks of those, moved
+        alike (None: there are none)."""
+        views, mask = [], None
+        labelled, unlabelled = batch
+        if len(labelled):
+            geometry = self.host.geometry(len(labelled), draw)
+            views.append(weak_view(geometry.apply(self.host.pictures(labelled)), draw))
+            mask = geometry.apply_mask(self.host.masks(labelled))
+        if len(unlabelled):
+            geometry = self.host.geometry(len(unlabelled), draw)
+            views.append(weak_view(geometry.apply(self.host.pictures(unlabelled)), draw))
+        return torch.cat(views), mask
+
+    def supervised(self, logits: Tensor, mask: Tensor) -> Tensor:
+        """L_sup, Eq. 14: the same for every method, so that a difference between methods is the methods'."""
+        return supervised_loss(logits, mask, dice=self.settings.dice)
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """Sigmoid of one channel, softmax over several; float32."""
+    logits = logits.float()
+    return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)

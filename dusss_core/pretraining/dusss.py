@@ -1,0 +1,68 @@
+"""DuSSS step 1: dual contrastive learning, supervised by semantic similarity under uncertainty, Eq. 1 to 11.
+
+Eq. 1 to 5 are `similarity` (dusss_core/losses/similarity.py), Eq. 6 to 9 the losses `cmc` and `imc`
+(losses/contrastive.py), Eq. 11 is `ltg` (losses/text_guided.py). With the switches off it is plain CLIP.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dusss_core.config import TrainingConfig
+from dusss_core.losses.contrastive import cross_modal_loss, intra_modal_loss, same_sentence
+from dusss_core.losses.similarity import Embedding, saturation, sigma_regulariser, supervised_similarity
+from dusss_core.losses.text_guided import text_guided_loss
+from dusss_core.pretraining.method import PretrainingMethod, Seen
+
+
+class Dusss(PretrainingMethod):
+    """`method.sss`, `method.dcl` and `method.ltg` are its parts."""
+
+    @classmethod
+    def other_views(cls, config: TrainingConfig) -> bool:
+        """Eq. 9 compares each picture and each sentence with another view of itself."""
+        return config.method.dcl
+
+    def similarity(self, a: Embedding, b: Embedding) -> Tensor:
+        """Eq. 5, or the plain cosine without `method.sss`."""
+        return self._supervised(a, b)[0]
+
+    def contrasts(self, seen: Seen) -> dict[str, Tensor]:
+        """The contrastive losses of Eq. 8, 9 and 11, within the batch."""
+        method, settings, vlm = self.config.method, self.settings, self.vlm
+        same = same_sentence(seen.identity, seen.identity)
+        similarity = self.similarity(seen.image, seen.text)
+        parts = {"cmc": cross_modal_loss(similarity, same, vlm.log_scale, method.pairs)}
+        if method.dcl:
+            parts["imc"] = settings.weight_imc * intra_modal_loss(
+                self.similarity(seen.image, seen.other_image),
+                self.similarity(seen.text, seen.other_text),
+                same,
+                same,
+                vlm.log_scale,
+                method.pairs,
+            )
+        if method.ltg:
+            parts["ltg"] = settings.weight_ltg * text_guided_loss(
+                seen.pooled(), seen.grounding.text.float(), same, vlm.log_scale_ltg, method.pairs
+            )
+        return parts
+
+    def regularisers(self, seen: Seen) -> dict[str, Tensor]:
+        """Against inflated uncertainty, which would make any pair similar (Eq. 18)."""
+        if not self.config.method.sss:
+            return {}
+        weight = self.settings.uncertainty.regulariser
+        return {"sigma": weight * sigma_regulariser(seen.image.gaussian, seen.text.gaussian)}
+
+    @torch.no_grad()
+    def figures(self, seen: Seen) -> dict[str, float]:
+        """Quantiles of D_SSS, Eq. 4."""
+        return saturation(self._supervised(seen.image, seen.text)[1]) if self.config.method.sss else {}
+
+    def _supervised(self, a: Embedding, b: Embedding) -> tuple[Tensor, Tensor]:
+        method = self.config.method
+        return supervised_similarity(
+            a, b, self.settings.uncertainty, sss=method.sss, detach_uncertainty=method.detach_uncertainty
+        )

@@ -1,0 +1,89 @@
+"""What a method of step 1 is, and what it is given."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+from dusss_core.config import PretrainConfig, TrainingConfig
+from dusss_core.losses.similarity import Embedding
+from dusss_core.losses.text_guided import masked_pool
+from dusss_core.models.grounding import Grounding
+from dusss_core.models.vlm import VisionLanguageModel
+
+
+class Seen(NamedTuple):
+    """What the model makes of B records."""
+
+    image: Embedding
+    """Of the weak view."""
+    text: Embedding
+    """Of the sentence, mirrored where the picture is."""
+    grounding: Grounding
+    """Of the sentence in the weak view."""
+    other_image: Embedding | None
+    """Of the strong view; None where nothing asks for it, like `other_text`."""
+    other_text: Embedding | None
+    """Of another wording."""
+    other_grounding: Grounding | None
+    """Of the other wording in the strong view; None without `method.grounding_consistency`."""
+    mask: Tensor | None
+    """n x H x W class indices of the n labelled records, which come first; None: there are none."""
+    identity: Tensor
+    """B int64: equal where records have the same words, in the picture as it was shown."""
+    sentence: Tensor
+    """B int64: the record's sentence, by its number at the site."""
+
+    def pooled(self) -> Tensor:
+        """v_t of Eq. 11: pixel features under the text-guided mask, B x G."""
+        return masked_pool(self.grounding.pixels.float(), foreground(self.grounding.logits))
+
+
+class PretrainingMethod(ABC):
+    """The losses of step 1 that need no mask.
+
+    Args:
+        vlm: the model that is trained; `vlm.pretraining` holds what `modules` gave.
+    """
+
+    coupled: ClassVar[bool] = False
+    """Whether not even public negatives or groups of records can keep its records apart: then no noise can make it
+    private."""
+
+    @classmethod
+    def modules(cls, config: TrainingConfig) -> nn.Module | None:
+        """What it trains beside the towers and the grounding decoder; it travels with them."""
+        return None
+
+    @classmethod
+    def other_views(cls, config: TrainingConfig) -> bool:
+        """Whether it needs the strong view and another wording."""
+        return False
+
+    def __init__(self, config: TrainingConfig, vlm: VisionLanguageModel):
+        self.config, self.vlm = config, vlm
+        self.settings: PretrainConfig = config.pretrain
+
+    @abstractmethod
+    def similarity(self, a: Embedding, b: Embedding) -> Tensor:
+        """How alike pictures and sentences (or two views of either) are, B x K in [-1, 1]."""
+
+    @abstractmethod
+    def contrasts(self, seen: Seen) -> dict[str, Tensor]:
+        """Losses between the records of a batch, by name, each with its weight."""
+
+    def regularisers(self, seen: Seen) -> dict[str, Tensor]:
+        """Losses of each record by itself, by name, each with its weight."""
+        return {}
+
+    def figures(self, seen: Seen) -> dict[str, float]:
+        """What else is worth reporting of a batch."""
+        return {}
+
+
+def foreground(logits: Tensor) -> Tensor:
+    """Probability that a pixel is not background, B x 1 x H x W."""
+    logits = logits.float()
+    return logits.sigmoid() if logits.shape[1] == 1 else 1 - logits.softmax(dim=1)[:, :1]
