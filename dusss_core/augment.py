@@ -82,14 +82,16 @@ class Geometry:
         planes = moved.float() if mask.dim() == 4 else moved.float()[:, None]
         return self._resample(planes, "nearest", "zeros").to(mask.dtype).reshape(mask.shape)
 
-    def apply_logits(self, logits: torch.Tensor, fill: float) -> torch.Tensor:
-        """Move mask logits, B x C x H x W; bilinear, float32. `fill` comes in from outside.
+    def apply_logits(self, logits: torch.Tensor, fill: float | torch.Tensor) -> torch.Tensor:
+        """Move mask logits, B x C x H x W; bilinear, float32. `fill`, a number or one for each of the C channels, comes
+        in from outside.
 
         A sample that holds a NaN (no text) comes back as NaN everywhere.
         """
         moved = self._move(logits.float())
         if self.affine is None:
             return moved
+        fill = torch.as_tensor(fill, dtype=torch.float32, device=moved.device).reshape(-1, 1, 1)
         absent = moved.isnan().flatten(1).any(1)[:, None, None, None]
         # zeros come in from outside, so that is where `fill` is put
         moved = self._resample(torch.where(absent, 0.0, moved - fill), "bilinear", "zeros") + fill

@@ -116,5 +116,26 @@ def saturation(d_sss: Tensor) -> dict[str, float]:
     return dict(zip(("dsss_p10", "dsss_p50", "dsss_p90"), quantiles, strict=True))
 
 
+def saturation_warning(p10: float, p50: float, p90: float) -> str | None:
+    """Why semantic-similarity supervision does nothing at these quantiles of D_SSS; None if it may do something."""
+    if p50 < LOWEST:
+        return f"D_SSS is saturated near 0 (median {p50:.3f}): every pair counts as similar. {_REMEDY}"
+    if p50 > HIGHEST:
+        return f"D_SSS is saturated near 1 (median {p50:.3f}): uncertainty plays no part. {_REMEDY}"
+    if p90 - p10 < LEAST_SPREAD:
+        return (
+            f"D_SSS is nearly constant ({p10:.3f} to {p90:.3f} for the middle 80 % of the pairs): it scales all "
+            f"similarities alike, as a temperature would. {_REMEDY}"
+        )
+    return None
+
+
+LOWEST, HIGHEST = 0.05, 0.95
+"""Medians of D_SSS beyond which it is called saturated; a good start is between 0.2 and 0.8."""
+LEAST_SPREAD = 0.1
+"""Difference between the 90 % and the 10 % quantile of D_SSS below which it is called constant."""
+_REMEDY = "See pretrain.uncertainty and method.detach_uncertainty; method.sss: false does without it"
+
+
 def _distance(similarity: Tensor, eps: float = 1e-6) -> Tensor:
     return (2 - 2 * similarity).clamp(min=eps).sqrt()

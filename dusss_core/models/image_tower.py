@@ -85,7 +85,9 @@ def build_encoder(
     limit = max((s for s in strides if s <= coarsest), default=min(strides))
     # of several maps with one stride (plain transformers) the last is kept
     keep = [max(i for i, s in enumerate(strides) if s == stride) for stride in sorted(set(strides)) if stride <= limit]
-    encoder = timm.create_model(name, features_only=True, in_chans=in_channels, out_indices=tuple(keep), **extra)
+    # by their own numbers: plain transformers give the maps of their last blocks, not of their first
+    chosen = tuple(probe.feature_info.out_indices[i] for i in keep)
+    encoder = timm.create_model(name, features_only=True, in_chans=in_channels, out_indices=chosen, **extra)
     _drop_unused_stages(encoder)
     return encoder, [strides[i] for i in keep], encoder.feature_info.channels()
 

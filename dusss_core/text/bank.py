@@ -87,6 +87,14 @@ class _Bank:
         """B bool: no place is named, so up-down flips and quarter turns keep it true. True for -1."""
         return self._turn[indices.to(self.device)]
 
+    def identity(self, indices: torch.Tensor, mirrored: torch.Tensor | None = None) -> torch.Tensor:
+        """B int64: equal where records have the same words, whether a sentence is so or becomes so by being mirrored.
+
+        Args:
+            indices, mirrored: as for `features`.
+        """
+        return self._wording_of(indices, mirrored, None)[0]
+
     def _wording_of(
         self, indices: torch.Tensor, mirrored: torch.Tensor | None, view: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -100,9 +100,9 @@ class Pretrainer(PhaseTrainer):
         may_flip = self.text.may_flip(sentence).cpu() & self.settings.flip
         geometry = Geometry.draw(len(positions), draw, flip=may_flip, turns=False, device=self.device)
         picture = geometry.apply(self.pictures(positions))
-        # a mirrored picture contradicts its sentence unless the sentence is mirrored too, so a mirrored sentence is
-        # another sentence
-        identity = sentence * 2 + geometry.flipped.long()
+        # a mirrored picture contradicts its sentence unless the sentence is mirrored too; "left" mirrored says the same
+        # as "right"
+        identity = self.text.identity(sentence, geometry.flipped).to(self.device)
         view = torch.randint(1, self.config.vlm.text.views + 1, (len(positions),), generator=draw).to(self.device)
         other_image = other_text = other_grounding = mask = None
 

@@ -20,7 +20,7 @@ from dusss_core.training.evaluation import score_model
 from dusss_core.training.trainer import PhaseTrainer, Progress
 
 OUTSIDE = -8.0
-"""Mask logit of what a shifted or turned picture does not show."""
+"""Mask logit of a finding where a shifted or turned picture shows nothing: that is background."""
 
 
 class Segmenter(PhaseTrainer):
@@ -111,4 +111,7 @@ class Segmenter(PhaseTrainer):
         if self.text_logits is None:
             return None
         stored = torch.from_numpy(np.ascontiguousarray(self.text_logits[positions])).to(self.device).float()
-        return geometry.apply_logits(stored, OUTSIDE)
+        outside = torch.full((stored.shape[1],), OUTSIDE, device=self.device)
+        if len(outside) > 1:
+            outside[0] = 0.0  # of several channels the first is the background
+        return geometry.apply_logits(stored, outside)

@@ -21,7 +21,7 @@ from server.rounds.messages import Messages
 from server.rounds.replies import DIVERGED, Reply
 from server.rounds.roster import Roster
 from server.rounds.secure import SecureCollector
-from server.rounds.selection import Selection, weighted_mean
+from server.rounds.selection import NOTHING_TO_CHOOSE_BY, Selection, weighted_mean
 from server.rounds.summary import evaluation_figures, make_summary
 from server.runs.checkpoints import Checkpoint
 from server.runs.events import PlainReporter, Reporter
@@ -61,6 +61,7 @@ class Coordinator:
         self._reporter = reporter or PlainReporter()
         self._wait_s = study.federation.start_timeout_s if wait_s is None else wait_s
         self._method = method
+        self._warned_of_saturation = False
         self._run = run
         self._messages = Messages(study, run.run_key, self._reporter, run.charges())
         allowed = study.federation.sites if sites is None else sites
@@ -157,6 +158,8 @@ class Coordinator:
             last = self._run_round(phase, rounds, last, aggregator, selection, abstaining)
         if last.round:
             self._validate_last(last, selection, abstaining)
+            if not selection.chooses and self._study.federation.select == "best":
+                self._say(f"{phase}: {NOTHING_TO_CHOOSE_BY}")
         final = self._choose(last, selection)
         final.ended = (
             _ALL_DONE
@@ -222,6 +225,7 @@ class Coordinator:
             "bytes_down": float(sum(down.values())),
             "seconds": time.perf_counter() - started,
         }
+        self._warn_of_saturation(phase, round, figures)
         self._run.add_metrics(
             [
                 *_lines(phase, round, replies, down),
@@ -355,6 +359,17 @@ class Coordinator:
             if mean is not None:
                 means[name] = mean
         return means
+
+    def _warn_of_saturation(self, phase: Phase, round: int, figures: Mapping[str, float]) -> None:
+        """Once, when a phase's figures first show that semantic-similarity supervision does nothing."""
+        quantiles = [figures.get(f"train.dsss_{q}") for q in ("p10", "p50", "p90")]
+        if self._warned_of_saturation or None in quantiles:
+            return
+        from dusss_core.losses import saturation_warning
+
+        if warning := saturation_warning(*quantiles):
+            self._warned_of_saturation = True
+            self._say(f"warning: {phase} round {round}: {warning}")
 
     def _say(self, text: str) -> None:
         log.info("%s", text)

@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass
 
 from dusss_core.phases import Phase
 
-_CRITERIA = {"val.dice": 1, "val.loss": -1}
-"""In order of preference: metric, and whether more (1) or less (-1) is better."""
+CRITERION = "val.dice"
+"""What the best round is chosen by. Where no site has validation masks there is nothing to choose by: the validation
+loss of step 1 is a contrast within small batches, moves by less than its noise, and would choose at random. Then the
+last round's model is taken, and no phase ends early."""
 
 
 @dataclass
@@ -22,7 +24,6 @@ class Selection:
 
     phase: Phase
     patience: int
-    criterion: str | None = None
     best_round: int | None = None
     best_score: float | None = None
     waited: int = 0
@@ -45,6 +46,11 @@ class Selection:
             self.best_round, self.best_score = model_round, score
 
     @property
+    def chooses(self) -> bool:
+        """Whether there is anything to choose by."""
+        return self.best_round is not None
+
+    @property
     def exhausted(self) -> bool:
         """Whether `patience` rounds went by without a better model."""
         return self.waited >= self.patience
@@ -60,14 +66,7 @@ class Selection:
                 setattr(self, key, value)
 
     def _score(self, sites: list[tuple[float, Mapping[str, float]]]) -> float | None:
-        sites = [(count, metrics) for count, metrics in sites if count > 0]
-        if self.criterion is None:
-            named = {name for _, metrics in sites for name in metrics}
-            self.criterion = next((name for name in _CRITERIA if name in named), None)
-        if self.criterion is None:
-            return None
-        mean = weighted_mean([(count, metrics.get(self.criterion)) for count, metrics in sites])
-        return None if mean is None else _CRITERIA[self.criterion] * mean
+        return weighted_mean([(count, metrics.get(CRITERION)) for count, metrics in sites if count > 0])
 
 
 def weighted_mean(pairs: Iterable[tuple[float, float | None]]) -> float | None:
@@ -75,3 +74,8 @@ def weighted_mean(pairs: Iterable[tuple[float, float | None]]) -> float | None:
     usable = [(weight, value) for weight, value in pairs if value is not None and math.isfinite(value) and weight > 0]
     total = sum(weight for weight, _ in usable)
     return sum(weight * value for weight, value in usable) / total if usable else None
+
+
+NOTHING_TO_CHOOSE_BY = (
+    "no site has validation pictures with masks: the last round's model is final, and no patience ends the phase"
+)

@@ -19,7 +19,7 @@ from dusss_core.files import with_prefix
 from dusss_core.phases import Phase
 from dusss_core.records import Split
 from dusss_core.text.bank import build_text_bank
-from server.rounds.selection import Selection
+from server.rounds.selection import NOTHING_TO_CHOOSE_BY, Selection
 from server.runs.events import Reporter
 from server.study.config import StudyConfig
 from sites.config import load_site
@@ -117,7 +117,9 @@ def _train_phase(
         reporter.on_site_done(site.name, metrics)
         reporter.on_round_end(phase, round, {**metrics, "seconds": time.perf_counter() - started}, selection.best_round)
     best = _observe(selection, round, n_val, _validate(trainer), last, best)
-    use_best = study.federation.select == "best" and selection.best_round is not None
+    use_best = study.federation.select == "best" and selection.chooses
+    if study.federation.select == "best" and not selection.chooses:
+        reporter.on_message(f"{phase}: {NOTHING_TO_CHOOSE_BY}")
     reporter.on_phase_end(phase, selection.best_round if use_best else round, f"{round} rounds trained")
     return best if use_best else last
 

@@ -25,10 +25,13 @@ class FakeBank:
     def may_flip(self, indices):
         return torch.ones(len(indices), dtype=torch.bool)
 
+    def identity(self, indices, mirrored=None):
+        indices = indices.cpu()
+        return indices.clamp(min=0) if mirrored is None else (indices.clamp(min=0) + mirrored.cpu().long()) % 2
+
     def features(self, indices, *, mirrored=None, view=None):
         indices = indices.cpu()
-        side = indices.clamp(min=0) if mirrored is None else (indices.clamp(min=0) + mirrored.cpu().long()) % 2
-        tokens = self.table[side]
+        tokens = self.table[self.identity(indices, mirrored)]
         if view is not None:
             tokens = tokens + self.wording[view.cpu()]
         return tokens, torch.ones(tokens.shape[:2], dtype=torch.bool)
