@@ -10,6 +10,7 @@ from dusss_core.losses import (
     Gaussian,
     cosine,
     saturation,
+    saturation_warning,
     semantic_distance,
     sigma_regulariser,
     supervised_similarity,
@@ -228,3 +229,17 @@ def test_bfloat16_embeddings_give_finite_float32_with_finite_gradients():
     assert value.dtype == torch.float32 and value.isfinite().all()
     value.sum().backward()
     assert all(tensor.grad.isfinite().all() for tensor in tensors)
+
+
+@pytest.mark.parametrize(
+    ("quantiles", "told"),
+    [
+        ((0.0, 0.01, 0.4), "saturated near 0"),
+        ((0.6, 0.97, 1.0), "saturated near 1"),
+        ((0.40, 0.42, 0.45), "nearly constant"),
+        ((0.2, 0.5, 0.8), None),
+    ],
+)
+def test_supervision_that_does_nothing_is_told(quantiles, told):
+    warning = saturation_warning(*quantiles)
+    assert warning is None if told is None else told in warning and "pretrain.uncertainty" in warning

@@ -137,3 +137,10 @@ def test_an_encoder_has_no_weights_beyond_its_coarsest_map(name, coarsest):
     assert [(64 // level.shape[2], level.shape[1]) for level in levels] == list(zip(strides, channels, strict=True))
     sum(level.sum() for level in levels).backward()
     assert all(parameter.grad is not None for parameter in encoder.parameters())
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("test_vit", 6), ("vit_tiny_patch16_224", 12)])
+def test_a_plain_transformer_keeps_all_its_blocks(name, blocks):
+    size = 160 if name == "test_vit" else 224
+    encoder, strides, channels = build_encoder(name, 1, size, coarsest=16, setting="vlm.image_encoder")
+    assert len(encoder.model.blocks) == blocks and strides == [16] and len(channels) == 1

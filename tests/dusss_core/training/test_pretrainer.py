@@ -1,0 +1,75 @@
+"""Step 1 repeats exactly, whatever is trained along, and knows equal words when it sees them."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from dusss_core.files import digest_of_tensors
+from dusss_core.phases import Phase
+from dusss_core.text.bank import build_text_bank
+from dusss_core.text.encoder import locate
+from dusss_core.training import Pretrainer, initial_shared
+from tests.dusss_core.conftest import SENTENCES, make_config, make_split
+
+
+@pytest.fixture(scope="module")
+def tiny_bert(tmp_path_factory):
+    """A BERT of one small layer, with dropout, in a local folder."""
+    import transformers
+
+    folder = tmp_path_factory.mktemp("tiny_bert")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    torch.manual_seed(0)
+    config = transformers.BertConfig(**sizes, max_position_embeddings=64)
+    assert config.hidden_dropout_prob > 0
+    transformers.BertModel(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
+        shutil.copy(locate("minilm").folder / name, folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_equal_rounds_are_equal_where_the_text_encoder_is_trained_along(tiny_bert, tuning):
+    text = {"encoder": str(tiny_bert), "tuning": tuning, "lora_rank": 2, "views": 1}
+    vlm = {"image_encoder": "test_resnet", "dim": 16, "decoder_width": 16, "patch_stride": 8, "text": text}
+    config, train = make_config(vlm=vlm), make_split()
+    start, digests = initial_shared(config, Phase.PRETRAIN), []
+    for _ in range(2):
+        torch.rand(5)  # whoever draws from torch's global generator meanwhile changes nothing
+        trainer = Pretrainer(config, "a", train, train, None)
+        trainer.load_shared(start)
+        trainer.train_round(1)
+        digests.append(digest_of_tensors(trainer.shared()))
+    assert digests[0] == digests[1] != digest_of_tensors(start)
+
+
+def test_training_leaves_the_global_generator_as_it_was(bank):
+    config, train = make_config(), make_split()
+    trainer = Pretrainer(config, "a", train, train, bank)
+    trainer.load_shared(initial_shared(config, Phase.PRETRAIN))
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    trainer.train_round(1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_mirrored_sentence_is_the_same_as_the_one_whose_words_it_has():
+    config, train = make_config(), make_split()
+    bank = build_text_bank(SENTENCES, config.vlm.text)
+    left, right = torch.tensor([0]), torch.tensor([1])
+    mirrored = torch.tensor([True])
+    assert bank.identity(left, mirrored).equal(bank.identity(right))
+    assert not bank.identity(left).equal(bank.identity(right))
+    assert not bank.identity(left).equal(bank.identity(left, mirrored))
+    trainer = Pretrainer(config, "a", train, train, bank)
+    trainer.load_shared(initial_shared(config, Phase.PRETRAIN))
+    positions = np.arange(12)
+    seen = trainer._look((positions[:4], positions[4:]), torch.Generator().manual_seed(1))
+    # what the sentence says of the picture as it is shown: the tokens decide, and half of the pictures are mirrored
+    same_words = (seen.text.semantic[:, None] - seen.text.semantic[None]).abs().amax(dim=-1) < 1e-6
+    assert torch.equal(seen.identity[:, None] == seen.identity[None], same_words)
+    assert len(set(seen.identity.tolist())) == 2
