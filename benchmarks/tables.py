@@ -4,8 +4,9 @@
     python benchmarks/tables.py --check     exit code 1 if that would change anything
 
 Dice x 100 on test pictures, mean over seeds with the range where there are several. *Gap closed*: (method -
-supervised) / (ceiling - supervised), the ceiling being supervised training with every label. p: one-sided Wilcoxon
-signed-rank test over the test pictures of all seeds.
+supervised) / (ceiling - supervised), the ceiling being supervised training with every label. A difference between two
+cells is the mean over the seeds that both have, in points of Dice x 100. Where these are two or more, a 95 % interval
+over seeds and pictures stands beside it (benchmarks/grid/bootstrap.py); single runs have none, and are not tested.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.grid.bootstrap import Difference, paired_difference
 from benchmarks.pages import with_body
 from dusss_core.files import write_text
 from feddusss import cli
@@ -85,13 +87,14 @@ def charts(results: Iterable[Result]) -> dict[str, str]:
 
 def on_unread(results: Iterable[Result]) -> list[Result]:
     """The cells that were tested on pictures that no cell draws too (`accuracy.py --unread`), as if that were their
-    test; a setting of its own."""
+    test; a setting of its own. They are the same pictures for every seed; a cell's own are drawn by its seed."""
     return [
         {
             **result,
             "setting": f"{result['setting']} · {unread['n']:,} test pictures that no cell draws",
             "test": unread,
             "test_dice_per_picture": unread["dice_per_picture"],
+            "same_pictures": True,
             "with_sentence": {"dice": unread["with_sentence"]},
             "text_mask": {"dice": None},
         }
@@ -166,22 +169,21 @@ def _cell(cell: Sequence[Result], results: Sequence[Result], share: float) -> st
 def _settings(title: str, by_setting: dict[str, list[Result]]) -> str:
     """A row for each method and share that was measured in several settings, on the seeds that all of them have."""
     settings = sorted(by_setting)
-    lines = [f"### {title}", "", _line(["", *settings, "federated better than"]), _line(["---"] * (len(settings) + 2))]
+    lines = [f"### {title}", "", _line(["", *settings, "federated against"]), _line(["---"] * (len(settings) + 2))]
     keys = sorted({(r["method"], r["labels"]) for some in by_setting.values() for r in some})
     for method, share in keys:
         cells = _on_common_seeds({name: _of(some, method, share) for name, some in by_setting.items()})
         if len(cells) < 2:
             continue
         dice = {name: f"{100 * fmean(r['test']['dice'] for r in cell):.1f}" for name, cell in cells.items()}
-        others = [name for name in cells if name not in ("federated", "centralized")]
-        better = [
-            f"{name}: p = {p:.1g}"
-            for name in others
-            if (p := p_better(cells.get("federated", []), cells[name])) is not None
+        differences = [
+            f"{name} {_told(apart)}"
+            for name in settings
+            if name != "federated" and (apart := difference(cells.get("federated", []), cells.get(name, [])))
         ]
         seeds = sorted({r["seed"] for cell in cells.values() for r in cell})
         row = f"{method}, {100 * share:g} %, seed {', '.join(map(str, seeds))}"
-        lines.append(_line([row, *[dice.get(name, "") for name in settings], "; ".join(better)]))
+        lines.append(_line([row, *[dice.get(name, "") for name in settings], "; ".join(differences)]))
     return "\n".join([*lines, ""])
 
 
@@ -196,18 +198,25 @@ def gap_closed(cell: Sequence[Result], supervised: Sequence[Result], ceiling: Se
     return (reached - low) / (high - low) if high > low else None
 
 
-def p_better(a: Sequence[Result], b: Sequence[Result]) -> float | None:
-    """p of the Wilcoxon signed-rank test that `a` is better than `b`, over the pictures of the seeds that both have."""
-    import numpy as np
-    from scipy.stats import wilcoxon
-
-    by_seed = {result["seed"]: result["test_dice_per_picture"] for result in b}
-    pairs = [(r["test_dice_per_picture"], by_seed[r["seed"]]) for r in a if r["seed"] in by_seed]
+def difference(a: Sequence[Result], b: Sequence[Result]) -> Difference | None:
+    """Dice x 100 of `a` minus that of `b`, over the seeds that both have; None without such a seed."""
+    by_seed = {result["seed"]: result for result in b}
+    both = [(r, by_seed[r["seed"]]) for r in a if r["seed"] in by_seed]
+    pairs = [[[value / 10 for value in r["test_dice_per_picture"]] for r in pair] for pair in both]
     pairs = [(x, y) for x, y in pairs if len(x) == len(y)]
-    if not pairs:
-        return None
-    difference = np.concatenate([np.subtract(x, y) for x, y in pairs])
-    return float(wilcoxon(difference, alternative="greater").pvalue) if difference.any() else 1.0
+    crossed = all(r.get("same_pictures", False) for pair in both for r in pair)
+    return paired_difference(pairs, crossed=crossed) if pairs else None
+
+
+def _told(apart: Difference) -> str:
+    if apart.interval is None:
+        return _signed(apart.mean)
+    low, high = map(_signed, apart.interval)
+    return f"{_signed(apart.mean)} ({low} to {high}, {apart.seeds} seeds)"
+
+
+def _signed(points: float) -> str:
+    return f"{round(points, 1) or 0.0:+.1f}"  # no -0.0
 
 
 def _more(results: Sequence[Result], methods: Sequence[str], shares: Sequence[float]) -> list[str]:
@@ -216,8 +225,8 @@ def _more(results: Sequence[Result], methods: Sequence[str], shares: Sequence[fl
         dusss = _of(results, "dusss", share)
         notes = []
         for other in _COMPARED:
-            if other in methods and (p := p_better(dusss, _of(results, other, share))) is not None:
-                notes.append(f"better than {other}: p = {p:.1g}")
+            if apart := difference(dusss, _of(results, other, share)):
+                notes.append(f"against {other} {_told(apart)}")
         text = [r["text_mask"]["dice"] for r in dusss if r["text_mask"]["dice"] is not None]
         merged = [r["with_sentence"]["dice"] for r in dusss if r["with_sentence"]["dice"] is not None]
         if text:

@@ -121,10 +121,11 @@ class PhaseTrainer(ABC):
         """Take back what `private` gave."""
         self.step = int(tensors["step"])
         moments: dict[int, dict[str, Tensor]] = defaultdict(dict)
+        trained = self._trained()
         for name, value in tensors.items():
             if name.startswith("optimizer."):
                 _, index, key = name.split(".", 2)
-                moments[int(index)][key] = value.clone()
+                moments[int(index)][key] = _laid_out_as(trained[int(index)], value)
         state = self.optimizer.state_dict()
         state["state"] = dict(moments)
         self.optimizer.load_state_dict(state)
@@ -235,3 +236,14 @@ class PhaseTrainer(ABC):
                 f"lower {self.phase}.optimizer.lr (now {self.settings.optimizer.lr:g}) or look for damaged pictures "
                 "with `python -m sites check`",
             )
+
+
+def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
+    """A copy of `value`; in the memory format of `parameter` if it has its shape.
+
+    A file keeps no memory format, and the fused optimiser pairs numbers by their place in memory: moments in another
+    format would move other weights.
+    """
+    if value.shape != parameter.shape:
+        return value.clone()
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device, requires_grad=False).copy_(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+import numpy as np
 import pytest
 
 from benchmarks import tables
@@ -43,17 +44,45 @@ def test_the_share_of_the_gap_is_that_between_supervised_and_all_labels(results)
     assert tables.gap_closed([dusss], [low], []) is None
 
 
-def test_better_is_tested_picture_by_picture_within_a_seed(results):
-    low, _, dusss, teacher = results
-    assert tables.p_better([dusss], [low]) < 1e-6
-    assert tables.p_better([teacher], [low]) > 0.1
-    assert tables.p_better([dusss], [{**low, "seed": 2}]) is None
+def test_a_difference_is_that_of_the_seeds_that_both_cells_have(results):
+    low, _, dusss, _ = results
+    assert tables.difference([dusss], [low]) == (pytest.approx(15.0), None, 1)
+    assert tables.difference([dusss], [{**low, "seed": 2}]) is None
+    mean, interval, seeds = tables.difference([dusss, {**dusss, "seed": 2}], [low, {**low, "seed": 2}])
+    assert seeds == 2 and mean == pytest.approx(15.0) and interval == (pytest.approx(15.0), pytest.approx(15.0))
+
+
+def test_single_runs_have_a_difference_and_neither_interval_nor_p(results):
+    alone = {**results[2], "setting": "local", "federations": {}}
+    text = tables.tables([*results, alone])
+    assert "against mean_teacher +15.0;" in text or "against mean_teacher +15.0." in text
+    assert "p = " not in text and "seeds)" not in text and " to " not in text
+    assert "p = " not in tables.PAGE.read_text(encoding="utf-8")
+
+
+def test_cells_with_several_seeds_in_common_have_an_interval_that_says_how_many(results):
+    low, _, dusss, _ = results
+    better = {**dusss, "seed": 2, "test_dice_per_picture": [value + 20 for value in dusss["test_dice_per_picture"]]}
+    text = tables.tables([*results, better, {**low, "seed": 2}])
+    assert "against supervised +16.0 (+15.0 to +17.0, 2 seeds)" in text
+    assert "against mean_teacher +15.0;" in text or "against mean_teacher +15.0." in text  # one seed in common
+    assert "p = " not in text
+
+
+def test_pictures_that_are_the_same_for_all_seeds_are_drawn_once_for_all(results):
+    random = np.random.default_rng(0)
+    low, _, dusss, _ = results
+    noisy = {**dusss, "test_dice_per_picture": [int(v) for v in random.integers(300, 900, 40)]}
+    ours, theirs = ([{**cell, "seed": seed} for seed in (1, 2)] for cell in (noisy, low))
+    own = tables.difference(ours, theirs).interval
+    same = tables.difference(*([{**r, "same_pictures": True} for r in cells] for cells in (ours, theirs))).interval
+    assert same[1] - same[0] > 1.2 * (own[1] - own[0])
 
 
 def test_a_table_has_a_row_per_method_and_a_column_per_share(results):
     text = tables.tables(results)
     assert "| method | 10 % | 100 % |" in text and "| dusss | 67.0, 75 % of the gap |" in text
-    assert "better than mean_teacher: p = " in text
+    assert "- DuSSS, 10 %: against mean_teacher +15.0; against supervised +15.0." in text
 
 
 def test_pictures_that_no_cell_draws_have_a_table_of_their_own(results):
@@ -68,7 +97,7 @@ def test_pictures_that_no_cell_draws_have_a_table_of_their_own(results):
     text = tables.tables(both)
     own = text[text.index("1,040 test pictures that no cell draws") :]
     assert "| supervised | 92.0 |" in own and "| dusss | 102.0 |" in own and "mean_teacher |" not in own
-    assert "better than supervised: p = " in own and "settings compared" not in own
+    assert "against supervised +10.0." in own and "settings compared" not in own
     assert tables.charts(both).keys() == tables.charts(results).keys()
 
 
@@ -89,7 +118,7 @@ def test_settings_are_compared_on_the_same_seeds(results):
     alone = {**dusss, "setting": "local", "test": {"dice": 0.6}, "federations": {"a": 0.58, "b": 0.62}}
     alone["test_dice_per_picture"] = [value - 60 for value in dusss["test_dice_per_picture"]]
     text = tables.tables([*results, alone, {**alone, "seed": 2, "test": {"dice": 0.1}}])
-    assert "| dusss, 10 %, seed 1 | 67.0 | 60.0 | local: p = " in text
+    assert "| dusss, 10 %, seed 1 | 67.0 | 60.0 | local +6.0 |" in text
     assert "- Each site's model, dusss, 10 %, seed 1: a 58.0, b 62.0." in text
 
 

@@ -8,7 +8,7 @@ import torch
 
 from dusss_core.build import build_vlm
 from dusss_core.errors import UserError
-from dusss_core.files import digest_of_tensors
+from dusss_core.files import digest_of_tensors, read_tensors, write_tensors
 from dusss_core.inference import to_input
 from dusss_core.losses import pseudo_label_loss, supervised_loss
 from dusss_core.models.weights import load_tensors
@@ -66,18 +66,20 @@ def make_trainer(phase, config, train, bank, logits=None):
 
 @pytest.mark.parametrize("phase", [Phase.PRETRAIN, Phase.SEGMENT])
 @pytest.mark.parametrize("local_norm", [False, True])
-def test_a_round_from_saved_state_equals_the_uninterrupted_one(phase, local_norm, bank):
-    config, train = make_config(local_norm=local_norm), make_split()
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_round_from_saved_state_equals_the_uninterrupted_one(phase, local_norm, channels_last, bank, tmp_path):
+    config, train = make_config(local_norm=local_norm, runtime={"channels_last": channels_last}), make_split()
     logits = np.zeros((12, 1, 32, 32), np.float16)
     straight = make_trainer(phase, config, train, bank, logits)
     straight.load_shared(initial_shared(config, phase))
     straight.train_round(1)
-    shared, private = straight.shared(), straight.private()
+    shared = straight.shared()
+    write_tensors(tmp_path / "state.safetensors", straight.private())  # a file keeps no memory format
     straight.load_shared(shared)
     straight.train_round(2)
 
     resumed = make_trainer(phase, config, train, bank, logits)
-    resumed.load_private(private)
+    resumed.load_private(read_tensors(tmp_path / "state.safetensors")[0])
     resumed.load_shared(shared)
     resumed.train_round(2)
     assert digest_of_tensors(resumed.shared()) == digest_of_tensors(straight.shared())

@@ -29,8 +29,10 @@ def test_a_federation_of_one_is_plain_training(fake, quiet, tmp_path, changes):
     _assert_equal(tmp_path, study)
 
 
-def test_a_federation_of_one_is_plain_training_with_the_true_method(quiet, tmp_path):
-    study = make_study(HOSPITALS[:1])
+@pytest.mark.parametrize("kept", [16, 0], ids=["trainer kept", "state from disk each round"])
+def test_a_federation_of_one_is_plain_training_with_the_true_method(quiet, tmp_path, monkeypatch, kept):
+    monkeypatch.setattr("client.work.workbench.KEPT_WORKBENCHES", kept)
+    study = make_study(HOSPITALS[:1], runtime={"channels_last": True})
     simulate(study, tmp_path, reporter=quiet)
     _assert_equal(tmp_path, study)
 
