@@ -290,17 +290,14 @@ def poisoned(damage: str) -> str:
 import sys
 if "client.node.worker" in sys.orig_argv:
     import torch
-    import client.work.answer as work
-    from feddusss import wire
-    honest = work._KINDS["train"]
-    def train(site, request, *rest):
-        reply = honest(site, request, *rest)
-        if request.round == 2:
-            tensors = wire.unpack(reply["arrays"])
+    from client.work.training import Round
+    honest = Round.train
+    def train(round):
+        tensors, figures = honest(round)
+        if round.request.round == 2:
             {damage}
-            reply["arrays"] = wire.pack(tensors)
-        return reply
-    work._KINDS["train"] = train
+        return tensors, figures
+    Round.train = train
 """
 
 

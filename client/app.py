@@ -1,4 +1,4 @@
-"""The ClientApp of a hospital: three kinds of messages, each handed to `client.work.answer` with the site's own file.
+"""The ClientApp of a hospital: three kinds of messages, each handed to `client.answer` with the site's own file.
 
 Imports nothing heavy, so that a process which only says no starts at once.
 """
@@ -38,7 +38,7 @@ def _answer(kind: str, message: Message, context: Context) -> Message:
         reason = "this node has no site: its node-config names no absolute path as site-config"
         content = RecordDict({"config": ConfigRecord({"declined": reason, "abstains": True})})
     else:
-        from client.work.answer import answer
+        from client.answer import answer
 
         content = answer(kind, message.content, site_file)
     return Message(content, reply_to=message)

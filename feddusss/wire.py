@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from flwr.app import ArrayRecord
+    from flwr.app import ArrayRecord, MetricRecord
     from torch import Tensor
 
 WIRES = ("float32", "bfloat16")
@@ -73,6 +73,13 @@ def contents(record: ArrayRecord) -> dict[str, tuple[str, tuple[int, ...], bytes
     except Exception:
         raise Unreadable("the tensors cannot be decoded") from None
     return {name: (str(entry["dtype"]), tuple(entry["shape"]), bytes(entry["data"])) for name, entry in entries}
+
+
+def figures(values: Mapping[str, float]) -> MetricRecord:
+    """The record that carries single figures: whole numbers as they are, the rest as floats."""
+    from flwr.app import MetricRecord
+
+    return MetricRecord({name: value if isinstance(value, int) else float(value) for name, value in values.items()})
 
 
 def rounded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

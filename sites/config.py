@@ -80,7 +80,7 @@ class LimitsConfig(Strict):
     text_encoders: list[str] = Field(default=["minilm"])
     """Text encoders that a study may name: one is read from this machine's disk, or fetched from a hub."""
     max_memory_gb: float | None = Field(None, gt=0)
-    """Main memory of the process that works on messages, in GB; `client.work.memory` says how it is held. null: no
+    """Main memory of the process that works on messages, in GB; `client.door.machine` says how it is held. null: no
     limit."""
     max_gpu_memory_gb: float | None = Field(None, gt=0)
     """Memory that this process may take on its CUDA device, in GB. null: no limit."""

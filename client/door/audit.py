@@ -12,19 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from client.state import chain
-from client.state.chain import HEAD, LOG, Verdict, sha256, verify
+from client.state.chain import HEAD, LOG, Verdict, verify
 from client.state.store import make_private
 from dusss_core.errors import UserError
-from feddusss import wire
 
 if TYPE_CHECKING:
-    from flwr.app import RecordDict
-
     from sites.config import SiteConfig
-
-
-_MOST_NAMES = 10
-"""Of a message's records, which are two at most in any that is answered."""
 
 
 class Unrecorded(UserError):
@@ -52,45 +45,6 @@ def record(state_dir: Path, event: str, **fields: Any) -> None:
             f"{state_dir / LOG}: could not be written: {error.strerror or error}",
             "free disk space or mend the permissions; until then this site answers no message",
         ) from error
-
-
-def incoming(content: RecordDict) -> dict[str, Any]:
-    """What a message holds, as fields for `record`. The message is not trusted: texts are cut, nothing is decoded."""
-    config = content.config_records.get("config") or {}
-    training = config.get("training")
-    named = {key: config.get(key) for key in ("run_key", "phase", "round", "what", "vlm_digest")}
-    return {
-        **{key: value for key, value in named.items() if value and isinstance(value, str | int)},
-        "settings": sha256(training.encode()) if isinstance(training, str) else None,
-        "records": sorted(content.array_records)[:_MOST_NAMES],
-        **({"secure": str(secure.get("step"))} if (secure := content.config_records.get("secure")) else {}),
-        "bytes": sum(wire.size(arrays) for arrays in content.array_records.values()),
-    }
-
-
-def outgoing(content: RecordDict) -> dict[str, Any]:
-    """All that an answer holds, as fields for `record`: each tensor's size and the hash of its bytes as they travel."""
-    tensors = {
-        f"{record}.{name}": {
-            "dtype": dtype,
-            "shape": list(shape),
-            "bytes": len(data),
-            "sha256": sha256(data),
-        }
-        for record, arrays in content.array_records.items()
-        for name, (dtype, shape, data) in wire.contents(arrays).items()
-    }
-    return {
-        "bytes": sum(wire.size(arrays) for arrays in content.array_records.values()),
-        "metrics": {k: v for metrics in content.metric_records.values() for k, v in metrics.items()},
-        "texts": {k: _told_text(v) for texts in content.config_records.values() for k, v in texts.items()},
-        "tensors": tensors,
-    }
-
-
-def _told_text(value: Any) -> Any:
-    """A value of an answer; of bytes, which secure aggregation sends, the length and the hash."""
-    return f"{len(value)} bytes, {sha256(value)}" if isinstance(value, bytes) else value
 
 
 def print_log(site: SiteConfig, *, as_json: bool = False, last: int | None = None) -> int:

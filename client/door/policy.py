@@ -3,14 +3,37 @@
 from __future__ import annotations
 
 from datetime import datetime, time
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 from client.declined import Declined
-from client.door.request import Request
+from client.door.request import Allowed, Request
 from dusss_core.config import TrainingConfig
 from dusss_core.phases import Phase
 from sites.config import SiteConfig
+
+
+def judge(site: SiteConfig, request: Request) -> Allowed:
+    """Refuse what the site's own file does not allow, as far as it can be told before data are read.
+
+    Returns:
+        What can be told only later.
+
+    Raises:
+        Declined: with the limit and what was asked.
+        UserError: this release cannot build the study's networks.
+    """
+    check_study(site, request)
+    check_secure(site, request)
+    if request.trains:
+        check_training(site, request)
+    if request.trains or request.kind == "evaluate":
+        check_student(site, request.training)
+    return Allowed(
+        max_steps=site.limits.max_steps_per_round,
+        still=partial(check_hours, site),
+        language=partial(check_language, site, request.training),
+    )
 
 
 def check_study(site: SiteConfig, request: Request) -> None:
@@ -35,6 +58,23 @@ def check_study(site: SiteConfig, request: Request) -> None:
         rounds = phase.settings(training).rounds
         if rounds > limits.max_rounds:
             raise Declined(f"{rounds} rounds were asked for; this site allows {limits.max_rounds} (limits.max_rounds)")
+
+
+def check_secure(site: SiteConfig, request: Request) -> None:
+    """Refuse secure aggregation where the site has no peers for it, and training without it where the site wants it.
+
+    Raises:
+        Declined: with the setting.
+    """
+    settings = site.secure_aggregation
+    if request.step is not None and settings is None:
+        raise Declined("this site has no peers for secure aggregation (secure_aggregation.peers)", abstains=True)
+    if request.step is None and request.kind == "train" and settings is not None and settings.required:
+        raise Declined(
+            "this site's updates go into secure sums alone (secure_aggregation.required), and the study asks for "
+            "none (federation.secure_aggregation)",
+            abstains=True,
+        )
 
 
 def check_student(site: SiteConfig, training: TrainingConfig) -> None:
@@ -87,17 +127,6 @@ def check_training(site: SiteConfig, request: Request) -> None:
         raise Declined(
             f"this site's private state takes more disk than it allows ({limits.max_disk_gb:g} GB, limits.max_disk_gb)"
         )
-
-
-def check_steps(site: SiteConfig, steps: int) -> None:
-    """Refuse a round of more optimizer steps than the site allows.
-
-    Raises:
-        Declined: with the limit; the number of steps is left out, since it tells the number of pictures.
-    """
-    most = site.limits.max_steps_per_round
-    if most is not None and steps > most:
-        raise Declined(f"more steps per round than this site allows ({most}, limits.max_steps_per_round)")
 
 
 def check_hours(site: SiteConfig) -> None:

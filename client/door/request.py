@@ -1,33 +1,40 @@
-"""What a message may ask of a site, parsed strictly: nothing in it is trusted before it is checked here."""
+"""What passes the door inwards: a request as it was read, and a judged one, which is all that work ever sees."""
 
 from __future__ import annotations
 
-import hashlib
-import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
-from client.declined import Declined
+from client.state.store import SiteState
 from dusss_core.config import TrainingConfig
-from dusss_core.objectives import misfit
 from dusss_core.phases import Phase
-from feddusss import wire
+from sites.config import SiteConfig
 
 if TYPE_CHECKING:
-    from flwr.app import ConfigRecord, RecordDict
     from torch import Tensor
-
-_RUN_KEY = re.compile(r"[0-9a-f]{16,64}")
-_DIGEST = re.compile(r"([0-9a-f]{64})?")
-_MOST_ROUNDS = 10**6
 
 
 @dataclass(frozen=True)
-class Request:
-    """The settings of one message."""
+class Step:
+    """The message's part in secure aggregation."""
 
+    name: str
+    """keys, deal, train, vote or reveal."""
+    attempt: str
+    body: Any
+    """Not parsed: `client.secure` knows what a step should hold."""
+    weighting: str
+    """examples or uniform."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The settings of one message, of the right form each; whether the site allows them is another question."""
+
+    kind: str
+    """query, train or evaluate."""
     training: TrainingConfig
     training_digest: str
     run_key: str
@@ -45,67 +52,42 @@ class Request:
     """Type in which learned weights come and are wanted back; see `feddusss.wire`."""
     charges: int = 0
     """How many charges of this site's privacy ledger the coordinator has seen."""
+    step: Step | None = None
+    """None: no secure aggregation."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether the site is to train, now or in the session that it is asked to join."""
+        return self.kind == "train" or (self.step is not None and self.step.name == "keys")
 
 
-def read_request(content: RecordDict) -> Request:
-    """The settings of a message.
+@dataclass(frozen=True)
+class Allowed:
+    """What of a site's limits can be looked at only while a message is worked on."""
 
-    Raises:
-        Declined: something is missing or not allowed.
-    """
-    record = content.config_records.get("config")
-    if record is None:
-        raise Declined("the message holds no settings")
-    text = _text(record, "training", re.compile(r"(?s).{1,100000}"))
-    try:
-        training = TrainingConfig.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors(include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise Declined(f"the study's settings are not valid in this release: '{where}': {first['msg']}") from None
-    for name, part in (("vlm", training.vlm), ("student", training.student)):
-        if part.weights is not None:
-            raise Declined(f"the study names a file on this machine ({name}.weights)")
-    if reason := misfit(training):
-        raise Declined(reason)
-    return Request(
-        training=training,
-        training_digest=hashlib.sha256(text.encode()).hexdigest(),
-        run_key=_text(record, "run_key", _RUN_KEY),
-        phase=Phase(_text(record, "phase", re.compile("|".join(Phase)), Phase.SEGMENT)),
-        round=_round(record, "round", 1),
-        vlm_digest=_text(record, "vlm_digest", _DIGEST, ""),
-        vlm_round=_round(record, "vlm_round", 0),
-        what=_text(record, "what", re.compile("train|val|test"), "train"),
-        wire=_text(record, "wire", re.compile("|".join(wire.WIRES)), "float32"),
-        charges=_round(record, "charges", 0),
-    )
+    max_steps: int | None
+    """Optimizer steps per round, at most; None: no limit."""
+    still: Callable[[], None]
+    """To be called after each step: raises `Declined` when the site's hours are over."""
+    language: Callable[[], None]
+    """To be called before the text encoder is read or a vision-language model built: raises `Declined` where the site
+    does not allow them."""
 
 
-def read_tensors(content: RecordDict, name: str) -> dict[str, Tensor] | None:
-    """The tensors of the record `name`, rounded ones as float32; None if the message has no such record.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Judged(Request):
+    """A request that the site's own file allows, with all that came along. Made by `client.door.entrance` alone."""
 
-    Raises:
-        Declined: they cannot be decoded.
-    """
-    record = content.array_records.get(name)
-    if record is None:
-        return None
-    try:
-        return wire.widened(wire.unpack(record))
-    except wire.Unreadable as problem:
-        raise Declined(f"'{name}' in the message: {problem}") from None
-
-
-def _text(record: ConfigRecord, key: str, pattern: re.Pattern, default: str | None = None) -> str:
-    value: Any = record.get(key, default)
-    if not isinstance(value, str) or not pattern.fullmatch(value):
-        raise Declined(f"'{key}' in the message is missing or not allowed")
-    return value
-
-
-def _round(record: ConfigRecord, key: str, lowest: int) -> int:
-    value: Any = record.get(key, lowest)
-    if type(value) is not int or not lowest <= value <= _MOST_ROUNDS:
-        raise Declined(f"'{key}' in the message is not a round")
-    return value
+    site: SiteConfig
+    site_file: Path
+    device: str
+    """torch device to work on."""
+    state: SiteState
+    """The site's private state of the run that the message belongs to."""
+    allowed: Allowed
+    model: dict[str, Tensor] | None
+    """The shared tensors of the message, rounded ones as float32."""
+    model_bytes: bytes
+    """The same as they came; for a step of secure aggregation alone."""
+    vlm: dict[str, Tensor] | None
+    """The final vision-language model, where the coordinator thinks that the site does not have it."""

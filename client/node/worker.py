@@ -60,9 +60,8 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _warm_up() -> None:
-    import client.app
-    import client.work.answer
-    import client.work.workbench  # noqa: F401
+    import client.answer
+    import client.app  # noqa: F401
 
 
 class _SuperNode:
@@ -177,7 +176,7 @@ def _answer(message: Message, context: Context) -> Message:
         try:
             reply = app(message, context)
         except Exception as error:
-            # Only the kind: its text may name a patient's file. `client.work.answer` has told the site's own log.
+            # Only the kind: its text may name a patient's file. `client.answer` has told the site's own log.
             reply = _error(message, f"{type(error).__name__}; the site's own log says more")
         if reason := _declined(reply):
             _declines.declined(what, reason + _mistake(reason, context))
@@ -186,7 +185,7 @@ def _answer(message: Message, context: Context) -> Message:
 
 def _mistake(reason: str, context: Context) -> str:
     """What is wrong with the site's own file, where that is the reason: without the file no log has it."""
-    from client.work.answer import UNUSABLE_FILE
+    from client.answer import UNUSABLE_FILE
 
     if reason == UNUSABLE_FILE:
         try:

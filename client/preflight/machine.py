@@ -74,7 +74,7 @@ def device(site: SiteConfig) -> Iterator[Finding]:
     """The torch device is there."""
     import torch
 
-    from client.work.workbench import resolve_device
+    from client.door.machine import resolve_device
 
     name = resolve_device(site.device)
     if not name.startswith("cuda"):

@@ -1,7 +1,7 @@
-"""This site's part in secure aggregation: what a message asks of it, and what it must remember between messages.
+"""The summed way to answer: this site's part in secure aggregation, and what it must remember between messages.
 
-A message of secure aggregation has a record `secure`: `step`, `attempt` and `body`. Four steps are small questions; the
-fifth, `train`, is the message that trains, whose answer is masked here before it leaves.
+A message of secure aggregation has a step. Four steps are small questions; the fifth, `train`, is the message that
+trains, whose answer is masked here before it leaves.
 
     state_dir/secure_aggregation/RUN_KEY-PHASE.json     mode 0600: the sessions of the latest round of that phase
     state_dir/secure_aggregation/given.txt              a line for each round that this site voted for, in any run
@@ -14,8 +14,7 @@ this site from giving its part of a round twice.
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,7 @@ from flwr.app import ConfigRecord, RecordDict
 from pydantic import Field, ValidationError
 
 from client.declined import Declined
-from client.door.request import Request, read_tensors
+from client.door.request import Judged
 from client.secure.keys import write_private
 from client.secure.peers import own_key, read_peers
 from client.state.store import make_private
@@ -45,7 +44,6 @@ from feddusss.secagg.records import (
     parse,
     task_digest,
 )
-from sites.config import SiteConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,8 +51,6 @@ if TYPE_CHECKING:
 
 FOLDER, GIVEN = "secure_aggregation", "given.txt"
 COORDINATOR = "the coordinator"
-_STEPS = ("keys", "deal", "train", "vote", "reveal")
-_ATTEMPT = re.compile(r"[0-9a-f]{32}")
 
 
 class Sessions(Strict):
@@ -65,50 +61,67 @@ class Sessions(Strict):
 
 
 class Part:
-    """This site's part in the session that a message belongs to. Make it with `part_of`."""
+    """This site's part in the session that a message belongs to.
 
-    def __init__(self, site: SiteConfig, request: Request, step: str, attempt: str, body: Any, weighting: str):
-        self.step = step
-        self._site, self._request, self._attempt, self._body = site, request, attempt, body
-        self._weighting = weighting
-        self._path = Path(site.state_dir) / FOLDER / f"{request.run_key}-{request.phase}.json"
+    Args:
+        request: with a step.
+
+    Raises:
+        Declined: the site has given its part of a later round.
+        UserError: what it remembers of the run cannot be read.
+    """
+
+    def __init__(self, request: Judged):
+        self._site, self._request, self._step = request.site, request, request.step
+        self._path = request.site.state_dir / FOLDER / f"{request.run_key}-{request.phase}.json"
         self._kept = _read(self._path)
         if request.round < self._kept.round:
             raise Declined("this site has given its part of a later round", spent=True)
 
-    def answer(self) -> RecordDict:
-        """Answer one of the small questions.
+    def answer(self, check: Callable[[], None], train: Callable[[], RecordDict]) -> RecordDict:
+        """Take the step that the message asks for.
+
+        Args:
+            check: raises `Declined` if the site cannot train in this round.
+            train: makes the answer of a round, whose tensors are masked: the only form in which they leave. Called
+                only where all members were told of the same round, and at most once.
 
         Raises:
-            Declined: the step is not to be done, with the reason.
+            Declined: the step is not to be done, with the reason; the update does not fit the fixed-point range, or
+                was masked before.
         """
-        step = {"keys": self._begin, "deal": self._deal, "vote": self._vote, "reveal": self._reveal}[self.step]
+        if self._step.name == "train":
+            if self._request.wire != "float32":
+                raise Declined("masked updates do not travel rounded")
+            member = self._member()
+            self._check_task(member)
+            return self._masked(member, train())
+        if self._step.name == "keys":
+            check()  # a site that joins and then cannot train counts as dropped out
+        step = {"keys": self._begin, "deal": self._deal, "vote": self._vote, "reveal": self._reveal}[self._step.name]
         with _refusals():
             body = dump(step())
         return RecordDict({"secure": ConfigRecord({"body": body})})
 
-    def check_task(self, content: RecordDict) -> None:
-        """Before anything is trained: is it what all members were told, and has every member dealt its shares?
+    def about(self) -> dict[str, Any]:
+        """For the audit log: the step, and who is in the sum."""
+        attempt, name = self._step.attempt, self._step.name
+        state = next((known for known in self._kept.sessions if known.occasion.attempt == attempt), None)
+        members = state.survivors or state.members if state is not None else []
+        return {"secure": "masked" if name == "train" else name, "members": members}
 
-        Raises:
-            Declined: no.
-        """
+    # The message that trains.
+
+    def _check_task(self, member: Member) -> None:
+        """Before anything is trained: is it what all members were told, and has every member dealt its shares?"""
         request = self._request
-        if request.wire != "float32":
-            raise Declined("masked updates do not travel rounded")
-        member = self._member()
-        arrays = content.array_records.get("arrays")
-        try:
-            model = b"" if arrays is None else wire.content(arrays)
-        except wire.Unreadable as problem:
-            raise Declined(f"'arrays' in the message: {problem}") from None
         task = task_digest(
             training=request.training_digest,
             phase=request.phase,
             vlm=request.vlm_digest,
             vlm_round=request.vlm_round,
-            weighting=self._weighting,
-            model=model,
+            weighting=self._step.weighting,
+            model=request.model_bytes,
         )
         if task != member.state.occasion.task:
             raise Declined("the model or the settings are not those that all sites of the sum were told of")
@@ -116,44 +129,27 @@ class Part:
             member.receive(self._parsed(Deliveries).deliveries)
         # not saved: should this process end while it trains, the message can be answered again
 
-    def masked(self, content: RecordDict, answer: RecordDict) -> RecordDict:
-        """The answer of a round with its tensors masked: the only form in which they leave.
-
-        To be called on the part whose `check_task` was called: masks that were made before are not made again.
-
-        Args:
-            content: the message, with the model that the update is counted from.
-
-        Raises:
-            Declined: the update does not fit the fixed-point range, or was masked before.
-        """
-        member = self._member()
+    def _masked(self, member: Member, answer: RecordDict) -> RecordDict:
         trained = wire.unpack(answer.array_records["arrays"])
         metrics = answer.metric_records["metrics"]
-        weight = int(metrics["num-examples"]) if self._weighting == "examples" else 1
-        vector = _encoded(trained, read_tensors(content, "arrays"), weight, len(member.state.members))
+        weight = int(metrics["num-examples"]) if self._step.weighting == "examples" else 1
+        vector = _encoded(trained, self._request.model, weight, len(member.state.members))
         with _refusals():
             member.mask(vector)
         self._save()
         return RecordDict({"arrays": wire.pack(_shaped(vector, trained)), "metrics": metrics})
 
-    def about(self) -> dict[str, Any]:
-        """For the audit log: the step, and who is in the sum."""
-        state = next((known for known in self._kept.sessions if known.occasion.attempt == self._attempt), None)
-        members = state.survivors or state.members if state is not None else []
-        return {"secure": "masked" if self.step == "train" else self.step, "members": members}
-
     # The small questions.
 
     def _begin(self) -> Record:
         occasion, request = self._parsed(Occasion), self._request
-        expected = request.run_key, request.phase, request.round, self._attempt
+        expected = request.run_key, request.phase, request.round, self._step.attempt
         if (occasion.run, occasion.phase, occasion.round, occasion.attempt) != expected:
             raise Refused("the occasion is not that of the message")
         self._check_not_given(occasion)
         if request.round > self._kept.round:
             self._kept = Sessions(round=request.round)
-        if any(state.occasion.attempt == self._attempt for state in self._kept.sessions):
+        if any(state.occasion.attempt == self._step.attempt for state in self._kept.sessions):
             raise Refused("the attempt has begun already")
         # a session that nobody was told the members of can have given nothing
         earlier = [state for state in self._kept.sessions if state.session]
@@ -185,8 +181,9 @@ class Part:
         return revealed
 
     def _member(self) -> Member:
+        asked = self._step.attempt, self._request.round
         for state in self._kept.sessions:
-            if (state.occasion.attempt, state.occasion.round) == (self._attempt, self._request.round):
+            if (state.occasion.attempt, state.occasion.round) == asked:
                 return Member(state)
         raise Declined("this site does not know the attempt that the message belongs to")
 
@@ -212,44 +209,13 @@ class Part:
         return dict(line.split(" ", 1) for line in lines if " " in line)
 
     def _parsed(self, kind: type[Record]) -> Record:
-        return parse(kind, self._body, COORDINATOR)
+        return parse(kind, self._step.body, COORDINATOR)
 
     def _save(self) -> None:
         # an error here is one of the message: nothing leaves
         make_private(self._path.parent)
         content = self._kept.model_dump_json().encode()
         write_atomically(self._path, lambda temporary: write_private(temporary, content))
-
-
-def part_of(site: SiteConfig, kind: str, request: Request, content: RecordDict) -> Part | None:
-    """This site's part in secure aggregation; None where the message asks for none, and this site allows that.
-
-    Raises:
-        Declined: the site takes part in none, or in nothing else; or the record is not what it should be.
-    """
-    record, settings = content.config_records.get("secure"), site.secure_aggregation
-    if record is None:
-        if kind == "train" and settings is not None and settings.required:
-            raise Declined(
-                "this site's updates go into secure sums alone (secure_aggregation.required), and the study asks for "
-                "none (federation.secure_aggregation)",
-                abstains=True,
-            )
-        return None
-    if settings is None:
-        raise Declined("this site has no peers for secure aggregation (secure_aggregation.peers)", abstains=True)
-    step, attempt = record.get("step"), record.get("attempt")
-    weighting = record.get("weighting", "examples")
-    if (
-        step not in _STEPS
-        or (kind == "train") != (step == "train")
-        or kind == "evaluate"
-        or not isinstance(attempt, str)
-        or not _ATTEMPT.fullmatch(attempt)
-        or weighting not in ("examples", "uniform")
-    ):
-        raise Declined("the message's part on secure aggregation is not one")
-    return Part(site, request, step, attempt, record.get("body"), weighting)
 
 
 def _name_of(occasion: Occasion) -> str:

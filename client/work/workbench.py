@@ -15,18 +15,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from client.declined import Declined
-from client.door import policy
-from client.door.request import Request
-from client.state.store import SiteState
+from client.door.request import Judged
 from client.work import observe
 from dusss_core import training
-from dusss_core.config import TrainingConfig
-from dusss_core.errors import UserError
 from dusss_core.files import digest_of_tensors, write_atomically
 from dusss_core.phases import Phase
 from dusss_core.records import Split
 from dusss_core.text.bank import build_text_bank
-from sites.config import SiteConfig
 from sites.dataset import SiteData
 
 if TYPE_CHECKING:
@@ -36,10 +31,15 @@ KEPT_WORKBENCHES = 16
 _kept: OrderedDict[tuple, Workbench] = OrderedDict()
 
 
-def workbench(site_file: Path, site: SiteConfig, request: Request) -> Workbench:
-    """The workbench for a site and the settings of a message: a kept one if nothing changed, else a new one."""
-    key = (str(Path(site_file).resolve()), _stamp(site_file), _stamp(site.data.manifest), request.training_digest)
-    bench = _kept.pop(key, None) or Workbench(site, request.training)
+def workbench(request: Judged) -> Workbench:
+    """The workbench for a site and the settings of a message: a kept one if nothing changed, else a new one.
+
+    Raises:
+        UserError: mistakes in the manifest.
+    """
+    file, manifest = request.site_file, request.site.data.manifest
+    key = (str(file.resolve()), _stamp(file), _stamp(manifest), request.training_digest)
+    bench = _kept.pop(key, None) or Workbench(request)
     _kept[key] = bench
     while len(_kept) > KEPT_WORKBENCHES:
         _kept.popitem(last=False)
@@ -52,17 +52,23 @@ def forget() -> None:
 
 
 class Workbench:
-    """One site's data and trainers at one study's settings."""
+    """One site's data and trainers at one study's settings.
 
-    def __init__(self, site: SiteConfig, config: TrainingConfig):
-        self.site = site
-        self.config = config
-        self.device = resolve_device(site.device)
-        self.data = SiteData(site, config.image)
+    Args:
+        request: a message with the site and the settings; what the site allows holds for all others that have the same.
+    """
+
+    def __init__(self, request: Judged):
+        self.site = request.site
+        self.config = request.training
+        self.device = request.device
+        self.data = SiteData(self.site, self.config.image)
+        self.trainer_at: tuple[str, Phase, int] | None = None
+        """Run, phase and round whose private state the trainer holds; None: it may be in the middle of a round."""
+        self._allowed = request.allowed
         self._splits: dict[str, Split] = {}
         self._masks: tuple[tuple[str, str], str, np.ndarray] | None = None
-        self._trainer: tuple[str, str, object] | None = None
-        self._trainer_at: tuple[str, str, int] | None = None
+        self._trainer: tuple[Phase, str, object] | None = None
 
     def split(self, name: str) -> Split:
         """A split of the site's data."""
@@ -77,44 +83,36 @@ class Workbench:
         Raises:
             Declined: the site does not allow the text encoder, or a vision-language model of this size.
         """
-        policy.check_language(self.site, self.config)
+        self._allowed.language()
         if self.config.vlm.text.tuning != "frozen":
             return None
         cache = self.site.state_dir / "cache" / "text"
         return build_text_bank(self.data.sentences, self.config.vlm.text, cache, self.device)
 
-    def trainer(self, state: SiteState, request: Request):
+    def trainer(self, request: Judged):
         """The phase's trainer with the site's private state of the newest round before `request.round`.
 
-        A site without such state (its first round, or a lost disk) starts afresh.
+        A site without such state (its first round, or a lost disk) starts afresh. Whoever leaves the trainer with the
+        private state of some round says so in `trainer_at`.
 
         Returns:
             The trainer, and the round of the private state (0: none).
         """
-        phase = request.phase
+        phase, state = request.phase, request.state
         round = state.newest_round(phase, request.round)
         wanted = (request.run_key, phase, round or 0)
-        masks = self._training_masks(state, request) if phase.takes_masks else None
+        masks = self._training_masks(request) if phase.takes_masks else None
         masks_key = self._masks[1] if masks is not None else ""
         if self._trainer is None or self._trainer[:2] != (phase, masks_key) or round is None:
             # also without a state: a used trainer still has moments, a step count and a teacher
             self._trainer = (phase, masks_key, self._build_trainer(phase, masks))
-            self._trainer_at = None
-        if round is not None and self._trainer_at != wanted:
+            self.trainer_at = None
+        if round is not None and self.trainer_at != wanted:
             self._trainer[2].load_private(state.newest(phase, request.round)[0])
-        # until `trained`, the trainer may be left in the middle of a round
-        self._trainer_at = None
+        self.trainer_at = None
         return self._trainer[2], round or 0
 
-    def trained(self, request: Request) -> None:
-        """The trainer's private state is now that of `request.round`, which is saved."""
-        self._trainer_at = (request.run_key, request.phase, request.round)
-
-    def untouched(self, request: Request, round: int) -> None:
-        """The trainer's private state still is that of `round`."""
-        self._trainer_at = (request.run_key, request.phase, round)
-
-    def text_masks(self, state: SiteState, request: Request) -> np.ndarray | None:
+    def text_masks(self, request: Judged) -> np.ndarray | None:
         """Text-guided masks of the training pictures as logits, made once per VLM and data; None without text.
 
         Raises:
@@ -127,21 +125,21 @@ class Workbench:
             return None
         made_for = (request.run_key, request.vlm_digest)
         if self._masks is None or self._masks[0] != made_for:
-            vlm = self.vlm(state, request)
+            vlm = self.vlm(request)
             key = _digest(self.config.model_dump_json(), digest_of_tensors(vlm), _digest_of_split(train))
-            self._masks = (made_for, key, self._load_masks(state.folder, key, vlm, train))
+            self._masks = (made_for, key, self._load_masks(request.state.folder, key, vlm, train))
         return self._masks[2]
 
-    def vlm(self, state: SiteState, request: Request) -> dict[str, Tensor]:
+    def vlm(self, request: Judged) -> dict[str, Tensor]:
         """The whole final VLM; under FedBN with this site's own normalisation layers of the same round.
 
         Raises:
             Declined: the site has not been given the VLM.
         """
-        shared = state.vlm(request.vlm_digest)
+        shared = request.state.vlm(request.vlm_digest)
         if shared is None:
             raise Declined("this site has not been given the vision-language model")
-        local = state.local_layers(Phase.PRETRAIN, request.vlm_round)
+        local = request.state.local_layers(Phase.PRETRAIN, request.vlm_round)
         if not local:
             return shared
         whole = {**shared, **local}
@@ -149,8 +147,8 @@ class Workbench:
             self.config, Phase.PRETRAIN, whole, self.split("train"), self.text, self.device
         )
 
-    def _training_masks(self, state: SiteState, request: Request) -> np.ndarray | None:
-        return self.text_masks(state, request) if self.config.method.text_mask else None
+    def _training_masks(self, request: Judged) -> np.ndarray | None:
+        return self.text_masks(request) if self.config.method.text_mask else None
 
     def _build_trainer(self, phase: Phase, masks: np.ndarray | None):
         train, val = self.split("train"), self.split("val")
@@ -164,7 +162,7 @@ class Workbench:
 
     def _step_made(self, step: int, steps: int, loss: float) -> None:
         """After each step: breaks the round off when the site's hours are over."""
-        policy.check_hours(self.site)
+        self._allowed.still()
         observe.step_made(step, steps, loss)
 
     def _load_masks(self, folder: Path, key: str, vlm: dict[str, Tensor], train: Split) -> np.ndarray:
@@ -176,22 +174,6 @@ class Workbench:
                 if other != path:
                     other.unlink()
         return np.load(path, mmap_mode="r")
-
-
-def resolve_device(name: str) -> str:
-    """The torch device that a site's `device` names.
-
-    Raises:
-        UserError: it is not on this machine.
-    """
-    import torch
-
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
-    if not available[name.partition(":")[0]]:
-        raise UserError(f"device: {name} is not available on this machine", "use device: auto or device: cpu")
-    return name
 
 
 def _private(phase: Phase):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from client.work.workbench import resolve_device
+from client.door.machine import resolve_device
 from dusss_core.config import TrainingConfig
 from dusss_core.files import with_prefix
 from dusss_core.phases import Phase

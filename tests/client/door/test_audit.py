@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 import client.state.chain
+from client.answer import answer
 from client.door.audit import Unrecorded, print_log, record, verify
 from client.state.chain import BEGINNING
-from client.work.answer import answer
 from dusss_core.errors import UserError
 from feddusss import wire
 from sites.config import load_site

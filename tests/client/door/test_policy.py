@@ -16,9 +16,9 @@ from flwr.supercore.task_identity import TaskIdentity
 from pydantic import BaseModel
 
 import client.door.policy
+from client.answer import answer
 from client.app import app
 from client.state.store import SiteState
-from client.work.answer import answer
 from dusss_core.config import TrainingConfig
 from sites.config import LimitsConfig, load_site
 from sites.manifest import read_manifest

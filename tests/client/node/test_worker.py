@@ -16,7 +16,7 @@ from client.door.declines import Declines
 from client.node import worker
 from client.node.child import heard, tell
 from client.node.supernode import Pace, flower_arguments
-from client.privacy import privately
+from client.privacy import paid
 from sites.config import load_site
 from tests.client.conftest import declined, limit, make_content
 from tests.deployment import Client, SuperLink, hospitals, wait_until
@@ -145,9 +145,9 @@ def test_under_differential_privacy_the_screen_says_no_more_than_the_coordinator
     private, site_file, monkeypatch, said
 ):
     private.site(site_file)
-    monkeypatch.setattr("client.work.answer._keep_vlm", lambda *_: {}["patient_17"])
+    monkeypatch.setattr("client.work.training.keep_vlm", lambda *_: {}["patient_17"])
     ask(monkeypatch, site_file, make_content())
-    assert len(said.lines) == 1 and privately.FAILED in said.lines[0] and "patient_17" not in said.lines[0]
+    assert len(said.lines) == 1 and paid.FAILED in said.lines[0] and "patient_17" not in said.lines[0]
 
 
 def test_a_reason_that_comes_again_within_a_minute_is_counted(said):

@@ -11,12 +11,12 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from flwr.app import ConfigRecord
 
+from client.answer import answer
 from client.door.audit import verify
 from client.preflight import machine
 from client.privacy.ledger import Ledger
 from client.secure.part import FOLDER
 from client.secure.peers import read_peers
-from client.work.answer import answer
 from client.work.workbench import forget
 from dusss_core.errors import UserError
 from feddusss import wire

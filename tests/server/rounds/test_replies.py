@@ -98,7 +98,7 @@ def test_figures_that_are_not_finite_are_left_out():
 
 
 def test_the_round_goes_on_without_the_site_that_sent_nan(fake, quiet, tmp_path, monkeypatch):
-    import client.work.answer
+    import client.work.training
 
     shared = fake.Segmenter.shared
 
@@ -109,7 +109,7 @@ def test_the_round_goes_on_without_the_site_that_sent_nan(fake, quiet, tmp_path,
         return tensors
 
     monkeypatch.setattr(fake.Segmenter, "shared", damaged)
-    monkeypatch.setattr(client.work.answer, "_check_finite", lambda shared: None)  # a site that does not look
+    monkeypatch.setattr(client.work.training, "_check_finite", lambda shared: None)  # a site that does not look
     simulate(make_study(segment__rounds=3), tmp_path, reporter=quiet)
     lines = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     refused = [line for line in lines if line.get("accepted") is False]

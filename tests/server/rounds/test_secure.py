@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.common.serde import message_to_proto
 
 import client.secure.part
-import client.work.answer
+import client.work.training
 from dusss_core.phases import Phase
 from feddusss import wire
 from feddusss.secagg.fixedpoint import FRACTION_BITS
@@ -179,14 +179,14 @@ def sent(monkeypatch):
 
 def test_no_sites_update_is_in_what_the_coordinator_receives(tmp_path, quiet, sent, updates, monkeypatch):
     trained: list[dict[str, torch.Tensor]] = []
-    train = client.work.answer._train
+    train = client.work.training.Round.train
 
-    def watched(*args):
-        answer = train(*args)
-        trained.append(wire.unpack(answer.array_records["arrays"]))
-        return answer
+    def watched(round):
+        update, figures = train(round)
+        trained.append(update)
+        return update, figures
 
-    monkeypatch.setattr(client.work.answer, "_train", watched)
+    monkeypatch.setattr(client.work.training.Round, "train", watched)
     simulate(study(), tmp_path, reporter=quiet)
     assert len(trained) == len(updates) == 4
     received = [message_to_proto(reply).SerializeToString() for _, reply in sent]

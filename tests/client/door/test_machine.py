@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from client.work.answer import answer
+from client.answer import answer
 from sites.config import LimitsConfig
 from tests.client.conftest import declined, limit, make_content
 from tests.server.conftest import make_study
@@ -18,7 +18,7 @@ _HUNGRY = """
 import resource
 import numpy
 import torch
-from client.work.memory import held
+from client.door.machine import held
 from client.declined import Declined
 from sites.config import LimitsConfig
 from dusss_core.phases import Phase
@@ -53,7 +53,7 @@ def test_memory_beyond_the_limit_is_never_had():
 
 
 def test_a_round_that_wants_too_much_memory_is_declined_and_the_next_one_is_well(fake, site_file, monkeypatch):
-    from client.work.memory import _status
+    from client.door.machine import _status
 
     limit(site_file, max_memory_gb=_status("VmRSS") / 1e9 + 0.5)
     train = fake.Segmenter.train_round
@@ -75,7 +75,7 @@ def test_a_gpus_share_is_set_for_the_round_and_given_back(monkeypatch):
     from types import SimpleNamespace
 
     from client.declined import Declined
-    from client.work.memory import held
+    from client.door.machine import held
 
     asked = []
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
@@ -87,7 +87,7 @@ def test_a_gpus_share_is_set_for_the_round_and_given_back(monkeypatch):
 
 
 def test_a_real_round_fits_into_a_limit_that_is_large_enough(site_file):
-    from client.work.memory import _status
+    from client.door.machine import _status
 
     limit(site_file, max_memory_gb=_status("VmRSS") / 1e9 + 2)
     study = make_study(method={"preset": "mean_teacher"}).training()

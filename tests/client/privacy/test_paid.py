@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 from flwr.common.serde import recorddict_to_proto
 
+from client.answer import answer
 from client.privacy.ledger import Ledger
-from client.privacy.privately import FAILED, LEDGER_IS_WRONG
-from client.work.answer import answer
+from client.privacy.paid import FAILED, LEDGER_IS_WRONG
 from client.work.workbench import forget
 from dusss_core.errors import NotFinite
 from dusss_core.phases import Phase

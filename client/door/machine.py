@@ -1,4 +1,6 @@
-"""Memory that work for a study may take, held by the operating system and by CUDA rather than by an estimate.
+"""What a message may use of this machine: the device that the site's file names, and memory within the site's limits.
+
+Memory is held by the operating system and by CUDA rather than by an estimate.
 
 Main memory: on Linux, RLIMIT_DATA bounds what a process may allocate (private writable memory: the heap, and what torch
 and numpy map). Code, files that are mapped to be read, such as packed pictures, and what CUDA reserves do not count,
@@ -21,9 +23,26 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from client.declined import Declined
+from dusss_core.errors import UserError
 from sites.config import LimitsConfig
 
 _GB = 1e9
+
+
+def resolve_device(name: str) -> str:
+    """The torch device that a site's `device` names.
+
+    Raises:
+        UserError: it is not on this machine.
+    """
+    import torch
+
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
+    if not available[name.partition(":")[0]]:
+        raise UserError(f"device: {name} is not available on this machine", "use device: auto or device: cpu")
+    return name
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What changes where a site asks for differential privacy: nothing leaves but tensors that its ledger has paid for.
+"""The paid way to answer: nothing leaves but tensors that the site's ledger has paid for.
 
 With them go three things that no picture has a part in: the declared number of records, the number of charges, and on a
 refusal one sentence out of a fixed set. Figures of validation, training and evaluation, counts and seconds stay here.
@@ -10,16 +10,21 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from flwr.app import RecordDict
 
 from client.declined import Declined
-from client.door.request import Request, read_tensors
-from client.privacy import ledger
+from client.door.request import Judged
+from client.privacy.ledger import FOLDER, Ledger
 from client.state.store import make_private, write_log
 from dusss_core.files import digest_of_tensors, write_bytes
+from feddusss import wire
 from sites.config import SiteConfig
 from sites.manifest import Record
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ANSWERS = "answers"
 KEPT_ANSWERS = 2
@@ -28,27 +33,52 @@ FAILED = "this site could not do it; its own log says more"
 LEDGER_IS_WRONG = "this site's privacy ledger must be looked after before anything leaves; its own log says more"
 
 
-def is_private(site: SiteConfig) -> bool:
-    """Whether this site trains with differential privacy, and not at all without."""
-    return site.privacy.epsilon is not None
+class Round(Protocol):
+    """A round that can be paid for between its two steps: `client.work.training.Round`."""
+
+    request: Judged
+    records: list[Record]
+
+    def prepare(self) -> dict[str, float]:
+        """Load all that is trained on, and tell what the model scores."""
+
+    def train(self) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Train; the tensors that travel, and figures."""
 
 
-def counts(site: SiteConfig) -> dict[str, int]:
-    """What the coordinator is told in place of the true counts."""
-    return {"n_records": site.privacy.records}
-
-
-def role(site: SiteConfig) -> str:
-    """From the site's own file alone."""
-    return "train" if site.limits.phases else "evaluate"
-
-
-def check_patients(site: SiteConfig, records: Iterable[Record]) -> None:
-    """Refuse data that break what the site declares of its patients, as far as the manifest names them.
+def train(round: Round) -> RecordDict:
+    """The answer to a message that trains. The very same message is given the very same answer, which costs nothing.
 
     Raises:
-        Declined: with the setting.
+        Declined: the data break what the site declares; the budget does not allow another round; as `round`.
+        LedgerError, UserError: as `Ledger.charge`.
     """
+    request = round.request
+    _check_patients(request.site, round.records)
+    if (answered := _given_before(request)) is not None:
+        return answered
+    figures = round.prepare()
+    paid = _pay(request)
+    update, trained = round.train()
+    _keep_figures(request, "train", {**figures, **trained})
+    reply = RecordDict({"arrays": wire.pack(update), "metrics": wire.figures(paid)})
+    _keep_answer(request, reply)
+    return reply
+
+
+def evaluate(request: Judged, figures: Mapping[str, float]) -> RecordDict:
+    """The answer to a message that evaluates: none of the figures."""
+    _keep_figures(request, request.what, figures)
+    return RecordDict({"metrics": wire.figures({})})
+
+
+def query(request: Judged, bench: object) -> tuple[str, dict[str, int]]:
+    """Role and counts as the coordinator is told them: from the site's own file alone."""
+    return "train" if request.site.limits.phases else "evaluate", {"n_records": request.site.privacy.records}
+
+
+def _check_patients(site: SiteConfig, records: Iterable[Record]) -> None:
+    """Refuse data that break what the site declares of its patients, as far as the manifest names them."""
     seen: dict[str, int] = {}
     for record in records:
         if record.split == "train" and record.patient:
@@ -57,39 +87,36 @@ def check_patients(site: SiteConfig, records: Iterable[Record]) -> None:
         raise Declined("a patient here has more training pictures than privacy.records_per_patient says", abstains=True)
 
 
-def pay(site: SiteConfig, request: Request, content: RecordDict) -> dict[str, int]:
+def _pay(request: Judged) -> dict[str, int]:
     """Charge the whole round that is about to begin.
 
     Returns:
         The figures that may go with the paid-for tensors.
-
-    Raises:
-        Declined, LedgerError, UserError: as `Ledger.charge`; nothing may be trained.
     """
     from dusss_core.privacy.mechanism import charge_of
 
-    entry = ledger.Ledger(site.state_dir, site.privacy).charge(
+    site = request.site
+    entry = Ledger(site.state_dir, site.privacy).charge(
         charge_of(request.training, request.phase),
         study=request.training.study,
         run=request.run_key,
         phase=request.phase,
         round=request.round,
-        message=_digest_of(request, content),
+        message=_digest_of(request),
         vlm=request.vlm_digest if request.phase.takes_masks else "",
         seen=request.charges,
     )
     return {"num-examples": site.privacy.records, "ledger-charges": entry.number}
 
 
-def paid_answer(site: SiteConfig, request: Request, content: RecordDict) -> RecordDict | None:
+def _given_before(request: Judged) -> RecordDict | None:
     """The answer that was given to the very same message before: its bytes, which cost nothing more. None: no such."""
     from flwr.common.serde import recorddict_from_proto
     from flwr.proto.recorddict_pb2 import RecordDict as Proto
     from google.protobuf.message import DecodeError
 
-    path = _answer_path(site, request, content)
     try:
-        kept = path.read_bytes()
+        kept = _answer_path(request).read_bytes()
     except FileNotFoundError:
         return None
     digest, answer = kept[:32], kept[32:]
@@ -101,15 +128,11 @@ def paid_answer(site: SiteConfig, request: Request, content: RecordDict) -> Reco
         return None
 
 
-def keep_answer(site: SiteConfig, request: Request, content: RecordDict, answer: RecordDict) -> None:
-    """Keep a paid-for answer, whole, before it leaves; older ones are dropped.
-
-    Raises:
-        UserError: it could not be written.
-    """
+def _keep_answer(request: Judged, answer: RecordDict) -> None:
+    """Keep a paid-for answer, whole, before it leaves; older ones are dropped."""
     from flwr.common.serde import recorddict_to_proto
 
-    path = _answer_path(site, request, content)
+    path = _answer_path(request)
     make_private(path.parent)
     told = recorddict_to_proto(answer).SerializeToString()
     write_bytes(path, hashlib.sha256(told).digest() + told)
@@ -118,17 +141,17 @@ def keep_answer(site: SiteConfig, request: Request, content: RecordDict, answer:
         old.unlink(missing_ok=True)
 
 
-def keep_figures(site: SiteConfig, request: Request, what: str, figures: Mapping[str, float]) -> None:
+def _keep_figures(request: Judged, what: str, figures: Mapping[str, float]) -> None:
     """Write to the site's own log what does not leave it."""
     told = json.dumps({name: round(float(value), 6) for name, value in figures.items()})
-    write_log(site.state_dir, f"{what} {request.phase} round {request.round}: figures that stay here: {told}")
+    write_log(request.site.state_dir, f"{what} {request.phase} round {request.round}: figures that stay here: {told}")
 
 
-def _answer_path(site: SiteConfig, request: Request, content: RecordDict) -> Path:
-    return site.state_dir / ledger.FOLDER / ANSWERS / f"{_digest_of(request, content)}.answer"
+def _answer_path(request: Judged) -> Path:
+    return request.site.state_dir / FOLDER / ANSWERS / f"{_digest_of(request)}.answer"
 
 
-def _digest_of(request: Request, content: RecordDict) -> str:
+def _digest_of(request: Judged) -> str:
     """Names all that an answer depends on, but for the site's own state: run, phase, round, settings and the model."""
     parts = (
         request.run_key,
@@ -138,6 +161,6 @@ def _digest_of(request: Request, content: RecordDict) -> str:
         request.vlm_digest,
         request.vlm_round,
         request.wire,
-        digest_of_tensors(read_tensors(content, "arrays") or {}),
+        digest_of_tensors(request.model or {}),
     )
     return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()

@@ -15,8 +15,8 @@ from flwr.app import ConfigRecord, RecordDict
 
 import client.door.policy
 import client.state.store
+from client.answer import answer
 from client.state.store import SiteState, locked
-from client.work.answer import answer
 from client.work.workbench import forget
 from feddusss import wire
 from tests.client.conftest import RUN_KEY, declined, make_content, tensors_of

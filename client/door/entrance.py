@@ -1,0 +1,179 @@
+"""The way in: a message is recorded, read strictly and judged by the site's own file, once, before any work.
+
+Nothing in a message is trusted before it is checked here. What comes out is a `Judged` request, with its tensors
+decoded; for as long as it is worked on, it has the site's lock, and no more memory than the site allows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from client.declined import Declined
+from client.door import audit, policy
+from client.door.machine import held, resolve_device
+from client.door.request import Judged, Request, Step
+from client.state.chain import sha256
+from client.state.store import SiteState, locked
+from dusss_core.config import TrainingConfig
+from dusss_core.objectives import misfit
+from dusss_core.phases import Phase
+from feddusss import wire
+from sites.config import SiteConfig
+
+if TYPE_CHECKING:
+    from flwr.app import ConfigRecord, RecordDict
+    from torch import Tensor
+
+_RUN_KEY = re.compile(r"[0-9a-f]{16,64}")
+_DIGEST = re.compile(r"([0-9a-f]{64})?")
+_MOST_ROUNDS = 10**6
+_STEPS = ("keys", "deal", "train", "vote", "reveal")
+_ATTEMPT = re.compile(r"[0-9a-f]{32}")
+_MOST_NAMES = 10
+"""Of a message's records, which are two at most in any that is answered."""
+
+
+@contextmanager
+def admitted(site: SiteConfig, site_file: Path, kind: str, content: RecordDict) -> Iterator[Judged]:
+    """Let a message in, for as long as the block runs.
+
+    Args:
+        kind: query, train or evaluate.
+        content: the message's records.
+
+    Raises:
+        Declined: the message is not of the right form, goes beyond a limit of the site, or the block took more memory
+            than the site allows; or another process is working for the site.
+        Unrecorded: the message could not be written to the audit log.
+        UserError: the site's device is not on this machine; this release cannot build the networks.
+    """
+    audit.record(site.state_dir, "message", kind=kind, **_told(content))
+    request = read(kind, content)
+    device = resolve_device(site.device)
+    with locked(site.state_dir), held(site.limits, device):
+        allowed = policy.judge(site, request)
+        yield Judged(
+            **vars(request),
+            site=site,
+            site_file=Path(site_file),
+            device=device,
+            state=SiteState(site.state_dir, request.training.study, request.run_key),
+            allowed=allowed,
+            model=_tensors(content, "arrays"),
+            model_bytes=_bytes(content, "arrays") if request.step is not None else b"",
+            vlm=_tensors(content, "vlm"),
+        )
+
+
+def read(kind: str, content: RecordDict) -> Request:
+    """The settings of a message.
+
+    Raises:
+        Declined: something is missing or not of the right form.
+    """
+    record = content.config_records.get("config")
+    if record is None:
+        raise Declined("the message holds no settings")
+    text = _text(record, "training", re.compile(r"(?s).{1,100000}"))
+    try:
+        training = TrainingConfig.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise Declined(f"the study's settings are not valid in this release: '{where}': {first['msg']}") from None
+    for name, part in (("vlm", training.vlm), ("student", training.student)):
+        if part.weights is not None:
+            raise Declined(f"the study names a file on this machine ({name}.weights)")
+    if reason := misfit(training):
+        raise Declined(reason)
+    return Request(
+        kind=kind,
+        training=training,
+        training_digest=hashlib.sha256(text.encode()).hexdigest(),
+        run_key=_text(record, "run_key", _RUN_KEY),
+        phase=Phase(_text(record, "phase", re.compile("|".join(Phase)), Phase.SEGMENT)),
+        round=_round(record, "round", 1),
+        vlm_digest=_text(record, "vlm_digest", _DIGEST, ""),
+        vlm_round=_round(record, "vlm_round", 0),
+        what=_text(record, "what", re.compile("train|val|test"), "train"),
+        wire=_text(record, "wire", re.compile("|".join(wire.WIRES)), "float32"),
+        charges=_round(record, "charges", 0),
+        step=_step(kind, content.config_records.get("secure")),
+    )
+
+
+def _step(kind: str, record: ConfigRecord | None) -> Step | None:
+    if record is None:
+        return None
+    name, attempt = record.get("step"), record.get("attempt")
+    weighting = record.get("weighting", "examples")
+    if (
+        name not in _STEPS
+        or (kind == "train") != (name == "train")
+        or kind == "evaluate"
+        or not isinstance(attempt, str)
+        or not _ATTEMPT.fullmatch(attempt)
+        or weighting not in ("examples", "uniform")
+    ):
+        raise Declined("the message's part on secure aggregation is not one")
+    return Step(name, attempt, record.get("body"), weighting)
+
+
+def _text(record: ConfigRecord, key: str, pattern: re.Pattern, default: str | None = None) -> str:
+    value: Any = record.get(key, default)
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        raise Declined(f"'{key}' in the message is missing or not allowed")
+    return value
+
+
+def _round(record: ConfigRecord, key: str, lowest: int) -> int:
+    value: Any = record.get(key, lowest)
+    if type(value) is not int or not lowest <= value <= _MOST_ROUNDS:
+        raise Declined(f"'{key}' in the message is not a round")
+    return value
+
+
+def _tensors(content: RecordDict, name: str) -> dict[str, Tensor] | None:
+    """The tensors of the record `name`, rounded ones as float32; None if the message has no such record."""
+    record = content.array_records.get(name)
+    if record is None:
+        return None
+    with _readable(name):
+        return wire.widened(wire.unpack(record))
+
+
+def _bytes(content: RecordDict, name: str) -> bytes:
+    record = content.array_records.get(name)
+    if record is None:
+        return b""
+    with _readable(name):
+        return wire.content(record)
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    try:
+        yield
+    except wire.Unreadable as problem:
+        raise Declined(f"'{name}' in the message: {problem}") from None
+
+
+def _told(content: RecordDict) -> dict[str, Any]:
+    """What a message holds, for the audit log. The message is not trusted: texts are cut, nothing is decoded."""
+    config = content.config_records.get("config") or {}
+    training = config.get("training")
+    named = {key: config.get(key) for key in ("run_key", "phase", "round", "what", "vlm_digest")}
+    return {
+        **{key: value for key, value in named.items() if value and isinstance(value, str | int)},
+        "settings": sha256(training.encode()) if isinstance(training, str) else None,
+        "records": sorted(content.array_records)[:_MOST_NAMES],
+        **({"secure": str(secure.get("step"))} if (secure := content.config_records.get("secure")) else {}),
+        "bytes": sum(wire.size(arrays) for arrays in content.array_records.values()),
+    }

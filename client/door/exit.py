@@ -1,0 +1,79 @@
+"""The way out: an answer is recorded with all that it holds, and may leave only then; or the reason why it may not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from client.declined import Declined
+from client.door import audit
+from client.state.chain import sha256
+from client.state.store import write_log
+from feddusss import wire
+from sites.config import SiteConfig
+
+if TYPE_CHECKING:
+    from flwr.app import RecordDict
+
+    from client.door.request import Judged
+
+UNRECORDED = "this site cannot write its audit log, and lets nothing leave unrecorded"
+
+
+def let_out(request: Judged, reply: RecordDict, about: Mapping[str, Any]) -> RecordDict:
+    """Record an answer, and hand it back to be sent.
+
+    Args:
+        about: what the audit log should say of it beyond what it holds.
+
+    Raises:
+        Unrecorded: it must not be sent.
+    """
+    told = {"kind": request.kind, "study": request.training.study, "phase": request.phase, "round": request.round}
+    audit.record(request.site.state_dir, "answer", **told, **about, **_held(reply))
+    write_log(request.site.state_dir, f"{request.kind} {request.phase} round {request.round}: answered")
+    return reply
+
+
+def decline(site: SiteConfig | None, kind: str, why: Declined) -> RecordDict:
+    """What is sent instead of an answer, recorded as far as it can be.
+
+    Args:
+        site: None if its file could not be read.
+    """
+    from flwr.app import ConfigRecord, RecordDict
+
+    reason = str(why)
+    if site is not None:
+        write_log(site.state_dir, f"{kind}: declined: {reason}")
+        try:
+            audit.record(site.state_dir, "declined", kind=kind, reason=reason, abstains=why.abstains)
+        except audit.Unrecorded:
+            reason = UNRECORDED
+    told = {"declined": reason, "abstains": why.abstains, "diverged": why.diverged}
+    return RecordDict({"config": ConfigRecord({**told, **({"spent": True} if why.spent else {})})})
+
+
+def _held(content: RecordDict) -> dict[str, Any]:
+    """All that an answer holds: each tensor's size and the hash of its bytes as they travel."""
+    tensors = {
+        f"{record}.{name}": {
+            "dtype": dtype,
+            "shape": list(shape),
+            "bytes": len(data),
+            "sha256": sha256(data),
+        }
+        for record, arrays in content.array_records.items()
+        for name, (dtype, shape, data) in wire.contents(arrays).items()
+    }
+    return {
+        "bytes": sum(wire.size(arrays) for arrays in content.array_records.values()),
+        "metrics": {k: v for metrics in content.metric_records.values() for k, v in metrics.items()},
+        "texts": {k: _told(v) for texts in content.config_records.values() for k, v in texts.items()},
+        "tensors": tensors,
+    }
+
+
+def _told(value: Any) -> Any:
+    """A value of an answer; of bytes, which secure aggregation sends, the length and the hash."""
+    return f"{len(value)} bytes, {sha256(value)}" if isinstance(value, bytes) else value

@@ -1,0 +1,76 @@
+"""Figures of a model on the site's data, without training: of a phase's last model, or of the final student."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+
+from flwr.app import RecordDict
+
+from client.door.request import Judged
+from client.work.training import keep_vlm, load_shared, prefixed
+from client.work.workbench import Workbench
+from dusss_core.files import with_prefix
+from dusss_core.phases import Phase
+from feddusss import wire
+
+
+def plain(request: Judged, figures: Mapping[str, float]) -> RecordDict:
+    """The answer of a site without differential privacy."""
+    return RecordDict({"metrics": wire.figures(figures)})
+
+
+def figures(request: Judged, bench: Workbench) -> dict[str, float]:
+    """Means over a split, as `request.what` says, and the seconds that they took.
+
+    Raises:
+        Declined: the site has not been given the vision-language model; the model does not fit.
+    """
+    started = time.perf_counter()
+    keep_vlm(request)
+    found = _validate(request, bench) if request.what == "val" else _test(request, bench)
+    return {**found, "seconds": time.perf_counter() - started}
+
+
+def _validate(request: Judged, bench: Workbench) -> dict[str, float]:
+    """Figures of the model in the message on the validation split, as a round gives before it trains."""
+    from dusss_core.training import can_train
+
+    if can_train(request.training, request.phase, bench.split("train")):
+        return {}
+    trainer, round = bench.trainer(request)
+    load_shared(trainer, request)
+    found = prefixed("val", trainer.validate())
+    if round:
+        bench.trainer_at = (request.run_key, request.phase, round)
+    return found
+
+
+def _test(request: Judged, bench: Workbench) -> dict[str, float]:
+    """Figures of the final student, of the text-guided masks and of the pseudo-labels, where masks are known."""
+    from dusss_core.training import evaluate_logits, evaluate_student, text_guided_masks, with_own_statistics
+
+    config, device, state = request.training, bench.device, request.state
+    test, train = bench.split("test"), bench.split("train")
+    student, found = request.model, {}
+    local = state.local_layers(Phase.SEGMENT, request.round)
+    if student is not None and (local or not config.local_norm):
+        student = with_own_statistics(config, Phase.SEGMENT, {**student, **local}, train, None, device)
+        found |= prefixed("test", evaluate_student(config, student, test, device))
+    hidden = (train.masked & ~train.labelled & train.has_text).nonzero()[0]
+    newest = state.newest(Phase.SEGMENT, before=10**9) if len(hidden) else None
+    if newest is not None and (teacher := with_prefix(newest[0], "objective.teacher.")):
+        scores = evaluate_student(config, teacher, train.select(hidden), device)
+        found |= {"pseudo.teacher_dice": scores.get("dice", math.nan), "pseudo.n": float(len(hidden))}
+    if config.method.text_mask and request.vlm_digest:
+        vlm = bench.vlm(request)
+        if config.local_norm and not state.local_layers(Phase.PRETRAIN, request.vlm_round):
+            return found
+        if test.has_text.any():
+            logits = text_guided_masks(config, vlm, test, bench.text, device)
+            found |= prefixed("text_mask", evaluate_logits(config, logits, test))
+        if len(hidden) and (masks := bench.text_masks(request)) is not None:
+            scores = evaluate_logits(config, masks[hidden], train.select(hidden))
+            found |= {"pseudo.text_dice": scores.get("dice", math.nan)}
+    return found

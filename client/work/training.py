@@ -1,0 +1,141 @@
+"""A round of training, made in two steps: what must happen before the first batch is drawn happens between them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from flwr.app import RecordDict
+
+from client.declined import Declined
+from client.door.request import Judged
+from client.privacy.ledger import note_unpaid
+from client.work.workbench import Workbench
+from feddusss import wire
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sites.manifest import Record
+
+
+def plain(round: Round) -> RecordDict:
+    """The answer of a site without differential privacy: tensors, and the figures of the round.
+
+    Raises:
+        Declined: as `Round`; the state before is kept.
+    """
+    request = round.request
+    figures = round.prepare()
+    note_unpaid(request.site.state_dir, request.training.study, request.run_key, request.phase, request.round)
+    update, trained = round.train()
+    return RecordDict({"arrays": wire.pack(update), "metrics": wire.figures({**figures, **trained})})
+
+
+class Round:
+    """One round at this site: `prepare`, then `train`.
+
+    Raises:
+        Declined: the site cannot train in the phase; the vision-language model is not what its digest says.
+    """
+
+    def __init__(self, request: Judged, bench: Workbench):
+        self.request = request
+        self._bench = bench
+        self._started = time.perf_counter()
+        check_can_train(request, bench)
+        keep_vlm(request)
+
+    @property
+    def records(self) -> list[Record]:
+        """What the site's manifest holds."""
+        return self._bench.data.records
+
+    def prepare(self) -> dict[str, float]:
+        """Load the site's private state and the model of the message.
+
+        Returns:
+            What the model scores on the validation split: "val.*".
+
+        Raises:
+            Declined: more steps than the site allows; no vision-language model; the model does not fit.
+        """
+        most = self.request.allowed.max_steps
+        self._trainer, self._state_round = self._bench.trainer(self.request)
+        if most is not None and self._trainer.steps_per_round > most:
+            # the number of steps is left out, since it tells the number of pictures
+            raise Declined(f"more steps per round than this site allows ({most}, limits.max_steps_per_round)")
+        load_shared(self._trainer, self.request)
+        return prefixed("val", self._trainer.validate())
+
+    def train(self) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Train, and keep the private state.
+
+        Returns:
+            The tensors as they travel, and the figures of the round.
+
+        Raises:
+            Declined: the site's hours are over, or the weights are not finite.
+            NotFinite: the loss is not finite.
+        """
+        request, bench = self.request, self._bench
+        figures = prefixed("train", self._trainer.train_round(request.round))
+        shared = self._trainer.shared()
+        _check_finite(shared)
+        request.state.save(request.phase, request.round, self._trainer.private())
+        bench.trainer_at = (request.run_key, request.phase, request.round)
+        figures |= {
+            "num-examples": request.phase.weight(bench.data.counts),
+            "state.age": request.round - 1 - self._state_round,
+            "seconds": time.perf_counter() - self._started,
+        }
+        if request.wire == "bfloat16":
+            shared = wire.rounded(wire.difference(shared, request.model))
+        return shared, figures
+
+
+def check_can_train(request: Judged, bench: Workbench) -> None:
+    """Refuse a phase for which the site lacks the data.
+
+    Raises:
+        Declined: with what is missing.
+    """
+    from dusss_core.training import can_train
+
+    if reason := can_train(request.training, request.phase, bench.split("train")):
+        raise Declined(reason, abstains=True)
+
+
+def keep_vlm(request: Judged) -> None:
+    """Keep the vision-language model, where the message brings it.
+
+    Raises:
+        Declined: it is not the model that its digest names.
+    """
+    if request.vlm is not None:
+        request.state.save_vlm(request.vlm_digest, request.vlm)
+
+
+def load_shared(trainer, request: Judged) -> None:
+    """Give a trainer the model of the message.
+
+    Raises:
+        Declined: it does not fit.
+    """
+    expected = {name: tensor.shape for name, tensor in trainer.shared().items()}
+    if request.model is None or {name: tensor.shape for name, tensor in request.model.items()} != expected:
+        raise Declined("the model in the message does not fit the study's settings in this release")
+    trainer.load_shared(request.model)
+
+
+def prefixed(prefix: str, figures: Mapping[str, float]) -> dict[str, float]:
+    """Figures under `prefix.NAME`."""
+    return {f"{prefix}.{name}": value for name, value in figures.items()}
+
+
+def _check_finite(shared: Mapping[str, Tensor]) -> None:
+    import torch
+
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in shared.values()):
+        raise Declined("training gave weights that are not finite; the state before is kept", diverged=True)
