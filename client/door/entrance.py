@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from client.declined import Declined
 from client.door import audit, policy
-from client.door.machine import held, resolve_device
+from client.door.machine import held
 from client.door.request import Judged, Request, Step
 from client.state.chain import sha256
 from client.state.store import SiteState, locked
@@ -52,18 +52,16 @@ def admitted(site: SiteConfig, site_file: Path, kind: str, content: RecordDict) 
         Declined: the message is not of the right form, goes beyond a limit of the site, or the block took more memory
             than the site allows; or another process is working for the site.
         Unrecorded: the message could not be written to the audit log.
-        UserError: the site's device is not on this machine; this release cannot build the networks.
+        UserError: this release cannot build the networks.
     """
     audit.record(site.state_dir, "message", kind=kind, **_told(content))
     request = read(kind, content)
-    device = resolve_device(site.device)
-    with locked(site.state_dir), held(site.limits, device):
+    with locked(site.state_dir), held(site.limits, site.device):
         allowed = policy.judge(site, request)
         yield Judged(
             **vars(request),
             site=site,
             site_file=Path(site_file),
-            device=device,
             state=SiteState(site.state_dir, request.training.study, request.run_key),
             allowed=allowed,
             model=_tensors(content, "arrays"),

@@ -50,7 +50,7 @@ def held(limits: LimitsConfig, device: str) -> Iterator[None]:
     """Hold the site's memory limits while the block runs.
 
     Args:
-        device: torch device that the block uses.
+        device: as the site's file names it.
 
     Raises:
         Declined: the block asked for more, or the process already has more.
@@ -92,6 +92,8 @@ def _main_memory(most: float | None) -> Iterator[None]:
 
 @contextmanager
 def _gpu_memory(most: float | None, device: str) -> Iterator[None]:
+    if most is not None and device == "auto":
+        device = resolve_device(device)
     if most is None or not device.startswith("cuda"):
         yield
         return

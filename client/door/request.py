@@ -55,11 +55,6 @@ class Request:
     step: Step | None = None
     """None: no secure aggregation."""
 
-    @property
-    def trains(self) -> bool:
-        """Whether the site is to train, now or in the session that it is asked to join."""
-        return self.kind == "train" or (self.step is not None and self.step.name == "keys")
-
 
 @dataclass(frozen=True)
 class Allowed:
@@ -80,8 +75,6 @@ class Judged(Request):
 
     site: SiteConfig
     site_file: Path
-    device: str
-    """torch device to work on."""
     state: SiteState
     """The site's private state of the run that the message belongs to."""
     allowed: Allowed

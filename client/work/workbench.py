@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from client.declined import Declined
+from client.door.machine import resolve_device
 from client.door.request import Judged
 from client.work import observe
 from dusss_core import training
@@ -35,7 +36,7 @@ def workbench(request: Judged) -> Workbench:
     """The workbench for a site and the settings of a message: a kept one if nothing changed, else a new one.
 
     Raises:
-        UserError: mistakes in the manifest.
+        UserError: mistakes in the manifest; the site's device is not on this machine.
     """
     file, manifest = request.site_file, request.site.data.manifest
     key = (str(file.resolve()), _stamp(file), _stamp(manifest), request.training_digest)
@@ -61,7 +62,7 @@ class Workbench:
     def __init__(self, request: Judged):
         self.site = request.site
         self.config = request.training
-        self.device = request.device
+        self.device = resolve_device(self.site.device)
         self.data = SiteData(self.site, self.config.image)
         self.trainer_at: tuple[str, Phase, int] | None = None
         """Run, phase and round whose private state the trainer holds; None: it may be in the middle of a round."""
