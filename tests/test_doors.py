@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,17 @@ MAY_IMPORT = {
     "server/simulation": {"dusss_core", "feddusss", "sites", "client", "server"},
     "configs": set(),
 }
+FLOORS = {
+    "client": "__main__ > node > preflight > app > answer > work > privacy > secure > door > state > declined",
+    "server": "__main__ > app > simulation > deployment > report > rounds > runs > study",
+    "dusss_core": "privacy > training > build > objectives > pretraining > models > losses > text > "
+    "augment inference metrics phases records sampling seeds files config errors",
+    "sites": "__main__ > check > importers > dataset > partition > prepare > packing > manifest > readers > "
+    "config > synth",
+    "feddusss": "bundle > cli > configfile > wire > secagg",
+}
+"""Inner rooms and modules of each room, from the top: what stands higher may import what stands lower, never the other
+way. Names without a > between them are on one floor."""
 LIGHT = (
     "dusss_core/config.py",
     "dusss_core/errors.py",
@@ -67,6 +79,76 @@ def test_a_room_imports_only_what_it_may(path):
         )
     }
     assert not wrong
+
+
+def floor_of(module: str) -> int | None:
+    """The floor of a module within its room, from the top; None for the room itself."""
+    room, _, inner = module.partition(".")
+    named = inner.partition(".")[0]
+    floors = FLOORS[room].split(" > ") if room in FLOORS else []
+    return next((number for number, floor in enumerate(floors) if named in floor.split()), None)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_file_imports_what_stands_above_it(path):
+    room, _, _ = name_of(path).partition(".")
+    own = floor_of(name_of(path))
+    floors = {module: floor_of(module) for module in imports(path) if module.startswith(f"{room}.")}
+    assert not {module for module, floor in floors.items() if None not in (floor, own) and floor < own}
+
+
+@pytest.mark.parametrize("room", FLOORS)
+def test_every_file_and_inner_room_has_its_floor(room):
+    there = {path.stem for path in (ROOT / room).glob("*.py")} - {"__init__"}
+    there |= {path.parent.name for path in (ROOT / room).glob("*/__init__.py")}
+    named = FLOORS[room].replace(">", "").split()
+    assert sorted(named) == sorted(there)
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    modules = {name_of(path): path for path in FILES}
+    graph = {name: imported_modules(path, modules) - {name} for name, path in modules.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as cycle:
+        pytest.fail(" <- ".join(cycle.args[1]))
+
+
+def name_of(path: Path) -> str:
+    """As it is imported."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported_modules(path: Path, modules: dict[str, Path]) -> set[str]:
+    """The project's modules that a file names in its imports; a name that is none is its package's."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            named = {f"{node.module}.{alias.name}": node.module for alias in node.names}
+            found |= {module if module in modules else package for module, package in named.items()}
+    return found & modules.keys()
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.name == "__init__.py"], ids=name_of)
+def test_every_room_says_what_happens_in_it(path):
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def test_imports_within_the_project_are_absolute():
+    """The tests of the doors read no others."""
+    for path in FILES:
+        assert not any(
+            isinstance(node, ast.ImportFrom) and node.level for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        ), path
+
+
+def test_work_gets_judged_requests_and_asks_neither_limits_nor_audit_log_nor_secure_aggregation():
+    modules = {name_of(path): path for path in FILES}
+    for path in (ROOT / "client" / "work").glob("*.py"):
+        asked = {name for name in imported_modules(path, modules) if name.startswith(("client.door", "client.secure"))}
+        assert asked <= {"client.door.request", "client.door.machine"}, path
 
 
 @pytest.mark.parametrize("name", LIGHT)

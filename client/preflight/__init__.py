@@ -2,6 +2,8 @@
 
 The checks run side by side, each in a time of its own, and none of them writes: not the caches, not the audit log, not
 the coordinator's list of nodes.
+
+May enter: the site's own file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The losses of both steps; every one runs in float32, also under autocast."""
+"""The losses of both steps; every one runs in float32, also under autocast.
+
+May enter: tensors.
+"""
 
 from dusss_core.losses.contrastive import (
     Pairs,

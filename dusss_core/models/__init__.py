@@ -1,4 +1,7 @@
-"""The networks: the student and its EMA teacher, and the vision-language model, composed from its parts."""
+"""The networks: the student and its EMA teacher, and the vision-language model, composed from its parts.
+
+May enter: numbers that say how large they are, and batches; how a study names them is `dusss_core.build`'s.
+"""
 
 from dusss_core.models.ema import Teacher
 from dusss_core.models.encoder_student import EncoderStudent

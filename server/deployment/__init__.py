@@ -1,1 +1,5 @@
-"""The coordinator's side of a real deployment: certificates, start-up kits, and the register of the hospitals' keys."""
+"""The coordinator's side of a real deployment: certificates, start-up kits, the register of the hospitals' keys, and
+the commands that submit and watch a study.
+
+May enter: a person's commands, and public keys. A message of a site never comes here.
+"""

@@ -1,6 +1,8 @@
 """Readers for pictures and masks of every format; `READERS` says which suffix is read by which function.
 
 A new format is one function from `Reference` to `Raw`, and its suffixes here.
+
+May enter: any file that a manifest names, whole or damaged.
 """
 
 from __future__ import annotations
