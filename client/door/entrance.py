@@ -6,7 +6,6 @@ decoded; for as long as it is worked on, it has the site's lock, and no more mem
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,7 +64,7 @@ def admitted(site: SiteConfig, site_file: Path, kind: str, content: RecordDict) 
             state=SiteState(site.state_dir, request.training.study, request.run_key),
             allowed=allowed,
             model=_tensors(content, "arrays"),
-            model_bytes=_bytes(content, "arrays") if request.step is not None else b"",
+            model_sha256=sha256(_bytes(content, "arrays")) if request.step is not None else "",
             vlm=_tensors(content, "vlm"),
         )
 
@@ -94,7 +93,7 @@ def read(kind: str, content: RecordDict) -> Request:
     return Request(
         kind=kind,
         training=training,
-        training_digest=hashlib.sha256(text.encode()).hexdigest(),
+        training_digest=sha256(text.encode()),
         run_key=_text(record, "run_key", _RUN_KEY),
         phase=Phase(_text(record, "phase", re.compile("|".join(Phase)), Phase.SEGMENT)),
         round=_round(record, "round", 1),

@@ -80,7 +80,8 @@ class Judged(Request):
     allowed: Allowed
     model: dict[str, Tensor] | None
     """The shared tensors of the message, rounded ones as float32."""
-    model_bytes: bytes
-    """The same as they came; for a step of secure aggregation alone."""
+    model_sha256: str
+    """Of their bytes as they came; for a step of secure aggregation alone."""
     vlm: dict[str, Tensor] | None
-    """The final vision-language model, where the coordinator thinks that the site does not have it."""
+    """The final vision-language model, where the coordinator thinks that the site does not have it; empty once it is
+    kept."""

@@ -115,6 +115,7 @@ def keep_vlm(request: Judged) -> None:
     """
     if request.vlm is not None:
         request.state.save_vlm(request.vlm_digest, request.vlm)
+        request.vlm.clear()  # it is on the disk, and the round needs the memory
 
 
 def load_shared(trainer, request: Judged) -> None:

@@ -134,17 +134,16 @@ def session_digest(occasion: Occasion, adverts: Iterable[Advert]) -> str:
     return hashlib.sha256(_statement("session", {"occasion": occasion.model_dump(), "members": members})).hexdigest()
 
 
-def task_digest(*, training: str, phase: str, vlm: str, vlm_round: int, weighting: str, model: bytes) -> str:
+def task_digest(*, training: str, phase: str, vlm: str, vlm_round: int, weighting: str, model: str) -> str:
     """What a round trains, for `Occasion.task`.
 
     Args:
         training: SHA-256 of the settings' text.
         vlm: SHA-256 of the final vision-language model, or empty.
-        model: the bytes of the incoming model, as they travel.
+        model: SHA-256 of the bytes of the incoming model, as they travel.
     """
     values = {"training": training, "phase": phase, "vlm": vlm, "vlm_round": vlm_round, "weighting": weighting}
-    model_digest = hashlib.sha256(model).hexdigest()
-    return hashlib.sha256(_statement("task", {**values, "model": model_digest})).hexdigest()
+    return hashlib.sha256(_statement("task", {**values, "model": model})).hexdigest()
 
 
 def vote_bytes(session: str, survivors: Iterable[str]) -> bytes:

@@ -119,7 +119,7 @@ class Messages:
             vlm=self._vlm_digest,
             vlm_round=self._vlm_round,
             weighting=weighting,
-            model=wire.content(self.pack(model)),
+            model=hashlib.sha256(wire.content(self.pack(model))).hexdigest(),
         )
 
     def _lacks_vlm(self, site: Site) -> bool:

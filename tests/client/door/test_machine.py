@@ -64,6 +64,14 @@ def test_a_round_that_wants_too_much_memory_is_declined_and_the_next_one_is_well
     assert declined(answer("train", make_content(), site_file)) is None
 
 
+def test_a_messages_tensors_are_decoded_within_the_limit(fake, site_file, monkeypatch):
+    from client.door.machine import _status
+
+    limit(site_file, max_memory_gb=_status("VmRSS") / 1e9 + 0.5)
+    monkeypatch.setattr("client.door.entrance.wire.unpack", lambda record: torch.ones(10**9) and None)
+    assert "limits.max_memory_gb" in declined(answer("train", make_content(), site_file))
+
+
 def test_an_error_that_is_not_of_memory_is_told_as_it_is(fake, site_file, monkeypatch):
     limit(site_file, max_memory_gb=1000)
     monkeypatch.setattr(fake.Segmenter, "train_round", lambda self, round: torch.ones(2) @ torch.ones(3))

@@ -71,7 +71,7 @@ class Round:
             vlm="",
             vlm_round=0,
             weighting=weighting,
-            model=wire.content(self.content["arrays"]),
+            model=hashlib.sha256(wire.content(self.content["arrays"])).hexdigest(),
         )
         self.about = occasion(threshold, run=RUN_KEY, round=round, task=task)
         self.earlier = {name: [was.members[name].state for was in earlier if name in was.members] for name in others}
