@@ -129,7 +129,7 @@ class Supervisor:
     def _start(self, child: _Child) -> None:
         if child is self._supernode:
             self._console.show(f"connecting to {self._superlink.address}")
-        child.start([f"client.{child.name}", str(self._site_file)], self._environment(child))
+        child.start([f"client.node.{child.name}", str(self._site_file)], self._environment(child))
 
     def _environment(self, child: _Child) -> dict[str, str]:
         """The SuperNode goes through HTTPS_PROXY where it is set, as Flower's client (httpx) does by itself."""
