@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dusss_core.config import PRESETS, MethodConfig
+from dusss_core.config import PAPER_BEYOND_METHOD, PRESETS, MethodConfig
 from server.runs.runfolder import read_study
 from server.simulation.compare import METHODS, with_preset
 from server.simulation.simulate import simulate
@@ -55,7 +55,14 @@ def test_a_preset_that_is_compared_has_its_own_switches_whatever_the_study_sets(
     assert method.model_dump(include=named) == MethodConfig(preset=preset).model_dump(include=named)
     # what it does not name is the study's, so that the figures differ by the preset alone
     assert method.model_dump(exclude=named) == study.method.model_dump(exclude=named)
-    assert with_preset(study, preset).model_dump(exclude={"method"}) == study.model_dump(exclude={"method"})
+    beyond = PAPER_BEYOND_METHOD if preset == "paper" else {}
+    others = {"method": True, **{section: set(literal) for section, literal in beyond.items()}}
+    assert with_preset(study, preset).model_dump(exclude=others) == study.model_dump(exclude=others)
+
+
+def test_the_paper_that_is_compared_is_the_paper_beyond_the_method_too():
+    compared, paper = with_preset(make_study(), "paper"), make_study(method={"preset": "paper"})
+    assert compared == paper
 
 
 def test_a_preset_is_compared_as_a_federation_of_its_own_settings(fake, quiet, tmp_path):
