@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dusss_core.config import PRESETS
+from dusss_core.config import PAPER_BEYOND_METHOD, PRESETS
 from dusss_core.errors import UserError
 from dusss_core.files import write_json, write_tensors
 from feddusss import configfile
@@ -67,10 +67,14 @@ def compare(
 
 
 def with_preset(study: StudyConfig, preset: str) -> StudyConfig:
-    """The study with another preset of the method: its switches win over what the study sets."""
+    """The study with another preset of the method: what the preset names wins over what the study sets, and both paths
+    are on unless the preset turns one off. All else stays the study's, so that the figures differ by the preset alone.
+    """
     values = study.model_dump()
     both_paths = {"teacher": True, "text_mask": True}
     values["method"] = {**values["method"], **both_paths, **PRESETS[preset], "preset": preset}
+    for section, literal in (PAPER_BEYOND_METHOD if preset == "paper" else {}).items():
+        values[section] |= literal
     return configfile.parse(StudyConfig, values, f"study '{study.study}' as {preset}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import shutil
 import subprocess
 import sys
 
@@ -18,7 +19,10 @@ import client.state.store
 from client.answer import answer
 from client.state.store import SiteState, locked
 from client.work.workbench import forget
+from dusss_core.files import digest_of_tensors
+from dusss_core.phases import Phase
 from feddusss import wire
+from sites.manifest import read_manifest
 from tests.client.conftest import RUN_KEY, declined, make_content, tensors_of
 from tests.server.conftest import make_study
 
@@ -181,6 +185,46 @@ def test_a_site_that_lacks_the_vlm_says_so(fake, site_file):
     study = make_study().training()
     content = make_content(study=study, vlm_digest="0" * 64)
     assert "has not been given" in declined(answer("train", content, site_file))
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["kept workbench", "from disk"])
+def test_text_guided_masks_are_those_of_the_vlm_that_the_message_names(fake, site_file, kept):
+    study = make_study().training()
+    older = fake.initial_shared(study, Phase.PRETRAIN)
+    newer = {name: tensor + 1 for name, tensor in older.items()}
+
+    def student(vlm):
+        content = make_content(study=study, vlm=vlm, vlm_digest=digest_of_tensors(vlm))
+        return digest_of_tensors(tensors_of(answer("train", content, site_file)))
+
+    before = student(older)
+    if not kept:
+        forget()
+    after = student(newer)
+    shutil.rmtree(site_file.parent / "state")
+    forget()
+    assert after == student(newer) != before
+
+
+def test_figures_of_pseudo_labels_are_of_pictures_that_taught_nothing(fake, site_file, monkeypatch):
+    study = make_study().training()
+    vlm = fake.initial_shared(study, Phase.PRETRAIN)
+    known = {"study": study, "vlm": vlm, "vlm_digest": digest_of_tensors(vlm)}
+    answer("train", make_content(**known), site_file)
+    scored = []
+    for name in ("evaluate_student", "evaluate_logits"):
+        score = getattr(fake, name)
+        monkeypatch.setattr(
+            f"dusss_core.training.{name}",
+            lambda config, model, split, *rest, score=score: scored.append(split) or score(config, model, split, *rest),
+        )
+    figures = answer("evaluate", make_content(what="test", **known), site_file).metric_records["metrics"]
+    assert {"pseudo.teacher_dice", "pseudo.text_dice"} <= set(figures)
+    train = [record for record in read_manifest(site_file.parent / "manifest.csv") if record.split == "train"]
+    hidden = {record.id for record in train if record.mask and not record.labelled and record.text}
+    of_training_pictures = [split for split in scored if {record.id for record in train}.intersection(split.ids)]
+    assert [set(split.ids) for split in of_training_pictures] == [hidden, hidden]
+    assert 0 < figures["pseudo.n"] == len(hidden) < len(train) / 2
 
 
 def test_two_processes_never_work_for_one_site(fake, site_file, monkeypatch):

@@ -129,6 +129,21 @@ def test_changed_pictures_splits_and_settings_are_packed_again(tmp_path, packing
     assert len(site_data(tmp_path, rows).split("train")) == 1
 
 
+def test_a_mask_that_was_drawn_anew_is_packed_again(tmp_path, packings):
+    rows = rows_of(tmp_path, 2, height=32, width=32)
+    drawn = save(tmp_path / "masks/0.png", mask(0, 32, 32), compress_level=0)
+    before = drawn.stat()
+    assert np.array_equal(site_data(tmp_path, rows).split("train").masks[0], mask(0, 32, 32) > 0)
+    save(drawn, mask(1, 32, 32), compress_level=0)
+    assert drawn.stat().st_size == before.st_size
+    os.utime(drawn, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert np.array_equal(site_data(tmp_path, rows).split("train").masks[0], mask(1, 32, 32) > 0)
+    # nor is one used that was taken away
+    rows[1]["mask"] = ""
+    assert site_data(tmp_path, rows).split("train").masked.tolist() == [True, False]
+    assert len(packings) == 6
+
+
 def test_a_killed_packing_leaves_nothing_that_is_used(tmp_path, monkeypatch):
     rows = rows_of(tmp_path, 6)
     original = dataset_module.prepare

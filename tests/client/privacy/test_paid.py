@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from flwr.app import RecordDict
 from flwr.common.serde import recorddict_to_proto
 
 from client.answer import answer
@@ -15,6 +16,7 @@ from client.privacy.paid import FAILED, LEDGER_IS_WRONG
 from client.work.workbench import forget
 from dusss_core.errors import NotFinite
 from dusss_core.phases import Phase
+from feddusss import wire
 from sites.config import load_site
 from sites.manifest import read_manifest, write_manifest
 from tests.client import fake_private
@@ -129,7 +131,9 @@ def test_any_other_message_pays_again(private, site_file):
     private.site(site_file, epsilon=50)
     answer("train", make_content(), site_file)
     moved = make_study(method={"preset": "mean_teacher"}, seed=2).training()
+    model = {name: tensor + 1 for name, tensor in tensors_of(make_content()).items()}
     others = [
+        RecordDict({**make_content(), "arrays": wire.pack(model)}),
         make_content(round=2),
         make_content(run_key="cd" * 16),
         make_content(wire="bfloat16"),

@@ -11,6 +11,7 @@ from dusss_core.errors import UserError
 from dusss_core.files import digest_of_tensors, read_tensors, write_tensors
 from dusss_core.inference import to_input
 from dusss_core.losses import pseudo_label_loss, supervised_loss
+from dusss_core.losses.schedules import cosine_lr
 from dusss_core.models.weights import load_tensors
 from dusss_core.phases import Phase
 from dusss_core.sampling import two_stream_batches
@@ -86,6 +87,23 @@ def test_a_round_from_saved_state_equals_the_uninterrupted_one(phase, local_norm
     assert digest_of_tensors(resumed.private()) == digest_of_tensors(straight.private())
 
 
+@pytest.mark.parametrize("phase", Phase)
+def test_schedules_run_over_the_whole_phase_and_not_over_a_round(phase, bank):
+    config, train = make_config(), make_split()
+    trainer = make_trainer(phase, config, train, bank)
+    trainer.load_shared(initial_shared(config, phase))
+    rates, shares, losses = [], [], trainer.losses
+    trainer.progress = lambda *_: rates.append(trainer.optimizer.param_groups[0]["lr"])
+    trainer.losses = lambda batch, draw, share_done: shares.append(share_done) or losses(batch, draw, share_done)
+    for round in (1, 2):
+        trainer.train_round(round)
+    steps = 2 * trainer.steps_per_round
+    assert steps == 4
+    assert rates == [cosine_lr(step, steps, trainer.settings.optimizer) for step in range(steps)]
+    assert len(set(rates)) == steps
+    assert shares == [step / steps for step in range(steps)]
+
+
 def test_nothing_private_is_shared(bank):
     config, train = make_config(), make_split()
     trainer = Segmenter(config, "a", train, train, text_logits=np.zeros((12, 1, 32, 32), np.float16))
@@ -112,14 +130,14 @@ def test_fedbn_fits_its_statistics_to_the_weights_that_arrive(phase, bank):
     trainer = make_trainer(phase, config, train, bank)
     layers = [m for m in trainer.model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert layers
+    settings = [(layer.momentum, layer.training) for layer in layers]
     trainer.load_shared({name: 3 * tensor for name, tensor in initial_shared(config, phase).items()})
     seen = []
     handle = layers[0].register_forward_hook(lambda layer, inputs, _: seen.append(inputs[0].mean((0, 2, 3))))
-    momentum, training = layers[0].momentum, layers[0].training
     trainer.load_shared(initial_shared(config, phase))
     handle.remove()
     assert torch.allclose(layers[0].running_mean, torch.stack(seen).mean(0), atol=1e-6)
-    assert (layers[0].momentum, layers[0].training) == (momentum, training)
+    assert [(layer.momentum, layer.training) for layer in layers] == settings
     once = digest_of_tensors(trainer.private())
     trainer.load_shared(initial_shared(config, phase))
     assert digest_of_tensors(trainer.private()) == once

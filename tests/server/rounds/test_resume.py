@@ -18,6 +18,8 @@ from tests.server.conftest import finals, make_study
 
 FEDADAM = {"federation": {"strategy": "fedadam", "server_lr": 0.3}}
 FEDBN = {"local_norm": True}
+FALLING = {"study": "falling", "segment__rounds": 9, "segment__patience": 2}
+"""The first round's model is best, and patience ends the phase after the fourth."""
 
 
 class Killed(BaseException):
@@ -53,6 +55,7 @@ CASES = [
     *(pytest.param({}, *moment, id=f"fedavg-{moment[0]}-{moment[1]}") for moment in MOMENTS),
     *(pytest.param(FEDADAM, *moment, id=f"fedadam-{moment[0]}-{moment[1]}") for moment in MOMENTS[0:6:2]),
     *(pytest.param(FEDBN, *moment, id=f"fedbn-{moment[0]}-{moment[1]}") for moment in MOMENTS[1:6:2]),
+    *(pytest.param(FALLING, "on_round_end", at, id=f"patience-on_round_end-{at}") for at in (5, 6)),
 ]
 
 
