@@ -69,7 +69,7 @@ def compare(
 def with_preset(study: StudyConfig, preset: str) -> StudyConfig:
     """The study with another preset of the method: its switches win over what the study sets."""
     values = study.model_dump()
-    both_paths = {"teacher": True, "text_mask": True}
+    both_paths = {"objective": "dusss", "teacher": True, "text_mask": True}
     values["method"] = {**values["method"], **both_paths, **PRESETS[preset], "preset": preset}
     return configfile.parse(StudyConfig, values, f"study '{study.study}' as {preset}")
 
