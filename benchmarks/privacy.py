@@ -87,7 +87,7 @@ def _step_of(arguments: argparse.Namespace, kind: str):
     def step() -> None:
         trainer.set_gradients(batch, draw, 0.5, [], "benchmark")
         trainer.optimizer.step()
-        trainer.after_step()
+        trainer.after_step(0.5)
         if arguments.device.startswith("cuda"):
             torch.cuda.synchronize()
 

@@ -14,6 +14,7 @@ from dusss_core.losses.contrastive import (
 from dusss_core.losses.schedules import Patience, cosine_lr, ema_alpha, sigmoid_rampup
 from dusss_core.losses.segmentation import (
     merged_target,
+    probabilities,
     pseudo_label_loss,
     semi_supervised_loss,
     supervised_loss,
@@ -44,6 +45,7 @@ __all__ = [
     "intra_modal_loss",
     "masked_pool",
     "merged_target",
+    "probabilities",
     "pseudo_label_loss",
     "same_sentence",
     "saturation",

@@ -17,6 +17,12 @@ from dusss_core.losses.precision import full_precision
 
 
 @full_precision
+def probabilities(logits: Tensor) -> Tensor:
+    """Sigmoid of one channel, softmax over several: both are B x C x H x W."""
+    return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
+
+
+@full_precision
 def supervised_loss(
     logits: Tensor, mask: Tensor, *, dice: bool, weight: Tensor | None = None, region: Tensor | None = None
 ) -> Tensor:
@@ -75,10 +81,10 @@ def merged_target(
     if merge == "logits":
         merged = 2 * ((1 - text_weight) * teacher_logits + text_weight * text_logits)
     else:
-        merged = _probabilities(teacher_logits) + _probabilities(text_logits)
+        merged = probabilities(teacher_logits) + probabilities(text_logits)
     if has_text is not None:
         merged = _where_record(has_text, merged, teacher_logits)
-    return _probabilities(merged)
+    return probabilities(merged)
 
 
 @full_precision
@@ -129,10 +135,10 @@ def semi_supervised_loss(
         targets.append(merged_target(teacher_logits, text_logits, **merge))
         weights.append(torch.where(with_text, 0.5, 1.0))
     elif teacher_on:
-        targets.append(_probabilities(teacher_logits.detach()))
+        targets.append(probabilities(teacher_logits.detach()))
         weights.append(torch.ones_like(nobody, dtype=torch.float32))
     if text_on:
-        targets.append(_probabilities(_where_record(with_text, text_logits.detach(), 0.0)))
+        targets.append(probabilities(_where_record(with_text, text_logits.detach(), 0.0)))
         weights.append(torch.where(with_text, 0.5 if teacher_on else 1.0, 0.0))
 
     results = [_pseudo_label_costs(student_logits, target, confidence, dice) for target in targets]
@@ -147,10 +153,6 @@ def semi_supervised_loss(
         parts["merged"] = _weighted_mean(cost[0], with_text)
     cost = cost * torch.where(with_text, guided_weight, teacher_only_weight)
     return _weighted_mean(cost, weight), {name: value.detach() for name, value in parts.items()}
-
-
-def _probabilities(logits: Tensor) -> Tensor:
-    return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
 
 
 def _pixel_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
@@ -173,7 +175,7 @@ def _pseudo_label_costs(logits: Tensor, target: Tensor, confidence: float, dice:
 
 def _soft_dice_loss(logits: Tensor, target: Tensor, region: Tensor | None = None, smooth: float = 1.0) -> Tensor:
     """1 - soft Dice, averaged over the foreground classes: B. Both are B x C x H x W, the target in [0, 1]."""
-    predicted = _probabilities(logits)
+    predicted = probabilities(logits)
     if region is not None:
         predicted, target = predicted * region, target * region
     if logits.shape[1] > 1:

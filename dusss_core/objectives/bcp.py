@@ -13,13 +13,14 @@ breaks every sentence about places: no text, by design.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dusss_core.losses import supervised_loss
-from dusss_core.objectives.objective import Batch, Host, probabilities
+from dusss_core.losses import probabilities, supervised_loss
+from dusss_core.objectives.objective import Batch, Host
 from dusss_core.objectives.teacher import WithTeacher
 from dusss_core.sampling import two_stream_batches
 
@@ -29,6 +30,16 @@ START = 0.25
 """Share of the phase before unlabelled pictures come in (10,000 of 40,000 steps there)."""
 BOX = 2 / 3
 """Height and width of the box, as shares of the picture's."""
+
+
+class Part(NamedTuple):
+    """What a mixture takes one of its two regions from."""
+
+    x: Tensor
+    """B x C x H x W, normalised."""
+    target: Tensor
+    """B x H x W class indices: masks, or the teacher's hard labels."""
+    labelled: bool = True
 
 
 class BCP(WithTeacher):
@@ -53,21 +64,24 @@ class BCP(WithTeacher):
 
     def losses(self, batch: Batch, draw: torch.Generator, share_done: float) -> tuple[Tensor, dict[str, float]]:
         host, (labelled, unlabelled) = self.host, batch
+        # without unlabelled pictures it stays so: labelled ones are mixed among themselves
         early = share_done < START or not len(unlabelled)
         view, mask = self.weak_views((labelled, unlabelled[:0]) if early else batch, draw)
         x = host.normalise(view)
         keep = box_mask(x.shape[-2:], draw).to(x.device)
         (l_a, l_b), (y_a, y_b) = (halves(values) for values in (x[: len(labelled)], mask))
+        mixtures: list[tuple[Part, Part]]
         if early:
-            # labelled pictures among themselves: every region is labelled
-            mixtures = [(l_a, y_a, l_b, y_b, 1.0, 1.0)]
+            mixtures = [(Part(l_a, y_a), Part(l_b, y_b))]
         else:
-            weight = self.settings.weight_semi * ALPHA
             u_a, u_b = halves(x[len(labelled) :])
             with host.autocast():
                 v_a, v_b = (hard_labels(self.teacher(u)) for u in (u_a, u_b))
-            mixtures = [(u_a, v_a, l_a, y_a, weight, 1.0), (l_b, y_b, u_b, v_b, 1.0, weight)]
-        pictures = torch.cat([torch.where(keep, outer, inner) for outer, _, inner, *_ in mixtures])
+            mixtures = [
+                (Part(u_a, v_a, labelled=False), Part(l_a, y_a)),
+                (Part(l_b, y_b), Part(u_b, v_b, labelled=False)),
+            ]
+        pictures = torch.cat([torch.where(keep, outside.x, inside.x) for outside, inside in mixtures])
         with host.autocast():
             logits = host.student(pictures).float()
         return self._costs(logits.split(len(l_a)), mixtures, keep)
@@ -75,25 +89,26 @@ class BCP(WithTeacher):
     def unlabelled_weight(self, share_done: float) -> float:
         return self.settings.weight_semi * ALPHA if share_done >= START else 0.0
 
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: int, share_done: float) -> None:
         """Early on the teacher is the student."""
-        all_steps = self.settings.rounds * self.host.steps_per_round
-        if (step + 1) / max(1, all_steps) <= START:
+        if share_done < START:
             self.start()
         else:
-            super().after_step(step)
+            super().after_step(step, share_done)
 
-    def _costs(self, answers, mixtures, keep: Tensor) -> tuple[Tensor, dict[str, float]]:
-        dice, parts = self.settings.dice, {"labelled": 0.0, "pasted": 0.0}
+    def _costs(
+        self, answers: Sequence[Tensor], mixtures: Sequence[tuple[Part, Part]], keep: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
+        figures = {"labelled": 0.0, "unlabelled": 0.0}
         total = answers[0].new_zeros(())
-        for logits, (_, outside, _, inside, weight_outside, weight_inside) in zip(answers, mixtures, strict=True):
-            for target, region, weight in ((outside, keep, weight_outside), (inside, ~keep, weight_inside)):
+        for logits, (outside, inside) in zip(answers, mixtures, strict=True):
+            for part, region in ((outside, keep), (inside, ~keep)):
                 if not region.any():
                     continue
-                cost = supervised_loss(logits, target, dice=dice, region=region) / 2
-                total = total + weight * cost
-                parts["labelled" if weight == 1.0 else "pasted"] += cost.item()
-        return total, parts
+                cost = supervised_loss(logits, part.target, dice=self.settings.dice, region=region) / 2
+                total = total + (1.0 if part.labelled else self.settings.weight_semi * ALPHA) * cost
+                figures["labelled" if part.labelled else "unlabelled"] += cost.item()
+        return total, figures
 
 
 def halves(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from dusss_core.config import TrainingConfig
-from dusss_core.losses import sigmoid_rampup
+from dusss_core.losses import probabilities, sigmoid_rampup
+from dusss_core.losses.precision import full_precision
 from dusss_core.models.decoders import DecoderKind
-from dusss_core.objectives.objective import Batch, Objective, probabilities
+from dusss_core.objectives.objective import Batch, Objective
 
 WEIGHT = 0.1
 """Of the mutual term at the end of the phase, beside `segment.weight_semi`."""
@@ -76,12 +77,11 @@ def mutual_loss(answers: list[Tensor]) -> Tensor:
     return sum(((plain[i] - sharp[j]).square().mean() for i, j in pairs), answers[0].new_zeros(()))
 
 
+@full_precision
 def sharpened(logits: Tensor, temperature: float = TEMPERATURE) -> Tensor:
     """p^(1/T) / (p^(1/T) + (1 - p)^(1/T)) = sigmoid(logit(p) / T), B x C x H x W; of several channels each against the
     rest. From the logits: the tenth power of a probability would underflow."""
-    logits = logits.float()
     if logits.shape[1] > 1:
-        log_p = logits.log_softmax(dim=1)
-        # log (1 - p); the clamp keeps the gradient finite where p rounds to 1
-        logits = log_p - torch.log(-torch.expm1(log_p.clamp(max=-1e-6)))
+        others = [[k for k in range(logits.shape[1]) if k != channel] for channel in range(logits.shape[1])]
+        logits = logits - torch.stack([logits[:, rest].logsumexp(dim=1) for rest in others], dim=1)
     return (logits / temperature).sigmoid()

@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dusss_core.losses import sigmoid_rampup
-from dusss_core.objectives.objective import Batch, Host, probabilities
+from dusss_core.losses import probabilities, sigmoid_rampup
+from dusss_core.objectives.objective import Batch, Host
 from dusss_core.objectives.teacher import WithTeacher
 
 WEIGHT = 0.1

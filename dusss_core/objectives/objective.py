@@ -99,7 +99,13 @@ class Objective(ABC):
 
     @abstractmethod
     def losses(self, batch: Batch, draw: torch.Generator, share_done: float) -> tuple[Tensor, dict[str, float]]:
-        """The loss of one batch, and figures to report; `share_done` of the phase lies behind, in [0, 1]."""
+        """The loss of one batch, and figures to report.
+
+        Args:
+            batch: without labelled records where `alone` lets a site take part that has none; without unlabelled ones
+                where all are labelled.
+            share_done: of the phase, lies behind, in [0, 1].
+        """
 
     @abstractmethod
     def unlabelled_weight(self, share_done: float) -> float:
@@ -109,8 +115,13 @@ class Objective(ABC):
         multiplied by it (but by 1 at most), so that young targets move such a site as little as any other.
         """
 
-    def after_step(self, step: int) -> None:  # noqa: B027 (most have nothing to do)
-        """Called after each optimiser step; `step` counts from 0 over the whole phase."""
+    def after_step(self, step: int, share_done: float) -> None:  # noqa: B027 (most have nothing to do)
+        """Called after each optimiser step.
+
+        Args:
+            step: the site's own steps before it in this phase; rounds that it missed do not count.
+            share_done: that of the step's `losses`.
+        """
 
     def state(self) -> dict[str, Tensor]:
         """What stays at the site, on the CPU, for `load_state` of a later process."""
@@ -138,9 +149,3 @@ class Objective(ABC):
     def supervised(self, logits: Tensor, mask: Tensor) -> Tensor:
         """L_sup, Eq. 14: the same for every method, so that a difference between methods is the methods'."""
         return supervised_loss(logits, mask, dice=self.settings.dice)
-
-
-def probabilities(logits: Tensor) -> Tensor:
-    """Sigmoid of one channel, softmax over several; float32."""
-    logits = logits.float()
-    return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)

@@ -24,7 +24,7 @@ class WithTeacher(Objective):
         if self.teacher is not None:
             load_tensors(self.teacher.model, self.host.student.state_dict())
 
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: int, share_done: float) -> None:
         """Eq. 12."""
         if self.teacher is not None:
             self.teacher.follow(self.host.student, step, self.settings.ema)

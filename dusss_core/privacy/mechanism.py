@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dusss_core.config import TrainingConfig
 from dusss_core.objectives import TABLE, objective_of, with_objective
 from dusss_core.phases import Phase
+from dusss_core.pretraining import pretraining_of
 from dusss_core.privacy.charge import Charge
 
 FEWEST = {"public_negatives": 500, "groups": 1000}
@@ -74,6 +75,11 @@ def _against_pretrain(config: TrainingConfig, records: int) -> Iterator[str]:
     if kind == "off":
         yield "privacy.pretrain is off: private sites join from the segmentation phase on"
         return
+    if pretraining_of(config).coupled:
+        yield (
+            f"method.pretraining: {config.method.pretraining} mixes the records of a batch, and no noise hides one of "
+            "them: set privacy.pretrain: off"
+        )
     if config.vlm.text.tuning != "frozen":
         yield f"vlm.text.tuning: {config.vlm.text.tuning} trains too many parameters under noise: set it to frozen"
     if records < FEWEST[kind]:

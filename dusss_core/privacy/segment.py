@@ -29,7 +29,9 @@ class PrivateSegmenter(PrivateTraining, Segmenter):
         if trained == "all":
             return
         model.requires_grad_(False)
+        # every decoder that the objective compares, or the main one would learn to agree with what nobody has trained
+        decoders = [model, *getattr(model, "others", ())]
         norms = [layer for layer in model.modules() if isinstance(layer, nn.GroupNorm)]
-        parts = {"decoder": [model.up], "norms": norms, "head": []}[trained]
-        for part in (*parts, model.head):
+        parts = {"decoder": [decoder.up for decoder in decoders], "norms": norms, "head": []}[trained]
+        for part in (*parts, *(decoder.head for decoder in decoders)):
             part.requires_grad_(True)

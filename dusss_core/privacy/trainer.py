@@ -20,6 +20,7 @@ from dusss_core.errors import UserError
 from dusss_core.privacy.mechanism import why_not
 from dusss_core.privacy.randomness import Randomness
 from dusss_core.privacy.step import private_gradient
+from dusss_core.seeds import global_seed
 from dusss_core.training.trainer import PhaseTrainer
 
 Unit = np.ndarray
@@ -72,7 +73,11 @@ class PrivateTraining(PhaseTrainer):
         labelled, other = (unit[of_kind[unit]] for of_kind in self._of_kind)
         if not len(labelled) and not len(other):
             return None
-        return self.losses((labelled, other), self.randomness.generator(), share_done)[0]
+        draw = self.randomness.generator()
+        # layers that draw, a teacher's dropout: from a stream that went on from unit to unit, one record more would
+        # change what all that come after it see
+        with global_seed(draw.initial_seed(), device=self.device):
+            return self.losses((labelled, other), draw, share_done)[0]
 
     @cached_property
     def _of_kind(self) -> list[np.ndarray]:

@@ -17,6 +17,7 @@ from dusss_core.objectives.objective import Batch
 from dusss_core.phases import Phase
 from dusss_core.records import Split
 from dusss_core.training.evaluation import score_model
+from dusss_core.training.sharing import handed_on
 from dusss_core.training.trainer import PhaseTrainer, Progress
 
 OUTSIDE = -8.0
@@ -63,7 +64,7 @@ class Segmenter(PhaseTrainer):
         kind = objective_of(config)
         teaches = {"all": True, "with_text": guided, "none": False}[kind.learns_from(config)]
         self.unlabelled = np.flatnonzero(~train.labelled & teaches)
-        self.handed_on = kind.alone(config) or () if not len(self.labelled) else ()
+        self.handed_on = handed_on(config, self.phase, len(self.labelled))
         self.objective = kind(self)
 
     def load_shared(self, tensors: dict[str, Tensor]) -> None:
@@ -88,8 +89,8 @@ class Segmenter(PhaseTrainer):
     def pace(self, share_done: float) -> float:
         return 1.0 if len(self.labelled) else min(1.0, self.objective.unlabelled_weight(share_done))
 
-    def after_step(self) -> None:
-        self.objective.after_step(self.step)
+    def after_step(self, share_done: float) -> None:
+        self.objective.after_step(self.step, share_done)
 
     def validate(self) -> dict[str, float]:
         """ "dice" and "iou" of the student on validation pictures with masks."""

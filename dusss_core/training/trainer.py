@@ -88,8 +88,8 @@ class PhaseTrainer(ABC):
         """Factor on the learning rate, at most 1. At 0 nothing is trained: what came is handed on, bit for bit."""
         return 1.0
 
-    def after_step(self) -> None:  # noqa: B027 (most phases have nothing to do)
-        """Called after each optimiser step, before `step` counts it."""
+    def after_step(self, share_done: float) -> None:  # noqa: B027 (most phases have nothing to do)
+        """Called after each optimiser step, before `step` counts it; `share_done` is that of its `losses`."""
 
     @abstractmethod
     def validate(self) -> dict[str, float]:
@@ -138,7 +138,7 @@ class PhaseTrainer(ABC):
             round: counts from 1.
 
         Returns:
-            Means over the round's steps: "loss", its parts, and "n_steps".
+            Means over the round's steps: "loss" and its parts; and "n_steps". Steps at pace 0 have no loss.
 
         Raises:
             NotFinite: the loss is not finite.
@@ -153,25 +153,28 @@ class PhaseTrainer(ABC):
         totals: dict[str, float] = defaultdict(float)
         steps = self.steps_per_round
         all_steps = max(1, self.settings.rounds * steps)
+        made = 0
         self.model.train()
         for i, batch in enumerate(self.batches(steps, draw)):
             position = (round - 1) * steps + i
-            pace = self.pace(position / all_steps)
+            share_done = position / all_steps
+            pace = self.pace(share_done)
             if not pace:
-                self.after_step()
+                self.after_step(share_done)
                 self.step += 1
                 continue
             for group in self.optimizer.param_groups:
                 group["lr"] = pace * cosine_lr(position, all_steps, self.settings.optimizer)
-            figures = self.set_gradients(batch, draw, position / all_steps, anchor, f"round {round}, step {i + 1}")
+            figures = self.set_gradients(batch, draw, share_done, anchor, f"round {round}, step {i + 1}")
             self.optimizer.step()
-            self.after_step()
+            self.after_step(share_done)
             self.step += 1
+            made += 1
             for name, value in figures.items():
                 totals[name] += value
             if self.progress:
                 self.progress(i + 1, steps, figures.get("loss", math.nan))
-        return {**{name: value / steps for name, value in totals.items()}, "n_steps": float(steps)}
+        return {**{name: value / made for name, value in totals.items()}, "n_steps": float(steps)}
 
     def set_gradients(
         self, batch: Any, draw: torch.Generator, share_done: float, anchor: list[Tensor], place: str

@@ -76,6 +76,31 @@ def test_supervised_loss_is_the_naive_one(channels, dice, weight):
 
 
 @each_classes
+@pytest.mark.parametrize("dice", [True, False])
+def test_of_a_region_its_own_pixels_count_alone(channels, dice):
+    mask, region = masks(3, channels), masks(1, 1, seed=4)[0].bool()
+    assert 2 < region.sum() < H * W - 2
+
+    def naive(logits):
+        costs = []
+        for z, m in zip(logits, mask, strict=True):
+            p, truth = probabilities(z)[:, region], one_hot(m, channels)[:, region]
+            costs.append(-torch.where(truth > 0, p, 1 - p if channels == 1 else 1.0).log().sum() / region.sum())
+            if dice:
+                costs[-1] = costs[-1] + naive_dice(z[:, region], truth)
+        return sum(costs) / len(costs)
+
+    assert_same_as_reference(
+        lambda z: supervised_loss(z, mask, dice=dice, region=region), naive, random(3, channels, H, W)
+    )
+    everywhere = torch.ones(H, W, dtype=torch.bool)
+    logits = random(3, channels, H, W)
+    torch.testing.assert_close(
+        supervised_loss(logits, mask, dice=dice, region=everywhere), supervised_loss(logits, mask, dice=dice)
+    )
+
+
+@each_classes
 def test_supervised_loss_of_one_record_and_of_none(channels):
     assert_same_as_reference(
         lambda z: supervised_loss(z, masks(1, channels), dice=True),

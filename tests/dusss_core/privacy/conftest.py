@@ -60,10 +60,10 @@ def pretrainer(config, train, kind=PrivatePretrainer, records=1000):
     return trainer
 
 
-def released_sum(trainer, randomness=None):
-    """The sum behind the first step's gradient, as one vector."""
+def released_sum(trainer, randomness=None, round=1):
+    """The sum behind the gradient of a round's last step, as one vector."""
     trainer.randomness = randomness or Fixed()
-    trainer.train_round(1)
+    trainer.train_round(round)
     return trainer.expected * torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dusss_core.phases import Phase
+from dusss_core.pretraining import pretraining_of
 from dusss_core.privacy.charge import Charge
 from dusss_core.privacy.mechanism import charge_of, why_not
 from tests.dusss_core.privacy.conftest import private_config
@@ -40,6 +41,12 @@ def test_pretraining_needs_records(kind, fewest):
     ("phase", "changes", "reason"),
     [
         (Phase.SEGMENT, {"student": {"width": 4, "norm": "batch"}}, "set student.norm: group"),
+        (
+            Phase.SEGMENT,
+            {"method": {"objective": "bcp"}},
+            "method.objective: bcp mixes the records of a batch, and no noise hides one of them: choose one of dusss, "
+            "mean_teacher_mse, mcnet, mcnet_v1, cct",
+        ),
         (Phase.SEGMENT, {"local_norm": True}, "set local_norm: false"),
         (Phase.PRETRAIN, {"local_norm": True}, "set local_norm: false"),
         (Phase.SEGMENT, {"image": {"size": 32, "mode": "tile"}}, "use resize"),
@@ -49,6 +56,13 @@ def test_pretraining_needs_records(kind, fewest):
 )
 def test_a_study_that_can_not_be_private_says_why(phase, changes, reason):
     assert reason in why_not(private_config(**changes), phase, 2000)
+
+
+def test_pretraining_that_cannot_keep_its_records_apart_is_refused(monkeypatch):
+    assert why_not(private_config(), Phase.PRETRAIN, 2000) is None
+    monkeypatch.setattr(pretraining_of(private_config()), "coupled", True)
+    assert "method.pretraining: dusss mixes the records" in why_not(private_config(), Phase.PRETRAIN, 2000)
+    assert why_not(private_config(), Phase.SEGMENT, 2000) is None
 
 
 def test_what_works_on_weights_alone_is_no_obstacle():

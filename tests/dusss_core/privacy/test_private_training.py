@@ -16,6 +16,7 @@ from dusss_core.phases import Phase
 from dusss_core.privacy.pretrain import PrivatePretrainer
 from dusss_core.privacy.public import CASES, public_captions, public_pictures
 from dusss_core.privacy.segment import PrivateSegmenter
+from dusss_core.privacy.step import trained
 from dusss_core.training import Pretrainer, Segmenter, initial_shared
 from tests.dusss_core.conftest import FakeBank, make_split
 from tests.dusss_core.privacy.conftest import Fixed, pretrainer, private_config, released_sum, segmenter
@@ -35,6 +36,29 @@ def test_a_private_trainer_is_built_like_the_plain_one(private, plain):
 
 def make(phase, config, split):
     return segmenter(config, split, records=1000) if phase == Phase.SEGMENT else pretrainer(config, split)
+
+
+@pytest.mark.parametrize("name", ["mean_teacher_mse", "cct", "mcnet"])
+def test_whether_anybody_has_a_mask_changes_no_other_record_s_part(name):
+    """Nor how far a step goes, nor what is handed on: `pace` and `alone` are for sites that tell their counts."""
+    config, told = private_config(method={"objective": name}), []
+    split = make_split(n=6, labelled=1)
+    for part in (split, split.select(np.arange(1, 6))):
+        trainer = segmenter(config, part)
+        assert trainer.pace(0.0) == trainer.pace(0.5) == 1 and trainer.handed_on == ()
+        trainer.randomness = Fixed()
+        gradients = [
+            torch.autograd.grad(trainer.loss_of(np.array([i]), 0.9), trained(trainer.student), allow_unused=True)
+            for i in range(len(part) - 5, len(part))
+        ]
+        trainer.train_round(2)
+        rates = [group["lr"] for group in trainer.optimizer.param_groups]
+        told.append((rates, gradients, [value.grad is not None for value in trainer.student.parameters()]))
+    (rates, gradients, moved), (other_rates, other_gradients, also_moved) = told
+    assert rates == other_rates and all(moved) and all(also_moved)
+    for own, other in zip(gradients, other_gradients, strict=True):
+        for before, after in zip(own, other, strict=True):
+            assert (before is None) == (after is None) and (before is None or torch.equal(before, after))
 
 
 ENCODER = {"encoder": "test_resnet", "width": 4, "norm": "group"}
@@ -187,6 +211,19 @@ def test_what_is_not_trained_travels_as_it_came_and_costs_no_noise(part, student
     assert any(name.startswith("head.") for name in changed)
     assert not any(name.startswith(kept) for name in changed)
     assert all(parameter.grad is None for parameter in trainer.student.parameters() if not parameter.requires_grad)
+
+
+@pytest.mark.parametrize(
+    ("part", "moved"), [("decoder", {"up", "head"}), ("norms", {"up", "head"}), ("head", {"head"})]
+)
+def test_the_same_part_of_every_decoder_is_trained(part, moved):
+    trainer = segmenter(private_config(method={"objective": "mcnet"}, privacy={"student": part}), make_split())
+    before = trainer.shared()
+    trainer.train_round(2)
+    names = [name.split(".") for name, value in trainer.shared().items() if not torch.equal(value, before[name])]
+    assert {name[2] for name in names if name[0] == "others" and name[1] == "0"} == moved
+    assert {name[2] for name in names if name[0] == "others" and name[1] == "1"} == moved
+    assert {name[0] for name in names} - {"others", "stem", "down"} == moved
 
 
 def test_a_student_starts_from_public_weights_and_refuses_those_of_another(tmp_path):

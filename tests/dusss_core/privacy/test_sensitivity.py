@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from dusss_core.errors import UserError
+from dusss_core.objectives import TABLE, objective_of
 from dusss_core.privacy.pretrain import PrivatePretrainer
 from dusss_core.privacy.segment import PrivateSegmenter
 from dusss_core.records import Split
@@ -33,14 +35,15 @@ def without(split, record):
     return split.select(np.delete(np.arange(len(split)), record))
 
 
-def largest_change(build, split, records, randomness=lambda kept: None):
-    """Over C, the largest change of the sum when one of `records` leaves."""
+def largest_change(build, split, records, randomness=lambda kept: None, round=1):
+    """The largest change of the sum when one of `records` leaves."""
     everybody = np.arange(len(split))
-    whole = released_sum(build(split, everybody), randomness(everybody))
+    whole = released_sum(build(split, everybody), randomness(everybody), round)
     changes = []
     for record in records:
         kept = np.delete(everybody, record)
-        changes.append((whole - released_sum(build(without(split, record), kept), randomness(kept))).norm().item())
+        rest = released_sum(build(without(split, record), kept), randomness(kept), round)
+        changes.append((whole - rest).norm().item())
     return max(changes)
 
 
@@ -121,6 +124,70 @@ def test_rows_that_hold_two_records_are_caught(kind, worst):
 
     change = largest_change(build, split, [n]) / 0.01
     assert worst[0] < change < worst[1]
+
+
+APART = [name for name in TABLE if not objective_of(private_config(method={"objective": name})).coupled]
+"""Objectives that say that their records stand alone."""
+
+
+def objective_config(name, clip, network="unet"):
+    """Of a study of two rounds of one step: in the second, unlabelled pictures are heard in every method."""
+    student = {"width": 4, "norm": "group", "network": network}
+    segment = {"rounds": 2, "rampup": 0, "strong": 0}
+    return private_config(privacy={"clip": clip}, method={"objective": name}, student=student, segment=segment)
+
+
+@pytest.mark.parametrize("labelled", [1, 4])
+@pytest.mark.parametrize("name", APART)
+def test_a_record_of_every_objective_changes_the_sum_by_at_most_c(name, labelled):
+    """With one labelled record, whether there is any at all changes with it."""
+    split, clip = make_split(n=6, labelled=labelled), 1e-6
+    split.images[0], split.images[5] = 255, np.random.default_rng(1).integers(0, 2, (1, 32, 32)) * 255
+    config = objective_config(name, clip)
+    change = largest_change(lambda part, kept: segmenter(config, part), split, range(6), round=2) / clip
+    assert 0.9 < change <= 1 + ROUNDING
+
+
+class OneStream(PrivateSegmenter):
+    """Planted: layers that draw go on where the record before left off."""
+
+    def loss_of(self, unit, share_done):
+        labelled, other = (unit[of_kind[unit]] for of_kind in self._of_kind)
+        return self.losses((labelled, other), self.randomness.generator(), share_done)[0]
+
+
+@pytest.mark.parametrize(("kind", "worst"), [(PrivateSegmenter, (0.9, 1 + ROUNDING)), (OneStream, (1.1, 99))])
+def test_dropout_of_a_teacher_that_follows_from_the_records_before_is_caught(kind, worst):
+    config, split = objective_config("mean_teacher_mse", 1e-6, "small_unet"), make_split(n=5, labelled=0)
+    change = largest_change(lambda part, kept: segmenter(config, part, kind=kind), split, [0], round=2) / 1e-6
+    assert worst[0] < change < worst[1]
+
+
+class Pasted(PrivateSegmenter):
+    """Planted: two records of either kind are clipped as one, the fewest that copy-paste can mix."""
+
+    def units(self, drawn):
+        pairs = (drawn[np.isin(drawn, kind)] for kind in self.kinds())
+        labelled, other = (pair[: len(pair) // 2 * 2].reshape(-1, 2) for pair in pairs)
+        return [np.concatenate(four) for four in zip(labelled, other, strict=False)]
+
+
+def test_copy_paste_is_refused_because_it_would_break_the_bound(monkeypatch):
+    split, clip = adversarial(labelled=6, other=6), 1e-6
+    # one picture; without the first record, equal masks meet where unlike ones met before
+    split.masks[:6] = np.array([1, 0, 0, 1, 1, 0])[:, None, None]
+    config = objective_config("bcp", clip)
+    with pytest.raises(UserError, match="bcp mixes the records"):
+        segmenter(config, split)
+    monkeypatch.setattr(objective_of(config), "coupled", False)
+
+    def build(part, kept):
+        trainer = segmenter(config, part, kind=Pasted)
+        for parameter in trainer.student.head.parameters():  # all pixels at one half
+            parameter.data.zero_()
+        return trainer
+
+    assert largest_change(build, split, [0], round=2) / clip > 1.5
 
 
 def test_a_record_with_many_views_still_counts_as_one():

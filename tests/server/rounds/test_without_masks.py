@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from feddusss.wire import is_statistic
 from server.runs.checkpoints import read_model
 from server.simulation.simulate import simulate
 from tests.server.conftest import HOSPITALS, make_study
+from tests.server.unreliable import Listener
 
 CEDAR = {**HOSPITALS[0], "name": "cedar", "label_fraction": 0.0}
 
 
-def vlm(out, quiet, hospitals, **federation):
-    study = make_study(hospitals, pretrain__rounds=1, segment__rounds=1, federation=federation)
-    simulate(study, out, reporter=quiet)
-    return read_model(out / "checkpoints/vlm.safetensors")
+@pytest.mark.parametrize(
+    ("network", "method", "kept"),
+    [("vlm", {"preset": "dusss"}, ("grounding.",)), ("student", {"objective": "cct"}, ("up.", "head."))],
+)
+def test_a_hospital_without_masks_moves_the_encoders_and_leaves_the_decoder_to_the_others(
+    quiet, tmp_path, network, method, kept
+):
+    def final(name, hospitals, **federation):
+        study = make_study(
+            hospitals, pretrain__rounds=1, segment__rounds=1, method=method, federation={**federation, "select": "last"}
+        )
+        simulate(study, tmp_path / name, reporter=quiet)
+        return read_model(tmp_path / name / f"checkpoints/{network}.safetensors")
 
-
-def test_a_hospital_without_masks_moves_the_encoders_and_leaves_the_decoder_to_the_others(quiet, tmp_path):
-    without = vlm(tmp_path / "without", quiet, HOSPITALS)
-    models = [vlm(tmp_path / "plain", quiet, [*HOSPITALS, CEDAR])]
-    models.append(vlm(tmp_path / "secure", quiet, [*HOSPITALS, CEDAR], secure_aggregation=True))
+    without = final("without", HOSPITALS)
+    models = [final("plain", [*HOSPITALS, CEDAR])]
+    models.append(final("secure", [*HOSPITALS, CEDAR], secure_aggregation=True))
     for model in models:
         learned = [name for name in model if not is_statistic(name, model[name])]
-        decoder = {name for name in learned if name.startswith("grounding.")}
+        decoder = {name for name in learned if name.startswith(kept)}
         for name in decoder:
             torch.testing.assert_close(model[name], without[name], rtol=1e-6, atol=2e-6)
         others = [name for name in learned if name not in decoder]
@@ -32,3 +41,13 @@ def test_a_hospital_without_masks_moves_the_encoders_and_leaves_the_decoder_to_t
     for name, tensor in models[0].items():
         if tensor.is_floating_point():
             torch.testing.assert_close(models[1][name], tensor, rtol=1e-6, atol=2e-6)
+
+
+def test_a_hospital_without_masks_abstains_from_an_objective_that_nothing_would_hold_there(tmp_path):
+    told = Listener()
+    study = make_study([*HOSPITALS, CEDAR], segment__rounds=2, method={"objective": "mcnet"})
+    simulate(study, tmp_path, reporter=told)
+    reason = "the site has no labelled pictures, and method.objective mcnet needs some"
+    # asked once, and left in peace after that
+    assert [refused for refused in told.refused if refused[0] == "cedar"] == [("cedar", reason)]
+    assert [sites for _, _, sites in told.rounds] == [["alder", "birch", "cedar"], ["alder", "birch"]]

@@ -253,6 +253,14 @@ def test_all_that_every_site_would_decline_is_told_before_the_first_message(fake
     assert not (tmp_path / "run.json").exists()
 
 
+def test_an_objective_that_mixes_records_is_refused_with_those_that_do_not(fake, quiet, tmp_path):
+    study = budgeted(method={"objective": "bcp"}, student={"width": 4, "norm": "group"})
+    with pytest.raises(UserError, match=r"bcp mixes the records .* choose one of dusss, mean_teacher_mse, mcnet"):
+        simulate(study, tmp_path, reporter=quiet)
+    assert not (tmp_path / "run.json").exists()
+    check_sites(budgeted(method={"objective": "mcnet"}, student=study.student), materialise(study, tmp_path))
+
+
 def test_one_site_that_can_pretrain_is_enough(fake, tmp_path):
     study = budgeted(method={"preset": "dusss"}, student={"width": 4, "norm": "group"})
     files = materialise(study, tmp_path)

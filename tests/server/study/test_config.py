@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 
 from dusss_core.errors import UserError
+from dusss_core.objectives import TABLE
+from dusss_core.phases import Phase
+from server.simulation.compare import with_preset
 from server.study.config import StudyConfig, find_study, load_study
 from tests.server.conftest import make_study
 
@@ -37,6 +40,18 @@ def test_an_unknown_preset_names_the_known_ones(tmp_path, monkeypatch):
         ("simulation: {data: {kind: manifest}}", "needs a path"),
         ("simulation: {data: {kind: synth}, partition: {}}", "hospitals are the sites"),
         ("prox_mu: 0.1", "fedprox"),
+        ("method: {objective: mcnett}", r"'method\.objective': 'mcnett' is not known\n  -> did you mean 'mcnet'\?"),
+        ("method: {objective: ct}", r"did you mean 'cct'\? known here: dusss, .*bcp"),
+        ("method: {pretraining: duss}", r"'method\.pretraining': .*\n  -> did you mean 'dusss'\?"),
+        ("student: {network: smal_unet}", r"'student\.network': .*\n  -> did you mean 'small_unet'\?"),
+        ("method: {objective: mcnet, text_mask: true}", "objective: mcnet has no text_mask"),
+        ("method: {objective: cct, teacher: true}", "objective: cct has no teacher"),
+        ("student: {network: small_unet, encoder: test_resnet}", "choose one of the two"),
+        (
+            "{method: {objective: mcnet}, student: {encoder: test_resnet}}",
+            r"mcnet does not work on encoder: it needs one of small_unet, unet .*\n?.*on encoder work dusss, "
+            "mean_teacher_mse, bcp",
+        ),
         ("{local_norm: true, vlm: {weights: w.safetensors}}", "reach no site"),
     ],
 )
@@ -45,6 +60,22 @@ def test_a_mistake_is_told_with_file_and_key(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as told:
         load_study(path)
     assert str(path) in str(told.value)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_every_objective_is_a_study_without_pretraining_but_for_the_projects_own(name):
+    study = make_study(method={"objective": name})
+    assert (Phase.PRETRAIN in study.phases()) == (name == "dusss")
+    assert StudyConfig.model_validate(study.model_dump()) == study
+    assert study.training().method.objective == name
+
+
+def test_a_preset_of_the_method_is_compared_with_another_objective():
+    study = make_study(method={"objective": "mcnet"}, student={"network": "small_unet"})
+    for preset in ("supervised", "mean_teacher", "paper"):
+        other = with_preset(study, preset)
+        assert other.method == make_study(method={"preset": preset}).method
+        assert other.student == study.student
 
 
 def test_set_reaches_every_part(tmp_path):

@@ -1,0 +1,87 @@
+"""Tiny sites for the methods of step 2: what to train, from which pictures, and by whom."""
+
+from __future__ import annotations
+
+import typing
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from dusss_core.config import ObjectiveName, TrainingConfig
+from dusss_core.objectives import TABLE, objective_of
+from dusss_core.phases import Phase
+from dusss_core.records import Split
+from dusss_core.training import Segmenter, initial_shared
+from tests.dusss_core.conftest import make_config, make_split
+
+METHODS: dict[str, dict[str, Any]] = {
+    # a name that the settings lack is a test's to find
+    **{name: {"objective": name} for name in TABLE if name in typing.get_args(ObjectiveName)},
+    "mean_teacher": {"preset": "mean_teacher"},
+    "supervised": {"preset": "supervised"},
+}
+"""Name -> the study's `method`: every objective, and what the switches of `dusss` make of it."""
+
+
+def config_of(
+    name: str, *, network: str = "unet", norm: str = "batch", classes: int = 1, **segment: Any
+) -> TrainingConfig:
+    """A tiny study of that method; where it does not work on `network`, on one that it does work on."""
+    method = METHODS[name]
+    kinds = objective_of(make_config(method=method)).networks
+    kind = network if network in kinds else min(kinds)
+    student = {"encoder": "test_resnet"} if kind == "encoder" else {"network": kind}
+    values = {"rounds": 2, "batch": 8, "optimizer": {"lr": 1e-2}, **segment}
+    return make_config(
+        method=method,
+        image={"size": 32, "classes": classes},
+        student={"width": 4, "norm": norm, **student},
+        segment=values,
+    )
+
+
+def site(config: TrainingConfig, train: Split, shared: dict[str, torch.Tensor] | None = None) -> Segmenter:
+    """A site in its first round; text-guided masks are the true ones, blurred, where the method takes any."""
+    logits = (4 * (train.masks[:, None] > 0).astype(np.float16) - 2).repeat(config.image.classes, 1)
+    trainer = Segmenter(config, "a", train, train, text_logits=logits if config.method.text_mask else None)
+    trainer.load_shared(shared or initial_shared(config, Phase.SEGMENT))
+    return trainer
+
+
+def trained(config: TrainingConfig, train: Split) -> dict[str, torch.Tensor]:
+    """What a site hands on after all rounds."""
+    trainer = site(config, train)
+    for number in range(1, config.segment.rounds + 1):
+        trainer.train_round(number)
+    return trainer.shared()
+
+
+def pictures(n: int = 12, labelled: int = 4, classes: int = 1) -> Split:
+    """A site's training pictures."""
+    split = make_split(n=n, labelled=labelled)
+    if classes == 1:
+        return split
+    return replace(split, masks=split.masks * (1 + split.sentence[:, None, None] % (classes - 1)).astype(np.uint8))
+
+
+def with_other_unlabelled_pictures(split: Split) -> Split:
+    """The same site with other pictures, where there is no mask."""
+    images = np.where(split.labelled[:, None, None, None], split.images, 255 - split.images)
+    return replace(split, images=images)
+
+
+def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    """Names of the tensors that are not the same to the last bit."""
+    assert before.keys() == after.keys()
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def parts(trainer: Segmenter) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Positions of a site's labelled and other pictures, and none."""
+    return trainer.labelled, trainer.unlabelled, np.array([], dtype=np.int64)
+
+
+def draw(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
