@@ -13,7 +13,7 @@ CEDAR = {**HOSPITALS[0], "name": "cedar", "label_fraction": 0.0}
 
 
 def vlm(out, quiet, hospitals, **federation):
-    study = make_study(hospitals, pretrain__rounds=1, segment__rounds=1, federation=federation)
+    study = make_study(hospitals, pretrain__rounds=1, segment__rounds=0, federation=federation)
     simulate(study, out, reporter=quiet)
     return read_model(out / "checkpoints/vlm.safetensors")
 
