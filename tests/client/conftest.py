@@ -10,10 +10,10 @@ from flwr.app import ConfigRecord, RecordDict
 
 from feddusss import wire
 from sites.synth.config import SynthConfig
-from sites.synth.hospitals import write_hospitals
 from tests.client import fake_private
+from tests.once import write_hospitals
 from tests.server import fake_training
-from tests.server.conftest import fake, make_study
+from tests.server.conftest import fake, made_once, make_study
 from tests.server.fake_training import initial_shared
 
 RUN_KEY = "ab" * 16
@@ -67,4 +67,4 @@ def tensors_of(reply: RecordDict) -> dict[str, torch.Tensor]:
     return wire.unpack(reply.array_records["arrays"])
 
 
-__all__ = ["fake", "fake_training"]
+__all__ = ["fake", "fake_training", "made_once"]

@@ -11,12 +11,15 @@ from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import Path
+from socketserver import BaseServer
+from typing import TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+Server = TypeVar("Server", bound=BaseServer)
 KNOWN = (400, b'{"code": 2003, "detail": "Invalid heartbeat interval."}')
 UNKNOWN = (412, b'{"code": 2004, "detail": "Failed to activate SuperNode."}')
 
@@ -129,8 +132,14 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def coordinator(context: ssl.SSLContext | None) -> Iterator[Coordinator]:
     """A running coordinator."""
-    server = Coordinator(context)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    with serving(Coordinator(context)) as server:
+        yield server
+
+
+@contextmanager
+def serving(server: Server) -> Iterator[Server]:
+    """A server at work in a thread of its own while the block runs."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
         yield server

@@ -9,6 +9,7 @@ import pytest
 
 from server.runs.events import Reporter
 from server.study.config import StudyConfig
+from tests import once
 from tests.server import fake_training
 
 HOSPITALS = [
@@ -59,6 +60,14 @@ def fake(monkeypatch):
     client.work.workbench.forget()
     yield fake_training
     client.work.workbench.forget()
+
+
+@pytest.fixture(scope="package", autouse=True)
+def made_once():
+    """What many tests need alike is drawn and encoded once."""
+    with pytest.MonkeyPatch.context() as patch:
+        once.install(patch)
+        yield
 
 
 @pytest.fixture

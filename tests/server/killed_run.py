@@ -1,4 +1,8 @@
-"""A study in a process of its own that dies at a given moment: python -m tests.server.killed_run OUT ROUNDS RESUME."""
+"""A study in processes of their own: python -m tests.server.killed_run OUT ROUNDS.
+
+The first one dies at once after so many rounds, the second goes on with the run. Both are forked from one that has only
+imported what they need. Prints the exit code of either, and whether the first has left a summary.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +30,16 @@ class Killer(Reporter):
             os._exit(9)
 
 
+def in_a_process(out: Path, rounds: int, resume: bool) -> int:
+    """The exit code of a process that runs the study."""
+    if not (child := os.fork()):
+        fake_training.install(pytest.MonkeyPatch())
+        simulate(make_study(), out, reporter=Killer(rounds), resume=resume)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 if __name__ == "__main__":
-    fake_training.install(pytest.MonkeyPatch())
-    simulate(make_study(), Path(sys.argv[1]), reporter=Killer(int(sys.argv[2])), resume=sys.argv[3] == "resume")
+    folder = Path(sys.argv[1])
+    print(in_a_process(folder, int(sys.argv[2]), resume=False), (folder / "summary.json").exists())
+    print(in_a_process(folder, 0, resume=True), (folder / "summary.json").exists())

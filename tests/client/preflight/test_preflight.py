@@ -23,7 +23,7 @@ import client.preflight
 from client.door.audit import record
 from client.preflight import check, find, machine, network, release
 from client.secure.keys import make_key
-from tests.client.tls import UNKNOWN, Authority, coordinator
+from tests.client.tls import UNKNOWN, Authority, coordinator, serving
 from tests.deployment import Client, SuperLink, environment
 
 
@@ -249,11 +249,9 @@ class _Tunnel(socketserver.StreamRequestHandler):
 
 @pytest.fixture
 def proxy(monkeypatch):
-    with _Proxy() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with serving(_Proxy()) as server:
         monkeypatch.setenv("HTTPS_PROXY", f"http://user:secret@127.0.0.1:{server.server_address[1]}")
         yield server
-        server.shutdown()
 
 
 def test_the_proxy_of_the_environment_is_used(site, authority, proxy):

@@ -12,6 +12,7 @@ import torch
 from dusss_core.errors import UserError
 from server.runs.events import Reporter
 from server.simulation.inprocess import Failure
+from server.simulation.materialise import materialise
 from server.simulation.simulate import simulate
 from tests.server.conftest import finals, make_study
 
@@ -24,6 +25,17 @@ def one_thread():
     yield
     torch.set_num_threads(before)
     assert not multiprocessing.active_children()
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """Workers that are forked, for this test, from a process that has imported what they need, and nothing else.
+
+    A worker that is spawned imports for itself, which takes longer than all that it does here.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["client.work.answer", "dusss_core.text.encoder", "timm", "transformers"])
+    monkeypatch.setattr("server.simulation.workers.get_context", lambda method: context)
 
 
 class Told(Reporter):
@@ -40,7 +52,7 @@ class Told(Reporter):
         self.messages.append(text)
 
 
-def test_two_workers_give_the_bits_of_one_process(tmp_path):
+def test_two_workers_give_the_bits_of_one_process(forked, tmp_path):
     turns, told = tmp_path / "turns", Told()
     one = simulate(make_study(simulation__threads=1), turns, reporter=Reporter())
     two = simulate(make_study(**SIDE_BY_SIDE), tmp_path / "side", reporter=told)
@@ -51,7 +63,7 @@ def test_two_workers_give_the_bits_of_one_process(tmp_path):
     assert set(told.steps) == {"alder", "birch"}
 
 
-def test_a_worker_that_is_killed_costs_its_site_one_round(tmp_path):
+def test_a_worker_that_is_killed_costs_its_site_one_round(forked, tmp_path):
     class Killer(Told):
         def on_site_step(self, site, step, steps, loss):
             super().on_site_step(site, step, steps, loss)
@@ -69,13 +81,12 @@ def test_a_worker_that_is_killed_costs_its_site_one_round(tmp_path):
 
 
 def test_what_a_site_must_mend_is_told_as_in_one_process(tmp_path):
-    study = make_study(segment__rounds=1, method={"preset": "supervised"}, simulation__threads=1)
-    simulate(study, tmp_path, reporter=Reporter())
+    study = make_study(method={"preset": "supervised"}, **SIDE_BY_SIDE)
+    materialise(study, tmp_path)
     manifest = tmp_path / "sites" / "birch" / "manifest.csv"
     manifest.write_text(manifest.read_text().replace("images/", "nowhere/"))
-    study = make_study(segment__rounds=2, method={"preset": "supervised"}, **SIDE_BY_SIDE)
     with pytest.raises(UserError, match="birch") as caught:
-        simulate(study, tmp_path, resume=True, reporter=Reporter())
+        simulate(study, tmp_path, reporter=Reporter())
     assert caught.value.remedy
 
 
