@@ -73,3 +73,14 @@ def test_a_mirrored_sentence_is_the_same_as_the_one_whose_words_it_has():
     same_words = (seen.text.semantic[:, None] - seen.text.semantic[None]).abs().amax(dim=-1) < 1e-6
     assert torch.equal(seen.identity[:, None] == seen.identity[None], same_words)
     assert len(set(seen.identity.tolist())) == 2
+
+
+def test_a_picture_is_not_mirrored_where_its_sentence_cannot_be(bank):
+    config, train = make_config(), make_split()
+    bank.may_flip = lambda indices: torch.zeros(len(indices), dtype=torch.bool)
+    trainer = Pretrainer(config, "a", train, train, bank)
+    trainer.load_shared(initial_shared(config, Phase.PRETRAIN))
+    positions = np.arange(12)
+    for seed in range(3):  # half of the pictures would be
+        seen = trainer._look((positions[:4], positions[4:]), torch.Generator().manual_seed(seed))
+        assert seen.identity.tolist() == train.sentence.tolist()
