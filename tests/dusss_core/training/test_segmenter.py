@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dusss_core.augment import Geometry
-from dusss_core.losses.segmentation import _probabilities
+from dusss_core.losses.segmentation import probabilities
 from dusss_core.training import Segmenter
 from tests.dusss_core.conftest import make_config, make_split
 
@@ -22,7 +22,7 @@ def test_what_a_moved_picture_does_not_show_is_background(classes):
     none = torch.zeros(2, dtype=torch.bool)
     shift = torch.tensor([[0.0, 1.0, 0.25, 0.0]]).expand(2, 4)  # to the right by a quarter
     moved = trainer.text_masks(np.array([4, 5]), Geometry(none, none, none, shift))
-    target = _probabilities(moved)
+    target = probabilities(moved)
     foreground = target[:, 0] if classes == 1 else 1 - target[:, 0]
     assert foreground[..., :7].max() < 0.01 and foreground[..., 10:].min() > 0.99
     if classes > 1:
