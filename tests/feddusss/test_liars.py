@@ -7,6 +7,7 @@ import os
 import numpy as np
 import pytest
 
+from dusss_core.phases import Phase
 from feddusss.secagg import masking, sharing
 from feddusss.secagg.member import Member
 from feddusss.secagg.records import (
@@ -59,7 +60,7 @@ def test_keys_that_were_changed_on_the_way_are_refused_by_name(what):
 
 
 @pytest.mark.parametrize(
-    "change", [{"round": 2}, {"phase": "pretrain"}, {"run": "cd" * 16}, {"task": "1" * 64}, {"threshold": 2}]
+    "change", [{"round": 2}, {"phase": Phase.PRETRAIN}, {"run": "cd" * 16}, {"task": "1" * 64}, {"threshold": 2}]
 )
 def test_keys_of_another_round_run_model_or_threshold_are_refused_by_name(change):
     session = Session()
