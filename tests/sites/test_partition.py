@@ -127,6 +127,16 @@ def test_a_subset_is_exact_and_nested():
     assert ids(50) < ids(100)
 
 
+def test_another_seed_draws_another_subset():
+    config = PartitionConfig(by="random", sites=2, subset={"train": 40, "val": 20, "test": 0})
+
+    def drawn(seed):
+        sites = partition(dataset(), config, seed=seed)
+        return {record.id for records in sites.values() for record in records if record.split == "train"}
+
+    assert drawn(1) == drawn(1) and len(drawn(1) - drawn(2)) > 10
+
+
 def test_dirichlet_shares_are_uneven_where_alpha_is_small():
     def spread(alpha):
         config = PartitionConfig(by="dirichlet", column="finding", sites=3, alpha=alpha)

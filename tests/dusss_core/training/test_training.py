@@ -143,6 +143,17 @@ def test_fedbn_fits_its_statistics_to_the_weights_that_arrive(phase, bank):
     assert digest_of_tensors(trainer.private()) == once
 
 
+def test_statistics_are_the_mean_over_all_batches_that_they_are_estimated_on(bank):
+    config, train = make_config(local_norm=True), make_split(n=40)
+    trainer = Segmenter(config, "a", train, train)
+    layer = next(m for m in trainer.model.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    seen = []
+    layer.register_forward_hook(lambda layer, inputs, _: seen.append(inputs[0].mean((0, 2, 3))))
+    trainer.load_shared(initial_shared(config, Phase.SEGMENT))
+    assert len(seen) > 1 and not torch.allclose(seen[0], seen[-1], atol=1e-4)
+    assert torch.allclose(layer.running_mean, torch.stack(seen).mean(0), atol=1e-6)
+
+
 def test_shared_statistics_are_taken_as_they_come(bank):
     config, train = make_config(), make_split()
     trainer = Segmenter(config, "a", train, train)

@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from flwr.app.metadata import Metadata
 
 from feddusss import wire
-from server.rounds.replies import read_reply
+from server.rounds.replies import MISCOUNTED, read_reply
 from server.simulation.simulate import simulate
 from tests.server.conftest import make_study
 
@@ -48,6 +48,12 @@ def _file(content):
 def _with_data(data):
     """A record whose one array claims to be a file of numpy and is not."""
     return ArrayRecord({wire.KEY: Array("uint8", (6,), "numpy.ndarray", data)})
+
+
+def test_a_site_has_at_most_the_weight_of_the_pictures_that_it_told_of():
+    for claimed, accepted in ((16, True), (17, False)):
+        reply = read_reply("a", good(metrics={"num-examples": claimed}), EXPECTED, most_examples=16)
+        assert (reply.accepted, reply.kind == MISCOUNTED) == (accepted, not accepted)
 
 
 def test_a_good_answer_is_accepted_with_its_bytes_counted():
