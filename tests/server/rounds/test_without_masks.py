@@ -22,9 +22,8 @@ def test_a_hospital_without_masks_moves_the_encoders_and_leaves_the_decoder_to_t
     quiet, tmp_path, network, method, kept
 ):
     def final(name, hospitals, **federation):
-        study = make_study(
-            hospitals, pretrain__rounds=1, segment__rounds=1, method=method, federation={**federation, "select": "last"}
-        )
+        rounds = {"pretrain__rounds": 1, "segment__rounds": int(network == "student")}
+        study = make_study(hospitals, **rounds, method=method, federation={**federation, "select": "last"})
         simulate(study, tmp_path / name, reporter=quiet)
         return read_model(tmp_path / name / f"checkpoints/{network}.safetensors")
 
