@@ -129,6 +129,16 @@ def test_the_order_of_answers_does_not_matter():
     assert all(torch.equal(result[name], aggregate()[name]) for name in CURRENT)
 
 
+def test_the_order_of_many_answers_does_not_matter_to_the_last_bit():
+    draw = torch.Generator().manual_seed(0)
+    current = {"w": torch.randn(1000, generator=draw)}
+    answers = {name: SiteModel({"w": torch.randn(1000, generator=draw)}, 7) for name in "abcde"}
+    forwards, backwards = (
+        Aggregator(FederationConfig()).aggregate(current, given) for given in (answers, dict(reversed(answers.items())))
+    )
+    assert torch.equal(forwards["w"], backwards["w"])
+
+
 def test_fedavgm_adds_up_momentum():
     aggregator = Aggregator(FederationConfig(strategy="fedavgm", server_lr=0.5, momentum=0.9))
     first = aggregator.aggregate(CURRENT, sites())

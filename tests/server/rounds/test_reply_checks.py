@@ -293,6 +293,8 @@ def test_the_limit_can_be_turned_off(tmp_path):
     [
         ({"a": 1, "b": 1, "c": 10.1}, {}, {"c"}),
         ({"a": 1, "b": 1, "c": 9.9}, {}, set()),
+        # of the others alone: with its own the median would be 9
+        ({"a": 1, "b": 9, "c": 60}, {}, {"c"}),
         # ten times the pictures, ten times the steps
         ({"a": 1, "b": 1, "c": 60}, {"c": 1000}, set()),
         ({"a": 1, "b": 1, "c": 101}, {"c": 1000}, {"c"}),
