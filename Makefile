@@ -1,4 +1,5 @@
-# make demo: the whole federation on this machine.  make test: the tests.  Both install what they need first.
+# make demo: the whole federation on this machine.  make federation: with real processes.  make test: the tests.
+# Each installs what it needs first.
 
 VENV   := .venv
 STAMP  := $(VENV)/.installed
@@ -7,17 +8,19 @@ BIN    := $(VENV)/bin
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$python"; break; }; done)
 
-.PHONY: help install demo test faults lint format clean
+.PHONY: help install demo federation federation-prepare test faults lint format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo     train three synthetic hospitals together on this machine and write runs/demo/report.html"
+	@echo "make federation          run a real SuperLink and three hospitals' clients on this machine, for one short study"
+	@echo "make federation-prepare  make what these need, and print the lines that start them by hand"
 	@echo "make test     run the tests"
 	@echo "make faults   do the quick selection of faults to a real federation on this machine"
 	@echo "make lint     check format and style"
 	@echo "make format   put format and style right"
 	@echo "make install  only install, into $(VENV)"
-	@echo "make clean    delete $(VENV), caches and runs/demo"
+	@echo "make clean    delete $(VENV), caches, runs/demo and runs/federation"
 
 install: $(STAMP)
 
@@ -37,6 +40,13 @@ demo: $(STAMP)
 	@"$(BIN)/python" -m server simulate configs/demo.yaml --out runs/demo --force
 	@echo "Report: file://$(CURDIR)/runs/demo/report.html"
 
+# Another port than 9091: make federation PORT=9191
+federation: $(STAMP)
+	@"$(BIN)/python" -m server federation --force $(if $(PORT),--port $(PORT))
+
+federation-prepare: $(STAMP)
+	@"$(BIN)/python" -m server federation --prepare $(if $(PORT),--port $(PORT))
+
 test: $(STAMP)
 	@"$(BIN)/python" -m pytest
 
@@ -52,5 +62,5 @@ format: $(STAMP)
 	@"$(BIN)/ruff" format .
 
 clean:
-	rm -rf "$(VENV)" build dist *.egg-info .pytest_cache .ruff_cache runs/demo
+	rm -rf "$(VENV)" build dist *.egg-info .pytest_cache .ruff_cache runs/demo runs/federation
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -10,6 +10,7 @@ from pathlib import Path
 from feddusss import cli
 from server.deployment import administration
 from server.deployment.commands import add_commands
+from server.onemachine.command import add_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     cli.add_common_arguments(simulate)
     simulate.set_defaults(command=_simulate)
 
+    add_command(commands)
     add_commands(commands)
     administration.add_commands(commands)
 

@@ -11,6 +11,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from dusss_core.config import ObjectiveName, Strict
+from dusss_core.errors import UserError
 from dusss_core.files import write_text
 from dusss_core.phases import Phase
 from feddusss import configfile
@@ -24,6 +25,8 @@ class DataConfig(Strict):
 
     manifest: Path
     """CSV or Parquet file with one row per picture; see `sites.manifest`."""
+    made_by: str | None = None
+    """How the manifest comes about, such as a command: what to do where it is missing."""
     label_fraction: float = Field(1.0, ge=0, le=1)
     """Share of the training masks that may be trained on, drawn by hash of the id; the rest count as
     unlabelled and serve to report the quality of pseudo-labels only. A smaller share is a subset of a larger
@@ -160,6 +163,9 @@ class SiteConfig(Strict):
     """Secure aggregation. null: the site takes part in no study that asks for it."""
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     """auto (a GPU where there is one), cpu, cuda, cuda:N or mps."""
+    threads: int | None = Field(None, ge=1)
+    """Processor cores that `python -m client` trains on. Processes that train side by side and each take all cores slow
+    each other down many times. null: all of them."""
 
 
 def load_site(path: Path, overrides: Iterable[str] = ()) -> SiteConfig:
@@ -169,11 +175,12 @@ def load_site(path: Path, overrides: Iterable[str] = ()) -> SiteConfig:
         The config, with absolute paths.
 
     Raises:
-        UserError: as `feddusss.configfile.load`.
+        UserError: as `feddusss.configfile.load`; there is no manifest, and the file says how it is made.
     """
-    site = configfile.load(SiteConfig, path, overrides)
-    folder = Path(path).resolve().parent
-    return _resolved(site, folder)
+    site = _resolved(configfile.load(SiteConfig, path, overrides), Path(path).resolve().parent)
+    if site.data.made_by is not None and not site.data.manifest.exists():
+        raise UserError(f"{path}: {site.data.manifest} is not there yet", f"it is made by: {site.data.made_by}")
+    return site
 
 
 def write_site(

@@ -17,12 +17,13 @@ MAY_IMPORT = {
     "client": {"dusss_core", "feddusss", "sites"},
     "server": {"dusss_core", "feddusss"},
     "server/study": {"dusss_core", "feddusss", "server", "sites.partition", "sites.synth.config"},
+    "server/onemachine": {"dusss_core", "feddusss", "server", "sites.synth.hospitals"},
     "server/simulation": {"dusss_core", "feddusss", "sites", "client", "server"},
     "configs": set(),
 }
 FLOORS = {
     "client": "__main__ > node > preflight > app > answer > work > privacy > secure > door > state > declined",
-    "server": "__main__ > app > simulation > deployment > report > rounds > runs > study",
+    "server": "__main__ > app > onemachine simulation > deployment > report > rounds > runs > study",
     "dusss_core": "privacy > training > build > objectives > pretraining > models > losses > text > "
     "augment inference metrics phases records sampling seeds files config errors",
     "sites": "__main__ > check > importers > dataset > partition > prepare > packing > manifest > readers > "

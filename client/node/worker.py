@@ -40,10 +40,11 @@ def main(argv: Sequence[str]) -> None:
     """Take messages and answer them, for ever."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that half-written files are cleared away
     end_with_supervisor()
-    home = load_site(Path(argv[0])).state_dir / "flwr"
+    site = load_site(Path(argv[0]))
+    home = site.state_dir / "flwr"
     supernode, in_work = _SuperNode(home / "runtime.json"), home / "in_work"
     _give_up(in_work)
-    _warm_up()
+    _warm_up(site.threads)
     tell("status", "waiting for work")
     since = time.monotonic()
     while True:
@@ -59,9 +60,14 @@ def main(argv: Sequence[str]) -> None:
         time.sleep(min(_LONGEST_POLL_S, max(_SHORTEST_POLL_S, waited / 20)))
 
 
-def _warm_up() -> None:
+def _warm_up(threads: int | None) -> None:
+    import torch
+
     import client.answer
     import client.app  # noqa: F401
+
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 class _SuperNode:

@@ -78,7 +78,7 @@ def device(site: SiteConfig) -> Iterator[Finding]:
 
     name = resolve_device(site.device)
     if not name.startswith("cuda"):
-        yield Finding("ok", "device", f"{name}, {torch.get_num_threads()} threads")
+        yield Finding("ok", "device", f"{name}, {site.threads or torch.get_num_threads()} threads")
         return
     whole = torch.cuda.get_device_properties(name)
     most = site.limits.max_gpu_memory_gb

@@ -31,11 +31,14 @@ FLEET_CALLS = (
 """What nginx lets through below /v1/fleet/: the calls of a SuperNode whose key the coordinator registered."""
 
 
-def provision(study_file: str | Path, out: Path, overrides: Iterable[str] = (), say: Say = print) -> CoordinatorFolder:
+def provision(
+    study_file: str | Path, out: Path, overrides: Iterable[str] = (), say: Say = print, *, kits: bool = True
+) -> CoordinatorFolder:
     """Make, or complete, `out`/coordinator and one `out`/SITE.zip per hospital.
 
     Args:
         say: gets a line for everything that was made, kept or left alone.
+        kits: False: the hospitals are on this machine. Then there are no kits, and neither nginx nor a service.
 
     Raises:
         UserError: the study has no `deployment`; a key without its certificate; a path that needs quoting; the
@@ -46,18 +49,20 @@ def provision(study_file: str | Path, out: Path, overrides: Iterable[str] = (), 
         raise UserError(f"{study_file}: no section 'deployment'", "add one; configs/study.yaml shows it")
     deployment = study.deployment
     out = Path(out).expanduser().absolute()
-    check_plain(out)
+    if kits:
+        check_plain(out)
     folder = CoordinatorFolder(out / "coordinator")
     check_account(folder.path)
     _make_private(folder.path)
     _make_private(folder.flwr_home)
 
-    if account() == "root":
+    if kits and account() == "root":
         say("warning: provisioned as root, so the SuperLink would run as root; better use an account of its own")
     _make_certificates(folder, study.study, deployment, say)
     added = registry.add_sites(folder, deployment.sites)
-    _write_start_files(folder, study.study, deployment, say)
-    _write_kits(out, folder, study.study, deployment, added, say)
+    _write_start_files(folder, study.study, deployment, say, kits=kits)
+    if kits:
+        _write_kits(out, folder, study.study, deployment, added, say)
     for site in registry.load_registry(folder).sites:
         if site.name not in deployment.sites:
             say(f"{site.name}: no longer in the study file; it stays {site.status} until: server revoke {site.name}")
@@ -91,9 +96,12 @@ def _say_certificate(folder: CoordinatorFolder, what: str, say: Say) -> None:
     say(f"server.crt: {what}, for {hosts}, valid until {certificates.valid_until(folder.server.certificate):%Y-%m-%d}")
 
 
-def _write_start_files(folder: CoordinatorFolder, study: str, deployment: DeploymentConfig, say: Say) -> None:
+def _write_start_files(
+    folder: CoordinatorFolder, study: str, deployment: DeploymentConfig, say: Say, *, kits: bool
+) -> None:
     programs = Path(sys.executable).parent
-    check_plain(programs)
+    if kits:
+        check_plain(programs)
     values = {
         "study": study,
         "folder": folder.path,
@@ -111,6 +119,8 @@ def _write_start_files(folder: CoordinatorFolder, study: str, deployment: Deploy
         ("nginx.conf", "nginx.conf.j2", 0o600),
         ("flwr/config.toml", "config.toml.j2", 0o600),
     ):
+        if not kits and name not in ("start.sh", "flwr/config.toml"):
+            continue
         generated.write(name, render(template, **values), mode)
 
 

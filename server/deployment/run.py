@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from dusss_core.config import IMAGENET
@@ -56,23 +56,48 @@ def run(
         UserError: no SuperLink, not a valid study, a run is in `out` already, ...
         KeyboardInterrupt: whoever looks on leaves; the study goes on.
     """
-    study = _on_any_folder(load_study(study_file, overrides))
-    out = (out or Path("runs") / study.study).expanduser().absolute()
+    study = load_study(study_file, overrides)
     with connected(coordinator) as control:
-        _make_way(control, out, coordinator, reporter)
-        with alone(out):
-            run_key = check_run(out, study, resume=resume, force=force)
-            if force:
-                open_run(out, study, force=True)
-            # what was checked here is what is run there, whatever happens to the study's file meanwhile
-            submitted = out / "submitted.yaml"
-            write_text(submitted, configfile.dump(study))
-            if run_key is None:
-                # names the study in `resume_command`, also where the ServerApp ends before it has written it
-                write_text(out / "config.yaml", configfile.dump(study))
-        run_id = control.start({"study": str(submitted), "out": str(out)})
-        reporter.on_message(f"run {run_id} was submitted to the SuperLink at {control.address}; files: {out}")
+        run_id, out = submit(
+            control, study, coordinator=coordinator, out=out, resume=resume, force=force, reporter=reporter
+        )
         return follow(control, run_id, out, coordinator, reporter)
+
+
+def submit(
+    control: Control,
+    study: StudyConfig,
+    *,
+    coordinator: Path,
+    out: Path | None,
+    resume: bool,
+    force: bool,
+    reporter: Reporter,
+) -> tuple[int, Path]:
+    """Hand a study to the SuperLink; the arguments are those of `run`.
+
+    Returns:
+        Flower's number of the run, and its folder.
+
+    Raises:
+        UserError: a run is in `out` already, ...
+    """
+    study = on_any_folder(study)
+    out = (out or Path("runs") / study.study).expanduser().absolute()
+    _make_way(control, out, coordinator, reporter)
+    with alone(out):
+        run_key = check_run(out, study, resume=resume, force=force)
+        if force:
+            open_run(out, study, force=True)
+        # what was checked here is what is run there, whatever happens to the study's file meanwhile
+        submitted = out / "submitted.yaml"
+        write_text(submitted, configfile.dump(study))
+        if run_key is None:
+            # names the study in `resume_command`, also where the ServerApp ends before it has written it
+            write_text(out / "config.yaml", configfile.dump(study))
+    run_id = control.start({"study": str(submitted), "out": str(out)})
+    reporter.on_message(f"run {run_id} was submitted to the SuperLink at {control.address}; files: {out}")
+    return run_id, out
 
 
 def follow(control: Control, run_id: int, out: Path, coordinator: Path, reporter: Reporter) -> int:
@@ -82,7 +107,7 @@ def follow(control: Control, run_id: int, out: Path, coordinator: Path, reporter
         KeyboardInterrupt: after a line that says how to look on again and how to stop the run.
     """
     try:
-        return _follow(control, run_id, out, coordinator, reporter)
+        return look_on(control, run_id, out, resume_command(out, coordinator), reporter)
     except KeyboardInterrupt:
         reporter.close()
         reporter.on_message(
@@ -96,35 +121,22 @@ def follow(control: Control, run_id: int, out: Path, coordinator: Path, reporter
         reporter.close()
 
 
-def find_run(control: Control, named: str) -> FlowerRun:
-    """The run that a person named by Flower's id or by its folder (its last submission).
+def look_on(
+    control: Control,
+    run_id: int,
+    out: Path,
+    resume: str,
+    reporter: Reporter,
+    while_waiting: Callable[[], None] = lambda: None,
+) -> int:
+    """Show a run until it ends; returns its exit code.
 
-    Raises:
-        UserError: there is none.
+    Args:
+        resume: the command that goes on with it, for what is told when it fails.
+        while_waiting: called about twice a second.
     """
-    folder = Path(named).expanduser().absolute()
-    found = [run for run in control.runs() if str(run.id) == named or run.out == folder]
-    if not found:
-        raise UserError(
-            f"{named}: the SuperLink at {control.address} knows no such run",
-            "name a run's id or its folder; python -m server status lists them",
-        )
-    return found[-1]
-
-
-def resume_command(out: Path, coordinator: Path) -> str:
-    """The command that goes on with the run in `out`. It names the run's own settings, whatever `--set` it had."""
-    return _command("run", out / "config.yaml", coordinator, "--out", str(out), "--resume")
-
-
-def _command(name: str, path: Path, coordinator: Path, *options: str) -> str:
-    elsewhere = () if coordinator == DEFAULT_COORDINATOR else ("--coordinator", str(coordinator))
-    return shlex.join(["python", "-m", "server", name, str(path), *options, *elsewhere])
-
-
-def _follow(control: Control, run_id: int, out: Path, coordinator: Path, reporter: Reporter) -> int:
     tail, ours, asked, away_since = Tail(out), False, 0.0, None
-    resume = f"  -> go on after its last round: {resume_command(out, coordinator)}"
+    resume = f"  -> go on after its last round: {resume}"
     while True:
         # asked before the events are read: what the run told before it ended is then in them
         finished = None
@@ -149,7 +161,44 @@ def _follow(control: Control, run_id: int, out: Path, coordinator: Path, reporte
         if away_since is not None and time.monotonic() - away_since > _AWAY_S:
             reporter.on_message(f"the SuperLink at {control.address} is gone: start it again, then\n{resume}")
             return cli.FAILED
+        while_waiting()
         time.sleep(_POLL_S)
+
+
+def find_run(control: Control, named: str) -> FlowerRun:
+    """The run that a person named by Flower's id or by its folder (its last submission).
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = Path(named).expanduser().absolute()
+    found = [run for run in control.runs() if str(run.id) == named or run.out == folder]
+    if not found:
+        raise UserError(
+            f"{named}: the SuperLink at {control.address} knows no such run",
+            "name a run's id or its folder; python -m server status lists them",
+        )
+    return found[-1]
+
+
+def resume_command(out: Path, coordinator: Path) -> str:
+    """The command that goes on with the run in `out`. It names the run's own settings, whatever `--set` it had."""
+    return _command("run", out / "config.yaml", coordinator, "--out", str(out), "--resume")
+
+
+def on_any_folder(study: StudyConfig) -> StudyConfig:
+    """The same study with absolute paths: the ServerApp starts in another folder."""
+    changes = {"data": study.data.model_copy(update={"root": str(Path(study.data.root).expanduser().absolute())})}
+    for name, part in (("vlm", study.vlm), ("student", study.student)):
+        if part.weights is not None and part.weights != IMAGENET:
+            weights = type(part.weights)(Path(part.weights).expanduser().absolute())
+            changes[name] = part.model_copy(update={"weights": weights})
+    return study.model_copy(update=changes)
+
+
+def _command(name: str, path: Path, coordinator: Path, *options: str) -> str:
+    elsewhere = () if coordinator == DEFAULT_COORDINATOR else ("--coordinator", str(coordinator))
+    return shlex.join(["python", "-m", "server", name, str(path), *options, *elsewhere])
 
 
 def _ended(code: int, text: str, resume: str, reporter: Reporter) -> int:
@@ -213,13 +262,3 @@ def _hears_of_its_end(control: Control, run: FlowerRun) -> bool:
             return False
         time.sleep(_POLL_S)
     return True
-
-
-def _on_any_folder(study: StudyConfig) -> StudyConfig:
-    """The same study with absolute paths: the ServerApp starts in another folder."""
-    changes = {"data": study.data.model_copy(update={"root": str(Path(study.data.root).expanduser().absolute())})}
-    for name, part in (("vlm", study.vlm), ("student", study.student)):
-        if part.weights is not None and part.weights != IMAGENET:
-            weights = type(part.weights)(Path(part.weights).expanduser().absolute())
-            changes[name] = part.model_copy(update={"weights": weights})
-    return study.model_copy(update=changes)

@@ -88,10 +88,15 @@ def find_study(path_or_preset: str | Path) -> Path:
         return path.resolve()
     folder = Path(str(resources.files("configs")))
     preset = folder / f"{path.stem}.yaml"
-    if preset.is_file() and path.parent in (Path(), Path("configs")):
+    if preset.is_file() and not _is_a_sites(preset) and path.parent in (Path(), Path("configs")):
         return preset
-    known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml"))) or "none"
+    known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml") if not _is_a_sites(file))) or "none"
     raise UserError(f"{path_or_preset}: no such study file", f"give a path, or one of the presets: {known}")
+
+
+def _is_a_sites(preset: Path) -> bool:
+    """configs/ also holds files of hospitals: site_a.yaml, ..."""
+    return preset.stem.startswith("site_")
 
 
 RESUMABLE = {

@@ -40,6 +40,20 @@ def test_waiting_costs_a_tenth_and_an_idle_site_asks_as_rarely_as_flower(monkeyp
     assert slept == [Pace.shortest_s, 1.0, 3]
 
 
+def test_a_site_that_shares_its_machine_trains_on_as_many_cores_as_it_says():
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        worker._warm_up(1)
+        assert torch.get_num_threads() == 1
+        worker._warm_up(None)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_the_supernode_starts_no_process_and_listens_on_loopback_alone(tmp_path):
     (tmp_path / "site.yaml").write_text(
         "site: a\ndata: {manifest: m.csv}\nstate_dir: s\n"

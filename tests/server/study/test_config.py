@@ -118,13 +118,13 @@ def test_a_resolved_config_reads_back_the_same(tmp_path):
 
 def test_paths_of_a_study_hold_in_the_coordinators_folder(tmp_path, monkeypatch):
     """The ServerApp starts elsewhere; the name of a release is no path."""
-    from server.deployment.run import _on_any_folder
+    from server.deployment.run import on_any_folder
 
     monkeypatch.chdir(tmp_path)
     study = make_study(vlm__weights="a/vlm.safetensors", student__weights="student.safetensors")
-    there = _on_any_folder(study)
+    there = on_any_folder(study)
     assert there.vlm.weights == str(tmp_path / "a" / "vlm.safetensors")
     assert there.student.weights == str(tmp_path / "student.safetensors")
     lite = "tf_efficientnet_lite0"
-    named = _on_any_folder(make_study(student={"encoder": lite, "weights": "imagenet"}, vlm__weights="imagenet"))
+    named = on_any_folder(make_study(student={"encoder": lite, "weights": "imagenet"}, vlm__weights="imagenet"))
     assert (named.vlm.weights, named.student.weights) == ("imagenet", "imagenet")
