@@ -255,3 +255,14 @@ def test_old_runs_of_a_study_are_dropped(tmp_path, monkeypatch):
 def test_the_private_folder_is_readable_by_its_owner_alone(fake, site_file):
     answer("train", make_content(), site_file)
     assert (site_file.parent / "state").stat().st_mode & 0o077 == 0
+
+
+def test_weights_that_are_not_finite_stay_here_and_so_does_the_state_that_made_them(fake, site_file, monkeypatch):
+    assert declined(answer("train", make_content(), site_file)) is None
+    states = sorted((site_file.parent / "state").rglob("segment-*.safetensors"))
+    shared = fake.Segmenter.shared
+    monkeypatch.setattr(fake.Segmenter, "shared", lambda self: {n: t * float("nan") for n, t in shared(self).items()})
+    reply = answer("train", make_content(round=2), site_file)
+    assert "not finite" in declined(reply) and reply.config_records["config"]["diverged"] is True
+    assert not reply.array_records
+    assert sorted((site_file.parent / "state").rglob("segment-*.safetensors")) == states and states
