@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal
 
@@ -49,7 +50,7 @@ class Decoder(nn.Module):
         self.head = head
 
 
-class DecoderNetwork(nn.Module):
+class DecoderNetwork(nn.Module, ABC):
     """A network with an encoder, a main decoder (`up`, `head`), which alone is deployed, and `others`.
 
     Everything in it that has a gradient is trained, travels and is averaged. Teachers and memories of a method are
@@ -61,9 +62,9 @@ class DecoderNetwork(nn.Module):
     others: nn.ModuleList
     """Of `Decoder`; empty unless a method compares decoders."""
 
+    @abstractmethod
     def encode(self, image: Tensor) -> list[Tensor]:
         """The maps of all levels, finest first, of normalised pictures B x C x H x W."""
-        raise NotImplementedError
 
     def decode(self, levels: Sequence[Tensor], which: int = 0) -> Tensor:
         """B x classes x H x W logits by the main decoder (0) or by number `which` of the others, from 1."""
