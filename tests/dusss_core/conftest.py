@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -70,3 +72,20 @@ def make_config(**changes) -> TrainingConfig:
 @pytest.fixture
 def bank():
     return FakeBank()
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory):
+    """A BERT of two small layers, with dropout, in a local folder, with MiniLM's tokenizer."""
+    import transformers
+
+    from dusss_core.text.encoder import locate
+
+    folder = tmp_path_factory.mktemp("tiny_bert")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.BertConfig(**sizes, max_position_embeddings=64)
+    assert config.hidden_dropout_prob > 0
+    transformers.BertModel(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
+        shutil.copy(locate("minilm").folder / name, folder / name)
+    return folder

@@ -29,20 +29,6 @@ def no_network(monkeypatch):
     return tried
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """A BERT of two small layers in a local folder, with MiniLM's tokenizer."""
-    import transformers
-
-    folder = tmp_path_factory.mktemp("tiny_bert")
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    config = transformers.BertConfig(**sizes, max_position_embeddings=64)
-    transformers.BertModel(config).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
-        shutil.copy(locate("minilm").folder / name, folder / name)
-    return folder
-
-
 def _changed_copy(folder: Path, change) -> Path:
     settings = json.loads((folder / "config.json").read_text())
     change(settings)
@@ -76,8 +62,8 @@ def test_a_tampered_release_is_refused_before_it_is_loaded(tmp_path, monkeypatch
         TextEncoder(TextConfig())
 
 
-def test_remembered_digests_do_not_hide_a_changed_file(tiny, tmp_path):
-    folder = shutil.copytree(tiny, tmp_path / "bert")
+def test_remembered_digests_do_not_hide_a_changed_file(tiny_bert, tmp_path):
+    folder = shutil.copytree(tiny_bert, tmp_path / "bert")
     memory = tmp_path / "memory.json"
     first = locate(str(folder), memory)
     assert memory.is_file() and locate(str(folder), memory) == first == locate(str(folder))
@@ -86,8 +72,8 @@ def test_remembered_digests_do_not_hide_a_changed_file(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(("tuning", "part"), [("frozen", None), ("lora", "lora_"), ("full", "")])
-def test_tuning_trains_what_it_says(tiny, tuning, part):
-    encoder = TextEncoder(TextConfig(encoder=str(tiny), tuning=tuning, lora_rank=2))
+def test_tuning_trains_what_it_says(tiny_bert, tuning, part):
+    encoder = TextEncoder(TextConfig(encoder=str(tiny_bert), tuning=tuning, lora_rank=2))
     trained = [name for name, value in encoder.named_parameters() if value.requires_grad]
     assert bool(trained) == (part is not None)
     assert all(part in name for name in trained)
@@ -96,35 +82,35 @@ def test_tuning_trains_what_it_says(tiny, tuning, part):
     assert encoder(ids, mask).requires_grad == (tuning != "frozen")
 
 
-def test_padding_changes_no_feature(tiny):
-    encoder = TextEncoder(TextConfig(encoder=str(tiny)))
+def test_padding_changes_no_feature(tiny_bert):
+    encoder = TextEncoder(TextConfig(encoder=str(tiny_bert)))
     ids, mask = encoder.tokenize(["left lung"])
     padded = torch.nn.functional.pad(ids, (0, 8)), torch.nn.functional.pad(mask, (0, 8))
     torch.testing.assert_close(encoder(*padded)[:, :4], encoder(ids, mask)[:, :4])
 
 
-def test_sentences_are_cut_to_max_tokens(tiny):
-    encoder = TextEncoder(TextConfig(encoder=str(tiny), max_tokens=16))
+def test_sentences_are_cut_to_max_tokens(tiny_bert):
+    encoder = TextEncoder(TextConfig(encoder=str(tiny_bert), max_tokens=16))
     assert encoder.tokenize(["lung " * 50])[0].shape == (1, 16)
     with pytest.raises(UserError, match="takes 64 at most"):
-        TextEncoder(TextConfig(encoder=str(tiny), max_tokens=65))
+        TextEncoder(TextConfig(encoder=str(tiny_bert), max_tokens=65))
 
 
-def test_a_bert_under_a_name_of_its_own_is_loaded_without_its_code(tiny, tmp_path, no_network):
+def test_a_bert_under_a_name_of_its_own_is_loaded_without_its_code(tiny_bert, tmp_path, no_network):
     folder = _changed_copy(
-        shutil.copytree(tiny, tmp_path / "bert"),
+        shutil.copytree(tiny_bert, tmp_path / "bert"),
         lambda settings: settings.update(model_type="own-bert", auto_map={"AutoModel": "evil.Model"}),
     )
     (folder / "evil.py").write_text("raise SystemExit('code of the folder ran')")
-    theirs, plain = (TextEncoder(TextConfig(encoder=str(path))) for path in (folder, tiny))
+    theirs, plain = (TextEncoder(TextConfig(encoder=str(path))) for path in (folder, tiny_bert))
     ids, mask = plain.tokenize(["left lung"])
     torch.testing.assert_close(theirs(*theirs.tokenize(["left lung"])), plain(ids, mask))
     assert not no_network
 
 
-def test_weights_of_another_model_are_refused(tiny, tmp_path):
+def test_weights_of_another_model_are_refused(tiny_bert, tmp_path):
     folder = _changed_copy(
-        shutil.copytree(tiny, tmp_path / "bert"), lambda settings: settings.update(num_hidden_layers=3)
+        shutil.copytree(tiny_bert, tmp_path / "bert"), lambda settings: settings.update(num_hidden_layers=3)
     )
     with pytest.raises(UserError, match="weights"):
         TextEncoder(TextConfig(encoder=str(folder)))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import numpy as np
 import pytest
 import torch
@@ -11,25 +9,8 @@ import torch
 from dusss_core.files import digest_of_tensors
 from dusss_core.phases import Phase
 from dusss_core.text.bank import build_text_bank
-from dusss_core.text.encoder import locate
 from dusss_core.training import Pretrainer, initial_shared
 from tests.dusss_core.conftest import SENTENCES, make_config, make_split
-
-
-@pytest.fixture(scope="module")
-def tiny_bert(tmp_path_factory):
-    """A BERT of one small layer, with dropout, in a local folder."""
-    import transformers
-
-    folder = tmp_path_factory.mktemp("tiny_bert")
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    torch.manual_seed(0)
-    config = transformers.BertConfig(**sizes, max_position_embeddings=64)
-    assert config.hidden_dropout_prob > 0
-    transformers.BertModel(config).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
-        shutil.copy(locate("minilm").folder / name, folder / name)
-    return folder
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])
