@@ -130,7 +130,7 @@ class Roster:
         asked = self._ask_nodes()
         self._hear()
         while asked & set(self._queries.values()) and time.monotonic() < give_up:
-            time.sleep(_POLL_S)
+            pause(self._grid, _POLL_S)
             self._hear()
 
     def training(self) -> list[Site]:
@@ -300,9 +300,14 @@ def exchange(
         pull()
     since = time.monotonic()
     while pending and (waited := time.monotonic() - since) < timeout:
-        time.sleep(min(_LONGEST_POLL_S, max(_POLL_S, waited / 20)))
+        pause(grid, min(_LONGEST_POLL_S, max(_POLL_S, waited / 20)))
         pull()
     return answers
+
+
+def pause(grid: Grid, seconds: float) -> None:
+    """Wait before the next look, less long where a grid can tell that there is something to see."""
+    getattr(grid, "pause", time.sleep)(seconds)
 
 
 def _message(content: RecordDict, node: int, kind: str) -> Message:

@@ -12,6 +12,7 @@ from dusss_core.files import write_json
 from server.rounds.coordinator import Coordinator
 from server.runs.events import PlainReporter, Reporter
 from server.runs.runfolder import alone, check_run, open_run, read_study
+from server.simulation import forking
 from server.simulation.compare import check_methods, compare
 from server.simulation.materialise import forget_sums, materialise, simulation_of
 from server.simulation.outside import add_outside_figures
@@ -53,6 +54,8 @@ def simulate(
     reporter = reporter or PlainReporter()
     methods = check_methods(compare_with)
     simulation = simulation_of(study)
+    if engine == "inprocess" and simulation.workers > 1:
+        forking.warm_up()
     if has_budget(simulation):
         _check_no_comparison(methods)
         study = plan_noise(study, simulation.privacy)

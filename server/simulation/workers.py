@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from uuid import uuid4
@@ -21,9 +20,8 @@ from flwr.app import Error, Message
 from flwr.clientapp import ClientApp
 
 from server.runs.events import Reporter
+from server.simulation import forking
 from server.simulation.inprocess import RAISED, Failure, InProcessGrid, identify, site_context, work_on
-
-_POLL_S = 0.05
 
 
 class WorkerGrid(InProcessGrid):
@@ -67,8 +65,15 @@ class WorkerGrid(InProcessGrid):
         give_up = None if timeout is None else time.monotonic() + timeout
         while len(replies) < len(ids) and (give_up is None or time.monotonic() < give_up):
             replies += self.pull_messages(ids)
-            time.sleep(_POLL_S)
+            self.pause(1.0)
         return replies
+
+    def pause(self, seconds: float) -> None:
+        """Wait until a worker has something to tell, but no longer than that."""
+        if busy := [worker.connection for worker in self._workers if worker.message is not None]:
+            wait(busy, timeout=seconds)
+        else:
+            time.sleep(seconds)
 
     def close(self) -> None:
         """End the workers; messages that they are at work on are not answered."""
@@ -122,7 +127,7 @@ class _Worker:
     """The nodes whose last message it answered."""
 
     def __post_init__(self):
-        context = get_context("spawn")
+        context = forking.context()
         self.connection, theirs = context.Pipe()
         arguments = (theirs, self.app, self.run_id, self.files, self.threads)
         self._process = context.Process(target=_serve, args=arguments, daemon=True)

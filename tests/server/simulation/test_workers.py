@@ -27,17 +27,6 @@ def one_thread():
     assert not multiprocessing.active_children()
 
 
-@pytest.fixture
-def forked(monkeypatch):
-    """Workers that are forked, for this test, from a process that has imported what they need, and nothing else.
-
-    A worker that is spawned imports for itself, which takes longer than all that it does here.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["client.work.answer", "dusss_core.text.encoder", "timm", "transformers"])
-    monkeypatch.setattr("server.simulation.workers.get_context", lambda method: context)
-
-
 class Told(Reporter):
     def __init__(self):
         self.steps, self.refused, self.messages = [], [], []
@@ -52,7 +41,7 @@ class Told(Reporter):
         self.messages.append(text)
 
 
-def test_two_workers_give_the_bits_of_one_process(forked, tmp_path):
+def test_two_workers_give_the_bits_of_one_process(tmp_path):
     turns, told = tmp_path / "turns", Told()
     one = simulate(make_study(simulation__threads=1), turns, reporter=Reporter())
     two = simulate(make_study(**SIDE_BY_SIDE), tmp_path / "side", reporter=told)
@@ -63,7 +52,7 @@ def test_two_workers_give_the_bits_of_one_process(forked, tmp_path):
     assert set(told.steps) == {"alder", "birch"}
 
 
-def test_a_worker_that_is_killed_costs_its_site_one_round(forked, tmp_path):
+def test_a_worker_that_is_killed_costs_its_site_one_round(tmp_path):
     class Killer(Told):
         def on_site_step(self, site, step, steps, loss):
             super().on_site_step(site, step, steps, loss)
