@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dusss_core.build import build
 from dusss_core.config import TrainingConfig
 from dusss_core.inference import to_input
+from dusss_core.models import VisionLanguageModel
 from dusss_core.models.weights import load_tensors, local_tensors
 from dusss_core.phases import Phase
 from dusss_core.records import Split
@@ -53,6 +54,8 @@ def estimate_statistics(
         x = to_input(torch.from_numpy(np.ascontiguousarray(train.images[positions])).to(device), config.image)
         if not phase.reads_sentences:
             model(x)
+        elif _in_image_tower_alone(model):
+            model.encode_image(x)
         else:
             tokens, mask = text.features(torch.from_numpy(train.sentence[positions]))
             model(x, tokens.to(device), mask.to(device))
@@ -75,6 +78,11 @@ def with_own_statistics(
     load_tensors(model, tensors)
     estimate_statistics(config, phase, model, train, text, device)
     return {**tensors, **local_tensors(model, local_norm=True)}
+
+
+def _in_image_tower_alone(model: VisionLanguageModel) -> bool:
+    """Whether the rest of the model, most of its work, has no statistics."""
+    return all(name.startswith("image.") for name, layer in model.named_modules() if isinstance(layer, _BatchNorm))
 
 
 @torch.no_grad()
