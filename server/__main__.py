@@ -59,11 +59,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _simulate(arguments: argparse.Namespace) -> None:
-    from server.report.progress import make_reporter
-    from server.simulation.simulate import simulate
+    from server.simulation import forking
     from server.study.config import load_study
 
     study = load_study(arguments.study, arguments.overrides)
+    if arguments.engine == "inprocess":
+        forking.warm_up(study)  # before this process begins with imports of its own
+    from server.report.progress import make_reporter
+    from server.simulation.simulate import simulate
+
     out = arguments.out or Path("runs") / study.study
     simulate(
         study,

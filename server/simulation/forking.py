@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import multiprocessing
 from multiprocessing.context import BaseContext
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from server.study.config import StudyConfig
 
 _NEEDED = ("client.answer", "dusss_core.training", "dusss_core.text.encoder", "sites.dataset", "timm", "transformers")
 
 
-def warm_up() -> None:
-    """Begin with the imports, and return at once."""
-    if _can_fork():
+def warm_up(study: StudyConfig) -> None:
+    """Begin with the imports where the study has workers, and return at once."""
+    if study.simulation is not None and study.simulation.workers > 1 and _can_fork():
         from multiprocessing import forkserver
 
         context()

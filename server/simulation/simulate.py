@@ -12,7 +12,6 @@ from dusss_core.files import write_json
 from server.rounds.coordinator import Coordinator
 from server.runs.events import PlainReporter, Reporter
 from server.runs.runfolder import alone, check_run, open_run, read_study
-from server.simulation import forking
 from server.simulation.compare import check_methods, compare
 from server.simulation.materialise import forget_sums, materialise, simulation_of
 from server.simulation.outside import add_outside_figures
@@ -54,8 +53,6 @@ def simulate(
     reporter = reporter or PlainReporter()
     methods = check_methods(compare_with)
     simulation = simulation_of(study)
-    if engine == "inprocess" and simulation.workers > 1:
-        forking.warm_up()
     if has_budget(simulation):
         _check_no_comparison(methods)
         study = plan_noise(study, simulation.privacy)
@@ -158,6 +155,9 @@ def _coordinator(
         grid = workers.WorkerGrid(app, site_files, reporter, workers=simulation.workers, threads=simulation.threads)
     else:
         grid = inprocess.InProcessGrid(app, site_files, reporter)
+    if study.method.text_mask:
+        import timm  # noqa: F401, takes a second or two; workers that have just been started need as long
+
     try:
         yield Coordinator(grid, study, run, reporter=reporter, wait_s=0, method=method)
     finally:
