@@ -12,12 +12,17 @@ of itself. Statistics such as running variances stay float32: a rounded differen
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from flwr.app import ArrayRecord, MetricRecord
+    import torch
+    from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
     from torch import Tensor
+
+    Record = TypeVar("Record", ArrayRecord, MetricRecord, ConfigRecord)
 
 WIRES = ("float32", "bfloat16")
 KEY = "safetensors"
@@ -58,6 +63,37 @@ def unpack(record: ArrayRecord, most_bytes: int | None = None) -> dict[str, Tens
         raise Unreadable("the tensors cannot be decoded") from None
 
 
+def views(record: ArrayRecord, most_bytes: int | None = None) -> dict[str, Tensor]:
+    """As `unpack`, but the tensors are the record's own bytes, and must not be written to. Nothing is copied.
+
+    Raises:
+        Unreadable: it is too large, or not what `pack` makes.
+    """
+    import warnings
+
+    import torch
+
+    packed = _bytes_of(record, most_bytes)
+    try:
+        places, start = _places(packed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch warns that the bytes cannot be written to
+            numbers = torch.frombuffer(packed, dtype=torch.uint8, offset=start) if start < len(packed) else None
+        tensors = {}
+        for name, (dtype, shape, begin, end) in places.items():
+            if begin == end:
+                tensors[name] = torch.empty(shape, dtype=dtype)
+                continue
+            part = numbers[begin:end]
+            # a file of another writer may begin its numbers anywhere
+            if begin % dtype.itemsize or part.data_ptr() % dtype.itemsize:
+                part = part.clone()
+            tensors[name] = part.view(dtype).reshape(shape)
+        return tensors
+    except Exception:
+        raise Unreadable("the tensors cannot be decoded") from None
+
+
 def contents(record: ArrayRecord) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     """Type, shape and bytes of each tensor of a record, as they travel.
 
@@ -73,6 +109,12 @@ def contents(record: ArrayRecord) -> dict[str, tuple[str, tuple[int, ...], bytes
     except Exception:
         raise Unreadable("the tensors cannot be decoded") from None
     return {name: (str(entry["dtype"]), tuple(entry["shape"]), bytes(entry["data"])) for name, entry in entries}
+
+
+def records(content: RecordDict, kind: type[Record]) -> dict[str, Record]:
+    """The records of one kind in a message, by name. What Flower's own `content.array_records` gives refers to itself,
+    and holds all tensors in memory until the garbage is collected."""
+    return {name: record for name, record in content.items() if isinstance(record, kind)}
 
 
 def figures(values: Mapping[str, float]) -> MetricRecord:
@@ -129,6 +171,13 @@ def content(record: ArrayRecord, most_bytes: int | None = None) -> bytes:
     Raises:
         Unreadable: it is too large, or not what `pack` makes.
     """
+    return bytes(_bytes_of(record, most_bytes))
+
+
+def _bytes_of(record: ArrayRecord, most_bytes: int | None = None) -> memoryview:
+    """As `content`, where it lies."""
+    from io import BytesIO
+
     import numpy as np
 
     if list(record) != [KEY]:
@@ -137,9 +186,54 @@ def content(record: ArrayRecord, most_bytes: int | None = None) -> bytes:
     if most_bytes is not None and len(array.data) > most_bytes:
         raise Unreadable(f"{len(array.data)} bytes, more than the {most_bytes} that the tensors can take")
     try:
-        values = array.numpy()
+        if array.stype != "numpy.ndarray":
+            raise ValueError
+        file = BytesIO(array.data)
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        shape, _, dtype = read(file)
+        values = memoryview(array.data)[file.tell() :]
     except Exception:
         raise Unreadable("the array cannot be decoded") from None
-    if values.dtype != np.uint8 or values.ndim != 1:
+    if dtype != np.uint8 or len(shape) != 1:
         raise Unreadable("the array does not hold bytes")
-    return values.tobytes()
+    if len(values) != shape[0]:
+        raise Unreadable("the array cannot be decoded")
+    return values
+
+
+def _places(packed: memoryview) -> tuple[dict[str, tuple[torch.dtype, tuple[int, ...], int, int]], int]:
+    """Where the tensors of a safetensors file are: type, shape, first and last byte of each, counted from where the
+    numbers begin; and that place. Whatever is not as the format says raises: the places leave no byte out, and none is
+    in two."""
+    import torch
+
+    types = {
+        "F64": torch.float64,
+        "F32": torch.float32,
+        "F16": torch.float16,
+        "BF16": torch.bfloat16,
+        "I64": torch.int64,
+        "I32": torch.int32,
+        "I16": torch.int16,
+        "I8": torch.int8,
+        "U8": torch.uint8,
+        "BOOL": torch.bool,
+    }
+    header = int.from_bytes(packed[:8], "little")
+    start = 8 + header
+    if len(packed) < start:
+        raise ValueError
+    entries = json.loads(bytes(packed[8:start]))
+    entries.pop("__metadata__", None)
+    places, expected = {}, 0
+    for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
+        dtype, shape, (begin, end) = types[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
+        if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
+            raise ValueError
+        if begin != expected or end - begin != math.prod(shape) * dtype.itemsize:
+            raise ValueError
+        places[name], expected = (dtype, shape, begin, end), end
+    if start + expected != len(packed):
+        raise ValueError
+    return places, start

@@ -11,7 +11,8 @@ from server.rounds.aggregation import SiteModel, sites_needed
 from server.rounds.messages import Messages
 from server.rounds.replies import LOST, Reply
 from server.rounds.roster import Roster
-from server.rounds.screening import NEEDED, too_large, update_norms
+from server.rounds.screening import NEEDED, too_large
+from server.rounds.spool import Spool
 from server.runs.events import Reporter
 from server.runs.runfolder import log
 from server.study.config import StudyConfig
@@ -58,9 +59,19 @@ class Collector:
         self._told_unscreened = False
 
     def collect(
-        self, phase: Phase, round: int, rounds: int, model: Mapping[str, Tensor], abstaining: dict[str, str]
+        self,
+        phase: Phase,
+        round: int,
+        rounds: int,
+        model: Mapping[str, Tensor],
+        abstaining: dict[str, str],
+        spool: Spool,
     ) -> Collected:
-        """The answers of a round, screened. While there are too few, sites that were lost are asked again."""
+        """The answers of a round, screened. While there are too few, sites that were lost are asked again.
+
+        Args:
+            spool: where the answers wait until the round's model is made.
+        """
         federation, needed = self._federation, sites_needed(self._federation)
         replies: dict[str, Reply] = {}
         down: dict[str, int] = {}
@@ -73,10 +84,12 @@ class Collector:
             self._roster.wait_for(max(1, needed - len(accepted)), federation.start_timeout_s, open_sites)
             sites = [s for s in self._roster.training() if s.name in self._open_sites(replies, abstaining)]
             self._reporter.on_round_start(phase, round, rounds, [*accepted, *(site.name for site in sites)])
-            answered, sent = self._messages.ask(self._roster, "train", sites, model, phase=phase, round=round)
+            answered, sent = self._messages.ask(
+                self._roster, "train", sites, model, spool=spool, phase=phase, round=round
+            )
             replies |= answered
             down = {name: down.get(name, 0) + sent.get(name, 0) for name in replies}
-            self._screen(replies, model)
+            self._screen(replies)
             usable = sum(reply.accepted for reply in replies.values())
             if usable >= needed or not any(reply.kind == LOST for reply in replies.values()):
                 break
@@ -115,7 +128,7 @@ class Collector:
         done = {name for name, reply in replies.items() if reply.kind != LOST}
         return self._roster.sites.keys() - abstaining.keys() - done
 
-    def _screen(self, replies: dict[str, Reply], model: Mapping[str, Tensor]) -> None:
+    def _screen(self, replies: dict[str, Reply]) -> None:
         """Refuse updates that are far too large."""
         ratio = self._federation.max_norm_ratio
         accepted = {name: reply for name, reply in replies.items() if reply.accepted}
@@ -124,7 +137,7 @@ class Collector:
         if len(accepted) < NEEDED and not self._told_unscreened:
             self._told_unscreened = True
             log.info("with fewer than %d answers the sizes of updates are not compared", NEEDED)
-        norms = update_norms(accepted, model)
+        norms = {name: reply.norm for name, reply in accepted.items()}
         for name, norm in norms.items():
             accepted[name].metrics["update.norm"] = norm
         for name, reason in too_large(norms, {n: r.examples for n, r in accepted.items()}, ratio).items():

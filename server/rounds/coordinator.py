@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from dusss_core.errors import UserError
@@ -22,6 +23,7 @@ from server.rounds.replies import DIVERGED, Reply
 from server.rounds.roster import Roster
 from server.rounds.secure import SecureCollector
 from server.rounds.selection import NOTHING_TO_CHOOSE_BY, Selection, weighted_mean
+from server.rounds.spool import Spool
 from server.rounds.summary import evaluation_figures, make_summary
 from server.runs.checkpoints import Checkpoint
 from server.runs.events import PlainReporter, Reporter
@@ -206,18 +208,19 @@ class Coordinator:
         abstaining: dict[str, str],
     ) -> Checkpoint:
         started, round = time.perf_counter(), last.round + 1
-        collected = self._collector.collect(phase, round, rounds, last.model, abstaining)
-        replies, down = collected.replies, collected.down
-        accepted = {name: reply for name, reply in replies.items() if reply.accepted}
-        if collected.lost:
-            self._say(
-                f"{phase} round {round}: the sites have given their parts, the sum was lost, and no part is given "
-                "twice; the model stays as it was"
-            )
-            model = last.model
-        else:
-            self._check_enough(phase, round, accepted, replies, abstaining)
-            model = aggregator.aggregate(last.model, collected.models)
+        with closing(Spool(self._run.folder, last.model)) as spool:
+            collected = self._collector.collect(phase, round, rounds, last.model, abstaining, spool)
+            replies, down = collected.replies, collected.down
+            accepted = {name: reply for name, reply in replies.items() if reply.accepted}
+            if collected.lost:
+                self._say(
+                    f"{phase} round {round}: the sites have given their parts, the sum was lost, and no part is given "
+                    "twice; the model stays as it was"
+                )
+                model = last.model
+            else:
+                self._check_enough(phase, round, accepted, replies, abstaining)
+                model = aggregator.aggregate(last.model, collected.models)
         selection.observe(last.round, self._validation(accepted))
         figures = {
             **self._means(accepted),

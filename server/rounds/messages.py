@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dusss_core.files import digest_of_tensors
@@ -11,6 +11,7 @@ from dusss_core.phases import Phase
 from feddusss import wire
 from server.rounds.replies import MASKED, MISCOUNTED, Reply, read_reply
 from server.rounds.roster import Roster, Site
+from server.rounds.spool import Spool
 from server.runs.events import Reporter
 from server.runs.runfolder import CHARGES
 from server.study.config import StudyConfig
@@ -62,12 +63,16 @@ class Messages:
         sites: list[Site],
         model: Mapping[str, Tensor],
         secure: Mapping[str, ConfigRecord] | None = None,
+        spool: Spool | None = None,
+        on_accepted: Callable[[Reply], Reply] | None = None,
         **settings: Any,
     ) -> tuple[dict[str, Reply], dict[str, int]]:
         """Send `model` to each site and read the answers, by site; also the bytes sent to each site.
 
         Args:
             secure: under secure aggregation: what each site needs to mask its answer.
+            spool: where the tensors of the answers wait.
+            on_accepted: told of each accepted answer as it comes; what it returns is kept.
         """
         arrays = self.pack(model, settings.get("what", "train"))
         # masked numbers cannot be rounded
@@ -87,7 +92,9 @@ class Messages:
         def on_reply(name: str, message: Message | None) -> None:
             site = roster.sites[name]
             up = back if secure is None else MASKED
-            reply = read_reply(name, message, expected, wire=up, most_examples=site.pictures)
+            reply = read_reply(name, message, expected, wire=up, most_examples=site.pictures, spool=spool)
+            if reply.accepted and on_accepted is not None:
+                reply = on_accepted(reply)
             replies[name] = reply
             if reply.accepted:
                 site.vlm = self._vlm_digest or site.vlm
@@ -100,8 +107,7 @@ class Messages:
                 if reply.kind == MISCOUNTED:
                     roster.ask_again(name)
 
-        answers = roster.ask(kind, contents, self._timeout, self._reporter.on_site_start, on_reply)
-        for name in answers.keys() - replies.keys():
+        for name in roster.ask(kind, contents, self._timeout, on_reply, self._reporter.on_site_start):
             on_reply(name, None)
         return {name: replies[name] for name in sorted(replies)}, down
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from feddusss import wire as codec
+from server.rounds.screening import squared_distance
 
 if TYPE_CHECKING:
-    from flwr.app import Message
+    from flwr.app import ArrayRecord, ConfigRecord, Message
     from torch import Tensor
+
+    from server.rounds.spool import Spool
 
 LOST = "lost"
 """No answer, or an error of Flower's or of the app: asking again may help."""
@@ -43,7 +46,10 @@ class Reply:
     """The site cannot take part in this phase at all (no text, no training pictures); no failure."""
     kind: str = ""
     """Of a refused answer: LOST, DIVERGED, MISCOUNTED, SPENT, or empty."""
-    tensors: dict[str, Tensor] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    """Read from the disk when they are asked for, where they were put there. Not to be written to."""
+    norm: float = 0.0
+    """L2 norm of the change of the learned weights."""
     metrics: dict[str, float] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
     """The strings of the answer to a query: site, release, role, ..."""
@@ -75,8 +81,9 @@ def read_reply(
     *,
     wire: str = "float32",
     most_examples: float = _MOST_EXAMPLES,
+    spool: Spool | None = None,
 ) -> Reply:
-    """Check one answer; never raises.
+    """Check one answer; whatever it is, nothing is raised.
 
     Args:
         site: who was asked. By the coordinator's own map: a dead node's error reply does not name it.
@@ -85,18 +92,27 @@ def read_reply(
             and a number of examples. None: an answer without tensors is expected.
         wire: the type in which learned weights come back; see `feddusss.wire`. MASKED: under secure aggregation.
         most_examples: training pictures that the site said it has: it can claim no more weight than that.
+        spool: where the tensors of an accepted answer are put, so that the message can be let go. None: they stay in
+            the message's own memory.
+
+    Raises:
+        UserError: the disk with the spool is full.
     """
     try:
         content = _content(message)
         metrics = _metrics(content)
         texts = _texts(content)
         if expected is None:
-            if content.array_records:
+            if _arrays(content):
                 raise Refused("sent tensors that nobody asked for")
             return Reply(site, metrics=metrics, texts=texts)
-        tensors, size = _tensors(content, expected, wire)
+        record = _record(content)
+        tensors = decoded(record, expected, wire)
+        norm = _checked_norm(tensors, expected) if wire != MASKED else 0.0
         _check_examples(metrics, most_examples)
-        return Reply(site, tensors=tensors, metrics=metrics, texts=texts, bytes_up=size)
+        if spool is not None:
+            tensors = spool.put(tensors)
+        return Reply(site, tensors=tensors, norm=norm, metrics=metrics, texts=texts, bytes_up=codec.size(record))
     except Refused as refused:
         return Reply(site, reason=str(refused), abstains=refused.abstains, kind=refused.kind)
 
@@ -110,7 +126,7 @@ def _content(message: Message | None):
         reason = (message.error.reason or "no reason given").strip().splitlines()
         told = reason[0][:300] if reason else "no reason given"
         raise Refused(f"error {message.error.code}: {_printable(told)}", kind=LOST)
-    for record in message.content.config_records.values():
+    for record in _configs(message.content):
         if "declined" in record:
             kinds = {DIVERGED: record.get("diverged"), SPENT: record.get("spent")}
             kind = next((kind for kind, so in kinds.items() if so is True), "")
@@ -119,10 +135,13 @@ def _content(message: Message | None):
 
 
 def _metrics(content) -> dict[str, float]:
-    if len(content.metric_records) > 1:
+    from flwr.app import MetricRecord
+
+    sent = list(codec.records(content, MetricRecord).values())
+    if len(sent) > 1:
         raise Refused("sent more than one metric record")
     metrics: dict[str, float] = {}
-    for name, value in (next(iter(content.metric_records.values())) if content.metric_records else {}).items():
+    for name, value in (sent[0] if sent else {}).items():
         if not _METRIC_NAME.fullmatch(name):
             raise Refused(f"metric name {_printable(name)!r} is not allowed")
         if isinstance(value, list):
@@ -133,20 +152,32 @@ def _metrics(content) -> dict[str, float]:
 
 
 def _texts(content) -> dict[str, str]:
-    records = content.config_records.values()
-    return {_printable(k): _printable(v) for record in records for k, v in record.items() if isinstance(v, str)}
+    return {
+        _printable(k): _printable(v) for record in _configs(content) for k, v in record.items() if isinstance(v, str)
+    }
 
 
-def _tensors(content, expected: Mapping[str, Tensor], wire: str) -> tuple[dict[str, Tensor], int]:
-    if list(content.array_records) != ["arrays"]:
-        raise Refused(f"tensor records {sorted(map(_printable, content.array_records))} instead of ['arrays']")
-    record = content.array_records["arrays"]
+def _configs(content) -> Iterable[ConfigRecord]:
+    from flwr.app import ConfigRecord
+
+    return codec.records(content, ConfigRecord).values()
+
+
+def decoded(record: ArrayRecord, expected: Mapping[str, Tensor], wire: str) -> dict[str, Tensor]:
+    """The site's model out of what travelled, with the names, shapes and types of `expected`.
+
+    Whatever a `wire` does to numbers is undone here and nowhere else. What travelled whole is not copied, and must not
+    be written to. Whether the numbers are finite is not looked at.
+
+    Raises:
+        Refused: it is something else.
+    """
     most = sum(
         tensor.numel() * (8 if wire == MASKED else tensor.element_size()) + _HEADER_BYTES_PER_TENSOR
         for tensor in expected.values()
     )
     try:
-        tensors = codec.unpack(record, most + _HEADER_BYTES)
+        tensors = codec.views(record, most + _HEADER_BYTES)
     except codec.Unreadable as problem:
         raise Refused(f"tensors: {problem}") from None
     missing, extra = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
@@ -155,32 +186,47 @@ def _tensors(content, expected: Mapping[str, Tensor], wire: str) -> tuple[dict[s
     if extra:
         raise Refused(f"tensor '{_printable(extra[0])}' was not asked for ({len(extra)} in all)")
     for name, tensor in expected.items():
-        _check_tensor(name, tensors[name], tensor, wire)
-    if wire in ("float32", MASKED):
-        whole = {name: tensors[name] for name in expected}
-    else:
-        differences = codec.widened(tensors)
-        whole = codec.added({name: differences[name] for name in expected}, expected)
-        for name, tensor in whole.items():
-            _check_finite(name, tensor)  # a sum of finite numbers need not be finite
-    return whole, codec.size(record)
+        _check_type(name, tensors[name], tensor, wire)
+    tensors = {name: tensors[name] for name in expected}
+    return tensors if wire in ("float32", MASKED) else codec.added(codec.widened(tensors), expected)
 
 
-def _check_tensor(name: str, tensor: Tensor, expected: Tensor, wire: str) -> None:
+def _record(content) -> ArrayRecord:
+    arrays = _arrays(content)
+    if list(arrays) != ["arrays"]:
+        raise Refused(f"tensor records {sorted(map(_printable, arrays))} instead of ['arrays']")
+    return arrays["arrays"]
+
+
+def _arrays(content) -> dict[str, ArrayRecord]:
+    from flwr.app import ArrayRecord
+
+    return codec.records(content, ArrayRecord)
+
+
+def _check_type(name: str, tensor: Tensor, expected: Tensor, wire: str) -> None:
     rounded = wire == "bfloat16" and codec.is_rounded(name, expected)
     dtype = "int64" if wire == MASKED else wire if rounded else _dtype(expected)
     wanted = dtype, tuple(expected.shape)
     found = _dtype(tensor), tuple(tensor.shape)
     if found != wanted:
         raise Refused(f"tensor '{name}' is {_describe(*found)} instead of {_describe(*wanted)}")
-    _check_finite(name, tensor)
 
 
-def _check_finite(name: str, tensor: Tensor) -> None:
+def _checked_norm(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """L2 norm of the change of the learned weights; a number that is not finite is refused on the way, by name."""
     import torch
 
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-        raise Refused(f"tensor '{name}' holds NaN or infinity", kind=DIVERGED)
+    square = 0.0
+    for name, tensor in tensors.items():
+        learned = not codec.is_statistic(name, expected[name])
+        change = squared_distance(tensor, expected[name]) if learned else 0.0
+        # the norm shows at no cost whether all is finite
+        if learned and math.isfinite(change):
+            square += change
+        elif tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise Refused(f"tensor '{name}' holds NaN or infinity", kind=DIVERGED)
+    return math.sqrt(square)
 
 
 def _check_examples(metrics: Mapping[str, float], most: float) -> None:

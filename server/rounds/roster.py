@@ -156,24 +156,23 @@ class Roster:
         kind: str,
         contents: Mapping[str, RecordDict],
         timeout: float,
+        on_reply: Callable[[str, Message], None],
         on_start: Callable[[str], None] | None = None,
-        on_reply: Callable[[str, Message | None], None] | None = None,
-    ) -> dict[str, Message | None]:
-        """Send each site its message and wait for the answers.
+    ) -> list[str]:
+        """Send each site its message and wait for the answers, which nobody keeps but `on_reply`.
 
         Returns:
-            The answer of each site; None where none came in time.
+            The sites of which none came in time.
         """
         nodes = {self.sites[name].node: name for name in contents}
-        messages = {node: _message(contents[name], node, kind) for node, name in nodes.items()}
-        answers = exchange(
+        silent = exchange(
             self._grid,
-            messages,
+            {node: _message(contents[name], node, kind) for node, name in nodes.items()},
             timeout,
+            on_reply=lambda node, message: on_reply(nodes[node], message),
             on_start=(lambda node: on_start(nodes[node])) if on_start else None,
-            on_reply=(lambda node, message: on_reply(nodes[node], message)) if on_reply else None,
         )
-        return {nodes[node]: message for node, message in answers.items()}
+        return [nodes[node] for node in silent]
 
     # Waiting and asking.
 
@@ -271,24 +270,27 @@ def exchange(
     grid: Grid,
     messages: Mapping[int, Message],
     timeout: float,
+    on_reply: Callable[[int, Message], None],
     on_start: Callable[[int], None] | None = None,
-    on_reply: Callable[[int, Message | None], None] | None = None,
-) -> dict[int, Message | None]:
-    """Push a message to each node and pull the answers as they come.
+) -> list[int]:
+    """Push a message to each node and pull the answers as they come. Nothing is kept of an answer: with large models
+    only a few fit in memory.
 
     Whose answer it is, is told by the message that it answers: a dead node's error reply does not name the node. What
     answers an older message is never pulled.
+
+    Returns:
+        The nodes that did not answer in time.
     """
-    answers: dict[int, Message | None] = dict.fromkeys(messages)
+    silent = dict.fromkeys(messages)
     pending: dict[str, int] = {}
 
     def pull() -> None:
         for reply in grid.pull_messages(list(pending)) if pending else ():
             node = pending.pop(reply.metadata.reply_to_message_id, None)
             if node is not None:
-                answers[node] = reply
-                if on_reply:
-                    on_reply(node, reply)
+                del silent[node]
+                on_reply(node, reply)
 
     for node, message in messages.items():
         if on_start:
@@ -302,7 +304,7 @@ def exchange(
     while pending and (waited := time.monotonic() - since) < timeout:
         pause(grid, min(_LONGEST_POLL_S, max(_POLL_S, waited / 20)))
         pull()
-    return answers
+    return list(silent)
 
 
 def pause(grid: Grid, seconds: float) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dusss_core.phases import Phase
+from feddusss import wire
 from feddusss.secagg.convener import Convener
 from feddusss.secagg.fixedpoint import FRACTION_BITS, OutOfRange, decode
 from feddusss.secagg.member import default_threshold
@@ -28,6 +29,7 @@ from server.rounds.aggregation import SiteModel
 from server.rounds.collecting import Collected, Collector
 from server.rounds.replies import LOST, SPENT, Reply, read_reply
 from server.rounds.roster import Site
+from server.rounds.spool import Spool
 
 if TYPE_CHECKING:
     from flwr.app import ConfigRecord, Message
@@ -47,9 +49,16 @@ class SecureCollector(Collector):
     """Collects the sum of a round's updates. An attempt that fails is repeated with fresh keys."""
 
     def collect(
-        self, phase: Phase, round: int, rounds: int, model: Mapping[str, Tensor], abstaining: dict[str, str]
+        self,
+        phase: Phase,
+        round: int,
+        rounds: int,
+        model: Mapping[str, Tensor],
+        abstaining: dict[str, str],
+        spool: Spool,
     ) -> Collected:
-        """The answers of a round, and the weighted mean of the updates."""
+        """The answers of a round, and the weighted mean of the updates. Nothing waits in the spool: an update is added
+        to the sum as it comes."""
         federation = self._federation
         exchanges = _Exchanges(self, phase, round, model)
         mean = None
@@ -167,14 +176,23 @@ class _Exchanges:
             site.name: self._record("train", dump(convener.deliveries(site.name)), weighting=self._weighting)
             for site in members
         }
+
+        def add(reply: Reply) -> Reply:
+            convener.add(reply.site, _flat(reply.tensors))
+            return replace(reply, tensors={})
+
         answered, sent = self._messages.ask(
-            self._roster, "train", members, self._model, records, phase=self._phase, round=self._round
+            self._roster,
+            "train",
+            members,
+            self._model,
+            records,
+            on_accepted=add,
+            phase=self._phase,
+            round=self._round,
         )
         for name, reply in answered.items():
             self._count(name, reply.bytes_up, sent.get(name, 0) + len(records[name]["body"]))
-            if reply.accepted:
-                convener.add(name, _flat(reply.tensors))
-                reply = replace(reply, tensors={})
             self.replies[name] = reply
         if len(convener.survivors) < convener.occasion.threshold:
             raise _Failed(
@@ -274,7 +292,8 @@ class _Exchanges:
             self._count(site.name, 0, len(record["body"]))
             contents[site.name] = self._messages.step(record, self._phase, self._round)
         timeout = min(STEP_TIMEOUT_S, self._federation.round_timeout_s)
-        answers = self._roster.ask("query", contents, timeout)
+        answers: dict[str, Message | None] = {}
+        answers |= dict.fromkeys(self._roster.ask("query", contents, timeout, answers.__setitem__))
         gave = set()
         for name, message in sorted(answers.items()):
             reply = read_reply(name, message)
@@ -293,7 +312,9 @@ class _Exchanges:
         return gave
 
     def _taken(self, name: str, message: Message, kind: type[Record], take: Callable[[str, Record], None]) -> Reply:
-        content = message.content.config_records.get("secure", {}).get("body")
+        from flwr.app import ConfigRecord
+
+        content = wire.records(message.content, ConfigRecord).get("secure", {}).get("body")
         try:
             record = parse(kind, content, name)
             self._count(name, len(content), 0)
