@@ -72,10 +72,14 @@ class Listener(Reporter):
     def __init__(self):
         self.messages: list[str] = []
         self.refused: list[tuple[str, str]] = []
+        self.done: list[str] = []
         self.rounds: list[tuple[str, int, list[str]]] = []
 
     def on_message(self, text):
         self.messages.append(text)
+
+    def on_site_done(self, site, metrics):
+        self.done.append(site)
 
     def on_site_refused(self, site, reason):
         self.refused.append((site, reason))
