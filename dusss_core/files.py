@@ -9,10 +9,12 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
 from dusss_core.errors import UserError
+from dusss_core.tensorfile import chunks, raw
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -58,19 +60,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
-    """Write torch tensors to a safetensors file atomically; `metadata` goes into its header."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    """Write torch tensors to a safetensors file atomically; `metadata` goes into its header. They are not copied."""
 
-    def save(path: Path) -> None:
-        try:
-            save_file(contiguous, path, dict(metadata or {}))
-        except SafetensorError as error:  # which hides that the disk is full
-            raise OSError(str(error)) from error
+    def write(temporary: Path) -> None:
+        with temporary.open("wb", buffering=0) as file:
+            for piece in chunks(tensors, metadata):
+                _write_all(file, piece)
 
-    # clone: safetensors refuses tensors that share memory
-    contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_atomically(path, save)
+    write_atomically(path, write)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -131,19 +128,23 @@ def exclusive(path: Path, wait_s: float = 0.0) -> Iterator[None]:
 
 def digest_of_tensors(tensors: Mapping[str, Any]) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of `tensors`, in order of name."""
-    import torch
-
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        tensor = tensors[name]
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(raw(tensor))
     return digest.hexdigest()
 
 
 def with_prefix(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     """The tensors whose names start with `prefix`, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _write_all(file: RawIOBase, piece: bytes | memoryview) -> None:
+    rest = memoryview(piece)
+    while len(rest):
+        rest = rest[file.write(rest) :]
 
 
 def _sync_folder(folder: Path) -> None:

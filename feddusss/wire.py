@@ -12,13 +12,14 @@ of itself. Statistics such as running variances stay float32: a rounded differen
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from io import BytesIO
 from typing import TYPE_CHECKING, TypeVar
 
+from dusss_core import tensorfile
+
 if TYPE_CHECKING:
-    import torch
     from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
     from torch import Tensor
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 WIRES = ("float32", "bfloat16")
 KEY = "safetensors"
 """Name of the one array of a record."""
+_NUMPY = "numpy.ndarray"
+"""Flower's name for numpy's own format."""
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -36,17 +39,16 @@ class Unreadable(Exception):
 
 def pack(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     """The record that carries `tensors`."""
-    import numpy as np
     from flwr.app import Array, ArrayRecord
-    from safetensors.torch import save
 
-    # clone: safetensors refuses tensors that share memory
-    packed = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
-    return ArrayRecord({KEY: Array(np.frombuffer(packed, dtype=np.uint8))})
+    size = tensorfile.size(tensors)
+    # what Flower makes of an array of bytes, without its two copies
+    packed = b"".join([_array_head(size), *tensorfile.chunks(tensors)])
+    return ArrayRecord({KEY: Array("uint8", (size,), _NUMPY, packed)})
 
 
 def unpack(record: ArrayRecord, most_bytes: int | None = None) -> dict[str, Tensor]:
-    """The tensors of a record, with the types that they travelled in.
+    """The tensors of a record, with the types that they travelled in, on memory of their own.
 
     Args:
         most_bytes: a record that is larger is not read.
@@ -54,61 +56,45 @@ def unpack(record: ArrayRecord, most_bytes: int | None = None) -> dict[str, Tens
     Raises:
         Unreadable: it is too large, or not what `pack` makes.
     """
-    from safetensors.torch import load
+    import numpy as np
 
-    packed = content(record, most_bytes)
-    try:
-        return load(packed)
-    except Exception:
-        raise Unreadable("the tensors cannot be decoded") from None
+    # one copy for all: fresh memory in one large piece costs less than in many
+    packed = np.frombuffer(content(record, most_bytes), dtype=np.uint8).copy()
+    with _decoding():
+        return {name: part.tensor() for name, part in tensorfile.parts(packed).items()}
 
 
 def views(record: ArrayRecord, most_bytes: int | None = None) -> dict[str, Tensor]:
-    """As `unpack`, but the tensors are the record's own bytes, and must not be written to. Nothing is copied.
+    """As `unpack`, but the tensors lie in the record's own bytes, and must not be written to. Nothing is copied.
 
     Raises:
-        Unreadable: it is too large, or not what `pack` makes.
+        Unreadable: as `unpack`.
     """
     import warnings
 
-    import torch
-
-    packed = _bytes_of(record, most_bytes)
-    try:
-        places, start = _places(packed)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # torch warns that the bytes cannot be written to
-            numbers = torch.frombuffer(packed, dtype=torch.uint8, offset=start) if start < len(packed) else None
-        tensors = {}
-        for name, (dtype, shape, begin, end) in places.items():
-            if begin == end:
-                tensors[name] = torch.empty(shape, dtype=dtype)
-                continue
-            part = numbers[begin:end]
-            # a file of another writer may begin its numbers anywhere
-            if begin % dtype.itemsize or part.data_ptr() % dtype.itemsize:
-                part = part.clone()
-            tensors[name] = part.view(dtype).reshape(shape)
-        return tensors
-    except Exception:
-        raise Unreadable("the tensors cannot be decoded") from None
+    packed = content(record, most_bytes)
+    with _decoding(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch warns that the bytes cannot be written to
+        return {name: part.tensor() for name, part in tensorfile.parts(packed).items()}
 
 
-def contents(record: ArrayRecord) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
-    """Type, shape and bytes of each tensor of a record, as they travel.
+def contents(record: ArrayRecord) -> dict[str, tensorfile.Part]:
+    """Type, shape and bytes of each tensor of a record, as they travel; the bytes are the record's own.
 
     Raises:
         Unreadable: it is not what `pack` makes.
     """
-    from safetensors import deserialize
+    packed = content(record)
+    with _decoding():
+        return tensorfile.parts(packed)
 
+
+@contextmanager
+def _decoding() -> Iterator[None]:
     try:
-        entries = deserialize(content(record))
-    except Unreadable:
-        raise
+        yield
     except Exception:
         raise Unreadable("the tensors cannot be decoded") from None
-    return {name: (str(entry["dtype"]), tuple(entry["shape"]), bytes(entry["data"])) for name, entry in entries}
 
 
 def records(content: RecordDict, kind: type[Record]) -> dict[str, Record]:
@@ -160,80 +146,58 @@ def is_statistic(name: str, tensor: Tensor) -> bool:
     return name.rpartition(".")[2] in _STATISTICS or not tensor.is_floating_point()
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no number of a tensor is NaN or infinite."""
+    import torch
+
+    # what is not finite leaves no sum finite; a sum of finite numbers may overflow, and only then is each looked at
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+
+
 def size(record: ArrayRecord) -> int:
     """Bytes of a record's arrays, as they travel."""
     return sum(len(array.data) for array in record.values())
 
 
-def content(record: ArrayRecord, most_bytes: int | None = None) -> bytes:
-    """The bytes of the safetensors file in a record.
+def content(record: ArrayRecord, most_bytes: int | None = None) -> memoryview:
+    """The bytes of the safetensors file in a record, which are not copied.
 
     Raises:
         Unreadable: it is too large, or not what `pack` makes.
     """
-    return bytes(_bytes_of(record, most_bytes))
-
-
-def _bytes_of(record: ArrayRecord, most_bytes: int | None = None) -> memoryview:
-    """As `content`, where it lies."""
-    from io import BytesIO
-
-    import numpy as np
-
     if list(record) != [KEY]:
         raise Unreadable(f"{len(record)} arrays instead of one named '{KEY}'")
     array = record[KEY]
     if most_bytes is not None and len(array.data) > most_bytes:
         raise Unreadable(f"{len(array.data)} bytes, more than the {most_bytes} that the tensors can take")
+    if array.stype != _NUMPY:
+        raise Unreadable("the array cannot be decoded")
     try:
-        if array.stype != "numpy.ndarray":
-            raise ValueError
-        file = BytesIO(array.data)
-        version = np.lib.format.read_magic(file)
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-        shape, _, dtype = read(file)
-        values = memoryview(array.data)[file.tell() :]
+        shape, dtype, head = _read_array_head(array.data)
     except Exception:
         raise Unreadable("the array cannot be decoded") from None
-    if dtype != np.uint8 or len(shape) != 1:
+    if dtype != "uint8" or len(shape) != 1:
         raise Unreadable("the array does not hold bytes")
-    if len(values) != shape[0]:
+    if shape[0] != len(array.data) - head:
         raise Unreadable("the array cannot be decoded")
-    return values
+    return memoryview(array.data)[head:]
 
 
-def _places(packed: memoryview) -> tuple[dict[str, tuple[torch.dtype, tuple[int, ...], int, int]], int]:
-    """Where the tensors of a safetensors file are: type, shape, first and last byte of each, counted from where the
-    numbers begin; and that place. Whatever is not as the format says raises: the places leave no byte out, and none is
-    in two."""
-    import torch
+def _array_head(size: int) -> bytes:
+    """What stands before the numbers of an array of `size` bytes, in numpy's own format."""
+    from numpy.lib import format
 
-    types = {
-        "F64": torch.float64,
-        "F32": torch.float32,
-        "F16": torch.float16,
-        "BF16": torch.bfloat16,
-        "I64": torch.int64,
-        "I32": torch.int32,
-        "I16": torch.int16,
-        "I8": torch.int8,
-        "U8": torch.uint8,
-        "BOOL": torch.bool,
-    }
-    header = int.from_bytes(packed[:8], "little")
-    start = 8 + header
-    if len(packed) < start:
-        raise ValueError
-    entries = json.loads(bytes(packed[8:start]))
-    entries.pop("__metadata__", None)
-    places, expected = {}, 0
-    for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
-        dtype, shape, (begin, end) = types[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
-        if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
-            raise ValueError
-        if begin != expected or end - begin != math.prod(shape) * dtype.itemsize:
-            raise ValueError
-        places[name], expected = (dtype, shape, begin, end), end
-    if start + expected != len(packed):
-        raise ValueError
-    return places, start
+    head = BytesIO()
+    format.write_array_header_1_0(head, {"descr": "|u1", "fortran_order": False, "shape": (size,)})
+    return head.getvalue()
+
+
+def _read_array_head(data: bytes) -> tuple[tuple[int, ...], str, int]:
+    """Shape and type of an array in numpy's own format, and where its numbers begin."""
+    from numpy.lib import format
+
+    file = BytesIO(data)
+    if format.read_magic(file) != (1, 0):
+        raise ValueError("not as numpy writes an array of bytes")
+    shape, _, dtype = format.read_array_header_1_0(file)
+    return shape, str(dtype), file.tell()

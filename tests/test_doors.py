@@ -12,7 +12,13 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("dusss_core", "feddusss", "sites", "client", "server", "configs")
 MAY_IMPORT = {
     "dusss_core": set(),
-    "feddusss": {"dusss_core.errors", "dusss_core.config", "dusss_core.files", "dusss_core.phases"},
+    "feddusss": {
+        "dusss_core.errors",
+        "dusss_core.config",
+        "dusss_core.files",
+        "dusss_core.phases",
+        "dusss_core.tensorfile",
+    },
     "sites": {"dusss_core", "feddusss"},
     "client": {"dusss_core", "feddusss", "sites"},
     "server": {"dusss_core", "feddusss"},
@@ -25,7 +31,7 @@ FLOORS = {
     "client": "__main__ > node > preflight > app > answer > work > privacy > secure > door > state > declined",
     "server": "__main__ > app > onemachine simulation > deployment > report > rounds > runs > study",
     "dusss_core": "privacy > training > build > objectives > pretraining > models > losses > text > "
-    "augment inference metrics phases records sampling seeds files config errors",
+    "augment inference metrics phases records sampling seeds files tensorfile config errors",
     "sites": "__main__ > check > importers > dataset > partition > prepare > packing > manifest > readers > "
     "config > synth",
     "feddusss": "bundle > cli > configfile > wire > secagg",
@@ -37,6 +43,7 @@ LIGHT = (
     "dusss_core/errors.py",
     "dusss_core/files.py",
     "dusss_core/seeds.py",
+    "dusss_core/tensorfile.py",
     "client/app.py",
     "server/app.py",
     "server/study/config.py",

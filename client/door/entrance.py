@@ -138,15 +138,16 @@ def _round(record: ConfigRecord, key: str, lowest: int) -> int:
 
 
 def _tensors(content: RecordDict, name: str) -> dict[str, Tensor] | None:
-    """The tensors of the record `name`, rounded ones as float32; None if the message has no such record."""
+    """The tensors of the record `name`, rounded ones as float32; None if the message has no such record. They lie in the
+    message's own bytes: nobody here writes to them."""
     record = content.array_records.get(name)
     if record is None:
         return None
     with _readable(name):
-        return wire.widened(wire.unpack(record))
+        return wire.widened(wire.views(record))
 
 
-def _bytes(content: RecordDict, name: str) -> bytes:
+def _bytes(content: RecordDict, name: str) -> bytes | memoryview:
     record = content.array_records.get(name)
     if record is None:
         return b""

@@ -55,7 +55,7 @@ def decline(site: SiteConfig | None, kind: str, why: Declined) -> RecordDict:
 
 
 def _held(content: RecordDict) -> dict[str, Any]:
-    """All that an answer holds: each tensor's size and the hash of its bytes as they travel."""
+    """All that an answer holds: each tensor's size and the hash of its bytes as they travel, which are not copied."""
     tensors = {
         f"{record}.{name}": {
             "dtype": dtype,

@@ -101,7 +101,7 @@ def entries(path: Path) -> list[dict[str, Any]]:
     return [entry for line in _read(path)[0] if (entry := _parse(line))]
 
 
-def sha256(content: bytes) -> str:
+def sha256(content: bytes | memoryview) -> str:
     """As hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()
 

@@ -81,9 +81,9 @@ class Round:
         """
         request, bench = self.request, self._bench
         figures = prefixed("train", self._trainer.train_round(request.round))
-        shared = self._trainer.shared()
+        shared = self._trainer.shared(copies=False)
         _check_finite(shared)
-        request.state.save(request.phase, request.round, self._trainer.private())
+        request.state.save(request.phase, request.round, self._trainer.private(copies=False))
         bench.trainer_at = (request.run_key, request.phase, request.round)
         figures |= {
             "num-examples": request.phase.weight(bench.data.counts),
@@ -124,8 +124,7 @@ def load_shared(trainer, request: Judged) -> None:
     Raises:
         Declined: it does not fit.
     """
-    expected = {name: tensor.shape for name, tensor in trainer.shared().items()}
-    if request.model is None or {name: tensor.shape for name, tensor in request.model.items()} != expected:
+    if request.model is None or {name: tensor.shape for name, tensor in request.model.items()} != trainer.shapes():
         raise Declined("the model in the message does not fit the study's settings in this release")
     trainer.load_shared(request.model)
 
@@ -136,7 +135,5 @@ def prefixed(prefix: str, figures: Mapping[str, float]) -> dict[str, float]:
 
 
 def _check_finite(shared: Mapping[str, Tensor]) -> None:
-    import torch
-
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in shared.values()):
+    if not all(map(wire.is_finite, shared.values())):
         raise Declined("training gave weights that are not finite; the state before is kept", diverged=True)

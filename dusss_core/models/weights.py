@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def shared_tensors(model: nn.Module, local_norm: bool) -> dict[str, Tensor]:
-    """Copies of the trained tensors and buffers of `model`.
+def shared_tensors(model: nn.Module, local_norm: bool, *, copies: bool = True) -> dict[str, Tensor]:
+    """The trained tensors and buffers of `model`, on the CPU.
 
     Frozen parameters do not travel; with `local_norm` (FedBN) neither do normalisation layers.
+
+    Args:
+        copies: False: where the model lies on the CPU, its own tensors, which the next step changes.
     """
-    return _copies(model, model.state_dict().keys() - _private_names(model, local_norm))
+    private = _private_names(model, local_norm)
+    return on_cpu({name: value for name, value in model.state_dict().items() if name not in private}, copies)
 
 
-def local_tensors(model: nn.Module, local_norm: bool) -> dict[str, Tensor]:
-    """Copies of the normalisation layers' tensors if they stay at the site, otherwise nothing."""
-    return _copies(model, _norm_names(model)) if local_norm else {}
+def local_tensors(model: nn.Module, local_norm: bool, *, copies: bool = True) -> dict[str, Tensor]:
+    """The normalisation layers' tensors if they stay at the site, otherwise nothing; `copies` as `shared_tensors`."""
+    names = _norm_names(model) if local_norm else ()
+    return on_cpu({name: value for name, value in model.state_dict().items() if name in names}, copies)
 
 
 def load_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -35,8 +40,14 @@ def load_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
         own[name].copy_(value)
 
 
-def _copies(model: nn.Module, names: Set[str]) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items() if name in names}
+def on_cpu(tensors: Mapping[str, Tensor], copies: bool) -> dict[str, Tensor]:
+    """`tensors` on the CPU; with `copies`, on memory of their own."""
+    return {name: _copy(value) if copies else value.detach().cpu() for name, value in tensors.items()}
+
+
+def _copy(value: Tensor) -> Tensor:
+    there = value.detach()
+    return there.clone() if there.device.type == "cpu" else there.cpu()
 
 
 def _private_names(model: nn.Module, local_norm: bool) -> set[str]:

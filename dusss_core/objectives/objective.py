@@ -124,7 +124,7 @@ class Objective(ABC):
         """
 
     def state(self) -> dict[str, Tensor]:
-        """What stays at the site, on the CPU, for `load_state` of a later process."""
+        """What stays at the site, for `load_state` of a later process: its own tensors, which the host copies."""
         return {}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:  # noqa: B027 (most have nothing to do)

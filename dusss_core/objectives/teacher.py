@@ -32,8 +32,7 @@ class WithTeacher(Objective):
     def state(self) -> dict[str, Tensor]:
         if self.teacher is None:
             return {}
-        state = self.teacher.model.state_dict()
-        return {f"teacher.{name}": value.detach().cpu().clone() for name, value in state.items()}
+        return {f"teacher.{name}": value for name, value in self.teacher.model.state_dict().items()}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         if self.teacher is not None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dusss_core.config import TrainingConfig
 from dusss_core.errors import UserError
+from dusss_core.models.weights import on_cpu
 from dusss_core.privacy.mechanism import why_not
 from dusss_core.privacy.randomness import Randomness
 from dusss_core.privacy.step import private_gradient
@@ -108,12 +109,12 @@ class PrivateTraining(PhaseTrainer):
         """Nothing: figures of the validation pictures tell of their patients too, and nobody has paid for that."""
         return {}
 
-    def shared(self) -> dict[str, Tensor]:
+    def shared(self, *, copies: bool = True) -> dict[str, Tensor]:
         """What travels: the whole model, what is frozen here as it came, since other sites may train it."""
-        return {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+        return on_cpu(self.model.state_dict(), copies)
 
-    def private(self) -> dict[str, Tensor]:
-        return {**super().private(), MARK: torch.tensor(True)}
+    def private(self, *, copies: bool = True) -> dict[str, Tensor]:
+        return {**super().private(copies=copies), MARK: torch.tensor(True)}
 
     def load_private(self, tensors: dict[str, Tensor]) -> None:
         """Take back what `private` gave.

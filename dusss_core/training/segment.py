@@ -12,6 +12,7 @@ from dusss_core.augment import Geometry
 from dusss_core.build import build_student
 from dusss_core.config import TrainingConfig
 from dusss_core.files import with_prefix
+from dusss_core.models.weights import on_cpu
 from dusss_core.objectives import objective_of
 from dusss_core.objectives.objective import Batch
 from dusss_core.phases import Phase
@@ -72,9 +73,9 @@ class Segmenter(PhaseTrainer):
         if self.step == 0:
             self.objective.start()
 
-    def private(self) -> dict[str, Tensor]:
-        state = {f"objective.{name}": value for name, value in self.objective.state().items()}
-        return {**super().private(), **state}
+    def private(self, *, copies: bool = True) -> dict[str, Tensor]:
+        objective = {f"objective.{name}": value for name, value in self.objective.state().items()}
+        return {**super().private(copies=copies), **on_cpu(objective, copies)}
 
     def load_private(self, tensors: dict[str, Tensor]) -> None:
         super().load_private(tensors)

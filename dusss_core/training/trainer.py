@@ -16,7 +16,7 @@ from dusss_core.config import PhaseConfig, TrainingConfig
 from dusss_core.errors import NotFinite
 from dusss_core.files import with_prefix
 from dusss_core.losses.schedules import cosine_lr
-from dusss_core.models.weights import load_tensors, local_tensors, shared_tensors
+from dusss_core.models.weights import load_tensors, local_tensors, on_cpu, shared_tensors
 from dusss_core.phases import Phase
 from dusss_core.records import Split
 from dusss_core.sampling import steps_per_epoch
@@ -102,20 +102,31 @@ class PhaseTrainer(ABC):
         load_tensors(self.model, tensors)
         estimate_statistics(self.config, self.phase, self.model, self.train, self.text, self.device)
 
-    def shared(self) -> dict[str, Tensor]:
-        """What travels to the coordinator, on the CPU."""
-        return shared_tensors(self.model, self.config.local_norm)
+    def shared(self, *, copies: bool = True) -> dict[str, Tensor]:
+        """What travels to the coordinator, on the CPU.
 
-    def private(self) -> dict[str, Tensor]:
-        """What stays at the site: optimiser moments, step counter, local normalisation layers."""
-        state = {"step": torch.tensor(self.step)}
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            for name, value in moments.items():
-                state[f"optimizer.{index}.{name}"] = torch.as_tensor(value).detach().cpu().clone()
-        state.update(
-            {f"local.{name}": value for name, value in local_tensors(self.model, self.config.local_norm).items()}
-        )
-        return state
+        Args:
+            copies: False: where the model lies on the CPU, its own tensors, which the next step changes.
+        """
+        return shared_tensors(self.model, self.config.local_norm, copies=copies)
+
+    def shapes(self) -> dict[str, torch.Size]:
+        """Names and shapes of what travels."""
+        return {name: tensor.shape for name, tensor in self.shared(copies=False).items()}
+
+    def private(self, *, copies: bool = True) -> dict[str, Tensor]:
+        """What stays at the site: optimiser moments, step counter, local normalisation layers; `copies` as `shared`."""
+        moments = {
+            f"optimizer.{index}.{name}": torch.as_tensor(value)
+            for index, of_one in self.optimizer.state_dict()["state"].items()
+            for name, value in of_one.items()
+        }
+        local = local_tensors(self.model, self.config.local_norm, copies=copies)
+        return {
+            "step": torch.tensor(self.step),
+            **on_cpu(moments, copies),
+            **{f"local.{name}": value for name, value in local.items()},
+        }
 
     def load_private(self, tensors: dict[str, Tensor]) -> None:
         """Take back what `private` gave."""

@@ -10,7 +10,6 @@ import subprocess
 import sys
 
 import pytest
-import safetensors.torch
 import torch
 from flwr.app import ConfigRecord, RecordDict
 
@@ -19,6 +18,7 @@ import client.state.store
 from client.answer import answer
 from client.state.store import SiteState, locked
 from client.work.workbench import forget
+from dusss_core import files
 from dusss_core.files import digest_of_tensors
 from dusss_core.phases import Phase
 from feddusss import wire
@@ -166,11 +166,11 @@ def test_a_full_disk_leaves_the_state_before(fake, site_file, monkeypatch):
     folder = SiteState(site_file.parent / "state", "tiny", RUN_KEY).folder
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
-    def full(tensors, path, metadata=None):
-        path.write_bytes(b"half")
+    def full(file, piece):
+        file.write(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    monkeypatch.setattr(files, "_write_all", full)
     assert declined(answer("train", make_content(round=2), site_file)).startswith("UserError")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert "free disk space" in (site_file.parent / "state" / "log.txt").read_text()
@@ -261,7 +261,9 @@ def test_weights_that_are_not_finite_stay_here_and_so_does_the_state_that_made_t
     assert declined(answer("train", make_content(), site_file)) is None
     states = sorted((site_file.parent / "state").rglob("segment-*.safetensors"))
     shared = fake.Segmenter.shared
-    monkeypatch.setattr(fake.Segmenter, "shared", lambda self: {n: t * float("nan") for n, t in shared(self).items()})
+    monkeypatch.setattr(
+        fake.Segmenter, "shared", lambda self, **_: {n: t * float("nan") for n, t in shared(self).items()}
+    )
     reply = answer("train", make_content(round=2), site_file)
     assert "not finite" in declined(reply) and reply.config_records["config"]["diverged"] is True
     assert not reply.array_records

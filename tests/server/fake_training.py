@@ -77,12 +77,15 @@ class _Trainer:
         if self.step == 0:
             self.teacher = self.model["body.weight"].clone()
 
-    def shared(self):
+    def shared(self, *, copies=True):
         return {
             name: tensor.clone() for name, tensor in self.model.items() if not (self.config.local_norm and name in NORM)
         }
 
-    def private(self):
+    def shapes(self):
+        return {name: tensor.shape for name, tensor in self.shared().items()}
+
+    def private(self, *, copies=True):
         local = {f"local.{name}": self.model[name].clone() for name in NORM if self.config.local_norm}
         return {
             "step": torch.tensor(self.step),

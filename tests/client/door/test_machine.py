@@ -68,7 +68,7 @@ def test_a_messages_tensors_are_decoded_within_the_limit(fake, site_file, monkey
     from client.door.machine import _status
 
     limit(site_file, max_memory_gb=_status("VmRSS") / 1e9 + 0.5)
-    monkeypatch.setattr("client.door.entrance.wire.unpack", lambda record: torch.ones(10**9) and None)
+    monkeypatch.setattr("client.door.entrance.wire.views", lambda record: torch.ones(10**9) and None)
     assert "limits.max_memory_gb" in declined(answer("train", make_content(), site_file))
 
 
