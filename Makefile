@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$python"; break; }; done)
 
-.PHONY: help install demo federation federation-prepare test faults lint format clean
+.PHONY: help install demo federation federation-prepare test faults gpu-pack lint format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make federation-prepare  make what these need, and print the lines that start them by hand"
 	@echo "make test     run the tests"
 	@echo "make faults   do the quick selection of faults to a real federation on this machine"
+	@echo "make gpu-pack            make the folder .gpu for a GPU machine without network (FEDDUSSS_DATA names the data)"
 	@echo "make lint     check format and style"
 	@echo "make format   put format and style right"
 	@echo "make install  only install, into $(VENV)"
@@ -52,6 +53,9 @@ test: $(STAMP)
 
 faults: $(STAMP)
 	@"$(BIN)/python" benchmarks/faults.py --quick
+
+gpu-pack: $(STAMP)
+	@"$(BIN)/python" -m benchmarks.gpu.pack --out .gpu
 
 lint: $(STAMP)
 	@"$(BIN)/ruff" format --check .

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import platform
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,30 @@ def covered_share(spans: Iterable[tuple[float, float]]) -> float:
         covered += max(0.0, end - max(start, reached))
         reached = max(reached, end)
     return covered / (reached - first) if reached is not None and reached > first else 0.0
+
+
+@contextmanager
+def utilisation(device: torch.device, every_s: float = 0.2) -> Iterator[list[float]]:
+    """A list that fills with percents of time in which the GPU works, as its driver says; empty where nobody does."""
+    found: list[float] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(every_s):
+            try:
+                found.append(float(torch.cuda.utilization(device)))
+            except Exception:  # no package for it, or a driver that does not say: training goes on
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    if device.type == "cuda":
+        watcher.start()
+    try:
+        yield found
+    finally:
+        over.set()
+        if device.type == "cuda":
+            watcher.join()
 
 
 def machine(device: torch.device) -> dict[str, Any]:

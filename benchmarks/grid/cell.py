@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +66,15 @@ class Cell:
     def source(self) -> dict[str, Any]:
         """The data set as `simulation.data` and `simulation.partition` name it, sites not yet chosen."""
         return copy.deepcopy(DATASETS[self.dataset]["source"])
+
+
+def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with `changes` key by key, at any depth."""
+    inner = {
+        key: merged(values.get(key, {}), value) if isinstance(value, Mapping) else value
+        for key, value in changes.items()
+    }
+    return {**values, **inner}
 
 
 _SMALL = {"train": 2800, "val": 300, "test": 500}

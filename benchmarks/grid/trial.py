@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.grid.cell import Cell
+from benchmarks.grid.cell import Cell, merged
 from benchmarks.grid.hospitals import partition_of
 from feddusss import configfile
 from server.runs.events import PlainReporter
@@ -98,17 +98,8 @@ def make_study(
     if cell.small:
         simulation |= {"workers": 2, "threads": 1}
     values = {**cell.base(), "data": {"root": str(data_root)}, "simulation": simulation}
-    values = _merged(values, changes or {})
+    values = merged(values, changes or {})
     return configfile.parse(StudyConfig, values, f"the study of {cell.name}", overrides)
-
-
-def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with `changes` key by key, at any depth."""
-    inner = {
-        key: _merged(values.get(key, {}), value) if isinstance(value, Mapping) else value
-        for key, value in changes.items()
-    }
-    return {**values, **inner}
 
 
 def figures_on_test(trained: Trained, sites: Sequence[Path]) -> dict[str, dict[str, np.ndarray]]:
