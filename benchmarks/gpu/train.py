@@ -31,7 +31,7 @@ _MARGIN = 0.97
 """Share of the time that rounds are planned for."""
 _SAVE_EVERY_S = 120.0
 _KNOWN_AFTER = 2
-"""Rounds after which it is known how long one takes. The schedule, which has hardly begun, is not planned anew later."""
+"""Rounds after which it is known how long one takes. The schedule has hardly begun: later it is not planned anew."""
 
 Say = Callable[[str], None]
 

@@ -138,8 +138,8 @@ def _round(record: ConfigRecord, key: str, lowest: int) -> int:
 
 
 def _tensors(content: RecordDict, name: str) -> dict[str, Tensor] | None:
-    """The tensors of the record `name`, rounded ones as float32; None if the message has no such record. They lie in the
-    message's own bytes: nobody here writes to them."""
+    """The tensors of the record `name`, rounded ones as float32; None if the message has no such record. They lie in
+    the message's own bytes: nobody here writes to them."""
     record = content.array_records.get(name)
     if record is None:
         return None
