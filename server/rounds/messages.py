@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from server.runs.checkpoints import Checkpoint
 
+_HELD_BYTES = 2**26
+"""Of answers that are fetched together."""
+
 
 class Messages:
     """The messages of one study.
@@ -107,7 +110,8 @@ class Messages:
                 if reply.kind == MISCOUNTED:
                     roster.ask_again(name)
 
-        for name in roster.ask(kind, contents, self._timeout, on_reply, self._reporter.on_site_start):
+        at_once = _HELD_BYTES // wire.size(arrays) if expected is not None else len(sites)
+        for name in roster.ask(kind, contents, self._timeout, on_reply, self._reporter.on_site_start, max(1, at_once)):
             on_reply(name, None)
         return {name: replies[name] for name in sorted(replies)}, down
 

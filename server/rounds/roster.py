@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 _POLL_S = 0.1
 _LONGEST_POLL_S = 2.0
 """Each look costs the SuperLink processor time, so a long wait looks less often: after a twentieth of it."""
+_LOOKS = 4
+"""And after four times as long as a look takes."""
+_PUSHED_TOGETHER = 32
+"""Messages in one push: Flower hashes and uploads what they have in common once for all."""
 _LOOK_S = 2.0
 """Between two looks at who is connected, while sites are waited for."""
 _SAY_S = 30.0
@@ -158,8 +162,12 @@ class Roster:
         timeout: float,
         on_reply: Callable[[str, Message], None],
         on_start: Callable[[str], None] | None = None,
+        at_once: int = _PUSHED_TOGETHER,
     ) -> list[str]:
         """Send each site its message and wait for the answers, which nobody keeps but `on_reply`.
+
+        Args:
+            at_once: how many answers may be in memory together.
 
         Returns:
             The sites of which none came in time.
@@ -171,6 +179,7 @@ class Roster:
             timeout,
             on_reply=lambda node, message: on_reply(nodes[node], message),
             on_start=(lambda node: on_start(nodes[node])) if on_start else None,
+            at_once=at_once,
         )
         return [nodes[node] for node in silent]
 
@@ -196,9 +205,10 @@ class Roster:
         now = time.monotonic()
         due = [node for node in sorted(self._nodes) if self._is_due(node, now)]
         self._queries = {message_id: node for message_id, node in self._queries.items() if node not in due}
-        for node in due:
-            # one by one: in this process the site answers during the push
-            for message_id in self._grid.push_messages([_message(self._query(), node, "query")]):
+        query = self._query() if due else None
+        for some in _batches(due, _PUSHED_TOGETHER):
+            pushed = self._grid.push_messages([_message(query, node, "query") for node in some])
+            for node, message_id in zip(some, pushed, strict=False):  # none if they were too large
                 if message_id:
                     self._queries[message_id] = node
                     self._asked[node] = _Asked(now)
@@ -272,6 +282,7 @@ def exchange(
     timeout: float,
     on_reply: Callable[[int, Message], None],
     on_start: Callable[[int], None] | None = None,
+    at_once: int = _PUSHED_TOGETHER,
 ) -> list[int]:
     """Push a message to each node and pull the answers as they come. Nothing is kept of an answer: with large models
     only a few fit in memory.
@@ -279,32 +290,48 @@ def exchange(
     Whose answer it is, is told by the message that it answers: a dead node's error reply does not name the node. What
     answers an older message is never pulled.
 
+    Args:
+        at_once: how many answers are pulled together, at most. Flower fetches all that are ready of those asked for.
+
     Returns:
         The nodes that did not answer in time.
     """
     silent = dict.fromkeys(messages)
     pending: dict[str, int] = {}
 
-    def pull() -> None:
-        for reply in grid.pull_messages(list(pending)) if pending else ():
-            node = pending.pop(reply.metadata.reply_to_message_id, None)
-            if node is not None:
-                del silent[node]
-                on_reply(node, reply)
+    def pull() -> bool:
+        before = len(pending)
+        for ids in _batches(list(pending), at_once):
+            for reply in grid.pull_messages(ids):
+                node = pending.pop(reply.metadata.reply_to_message_id, None)
+                if node is not None:
+                    del silent[node]
+                    on_reply(node, reply)
+                del reply  # or it would be held while the next one is fetched
+        return len(pending) < before
 
-    for node, message in messages.items():
+    # where sites work during the push, each answers before the next one starts
+    together = 1 if getattr(grid, "works_in_push", False) else _PUSHED_TOGETHER
+    for nodes in _batches(list(messages), together):
         if on_start:
-            on_start(node)
-        # one by one: in this process the site works during the push, and answers before the next one starts
-        for message_id in grid.push_messages([message]):
+            for node in nodes:
+                on_start(node)
+        for node, message_id in zip(nodes, grid.push_messages([messages[node] for node in nodes]), strict=False):
             if message_id:  # else the node was unregistered a moment ago
                 pending[message_id] = node
         pull()
     since = time.monotonic()
+    look = 0.0
     while pending and (waited := time.monotonic() - since) < timeout:
-        pause(grid, min(_LONGEST_POLL_S, max(_POLL_S, waited / 20)))
-        pull()
+        pause(grid, min(_LONGEST_POLL_S, max(_POLL_S, waited / 20, _LOOKS * look)))
+        began = time.monotonic()
+        look = 0.0 if pull() else time.monotonic() - began
     return list(silent)
+
+
+def _batches(items: list, size: int) -> Iterator[list]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
 def pause(grid: Grid, seconds: float) -> None:

@@ -49,6 +49,9 @@ class InProcessGrid(Grid):
         reporter: hears of each site's steps, and of what goes wrong at a site in full.
     """
 
+    works_in_push = True
+    """Sites work during the push: who wants to hear of one before the next one starts pushes one by one."""
+
     def __init__(
         self, client_app: ClientApp, site_files: Sequence[Path], reporter: Reporter | None = None, run_id: int = 1
     ):

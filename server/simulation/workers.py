@@ -31,6 +31,8 @@ class WorkerGrid(InProcessGrid):
         threads: of torch in each worker; None: as torch chooses.
     """
 
+    works_in_push = False
+
     def __init__(
         self,
         client_app: ClientApp,
