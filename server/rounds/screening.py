@@ -9,7 +9,7 @@ phase, and which whoever poisons slowly would shift along. So at least three ans
 from __future__ import annotations
 
 from collections.abc import Mapping
-from statistics import median
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,16 +32,27 @@ def too_large(norms: Mapping[str, float], examples: Mapping[str, float], ratio: 
     if len(norms) < NEEDED:
         return {}
     refused = {}
+    usual_norm, usual_examples = _medians_of_the_others(norms), _medians_of_the_others({s: examples[s] for s in norms})
     for site, norm in norms.items():
-        others = [other for other in norms if other != site]
-        usual = median(norms[other] for other in others)
-        more_pictures = max(1.0, examples[site] / median(examples[other] for other in others))
+        usual = usual_norm[site]
+        more_pictures = max(1.0, examples[site] / usual_examples[site])
         if usual > 0 and norm > ratio * usual * more_pictures:
             refused[site] = (
                 f"its update is {norm / usual:.3g} times as large as the median of the others' "
                 f"(norm {norm:.3g}; federation.max_norm_ratio allows {ratio * more_pictures:.3g} times)"
             )
     return refused
+
+
+def _medians_of_the_others(values: Mapping[str, float]) -> dict[str, float]:
+    """For each of at least two sites, the median of all values but its own."""
+    ranked = sorted(values, key=values.__getitem__)
+    medians = {}
+    for place, site in enumerate(ranked):
+        others = len(ranked) - 1
+        middle = {(others - 1) // 2, others // 2}
+        medians[site] = fmean(values[ranked[at + (at >= place)]] for at in middle)
+    return medians
 
 
 def squared_distance(one: Tensor, other: Tensor) -> float:

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_MOST_BUFFERS = 1024
+"""Linux takes no more in one call."""
+
+
 class Spool:
     """The answers of one round. Close it when the round's model is made.
 
@@ -48,10 +52,8 @@ class Spool:
         Raises:
             UserError: disk full.
         """
-        at = self._answers * self.places.size
         try:
-            for name in self.places.order:
-                at += self._write(tensors[name], at)
+            self._write([_bytes_of(tensors[name]) for name in self.places.order if tensors[name].numel()])
         except OSError as error:
             raise self._full(error) from error
         self._answers += 1
@@ -70,16 +72,19 @@ class Spool:
                 raise EOFError(f"{self._folder}: an answer was cut off")
             at, view = at + read, view[read:]
 
-    def _write(self, tensor: Tensor, at: int) -> int:
-        import torch
-
-        numbers = tensor.detach().contiguous().reshape(-1).view(torch.uint8) if tensor.numel() else None
-        view = memoryview(numbers.numpy()) if numbers is not None else memoryview(b"")
-        size = len(view)
-        while view:
-            written = os.pwrite(self._file.fileno(), view, at)
-            at, view = at + written, view[written:]
-        return size
+    def _write(self, buffers: list[memoryview]) -> None:
+        at = self._answers * self.places.size
+        while buffers:
+            written = os.pwritev(self._file.fileno(), buffers[:_MOST_BUFFERS], at)
+            at += written
+            # the system may take less than it was given
+            whole = 0
+            while whole < len(buffers) and len(buffers[whole]) <= written:
+                written -= len(buffers[whole])
+                whole += 1
+            buffers = buffers[whole:]
+            if written:
+                buffers[0] = buffers[0][written:]
 
     def _full(self, error: OSError) -> UserError:
         return UserError(
@@ -136,3 +141,10 @@ class Places:
         for name in self.order:
             start, self.size = self.size, self.size + model[name].numel() * model[name].element_size()
             self.of[name] = (model[name].dtype, tuple(model[name].shape), start, self.size)
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    import torch
+
+    flat = tensor.contiguous()
+    return memoryview((flat if flat.dtype != torch.bfloat16 else flat.view(torch.uint8)).numpy()).cast("B")
