@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -104,3 +107,17 @@ def test_the_result_does_not_depend_on_the_order_of_answers(fake, tmp_path, monk
     assert forwards.done[:3] == ["alder", "birch", "cedar"]
     assert backwards.done[:3] == ["cedar", "birch", "alder"]
     assert finals(tmp_path / "forwards") == finals(tmp_path / "backwards")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(sys.platform != "linux", reason="the most memory that was held is read from /proc")
+def test_the_coordinators_memory_is_the_same_for_three_and_for_thirty_sites(tmp_path):
+    """At the paper's size. Held at once, the answers of thirty sites would be 1.8 GB."""
+    peaks = {}
+    for sites in (3, 30):
+        command = [sys.executable, "-m", "tests.server.many_sites", str(tmp_path), str(sites), "64"]
+        told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        assert told["answer_mb"] > 58
+        peaks[sites] = told["peak_mb"]
+    assert peaks[30] == pytest.approx(peaks[3], rel=0.1)
