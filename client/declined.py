@@ -11,10 +11,20 @@ class Declined(Exception):
         abstains: the site cannot take part in the phase at all, and that is no failure.
         diverged: training gave a loss or weights that are not finite.
         spent: under secure aggregation: the site's part of the round was given, and is not given twice.
+        lacks: the site does not hold the model that the message tells a change of; it can be sent the whole one.
     """
 
-    def __init__(self, reason: str, *, abstains: bool = False, diverged: bool = False, spent: bool = False):
+    def __init__(
+        self,
+        reason: str,
+        *,
+        abstains: bool = False,
+        diverged: bool = False,
+        spent: bool = False,
+        lacks: bool = False,
+    ):
         super().__init__(reason)
         self.abstains = abstains
         self.diverged = diverged
         self.spent = spent
+        self.lacks = lacks

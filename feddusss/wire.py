@@ -8,6 +8,7 @@ With `federation.wire: bfloat16` the learned float32 tensors travel as bfloat16,
 rounded model. Up goes the rounded *difference* from the model that came down, and the coordinator adds it to its own
 float32 model: small steps would vanish if the sum were rounded. One rounding changes a number by at most 2^-9 (0.2 %)
 of itself. Statistics such as running variances stay float32: a rounded difference could make a small variance negative.
+`int8` and `topk` send changes in fewer bytes still: `feddusss.compression`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     Record = TypeVar("Record", ArrayRecord, MetricRecord, ConfigRecord)
 
-WIRES = ("float32", "bfloat16")
+WIRES = ("float32", "bfloat16", "int8", "topk")
 KEY = "safetensors"
 """Name of the one array of a record."""
 _NUMPY = "numpy.ndarray"

@@ -21,9 +21,10 @@ from client.door.request import Judged, Request, Step
 from client.state.chain import sha256
 from client.state.store import SiteState, locked
 from dusss_core.config import TrainingConfig
+from dusss_core.files import digest_of_tensors
 from dusss_core.objectives import misfit
 from dusss_core.phases import Phase
-from feddusss import wire
+from feddusss import compression, wire
 from sites.config import SiteConfig
 
 if TYPE_CHECKING:
@@ -57,13 +58,14 @@ def admitted(site: SiteConfig, site_file: Path, kind: str, content: RecordDict) 
     request = read(kind, content)
     with locked(site.state_dir), held(site.limits, site.device):
         allowed = policy.judge(site, request)
+        state = SiteState(site.state_dir, request.training.study, request.run_key)
         yield Judged(
             **vars(request),
             site=site,
             site_file=Path(site_file),
-            state=SiteState(site.state_dir, request.training.study, request.run_key),
+            state=state,
             allowed=allowed,
-            model=_tensors(content, "arrays"),
+            model=_model(content, request, state),
             model_sha256=sha256(_bytes(content, "arrays")) if request.step is not None else "",
             vlm=_tensors(content, "vlm"),
         )
@@ -101,6 +103,9 @@ def read(kind: str, content: RecordDict) -> Request:
         vlm_round=_round(record, "vlm_round", 0),
         what=_text(record, "what", re.compile("train|val|test"), "train"),
         wire=_text(record, "wire", re.compile("|".join(wire.WIRES)), "float32"),
+        codec=_codec(record),
+        base=_text(record, "base", _DIGEST, ""),
+        model_digest=_text(record, "model_digest", _DIGEST, ""),
         charges=_round(record, "charges", 0),
         step=_step(kind, content.config_records.get("secure")),
     )
@@ -135,6 +140,30 @@ def _round(record: ConfigRecord, key: str, lowest: int) -> int:
     if type(value) is not int or not lowest <= value <= _MOST_ROUNDS:
         raise Declined(f"'{key}' in the message is not a round")
     return value
+
+
+def _codec(record: ConfigRecord) -> compression.Codec | None:
+    share: Any = record.get("topk_share", compression.SHARE)
+    if type(share) is not float or not 0 < share <= 1:
+        raise Declined("'topk_share' in the message is not a share")
+    return compression.codec(str(record.get("wire")), share)
+
+
+def _model(content: RecordDict, request: Request, state: SiteState) -> dict[str, Tensor] | None:
+    """The model of the message, in full: where it holds a change, added to the model that it is a change of."""
+    tensors = _tensors(content, "arrays")
+    if tensors is None or request.codec is None:
+        return tensors
+    if request.base:
+        base = state.reference(request.phase, request.base)
+        if base is None:
+            raise Declined("this site does not hold the model that the message tells a change of", lacks=True)
+        with _readable("arrays"):
+            tensors = compression.expand(request.codec, tensors, base)
+    if request.model_digest and digest_of_tensors(tensors) != request.model_digest:
+        # a damaged disk gives another sum; the whole model mends that
+        raise Declined("the model does not have the digest that was announced", lacks=bool(request.base))
+    return tensors
 
 
 def _tensors(content: RecordDict, name: str) -> dict[str, Tensor] | None:

@@ -51,7 +51,8 @@ def decline(site: SiteConfig | None, kind: str, why: Declined) -> RecordDict:
         except audit.Unrecorded:
             reason = UNRECORDED
     told = {"declined": reason, "abstains": why.abstains, "diverged": why.diverged}
-    return RecordDict({"config": ConfigRecord({**told, **({"spent": True} if why.spent else {})})})
+    more = {name: True for name, so in (("spent", why.spent), ("lacks", why.lacks)) if so}
+    return RecordDict({"config": ConfigRecord({**told, **more})})
 
 
 def _held(content: RecordDict) -> dict[str, Any]:

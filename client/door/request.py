@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from client.state.store import SiteState
 from dusss_core.config import TrainingConfig
 from dusss_core.phases import Phase
+from feddusss.compression import Codec
 from sites.config import SiteConfig
 
 if TYPE_CHECKING:
@@ -49,7 +50,13 @@ class Request:
     what: str = "train"
     """train, val (validate the model) or test (evaluate the final student)."""
     wire: str = "float32"
-    """Type in which learned weights come and are wanted back; see `feddusss.wire`."""
+    """Type in which learned weights come and are wanted back; see `feddusss.wire` and `feddusss.compression`."""
+    codec: Codec | None = None
+    """How changes are encoded under `wire`; None: they are not."""
+    base: str = ""
+    """Digest of the model that the message's tensors are a compressed change of; empty: they are the model."""
+    model_digest: str = ""
+    """Digest of the model itself, under a wire that compresses."""
     charges: int = 0
     """How many charges of this site's privacy ledger the coordinator has seen."""
     step: Step | None = None
@@ -79,7 +86,7 @@ class Judged(Request):
     """The site's private state of the run that the message belongs to."""
     allowed: Allowed
     model: dict[str, Tensor] | None
-    """The shared tensors of the message, rounded ones as float32."""
+    """The shared tensors of the message, rounded ones as float32, compressed ones as what they stand for."""
     model_sha256: str
     """Of their bytes as they came; for a step of secure aggregation alone."""
     vlm: dict[str, Tensor] | None

@@ -161,6 +161,7 @@ def _digest_of(request: Judged) -> str:
         request.vlm_digest,
         request.vlm_round,
         request.wire,
+        request.codec,
         digest_of_tensors(request.model or {}),
     )
     return hashlib.sha256("\x1f".join(map(str, parts)).encode()).hexdigest()

@@ -4,6 +4,8 @@
     state_dir/log.txt                                    what this site did and why it declined; never leaves
     state_dir/studies/STUDY/RUN_KEY/PHASE-ROUND.safetensors
     state_dir/studies/STUDY/RUN_KEY/PHASE-local-ROUND.safetensors    normalisation layers that stay here (FedBN)
+    state_dir/studies/STUDY/RUN_KEY/PHASE-reference-ROUND.safetensors    the round's global model } federation.wire:
+    state_dir/studies/STUDY/RUN_KEY/PHASE-lost-ROUND.safetensors         what updates have lost  } int8 or topk
     state_dir/studies/STUDY/RUN_KEY/vlm-SHA256.safetensors
     state_dir/studies/STUDY/RUN_KEY/text-masks-*.npy     made once per VLM and data
 
@@ -24,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from client.declined import Declined
 from dusss_core.errors import UserError
-from dusss_core.files import digest_of_tensors, exclusive, read_tensors, with_prefix, write_tensors
+from dusss_core.files import digest_of_tensors, exclusive, read_metadata, read_tensors, with_prefix, write_tensors
 from dusss_core.phases import Phase
 
 if TYPE_CHECKING:
@@ -67,10 +69,7 @@ class SiteState:
         if layers := with_prefix(tensors, "local."):
             write_tensors(self._path(f"{phase}-local", round), layers)
         write_tensors(self._path(phase, round), tensors, {"phase": phase, "round": str(round)})
-        rounds = self._rounds(phase)
-        kept = [r for r in rounds if r <= round][-KEPT_ROUNDS:]
-        for old in set(rounds) - set(kept):
-            self._path(phase, old).unlink(missing_ok=True)
+        self._drop_old(phase, round)
 
     def local_layers(self, phase: Phase, round: int) -> dict[str, Tensor]:
         """The local layers that belong to the global model of `round`: those after this site's newest round up to it,
@@ -101,6 +100,51 @@ class SiteState:
         for other in self.folder.glob("vlm-*.safetensors"):
             if other.stem != f"vlm-{digest}":
                 other.unlink()
+
+    # Where models and updates travel compressed (`feddusss.compression`).
+
+    def reference(self, phase: Phase, digest: str) -> dict[str, Tensor] | None:
+        """The global model with that digest, if one of the last rounds began with it; its numbers are not checked."""
+        kind = f"{phase}-reference"
+        for round in reversed(self._rounds(kind)):
+            try:
+                if read_metadata(self._path(kind, round)).get("digest") == digest:
+                    return read_tensors(self._path(kind, round))[0]
+            except UserError:  # damaged: as if it were not there
+                continue
+        return None
+
+    def lost(self, phase: Phase, before: int) -> dict[str, Tensor]:
+        """What this site's updates had lost after its newest round before round `before`; empty if nothing.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        kind = f"{phase}-lost"
+        rounds = [round for round in self._rounds(kind) if round < before]
+        return read_tensors(self._path(kind, rounds[-1]))[0] if rounds else {}
+
+    def save_exchanged(
+        self, phase: Phase, round: int, digest: str, reference: dict[str, Tensor], lost: dict[str, Tensor]
+    ) -> None:
+        """Keep the global model that `round` began with, and what its update has lost.
+
+        To be called before `save`, which tells that the round was made.
+
+        Raises:
+            UserError: as `save`.
+        """
+        self._make_folder()
+        for kind, tensors in ((f"{phase}-lost", lost), (f"{phase}-reference", reference)):
+            write_tensors(self._path(kind, round), tensors, {"digest": digest})
+            self._drop_old(kind, round)
+
+    def _drop_old(self, kind: str, round: int) -> None:
+        """Drop the files of rounds that no resume can need."""
+        rounds = self._rounds(kind)
+        kept = [r for r in rounds if r <= round][-KEPT_ROUNDS:]
+        for old in set(rounds) - set(kept):
+            self._path(kind, old).unlink(missing_ok=True)
 
     def _path(self, phase: Phase, round: int) -> Path:
         return self.folder / f"{phase}-{round:06d}.safetensors"

@@ -12,7 +12,7 @@ from client.declined import Declined
 from client.door.request import Judged
 from client.privacy.ledger import note_unpaid
 from client.work.workbench import Workbench
-from feddusss import wire
+from feddusss import compression, wire
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,6 +83,7 @@ class Round:
         figures = prefixed("train", self._trainer.train_round(request.round))
         shared = self._trainer.shared(copies=False)
         _check_finite(shared)
+        update = self._as_it_travels(shared)
         request.state.save(request.phase, request.round, self._trainer.private(copies=False))
         bench.trainer_at = (request.run_key, request.phase, request.round)
         figures |= {
@@ -90,9 +91,20 @@ class Round:
             "state.age": request.round - 1 - self._state_round,
             "seconds": time.perf_counter() - self._started,
         }
+        return update, figures
+
+    def _as_it_travels(self, shared: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of an update; what compression loses of it is kept for the next one."""
+        request = self.request
         if request.wire == "bfloat16":
-            shared = wire.rounded(wire.difference(shared, request.model))
-        return shared, figures
+            return wire.rounded(wire.difference(shared, request.model))
+        if request.codec is None:
+            return shared
+        lost = request.state.lost(request.phase, request.round)
+        update, lost = compression.compress(request.codec, shared, request.model, lost)
+        _check_finite(lost)
+        request.state.save_exchanged(request.phase, request.round, request.model_digest, request.model, lost)
+        return update
 
 
 def check_can_train(request: Judged, bench: Workbench) -> None:

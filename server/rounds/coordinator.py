@@ -183,7 +183,9 @@ class Coordinator:
         if last is None:
             from dusss_core.training import initial_shared
 
+            self._messages.resume({})
             return Checkpoint(phase, 0, initial_shared(self._study, phase)), aggregator, selection
+        self._messages.resume(last.reference)
         aggregator.load_state(last.server)
         selection.restore(last.selection)
         log.info("%s goes on after round %d", phase, last.round)
@@ -240,7 +242,9 @@ class Coordinator:
             reply.metrics.get("seconds", 0.0) for reply in accepted.values()
         )
         totals["rounds"] = last.totals.get("rounds", 0.0) + 1
-        checkpoint = Checkpoint(phase, round, model, aggregator.state(), selection.state(), totals)
+        checkpoint = Checkpoint(
+            phase, round, model, aggregator.state(), selection.state(), totals, reference=self._messages.reference
+        )
         self._run.checkpoints.save_round(checkpoint, self._study.federation.keep_checkpoints, selection.best_round)
         log.info("%s round %d: %d of %d sites, %.1f s", phase, round, len(accepted), len(replies), figures["seconds"])
         self._reporter.on_round_end(phase, round, figures, selection.best_round)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from dusss_core.files import digest_of_tensors
 from dusss_core.phases import Phase
-from feddusss import wire
-from server.rounds.replies import MASKED, MISCOUNTED, Reply, read_reply
+from feddusss import compression, wire
+from server.rounds.reference import Reference
+from server.rounds.replies import LACKS, MASKED, MISCOUNTED, Reply, read_reply
 from server.rounds.roster import Roster, Site
 from server.rounds.spool import Spool
 from server.runs.events import Reporter
@@ -40,6 +41,8 @@ class Messages:
         self.run_key = run_key
         self._timeout = study.federation.round_timeout_s
         self._wire = study.federation.wire
+        self._codec = compression.codec(self._wire, study.federation.topk_share)
+        self._reference = Reference(self._codec) if self._codec is not None else None
         self._reporter = reporter
         self._charges = dict(charges or {})
         self._vlm: dict[str, Tensor] | None = None
@@ -48,6 +51,16 @@ class Messages:
     def hold_vlm(self, final: Checkpoint) -> None:
         """From now on, give the final vision-language model to every site that does not have it."""
         self._vlm, self._vlm_digest, self._vlm_round = final.model, digest_of_tensors(final.model), final.round
+
+    def resume(self, reference: Mapping[str, Tensor]) -> None:
+        """Begin a phase, or go on with one: from what the sites held after its last round (`reference`)."""
+        if self._reference is not None:
+            self._reference.resume(reference)
+
+    @property
+    def reference(self) -> dict[str, Tensor]:
+        """What the sites hold, where changes travel compressed; to be kept with the round. Else empty."""
+        return self._reference.tensors if self._reference is not None else {}
 
     def query(self) -> RecordDict:
         """The message that asks a node who it is."""
@@ -77,15 +90,25 @@ class Messages:
             spool: where the tensors of the answers wait.
             on_accepted: told of each accepted answer as it comes; what it returns is kept.
         """
-        arrays = self.pack(model, settings.get("what", "train"))
+        what = settings.get("what", "train")
+        reference = self._reference if what != "test" else None
+        if reference is not None:
+            reference.bring_to(settings["phase"], settings["round"], model)
+        arrays = self.pack(model, what) if reference is None else None
+        codec = self._codec if kind == "train" else None
         # masked numbers cannot be rounded
         back = self._wire if secure is None else "float32"
         vlm = wire.pack(self._vlm) if self._vlm and any(self._lacks_vlm(site) for site in sites) else None
-        contents, down = {}, {}
+        contents, down, changes = {}, {}, set()
         for site in sites:
-            records = {"arrays": arrays, **({"vlm": vlm} if self._lacks_vlm(site) else {})}
+            record, about = arrays, {}
+            if reference is not None:
+                record, about = self._referred(reference, site, kind)
+            if "base" in about:
+                changes.add(site.name)
+            records = {"arrays": record, **({"vlm": vlm} if self._lacks_vlm(site) else {})}
             seen = {"charges": self._charges[site.name]} if site.name in self._charges else {}
-            contents[site.name] = self._content(records, wire=back, **seen, **settings)
+            contents[site.name] = self._content(records, wire=back, **about, **seen, **settings)
             down[site.name] = sum(wire.size(record) for record in records.values())
             if secure is not None:
                 contents[site.name]["secure"] = secure[site.name]
@@ -95,11 +118,18 @@ class Messages:
         def on_reply(name: str, message: Message | None) -> None:
             site = roster.sites[name]
             up = back if secure is None else MASKED
-            reply = read_reply(name, message, expected, wire=up, most_examples=site.pictures, spool=spool)
+            reply = read_reply(
+                name, message, expected, wire=up, compressed=codec, most_examples=site.pictures, spool=spool
+            )
             if reply.accepted and on_accepted is not None:
                 reply = on_accepted(reply)
             replies[name] = reply
+            if reply.kind == LACKS and name in changes:
+                site.reference = ""  # it is sent the whole model below
+                return
             if reply.accepted:
+                if reference is not None and kind == "train":
+                    site.reference = reference.digest
                 site.vlm = self._vlm_digest or site.vlm
                 if CHARGES in reply.metrics:
                     self._charges[name] = max(self._charges.get(name, 0), int(reply.metrics[CHARGES]))
@@ -113,6 +143,10 @@ class Messages:
         at_once = _HELD_BYTES // wire.size(arrays) if expected is not None else len(sites)
         for name in roster.ask(kind, contents, self._timeout, on_reply, self._reporter.on_site_start, max(1, at_once)):
             on_reply(name, None)
+        if lacking := [site for site in sites if site.name in changes and replies[site.name].kind == LACKS]:
+            again, more = self.ask(roster, kind, lacking, model, secure, spool, on_accepted, **settings)
+            replies |= again
+            down = {name: size + more.get(name, 0) for name, size in down.items()}
         return {name: replies[name] for name in sorted(replies)}, down
 
     def step(self, record: ConfigRecord, phase: Phase, round: int) -> RecordDict:
@@ -131,6 +165,17 @@ class Messages:
             weighting=weighting,
             model=hashlib.sha256(wire.content(self.pack(model))).hexdigest(),
         )
+
+    def _referred(self, reference: Reference, site: Site, kind: str) -> tuple[ArrayRecord, dict[str, Any]]:
+        """What brings a site to the model that all are to hold, and what the message says of it.
+
+        The whole model in the first round of a phase, for a site that is known to lack the one before (it missed a
+        round), and where nothing is trained. A site of which that is not known may say that it lacks it.
+        """
+        about = {"model_digest": reference.digest, "topk_share": self._codec.share}
+        if kind == "train" and reference.base and site.reference in (None, reference.base):
+            return reference.change, {**about, "base": reference.base}
+        return reference.whole, about
 
     def _lacks_vlm(self, site: Site) -> bool:
         return self._vlm is not None and site.vlm != self._vlm_digest

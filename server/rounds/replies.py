@@ -8,7 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from feddusss import compression
 from feddusss import wire as codec
+from feddusss.compression import Codec
 from server.rounds.screening import squared_distance
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ DIVERGED = "diverged"
 """The loss or the weights are not finite: other settings may help."""
 MISCOUNTED = "miscounted"
 """More training pictures than the site said it has: it may have got new ones."""
+LACKS = "lacks"
+"""The site does not hold the model that it was sent a change of: it can be sent the whole one."""
 
 SPENT = "spent"
 """Under secure aggregation: the site's part of this round may be in a sum already, and is given once."""
@@ -45,7 +49,7 @@ class Reply:
     abstains: bool = False
     """The site cannot take part in this phase at all (no text, no training pictures); no failure."""
     kind: str = ""
-    """Of a refused answer: LOST, DIVERGED, MISCOUNTED, SPENT, or empty."""
+    """Of a refused answer: LOST, DIVERGED, MISCOUNTED, LACKS, SPENT, or empty."""
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     """Read from the disk when they are asked for, where they were put there. Not to be written to."""
     norm: float = 0.0
@@ -80,6 +84,7 @@ def read_reply(
     expected: Mapping[str, Tensor] | None = None,
     *,
     wire: str = "float32",
+    compressed: Codec | None = None,
     most_examples: float = _MOST_EXAMPLES,
     spool: Spool | None = None,
 ) -> Reply:
@@ -91,6 +96,7 @@ def read_reply(
         expected: the global model of the round; the answer must hold the same names, shapes and types, all finite,
             and a number of examples. None: an answer without tensors is expected.
         wire: the type in which learned weights come back; see `feddusss.wire`. MASKED: under secure aggregation.
+        compressed: how changes come back encoded, in place of that; None: they do not.
         most_examples: training pictures that the site said it has: it can claim no more weight than that.
         spool: where the tensors of an accepted answer are put, so that the message can be let go. None: they stay in
             the message's own memory.
@@ -107,7 +113,7 @@ def read_reply(
                 raise Refused("sent tensors that nobody asked for")
             return Reply(site, metrics=metrics, texts=texts)
         record = _record(content)
-        tensors = decoded(record, expected, wire)
+        tensors = decoded(record, expected, wire, compressed)
         norm = _checked_norm(tensors, expected) if wire != MASKED else 0.0
         _check_examples(metrics, most_examples)
         if spool is not None:
@@ -128,7 +134,7 @@ def _content(message: Message | None):
         raise Refused(f"error {message.error.code}: {_printable(told)}", kind=LOST)
     for record in _configs(message.content):
         if "declined" in record:
-            kinds = {DIVERGED: record.get("diverged"), SPENT: record.get("spent")}
+            kinds = {DIVERGED: record.get("diverged"), SPENT: record.get("spent"), LACKS: record.get("lacks")}
             kind = next((kind for kind, so in kinds.items() if so is True), "")
             raise Refused(_printable(record["declined"]), abstains=record.get("abstains") is True, kind=kind)
     return message.content
@@ -163,7 +169,9 @@ def _configs(content) -> Iterable[ConfigRecord]:
     return codec.records(content, ConfigRecord).values()
 
 
-def decoded(record: ArrayRecord, expected: Mapping[str, Tensor], wire: str) -> dict[str, Tensor]:
+def decoded(
+    record: ArrayRecord, expected: Mapping[str, Tensor], wire: str, compressed: Codec | None = None
+) -> dict[str, Tensor]:
     """The site's model out of what travelled, with the names, shapes and types of `expected`.
 
     Whatever a `wire` does to numbers is undone here and nowhere else. What travelled whole is not copied, and must not
@@ -172,6 +180,8 @@ def decoded(record: ArrayRecord, expected: Mapping[str, Tensor], wire: str) -> d
     Raises:
         Refused: it is something else.
     """
+    if compressed is not None:
+        return _expanded(record, expected, compressed)
     most = sum(
         tensor.numel() * (8 if wire == MASKED else tensor.element_size()) + _HEADER_BYTES_PER_TENSOR
         for tensor in expected.values()
@@ -202,6 +212,14 @@ def _arrays(content) -> dict[str, ArrayRecord]:
     from flwr.app import ArrayRecord
 
     return codec.records(content, ArrayRecord)
+
+
+def _expanded(record, expected: Mapping[str, Tensor], compressed: Codec) -> dict[str, Tensor]:
+    most = compression.most_bytes(compressed, expected, _HEADER_BYTES_PER_TENSOR) + _HEADER_BYTES
+    try:
+        return compression.expand(compressed, codec.views(record, most), expected)
+    except codec.Unreadable as problem:
+        raise Refused(f"tensors: {problem}") from None
 
 
 def _check_type(name: str, tensor: Tensor, expected: Tensor, wire: str) -> None:

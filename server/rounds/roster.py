@@ -46,6 +46,8 @@ class Site:
     its declared number of training pictures."""
     vlm: str = ""
     """Digest of the vision-language model that it holds."""
+    reference: str | None = None
+    """Under a wire that compresses: digest of the newest model that it is known to hold; None: not known."""
 
     @property
     def pictures(self) -> int:

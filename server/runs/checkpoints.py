@@ -1,6 +1,7 @@
 """Checkpoints of a run: one safetensors file per round, and the final model of each phase.
 
-checkpoints/PHASE-ROUND.safetensors    global model, server optimiser (names with `server/`), selection, totals
+checkpoints/PHASE-ROUND.safetensors    global model, server optimiser (names with `server/`), selection, totals, and
+                                       under a wire that compresses the model that the sites hold (`reference/`)
 checkpoints/vlm.safetensors            the final model of the pretrain phase
 checkpoints/student.safetensors        the final model of the segment phase
 """
@@ -15,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dusss_core.errors import UserError
-from dusss_core.files import read_metadata, read_tensors, write_tensors
+from dusss_core.files import read_metadata, read_tensors, with_prefix, write_tensors
 from dusss_core.phases import Phase
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_SERVER = "server/"
+_SERVER, _REFERENCE = "server/", "reference/"
 
 
 @dataclass
@@ -40,6 +41,8 @@ class Checkpoint:
     """Of a final model: why the phase ended."""
     last_round: int = 0
     """Of a final model: the last round that was trained."""
+    reference: dict[str, Tensor] = field(default_factory=dict)
+    """The model that the sites hold after the round, where it is not the global one; see `server.rounds.reference`."""
 
 
 class CheckpointStore:
@@ -111,6 +114,7 @@ class CheckpointStore:
 
     def _write(self, path: Path, checkpoint: Checkpoint) -> None:
         server = {f"{_SERVER}{name}": tensor for name, tensor in checkpoint.server.items()}
+        reference = {f"{_REFERENCE}{name}": tensor for name, tensor in checkpoint.reference.items()}
         metadata = {
             "phase": checkpoint.phase,
             "round": str(checkpoint.round),
@@ -121,7 +125,7 @@ class CheckpointStore:
             "ended": checkpoint.ended,
             "last_round": str(checkpoint.last_round),
         }
-        write_tensors(path, {**checkpoint.model, **server}, metadata)
+        write_tensors(path, {**checkpoint.model, **server, **reference}, metadata)
 
     def _check_owner(self, path: Path, metadata: Mapping[str, str]) -> None:
         if metadata.get("run_key") != self._run_key or metadata.get("config_digest") != self._digest:
@@ -133,12 +137,12 @@ class CheckpointStore:
     def _read(self, path: Path) -> Checkpoint:
         tensors, metadata = read_tensors(path)
         self._check_owner(path, metadata)
-        model = {name: tensor for name, tensor in tensors.items() if not name.startswith(_SERVER)}
         return Checkpoint(
             phase=Phase(metadata["phase"]),
             round=int(metadata["round"]),
-            model=model,
-            server={name.removeprefix(_SERVER): tensors[name] for name in tensors.keys() - model.keys()},
+            model=_model(tensors),
+            server=with_prefix(tensors, _SERVER),
+            reference=with_prefix(tensors, _REFERENCE),
             selection=json.loads(metadata["selection"]),
             totals=json.loads(metadata["totals"]),
             ended=metadata["ended"],
@@ -147,8 +151,8 @@ class CheckpointStore:
 
 
 def read_model(path: Path) -> dict[str, Tensor]:
-    """The model in a checkpoint of any run, without the server optimiser's state."""
-    return {name: tensor for name, tensor in read_tensors(path)[0].items() if not name.startswith(_SERVER)}
+    """The model in a checkpoint of any run, without the server optimiser's state and the sites' model."""
+    return _model(read_tensors(path)[0])
 
 
 def describe(model: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -158,3 +162,7 @@ def describe(model: Mapping[str, Tensor]) -> dict[str, Any]:
         "bytes": sum(tensor.numel() * tensor.element_size() for tensor in model.values()),
         "names": sorted(model),
     }
+
+
+def _model(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith((_SERVER, _REFERENCE))}

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from dusss_core.config import Strict
+from feddusss.compression import CODECS, SHARE
 
 MEANS = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi")
 """Strategies that use the weighted mean of the updates and nothing else of them."""
@@ -54,10 +55,13 @@ class FederationConfig(Strict):
     secure_threshold: int | None = Field(None, ge=2)
     """secure_aggregation: fewest sites whose sum may be known; more than half of those that take part in a round. null:
     more than two thirds of the training sites."""
-    wire: Literal["float32", "bfloat16"] = "float32"
-    """Type in which learned weights travel, both ways; bfloat16 halves the bytes and rounds by at most 0.2 %. The
-    coordinator's own model, its checkpoints and the final model stay float32. With secure_aggregation updates go up as
-    64-bit integers, whatever this says."""
+    wire: Literal["float32", "bfloat16", "int8", "topk"] = "float32"
+    """How learned weights travel, both ways; bfloat16 halves the bytes and rounds by at most 0.2 %. int8: changes, in a
+    quarter of the bytes. topk: changes, and of each tensor only the `topk_share` largest. What either loses is added to
+    the next change. The coordinator's own model, its checkpoints and the final model stay float32. With
+    secure_aggregation updates go up as 64-bit integers, and changes cannot be compressed."""
+    topk_share: float = Field(SHARE, gt=0, le=0.5)
+    """wire: topk: share of a tensor's numbers that travels; each takes the bytes of two."""
     select: Literal["best", "last"] = "best"
     """Which round's model ends a phase: the best by validation (pictures weigh the same), or the last."""
     keep_checkpoints: int = Field(3, ge=1)
@@ -89,5 +93,21 @@ class FederationConfig(Strict):
             raise ValueError(
                 "secure_aggregation with max_norm_ratio, which compares the sizes of single updates: set it to null, "
                 "or do without secure_aggregation"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _compressed_changes_add_up(self) -> FederationConfig:
+        if self.wire in CODECS and self.secure_aggregation:
+            raise ValueError(
+                f"wire: {self.wire} with secure_aggregation: masked numbers cannot be compressed, and the sites "
+                "of a sum must be told of the very same bytes, which a site that missed a round is not: choose float32 "
+                "or bfloat16, or do without secure_aggregation"
+            )
+        if self.wire == "topk" and self.strategy not in MEANS:
+            raise ValueError(
+                f"wire: topk with strategy {self.strategy}: most sites send nothing of most numbers, so that what is "
+                f"usual among them is no change at all: choose int8, or a strategy that needs the mean alone "
+                f"({', '.join(MEANS)})"
             )
         return self
