@@ -85,7 +85,7 @@ def _step_of(arguments: argparse.Namespace, kind: str):
     trainer.model.train()
 
     def step() -> None:
-        trainer.set_gradients(batch, draw, 0.5, [], "benchmark")
+        trainer.set_gradients(batch, draw, 0.5, [])
         trainer.optimizer.step()
         trainer.after_step(0.5)
         if arguments.device.startswith("cuda"):

@@ -1,16 +1,23 @@
 """Augmentation of batches on their device: geometry shared by picture, mask and mask logits, and two views.
 
-Pictures are B x C x H x W float32 in [0, 1], before normalisation. Random numbers are drawn on the CPU from
-the given generator and moved, so that CPU and CUDA runs draw the same.
+Pictures are B x C x H x W float32 in [0, 1], before normalisation. What is drawn for a whole picture (how it is moved,
+which changes it gets and how strong they are) is drawn on the CPU from the given generator, and sent to the device in
+one copy. Grain, a number for each pixel, is drawn on the device: there by a generator that the given one seeds, so that
+from the first grain on runs on the CPU and on CUDA draw different numbers. Nothing here waits for the device.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional
+
+from dusss_core.seeds import device_generator
+from dusss_core.transfer import sent
 
 MAX_ROTATION = 10.0
 """Degrees."""
@@ -29,14 +36,14 @@ class Geometry:
     """
 
     flipped: torch.Tensor
-    """B, bool: flipped left-right; the caller mirrors these sentences."""
+    """B, bool: flipped left-right; the caller mirrors these sentences. On the CPU, like all that is drawn."""
     upended: torch.Tensor
     """B, bool: flipped up-down."""
     transposed: torch.Tensor
     """B, bool: rows and columns exchanged; with the flips, that makes every quarter turn."""
     affine: torch.Tensor | None
     """B x 4 float32: rotation (radians), scale, shifts in x and y (shares of the picture); None: none."""
-    _grids: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict, repr=False)
+    _moves: dict[tuple[torch.device, int, int], _Move] = field(default_factory=dict, repr=False)
     _turned: bool = field(default=True, repr=False)
 
     @classmethod
@@ -48,7 +55,6 @@ class Geometry:
         flip: bool | torch.Tensor = True,
         turns: bool | torch.Tensor = False,
         affine: bool = True,
-        device: torch.device | str = "cpu",
     ) -> Geometry:
         """Draw for `batch` samples.
 
@@ -63,10 +69,10 @@ class Geometry:
         limits = torch.tensor([math.radians(MAX_ROTATION), MAX_SCALE, MAX_SHIFT, MAX_SHIFT])
         may_flip, may_turn = _permission(flip, batch), _permission(turns, batch)
         return cls(
-            flipped=((unit[:, 0] < 0.5) & may_flip).to(device),
-            upended=((unit[:, 1] < 0.5) & may_turn).to(device),
-            transposed=((unit[:, 2] < 0.5) & may_turn).to(device),
-            affine=(signed * limits + torch.tensor([0.0, 1.0, 0.0, 0.0])).to(device) if affine else None,
+            flipped=(unit[:, 0] < 0.5) & may_flip,
+            upended=(unit[:, 1] < 0.5) & may_turn,
+            transposed=(unit[:, 2] < 0.5) & may_turn,
+            affine=signed * limits + torch.tensor([0.0, 1.0, 0.0, 0.0]) if affine else None,
             _turned=bool(may_turn.any()),
         )
 
@@ -99,44 +105,64 @@ class Geometry:
 
     def _move(self, values: torch.Tensor) -> torch.Tensor:
         """Flips and transposition of the last two axes."""
-        values = torch.where(_over(self.flipped, values), values.flip(-1), values)
+        move = self._on(values)
+        values = torch.where(_over(move.flipped, values), values.flip(-1), values)
         if not self._turned:
             return values
         if values.shape[-1] != values.shape[-2]:
             raise ValueError("quarter turns need square pictures")
-        values = torch.where(_over(self.upended, values), values.flip(-2), values)
-        return torch.where(_over(self.transposed, values), values.transpose(-1, -2), values)
+        values = torch.where(_over(move.upended, values), values.flip(-2), values)
+        return torch.where(_over(move.transposed, values), values.transpose(-1, -2), values)
 
     def _resample(self, values: torch.Tensor, mode: str, padding: str) -> torch.Tensor:
-        if self.affine is None:
+        grid = self._on(values).grid
+        if grid is None:
             return values
-        grid = self._grid(values.shape[-2], values.shape[-1])
         with torch.autocast(values.device.type, enabled=False):
             return functional.grid_sample(
                 values.float(), grid, mode=mode, padding_mode=padding, align_corners=False
             ).to(values.dtype)
 
-    def _grid(self, height: int, width: int) -> torch.Tensor:
-        """B x H x W x 2: where each output pixel is read. Rotation is in pixels: circles stay circles."""
-        if (height, width) not in self._grids:
-            angle, scale, right, down = self.affine.unbind(1)
-            cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
-            # the inverse map, in grid_sample's coordinates, where the picture spans -1 to 1
-            theta = torch.stack(
-                [
-                    torch.stack([cos, sin * height / width, -2 * right], 1),
-                    torch.stack([-sin * width / height, cos, -2 * down], 1),
-                ],
-                1,
-            )
-            shape = [len(theta), 1, height, width]
-            self._grids[height, width] = functional.affine_grid(theta, shape, align_corners=False)
-        return self._grids[height, width]
+    def _on(self, values: torch.Tensor) -> _Move:
+        """The draw on the device of `values`, for planes of their size."""
+        device, (height, width) = values.device, values.shape[-2:]
+        if (device, height, width) not in self._moves:
+            drawn = [self.flipped, self.upended, self.transposed]
+            if self.affine is None:
+                self._moves[device, height, width] = _Move(*sent(device, *drawn), grid=None)
+            else:
+                *flags, theta = sent(device, *drawn, self._inverse(height, width))
+                grid = functional.affine_grid(theta, [len(theta), 1, height, width], align_corners=False)
+                self._moves[device, height, width] = _Move(*flags, grid)
+        return self._moves[device, height, width]
+
+    def _inverse(self, height: int, width: int) -> torch.Tensor:
+        """B x 2 x 3: from a place in the result to where it is read, in grid_sample's coordinates, in which the picture
+        spans -1 to 1. Rotation is in pixels: circles stay circles."""
+        angle, scale, right, down = self.affine.unbind(1)
+        cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
+        return torch.stack(
+            [
+                torch.stack([cos, sin * height / width, -2 * right], 1),
+                torch.stack([-sin * width / height, cos, -2 * down], 1),
+            ],
+            1,
+        )
+
+
+class _Move(NamedTuple):
+    """A draw of geometry on a device, for planes of one size."""
+
+    flipped: torch.Tensor
+    upended: torch.Tensor
+    transposed: torch.Tensor
+    grid: torch.Tensor | None
+    """B x H x W x 2: where each pixel is read; None: where it lies."""
 
 
 def weak_view(picture: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Brightness and contrast by up to 10 %, each sample its own. B x C x H x W in [0, 1] in and out."""
-    signed = _signed(len(picture), 2, generator, picture.device)
+    (signed,) = sent(picture.device, _signed(len(picture), 2, generator))
     return _relit(picture, 1 + 0.1 * signed[:, 0], 1 + 0.1 * signed[:, 1])
 
 
@@ -147,24 +173,33 @@ def strong_view(picture: torch.Tensor, generator: torch.Generator, strength: flo
     `strength`: factor on the chance of each change, in [0, 1].
     """
     batch, channels = picture.shape[:2]
-    device = picture.device
+    device, size = picture.device, picture.shape[-2:]
     wanted = torch.rand(batch, len(_CHANCES), generator=generator) < strength * torch.tensor(_CHANCES)
     light, colour, gamma, blur, noise, cutout = wanted.unbind(1)
-    amount = _signed(batch, 9, generator, "cpu")
+    amount = _signed(batch, 9, generator)
 
-    tint = 1 + 0.2 * colour[:, None] * _signed(batch, channels, generator, "cpu") * (channels > 1)
+    tint = 1 + 0.2 * colour[:, None] * _signed(batch, channels, generator) * (channels > 1)
     brightness = (1 + 0.4 * light * amount[:, 0])[:, None] * tint
-    view = _relit(picture, (1 + 0.4 * light * amount[:, 1]).to(device), brightness.to(device))
-    view = _on(view, gamma, lambda some, power: some**power, torch.exp(math.log(1.4) * amount[:, 2]))
-    pixels = max(picture.shape[-2:]) / 224  # the strength of a blur is a matter of the picture's size
-    sigma = (1.25 + 0.75 * amount[:, 3]) * pixels
-    view = _on(view, blur, lambda some, s: _blurred(some, s.flatten(), 2 * pixels), sigma)
-    n_noisy = int(noise.sum())
-    grain = torch.randn(n_noisy, *picture.shape[1:], generator=generator).to(device)
-    view = _on(view, noise, lambda some, level: some + level * grain, 0.03 + 0.03 * amount[:, 4])
-    hole = _rectangles(picture.shape[-2:], cutout, amount[:, 5:].abs()).to(device)
+    contrast = 1 + 0.4 * light * amount[:, 1]
+    pixels = max(size) / 224  # the strength of a blur is a matter of the picture's size
+    some = [
+        *_some(gamma, torch.exp(math.log(1.4) * amount[:, 2])),
+        *_some(blur, (1.25 + 0.75 * amount[:, 3]) * pixels),
+        *_some(noise, 0.03 + 0.03 * amount[:, 4]),
+    ]
+    drawn = sent(device, contrast, brightness, *some, *_rectangles(size, cutout, amount[:, 5:].abs()))
+    contrast, brightness, powered, power, blurred, sigma, noisy, level, *edges = drawn
+
+    view = _relit(picture, contrast, brightness)
+    view = _on(view, powered, lambda chosen: chosen ** _over(power, chosen))
+    view = _on(view, blurred, lambda chosen: _blurred(chosen, sigma, 2 * pixels))
+    if len(noisy):
+        grain = torch.randn(
+            len(noisy), *picture.shape[1:], generator=device_generator(generator, device), device=device
+        )
+        view = _on(view, noisy, lambda chosen: chosen + _over(level, chosen) * grain)
     grey = view.mean((1, 2, 3), keepdim=True)
-    return torch.where(hole, grey, view).clamp(0, 1)
+    return torch.where(_inside(size, *edges), grey, view).clamp(0, 1)
 
 
 # ---- parts ----
@@ -185,9 +220,9 @@ def _over(flags: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     return flags.reshape(-1, *[1] * (values.dim() - 1))
 
 
-def _signed(batch: int, count: int, generator: torch.Generator, device: torch.device | str) -> torch.Tensor:
+def _signed(batch: int, count: int, generator: torch.Generator) -> torch.Tensor:
     """batch x count, uniform in [-1, 1)."""
-    return (2 * torch.rand(batch, count, generator=generator) - 1).to(device)
+    return 2 * torch.rand(batch, count, generator=generator) - 1
 
 
 def _relit(picture: torch.Tensor, contrast: torch.Tensor, brightness: torch.Tensor) -> torch.Tensor:
@@ -198,14 +233,17 @@ def _relit(picture: torch.Tensor, contrast: torch.Tensor, brightness: torch.Tens
     return torch.addcmul(brightness * mean * (1 - contrast), picture, brightness * contrast).clamp_(0, 1)
 
 
-def _on(picture: torch.Tensor, chosen: torch.Tensor, change, strength: torch.Tensor) -> torch.Tensor:
-    """`change(samples, strength)` on the chosen samples only; flags and strengths are on the CPU."""
+def _some(chosen: torch.Tensor, strength: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Places of the chosen samples, and their strengths."""
     places = chosen.nonzero().flatten()
+    return places, strength[places]
+
+
+def _on(picture: torch.Tensor, places: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """`change` of the samples at `places` only."""
     if not len(places):
         return picture
-    some = strength[places][:, None, None, None].to(picture.device)
-    places = places.to(picture.device)
-    return picture.index_copy(0, places, change(picture[places], some).to(picture.dtype))
+    return picture.index_copy(0, places, change(picture[places]).to(picture.dtype))
 
 
 def _blurred(picture: torch.Tensor, sigma: torch.Tensor, largest: float) -> torch.Tensor:
@@ -225,8 +263,9 @@ def _blurred(picture: torch.Tensor, sigma: torch.Tensor, largest: float) -> torc
     return planes.reshape(picture.shape)
 
 
-def _rectangles(size: torch.Size, wanted: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
-    """B x 1 x H x W bool: one rectangle of 2 to 20 % of the area in each wanted sample.
+def _rectangles(size: torch.Size, wanted: torch.Tensor, unit: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """One rectangle of 2 to 20 % of the area for each wanted sample: `wanted`, and where it begins and ends from above
+    and from the left, in pixels; B each.
 
     Args:
         unit: B x 4 in [0, 1]: area, aspect, place down and across.
@@ -236,10 +275,15 @@ def _rectangles(size: torch.Size, wanted: torch.Tensor, unit: torch.Tensor) -> t
     aspect = torch.exp(math.log(2) * (2 * unit[:, 1] - 1))
     tall, wide = (area * aspect).sqrt() * height, (area / aspect).sqrt() * width
     top, left = unit[:, 2] * (height - tall), unit[:, 3] * (width - wide)
+    return wanted, top, top + tall, left, left + wide
 
-    def inside(count: int, start: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
-        centres = torch.arange(count) + 0.5
-        return (centres >= start[:, None]) & (centres < (start + length)[:, None])
 
-    down, across = inside(height, top, tall), inside(width, left, wide)
+def _inside(size: torch.Size, wanted: torch.Tensor, top, bottom, left, right) -> torch.Tensor:
+    """B x 1 x H x W bool: the pixels of the `_rectangles`."""
+
+    def between(count: int, start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+        centres = torch.arange(count, device=wanted.device) + 0.5
+        return (centres >= start[:, None]) & (centres < end[:, None])
+
+    down, across = between(size[0], top, bottom), between(size[1], left, right)
     return (down[:, :, None] & across[:, None, :] & wanted[:, None, None])[:, None]

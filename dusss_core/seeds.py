@@ -27,6 +27,19 @@ def generator(*names: object) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(*names))
 
 
+def device_generator(draw: torch.Generator, device: torch.device) -> torch.Generator:
+    """A generator for large draws on `device`: `draw` itself on the CPU, elsewhere a new one that `draw` seeds.
+
+    What `draw` draws next so depends on the kind of device.
+    """
+    import torch
+
+    if device.type == "cpu":
+        return draw
+    seed = int(torch.randint(2**32, (), generator=draw))
+    return torch.Generator(device).manual_seed(seed)
+
+
 @contextmanager
 def global_seed(*names: object, device: torch.device) -> Iterator[None]:
     """Inside, torch's global generators are seeded by `derive_seed`; outside they are as if nothing had been drawn.

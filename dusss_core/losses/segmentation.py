@@ -24,7 +24,13 @@ def probabilities(logits: Tensor) -> Tensor:
 
 @full_precision
 def supervised_loss(
-    logits: Tensor, mask: Tensor, *, dice: bool, weight: Tensor | None = None, region: Tensor | None = None
+    logits: Tensor,
+    mask: Tensor,
+    *,
+    dice: bool,
+    weight: Tensor | None = None,
+    region: Tensor | None = None,
+    places: Tensor | None = None,
 ) -> Tensor:
     """L_sup, Eq. 14 (whose leading minus is a misprint): mean cross-entropy, and soft Dice if asked for.
 
@@ -34,13 +40,19 @@ def supervised_loss(
             class that is absent and not predicted costs nothing.
         weight: B, at least 0: weights of the records in the mean; None: equal. All 0: a differentiable 0.
         region: H x W, bool: the pixels that count, at least one; None: all.
+        places: int64, where `region` is True in H x W rows laid end to end. To count them a device would be waited for;
+            None: it is.
     """
     if logits.shape[1] == 1:
         target = (mask > 0).to(logits.dtype)[:, None]
         pixels = F.binary_cross_entropy_with_logits(logits, target, reduction="none").squeeze(1)
     else:
         pixels = F.cross_entropy(logits, mask.long(), reduction="none")
-    per_record = pixels.mean(dim=(1, 2)) if region is None else pixels[:, region].mean(dim=1)
+    if region is None:
+        per_record = pixels.mean(dim=(1, 2))
+    else:
+        places = region.flatten().nonzero().squeeze(1) if places is None else places
+        per_record = pixels.flatten(1).index_select(1, places).mean(dim=1)
     if dice:
         truth = (mask > 0)[:, None] if logits.shape[1] == 1 else F.one_hot(mask.long(), logits.shape[1]).movedim(-1, 1)
         per_record = per_record + _soft_dice_loss(logits, truth.to(logits.dtype), region)

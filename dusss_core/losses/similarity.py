@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dusss_core.config import UncertaintyConfig
 from dusss_core.losses.precision import full_precision
+from dusss_core.transfer import sent
 
 
 class Gaussian(NamedTuple):
@@ -103,8 +104,8 @@ def sigma_regulariser(*gaussians: Gaussian) -> Tensor:
     return squares / max(1, sum(gaussian.log_sigma.numel() for gaussian in gaussians))
 
 
-def saturation(d_sss: Tensor) -> dict[str, float]:
-    """The 10 %, 50 % and 90 % quantiles of D_SSS, as metrics; {} for no pairs.
+def saturation(d_sss: Tensor) -> dict[str, Tensor]:
+    """The 10 %, 50 % and 90 % quantiles of D_SSS, as metrics, on its device; {} for no pairs.
 
     Near 0 every pair counts as similar, near 1 the uncertainty does nothing: either way the supervision is
     gone.
@@ -112,8 +113,9 @@ def saturation(d_sss: Tensor) -> dict[str, float]:
     values = d_sss.detach().float().flatten()
     if not len(values):
         return {}
-    quantiles = torch.quantile(values, values.new_tensor([0.1, 0.5, 0.9])).tolist()
-    return dict(zip(("dsss_p10", "dsss_p50", "dsss_p90"), quantiles, strict=True))
+    (shares,) = sent(values.device, torch.tensor([0.1, 0.5, 0.9]))
+    quantiles = torch.quantile(values, shares)
+    return dict(zip(("dsss_p10", "dsss_p50", "dsss_p90"), quantiles.unbind(), strict=True))
 
 
 def saturation_warning(p10: float, p50: float, p90: float) -> str | None:

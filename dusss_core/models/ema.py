@@ -17,6 +17,7 @@ class Teacher:
         self.model = copy.deepcopy(student).eval().requires_grad_(False)
         self.follows_buffers = True
         """Whether running means and variances are averaged too."""
+        self._student: nn.Module | None = None
 
     @torch.no_grad()
     def follow(self, student: nn.Module, step: int, ema: float) -> None:
@@ -27,18 +28,25 @@ class Teacher:
         Args:
             step: student steps so far in this phase, 0 before the first.
         """
-        alpha = ema_alpha(step, ema)
-        own = self.model.state_dict()
-        buffers = {name for name, _ in student.named_buffers()} if not self.follows_buffers else ()
-        for name, value in student.state_dict().items():
-            if name in buffers:
-                continue
-            if value.is_floating_point():
-                own[name].lerp_(value, 1 - alpha)
-            else:
-                own[name].copy_(value)
+        if self._student is not student:
+            self._pair(student)
+        torch._foreach_lerp_(self._own, self._followed, 1 - ema_alpha(step, ema))
+        if self._counters:
+            torch._foreach_copy_(self._counters, self._counted)
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> Tensor:
         """Logits, B x classes x H x W, Eq. 13."""
         return self.model(image)
+
+    def _pair(self, student: nn.Module) -> None:
+        """Lists of what follows and of what is followed, made once: to collect them takes longer than to add them up.
+        They hold as long as the tensors of both models are changed in place, as everything here does."""
+        own = self.model.state_dict()
+        buffers = {name for name, _ in student.named_buffers()} if not self.follows_buffers else ()
+        pairs = [(own[name], value) for name, value in student.state_dict().items() if name not in buffers]
+        averaged = [pair for pair in pairs if pair[0].is_floating_point()]
+        counted = [pair for pair in pairs if not pair[0].is_floating_point()]
+        self._own, self._followed = [a for a, _ in averaged], [b for _, b in averaged]
+        self._counters, self._counted = [a for a, _ in counted], [b for _, b in counted]
+        self._student = student

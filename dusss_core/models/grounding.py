@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dusss_core.models.decoder_step import DecoderStep
 from dusss_core.models.text_tower import TextFeatures
+from dusss_core.transfer import sent
 
 
 class Grounding(NamedTuple):
@@ -127,12 +128,12 @@ POSITION_CHANNELS = 16
 
 def position_code(shape: tuple[int, int], device: torch.device) -> Tensor:
     """Sines and cosines of row and column, 1 x 16 x H x W; periods of 4, 2, 1 and 1/2 pictures."""
-    frequencies = math.pi * torch.tensor([0.5, 1.0, 2.0, 4.0], device=device)
+    frequencies = math.pi * torch.tensor([0.5, 1.0, 2.0, 4.0])
     codes = []
     for axis, length in enumerate(shape):
-        place = ((torch.arange(length, device=device) + 0.5) / length)[:, None] * frequencies
+        place = ((torch.arange(length) + 0.5) / length)[:, None] * frequencies
         code = torch.cat([place.sin(), place.cos()], dim=1).T  # 8 x length
         codes.append(
             code[:, :, None].expand(-1, -1, shape[1]) if axis == 0 else code[:, None, :].expand(-1, shape[0], -1)
         )
-    return torch.cat(codes).unsqueeze(0)
+    return sent(device, torch.cat(codes).unsqueeze(0))[0]

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from dusss_core.losses import probabilities, supervised_loss
-from dusss_core.objectives.objective import Batch, Host
+from dusss_core.objectives.objective import Batch, Host, Values
 from dusss_core.objectives.teacher import WithTeacher
 from dusss_core.sampling import two_stream_batches
+from dusss_core.transfer import sent
 
 ALPHA = 0.5
 """Weight of the unlabelled region, beside `segment.weight_semi`."""
@@ -62,13 +63,15 @@ class BCP(WithTeacher):
         mixtures = max(1, self.settings.batch // 4)
         return two_stream_batches(self.host.labelled, self.host.unlabelled, 4 * mixtures, 0.5, steps, draw, exact=True)
 
-    def losses(self, batch: Batch, draw: torch.Generator, share_done: float) -> tuple[Tensor, dict[str, float]]:
+    def losses(self, batch: Batch, draw: torch.Generator, share_done: float) -> tuple[Tensor, Values]:
         host, (labelled, unlabelled) = self.host, batch
         # without unlabelled pictures it stays so: labelled ones are mixed among themselves
         early = share_done < START or not len(unlabelled)
         view, mask = self.weak_views((labelled, unlabelled[:0]) if early else batch, draw)
         x = host.normalise(view)
-        keep = box_mask(x.shape[-2:], draw).to(x.device)
+        keep = box_mask(x.shape[-2:], draw)
+        places = [region.flatten().nonzero().squeeze(1) for region in (keep, ~keep)]
+        keep, *places = sent(x.device, keep, *places)
         (l_a, l_b), (y_a, y_b) = (halves(values) for values in (x[: len(labelled)], mask))
         mixtures: list[tuple[Part, Part]]
         if early:
@@ -84,7 +87,7 @@ class BCP(WithTeacher):
         pictures = torch.cat([torch.where(keep, outside.x, inside.x) for outside, inside in mixtures])
         with host.autocast():
             logits = host.student(pictures).float()
-        return self._costs(logits.split(len(l_a)), mixtures, keep)
+        return self._costs(logits.split(len(l_a)), mixtures, keep, places)
 
     def unlabelled_weight(self, share_done: float) -> float:
         return self.settings.weight_semi * ALPHA if share_done >= START else 0.0
@@ -97,17 +100,22 @@ class BCP(WithTeacher):
             super().after_step(step, share_done)
 
     def _costs(
-        self, answers: Sequence[Tensor], mixtures: Sequence[tuple[Part, Part]], keep: Tensor
-    ) -> tuple[Tensor, dict[str, float]]:
-        figures = {"labelled": 0.0, "unlabelled": 0.0}
+        self, answers: Sequence[Tensor], mixtures: Sequence[tuple[Part, Part]], keep: Tensor, places: Sequence[Tensor]
+    ) -> tuple[Tensor, Values]:
+        """
+        Args:
+            places: of the pixels outside the box and inside, in rows laid end to end.
+        """
         total = answers[0].new_zeros(())
-        for logits, (outside, inside) in zip(answers, mixtures, strict=True):
-            for part, region in ((outside, keep), (inside, ~keep)):
-                if not region.any():
+        figures = {"labelled": total, "unlabelled": total}
+        for logits, parts in zip(answers, mixtures, strict=True):
+            for part, region, where in zip(parts, (keep, ~keep), places, strict=True):
+                if not len(where):
                     continue
-                cost = supervised_loss(logits, part.target, dice=self.settings.dice, region=region) / 2
+                cost = supervised_loss(logits, part.target, dice=self.settings.dice, region=region, places=where) / 2
                 total = total + (1.0 if part.labelled else self.settings.weight_semi * ALPHA) * cost
-                figures["labelled" if part.labelled else "unlabelled"] += cost.item()
+                kind = "labelled" if part.labelled else "unlabelled"
+                figures[kind] = figures[kind] + cost.detach()
         return total, figures
 
 

@@ -21,7 +21,9 @@ from dusss_core.config import TrainingConfig
 from dusss_core.losses import sigmoid_rampup
 from dusss_core.models.decoders import DecoderKind
 from dusss_core.objectives.mean_teacher_mse import consistency_loss
-from dusss_core.objectives.objective import Batch, Objective
+from dusss_core.objectives.objective import Batch, Objective, Values
+from dusss_core.seeds import device_generator
+from dusss_core.transfer import sent
 
 WEIGHT = 1.0
 """Of the consistency once it is ramped up, beside `segment.weight_semi`. Published: 30 (paper), 0.1 (SSL4MIS)."""
@@ -50,7 +52,7 @@ class CCT(Objective):
         """The main decoder has no gradient there."""
         return ("up.", "head.")
 
-    def losses(self, batch: Batch, draw: torch.Generator, share_done: float) -> tuple[Tensor, dict[str, float]]:
+    def losses(self, batch: Batch, draw: torch.Generator, share_done: float) -> tuple[Tensor, Values]:
         host, (labelled, unlabelled) = self.host, batch
         view, mask = self.weak_views(batch, draw)
         with host.autocast():
@@ -65,11 +67,11 @@ class CCT(Objective):
         if mask is not None:
             costs = [self.supervised(logits[:n], mask) for logits in (main, *others)]
             supervised = torch.stack(costs).mean()
-            total, figures["supervised"] = total + supervised, supervised.item()
+            total, figures["supervised"] = total + supervised, supervised.detach()
         weight = self.unlabelled_weight(share_done)
         if len(unlabelled) and weight:
             consistency = agreement(main[n:], [logits[n:] for logits in others])
-            total, figures["consistency"] = total + weight * consistency, consistency.item()
+            total, figures["consistency"] = total + weight * consistency, consistency.detach()
         return total, figures
 
     def unlabelled_weight(self, share_done: float) -> float:
@@ -84,14 +86,14 @@ def agreement(main: Tensor, others: Sequence[Tensor]) -> Tensor:
 
 def feature_noise(x: Tensor, draw: torch.Generator) -> Tensor:
     """x + x U(-0.3, 0.3), one draw for each number of B x C x H x W."""
-    factor = 1 + NOISE * (2 * torch.rand(x.shape, generator=draw) - 1)
+    factor = 1 + NOISE * (2 * torch.rand(x.shape, generator=device_generator(draw, x.device), device=x.device) - 1)
     return x * factor.to(x)
 
 
 def feature_dropout(x: Tensor, draw: torch.Generator) -> Tensor:
     """Whole channels left out, the others scaled up."""
     kept = torch.rand(*x.shape[:2], 1, 1, generator=draw) >= DROPOUT
-    return x * (kept / (1 - DROPOUT)).to(x)
+    return x * sent(x.device, kept / (1 - DROPOUT))[0].to(x)
 
 
 def feature_drop(x: Tensor, draw: torch.Generator) -> Tensor:
@@ -99,7 +101,8 @@ def feature_drop(x: Tensor, draw: torch.Generator) -> Tensor:
     everywhere stays as it is."""
     mean = x.detach().mean(dim=1, keepdim=True)
     most = mean.amax(dim=(2, 3), keepdim=True)
-    share = DROP_FROM + (DROP_TO - DROP_FROM) * torch.rand(len(x), 1, 1, 1, generator=draw).to(x)
+    (drawn,) = sent(x.device, torch.rand(len(x), 1, 1, 1, generator=draw))
+    share = DROP_FROM + (DROP_TO - DROP_FROM) * drawn.to(x)
     return x * ((mean < share * most) | (most <= 0)).to(x)
 
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from dusss_core.augment import Geometry, strong_view, weak_view
 from dusss_core.config import TrainingConfig
 from dusss_core.losses import semi_supervised_loss, sigmoid_rampup
-from dusss_core.objectives.objective import Batch, Host
+from dusss_core.objectives.objective import Batch, Host, Values
 from dusss_core.objectives.teacher import WithTeacher
+from dusss_core.transfer import sent
 
 
 class Dusss(WithTeacher):
@@ -37,7 +38,7 @@ class Dusss(WithTeacher):
             return "all"
         return "with_text" if config.method.text_mask else "none"
 
-    def losses(self, batch: Batch, draw: torch.Generator, share_done: float) -> tuple[Tensor, dict[str, float]]:
+    def losses(self, batch: Batch, draw: torch.Generator, share_done: float) -> tuple[Tensor, Values]:
         host, settings = self.host, self.settings
         labelled, unlabelled = batch
         views, targets = [], {}
@@ -55,7 +56,7 @@ class Dusss(WithTeacher):
         total, figures = logits.new_zeros(()), {}
         if len(labelled):
             supervised = self.supervised(logits[: len(labelled)], mask)
-            total, figures["supervised"] = total + supervised, supervised.item()
+            total, figures["supervised"] = total + supervised, supervised.detach()
         if len(unlabelled):
             semi, parts = semi_supervised_loss(
                 logits[len(labelled) :],
@@ -67,8 +68,8 @@ class Dusss(WithTeacher):
                 guided_weight=self._guided_weight(len(labelled), len(unlabelled)),
                 teacher_only_weight=sigmoid_rampup(share_done, settings.rampup),
             )
-            total, figures["semi"] = total + settings.weight_semi * semi, semi.item()
-            figures.update({f"semi_{name}": value.item() for name, value in parts.items()})
+            total, figures["semi"] = total + settings.weight_semi * semi, semi.detach()
+            figures.update({f"semi_{name}": value for name, value in parts.items()})
         return total, figures
 
     def unlabelled_weight(self, share_done: float) -> float:
@@ -87,7 +88,7 @@ class Dusss(WithTeacher):
         if self.teacher is not None:
             with host.autocast():
                 teacher_logits = self.teacher(host.normalise(weak_view(picture, draw))).float()
-        has_text = torch.from_numpy(host.guided[positions]).to(picture.device)
+        (has_text,) = sent(picture.device, torch.from_numpy(host.guided[positions]))
         return {
             "teacher_logits": teacher_logits,
             "text_logits": host.text_masks(positions, geometry),

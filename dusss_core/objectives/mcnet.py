@@ -20,7 +20,7 @@ from dusss_core.config import TrainingConfig
 from dusss_core.losses import probabilities, sigmoid_rampup
 from dusss_core.losses.precision import full_precision
 from dusss_core.models.decoders import DecoderKind
-from dusss_core.objectives.objective import Batch, Objective
+from dusss_core.objectives.objective import Batch, Objective, Values
 
 WEIGHT = 0.1
 """Of the mutual term at the end of the phase, beside `segment.weight_semi`."""
@@ -45,7 +45,7 @@ class MCNet(Objective):
         """The mutual term is smallest for any constant answer that is sure: without a mask nothing holds it."""
         return
 
-    def losses(self, batch: Batch, draw: torch.Generator, share_done: float) -> tuple[Tensor, dict[str, float]]:
+    def losses(self, batch: Batch, draw: torch.Generator, share_done: float) -> tuple[Tensor, Values]:
         host, (labelled, _) = self.host, batch
         view, mask = self.weak_views(batch, draw)
         with host.autocast():
@@ -53,10 +53,10 @@ class MCNet(Objective):
         total, figures = answers[0].new_zeros(()), {}
         if mask is not None:
             supervised = sum(self.supervised(logits[: len(labelled)], mask) for logits in answers)
-            total, figures["supervised"] = total + supervised, supervised.item()
+            total, figures["supervised"] = total + supervised, supervised.detach()
         if weight := self.unlabelled_weight(share_done):
             mutual = mutual_loss(answers)
-            total, figures["mutual"] = total + weight * mutual, mutual.item()
+            total, figures["mutual"] = total + weight * mutual, mutual.detach()
         return total, figures
 
     def unlabelled_weight(self, share_done: float) -> float:

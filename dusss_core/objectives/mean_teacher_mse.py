@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from dusss_core.losses import probabilities, sigmoid_rampup
-from dusss_core.objectives.objective import Batch, Host
+from dusss_core.objectives.objective import Batch, Host, Values
 from dusss_core.objectives.teacher import WithTeacher
+from dusss_core.seeds import device_generator
 
 WEIGHT = 0.1
 """Of the consistency at the end of the phase, beside `segment.weight_semi`."""
@@ -33,7 +34,7 @@ class MeanTeacherMSE(WithTeacher):
         # as published: it normalises with its own batch
         self.teacher.model.train()
 
-    def losses(self, batch: Batch, draw: torch.Generator, share_done: float) -> tuple[Tensor, dict[str, float]]:
+    def losses(self, batch: Batch, draw: torch.Generator, share_done: float) -> tuple[Tensor, Values]:
         host, (labelled, unlabelled) = self.host, batch
         view, mask = self.weak_views(batch, draw)
         x = host.normalise(view)
@@ -42,15 +43,16 @@ class MeanTeacherMSE(WithTeacher):
         total, figures = logits.new_zeros(()), {}
         if mask is not None:
             supervised = self.supervised(logits[: len(labelled)], mask)
-            total, figures["supervised"] = total + supervised, supervised.item()
+            total, figures["supervised"] = total + supervised, supervised.detach()
         weight = self.unlabelled_weight(share_done)
         if len(unlabelled) and weight:
             own = x[len(labelled) :]
-            noise = torch.randn(own.shape, generator=draw).to(own).mul_(NOISE).clamp_(-NOISE_LIMIT, NOISE_LIMIT)
+            noise = torch.randn(own.shape, generator=device_generator(draw, own.device), device=own.device)
+            noise = noise.to(own).mul_(NOISE).clamp_(-NOISE_LIMIT, NOISE_LIMIT)
             with host.autocast():
                 target = self.teacher(own + noise)
             consistency = consistency_loss(logits[len(labelled) :], target)
-            total, figures["consistency"] = total + weight * consistency, consistency.item()
+            total, figures["consistency"] = total + weight * consistency, consistency.detach()
         return total, figures
 
     def unlabelled_weight(self, share_done: float) -> float:

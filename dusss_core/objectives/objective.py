@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import ClassVar, Literal, Protocol
 
@@ -19,6 +19,8 @@ from dusss_core.sampling import two_stream_batches
 
 Batch = tuple[np.ndarray, np.ndarray]
 """Positions of labelled and of unlabelled training records; either may be empty."""
+Values = Mapping[str, Tensor]
+"""Figures of a step by name, 0-dimensional and float32, where they were computed: to read one is to wait for it."""
 
 
 class Host(Protocol):
@@ -98,7 +100,7 @@ class Objective(ABC):
         return two_stream_batches(host.labelled, host.unlabelled, settings.batch, settings.labelled_share, steps, draw)
 
     @abstractmethod
-    def losses(self, batch: Batch, draw: torch.Generator, share_done: float) -> tuple[Tensor, dict[str, float]]:
+    def losses(self, batch: Batch, draw: torch.Generator, share_done: float) -> tuple[Tensor, Values]:
         """The loss of one batch, and figures to report.
 
         Args:

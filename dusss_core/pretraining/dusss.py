@@ -57,7 +57,7 @@ class Dusss(PretrainingMethod):
         return {"sigma": weight * sigma_regulariser(seen.image.gaussian, seen.text.gaussian)}
 
     @torch.no_grad()
-    def figures(self, seen: Seen) -> dict[str, float]:
+    def figures(self, seen: Seen) -> dict[str, Tensor]:
         """Quantiles of D_SSS, Eq. 4."""
         return saturation(self._supervised(seen.image, seen.text)[1]) if self.config.method.sss else {}
 

@@ -34,7 +34,7 @@ class Seen(NamedTuple):
     identity: Tensor
     """B int64: equal where records have the same words, in the picture as it was shown."""
     sentence: Tensor
-    """B int64: the record's sentence, by its number at the site."""
+    """B int64, on the CPU: the record's sentence, by its number at the site."""
 
     def pooled(self) -> Tensor:
         """v_t of Eq. 11: pixel features under the text-guided mask, B x G."""
@@ -78,8 +78,8 @@ class PretrainingMethod(ABC):
         """Losses of each record by itself, by name, each with its weight."""
         return {}
 
-    def figures(self, seen: Seen) -> dict[str, float]:
-        """What else is worth reporting of a batch."""
+    def figures(self, seen: Seen) -> dict[str, Tensor]:
+        """What else is worth reporting of a batch: 0-dimensional and float32, where it was computed."""
         return {}
 
 

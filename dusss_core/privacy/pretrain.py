@@ -81,10 +81,10 @@ class PrivatePretrainer(PrivateTraining, Pretrainer):
         group = self.randomness.groups(len(drawn), self.config.privacy.groups)
         return [drawn[group == number] for number in np.unique(group)]
 
-    def set_gradients(self, batch, draw, share_done, anchor, place) -> dict[str, float]:
+    def set_gradients(self, batch, draw, share_done, anchor) -> dict[str, Tensor]:
         if not self.grouped:
             self._bank = self._encode_public()
-        return super().set_gradients(batch, draw, share_done, anchor, place)
+        return super().set_gradients(batch, draw, share_done, anchor)
 
     def _contrasts(self, seen: Seen) -> dict[str, Tensor]:
         """The losses of Eq. 8, 9 and 11 of one record's views, with public negatives."""

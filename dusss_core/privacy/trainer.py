@@ -89,7 +89,7 @@ class PrivateTraining(PhaseTrainer):
         """Always 1: a pace that follows from whether the site has labels would tell of the one that has."""
         return 1.0
 
-    def set_gradients(self, batch: list[Unit], draw, share_done, anchor, place) -> dict[str, float]:
+    def set_gradients(self, batch: list[Unit], draw, share_done, anchor) -> dict[str, Tensor]:
         # fixed statistics where there are any, no dropout
         self.model.eval()
         privacy = self.config.privacy

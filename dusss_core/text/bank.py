@@ -17,6 +17,7 @@ from dusss_core.errors import UserError
 from dusss_core.files import read_tensors, write_tensors
 from dusss_core.text.encoder import TOKEN_MULTIPLE, TextEncoder, locate
 from dusss_core.text.wording import may_flip, may_turn, mirror, wordings
+from dusss_core.transfer import sent
 
 
 def build_text_bank(
@@ -75,20 +76,22 @@ class _Bank:
         self.device = device
         # one more row for records without text, reached by index -1
         none = words.rows.new_zeros(1, *words.rows.shape[1:])
-        self._rows = torch.cat([words.rows, none]).to(device)
-        self._flip = torch.cat([words.flip, torch.ones(1, dtype=torch.bool)]).to(device)
-        self._turn = torch.cat([words.turn, torch.ones(1, dtype=torch.bool)]).to(device)
+        # which wording it is, is looked up on the CPU, where the records of a batch are known: no device is waited for
+        self._rows = torch.cat([words.rows, none])
+        self._flip = torch.cat([words.flip, torch.ones(1, dtype=torch.bool)])
+        self._turn = torch.cat([words.turn, torch.ones(1, dtype=torch.bool)])
 
     def may_flip(self, indices: torch.Tensor) -> torch.Tensor:
-        """B bool: the mirrored sentence describes the flipped picture. True for -1 (no text)."""
-        return self._flip[indices.to(self.device)]
+        """B bool on the CPU: the mirrored sentence describes the flipped picture. True for -1 (no text)."""
+        return self._flip[indices.cpu()]
 
     def may_turn(self, indices: torch.Tensor) -> torch.Tensor:
-        """B bool: no place is named, so up-down flips and quarter turns keep it true. True for -1."""
-        return self._turn[indices.to(self.device)]
+        """B bool on the CPU: no place is named, so up-down flips and quarter turns keep it true. True for -1."""
+        return self._turn[indices.cpu()]
 
     def identity(self, indices: torch.Tensor, mirrored: torch.Tensor | None = None) -> torch.Tensor:
-        """B int64: equal where records have the same words, whether a sentence is so or becomes so by being mirrored.
+        """B int64 on the CPU: equal where records have the same words, whether a sentence is so or becomes so by being
+        mirrored.
 
         Args:
             indices, mirrored: as for `features`.
@@ -98,10 +101,10 @@ class _Bank:
     def _wording_of(
         self, indices: torch.Tensor, mirrored: torch.Tensor | None, view: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Row of the wording (B int64), and whether there is a text (B bool)."""
-        indices = indices.to(self.device)
-        view = torch.zeros_like(indices) if view is None else view.to(self.device)
-        mirrored = torch.zeros_like(indices) if mirrored is None else mirrored.to(self.device).long()
+        """Row of the wording (B int64), and whether there is a text (B bool), on the CPU."""
+        indices = indices.cpu()
+        view = torch.zeros_like(indices) if view is None else view.cpu()
+        mirrored = torch.zeros_like(indices) if mirrored is None else mirrored.cpu().long()
         return self._rows[indices, view, mirrored], indices >= 0
 
 
@@ -132,7 +135,8 @@ class TextBank(_Bank):
         then reads one zero vector and stays finite. Leave such records out of losses by their index.
 
         Args:
-            indices: B, int64, into Split.sentences, -1 for none.
+            indices: B, int64, into Split.sentences, -1 for none. It, `mirrored` and `view` are best on the CPU: from a
+                device they would have to be waited for.
             mirrored: B, bool: the sentence of the left-right flipped picture. None: nowhere.
             view: B, int64, 0 to n_views. None: the sentence itself.
 
@@ -142,6 +146,7 @@ class TextBank(_Bank):
         row, there = self._wording_of(indices, mirrored, view)
         if not len(self._tokens):
             return self._nothing(len(row))
+        row, there = sent(self.device, row, there)
         tokens = self._tokens[row].float() * there[:, None, None]
         return tokens, _mask_of(self._mask[row], there)
 
@@ -171,6 +176,7 @@ class TrainableTextBank(_Bank):
         """As TextBank.features; a wording that stands in the batch several times is encoded once."""
         row, there = self._wording_of(indices, mirrored, view)
         distinct, place = torch.unique(row, return_inverse=True)
+        row, there, distinct, place = sent(self.device, row, there, distinct, place)
         tokens = self._encoder(self._ids[distinct], self._mask[distinct])[place]
         return tokens * there[:, None, None], _mask_of(self._mask[row], there)
 

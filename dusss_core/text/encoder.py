@@ -113,8 +113,12 @@ class TextEncoder(nn.Module):
         Returns:
             B x L x E, float32; without gradient when frozen.
         """
+        attended = mask.long()
+        if ids.device.type != "cpu" and self.bert.config._attn_implementation == "sdpa":
+            # of a mask by tokens transformers asks whether it hides any, and waits for the answer of the device
+            attended = mask[:, None, None, :].expand(-1, -1, mask.shape[1], -1)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.tuning != "frozen"):
-            return self.bert(input_ids=ids, attention_mask=mask.long()).last_hidden_state.float()
+            return self.bert(input_ids=ids, attention_mask=attended).last_hidden_state.float()
 
     def tokenize(self, sentences: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids (B x L int64) and mask (B x L bool) on the CPU.

@@ -25,6 +25,7 @@ from dusss_core.text.bank import TextBank, build_text_bank
 from dusss_core.training.evaluation import ground_split, score_logits
 from dusss_core.training.sharing import handed_on
 from dusss_core.training.trainer import PhaseTrainer, Progress
+from dusss_core.transfer import sent
 
 
 class Pretrainer(PhaseTrainer):
@@ -79,7 +80,7 @@ class Pretrainer(PhaseTrainer):
             self.labelled, self.other, self.settings.batch, self.settings.labelled_share, steps, draw
         )
 
-    def losses(self, batch, draw, share_done) -> tuple[Tensor, dict[str, float]]:
+    def losses(self, batch, draw, share_done) -> tuple[Tensor, dict[str, Tensor]]:
         seen = self._look(batch, draw)
         parts = self._contrasts(seen)
         if len(batch[0]):
@@ -89,21 +90,21 @@ class Pretrainer(PhaseTrainer):
         if seen.other_grounding is not None:
             parts["consistency"] = self.settings.weight_consistency * self._consistency(seen, share_done)
         parts |= self.method.regularisers(seen)
-        figures = {name: value.item() for name, value in parts.items()}
+        figures = {name: value.detach() for name, value in parts.items()}
         return sum(parts.values()), {**figures, **self.method.figures(seen)}
 
     def _look(self, batch: tuple[np.ndarray, np.ndarray], draw: torch.Generator) -> Seen:
         """Augment a batch, labelled records first, and encode it."""
         labelled, other = batch
         positions = np.concatenate([labelled, other])
-        sentence = torch.from_numpy(self.train.sentence[positions]).to(self.device)
-        may_flip = self.text.may_flip(sentence).cpu() & self.settings.flip
-        geometry = Geometry.draw(len(positions), draw, flip=may_flip, turns=False, device=self.device)
+        sentence = torch.from_numpy(self.train.sentence[positions])
+        may_flip = self.text.may_flip(sentence) & self.settings.flip
+        geometry = Geometry.draw(len(positions), draw, flip=may_flip, turns=False)
         picture = geometry.apply(self.pictures(positions))
         # a mirrored picture contradicts its sentence unless the sentence is mirrored too; "left" mirrored says the same
         # as "right"
-        identity = self.text.identity(sentence, geometry.flipped).to(self.device)
-        view = torch.randint(1, self.config.vlm.text.views + 1, (len(positions),), generator=draw).to(self.device)
+        (identity,) = sent(self.device, self.text.identity(sentence, geometry.flipped))
+        view = torch.randint(1, self.config.vlm.text.views + 1, (len(positions),), generator=draw)
         other_image = other_text = other_grounding = mask = None
 
         with self.autocast():
@@ -172,9 +173,9 @@ class Pretrainer(PhaseTrainer):
         total = 0.0
         for positions in np.array_split(order, max(1, len(val) // self.settings.batch)):
             x = self.normalise(torch.from_numpy(val.images[positions]).to(self.device).float() / 255)
-            sentence = torch.from_numpy(val.sentence[positions]).to(self.device)
+            sentence = torch.from_numpy(val.sentence[positions])
             similarity = self.method.similarity(self.vlm.encode_image(x).embedding, self._text(sentence).embedding)
-            same = same_sentence(sentence, sentence)
+            same = same_sentence(sentence, sentence).to(self.device)
             total += len(positions) * float(
                 cross_modal_loss(similarity, same, self.vlm.log_scale, self.config.method.pairs)
             )

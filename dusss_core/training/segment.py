@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,10 +15,11 @@ from dusss_core.config import TrainingConfig
 from dusss_core.files import with_prefix
 from dusss_core.models.weights import on_cpu
 from dusss_core.objectives import objective_of
-from dusss_core.objectives.objective import Batch
+from dusss_core.objectives.objective import Batch, Values
 from dusss_core.phases import Phase
 from dusss_core.records import Split
 from dusss_core.training.evaluation import score_model
+from dusss_core.training.resident import Resident
 from dusss_core.training.sharing import handed_on
 from dusss_core.training.trainer import PhaseTrainer, Progress
 
@@ -84,7 +86,7 @@ class Segmenter(PhaseTrainer):
     def batches(self, steps: int, draw: torch.Generator) -> Iterator[Batch]:
         return self.objective.batches(steps, draw)
 
-    def losses(self, batch: Batch, draw: torch.Generator, share_done: float) -> tuple[Tensor, dict[str, float]]:
+    def losses(self, batch: Batch, draw: torch.Generator, share_done: float) -> tuple[Tensor, Values]:
         return self.objective.losses(batch, draw, share_done)
 
     def pace(self, share_done: float) -> float:
@@ -105,15 +107,19 @@ class Segmenter(PhaseTrainer):
 
     def geometry(self, count: int, draw: torch.Generator) -> Geometry:
         """A draw of flips, turns, rotation, scale and shift for so many pictures."""
-        return Geometry.draw(count, draw, flip=self.settings.flip, turns=self.settings.turns, device=self.device)
+        return Geometry.draw(count, draw, flip=self.settings.flip, turns=self.settings.turns)
 
     def text_masks(self, positions: np.ndarray, geometry: Geometry) -> Tensor | None:
         """Text-guided masks as logits, B x classes x H x W float32, moved as their pictures; NaN for records without
         one; None where there are none at all."""
         if self.text_logits is None:
             return None
-        stored = torch.from_numpy(np.ascontiguousarray(self.text_logits[positions])).to(self.device).float()
+        stored = self._text_logits.take(positions).float()
         outside = torch.full((stored.shape[1],), OUTSIDE, device=self.device)
         if len(outside) > 1:
             outside[0] = 0.0  # of several channels the first is the background
         return geometry.apply_logits(stored, outside)
+
+    @cached_property
+    def _text_logits(self) -> Resident:
+        return Resident(self.text_logits, self.device)

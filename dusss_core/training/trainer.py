@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +23,9 @@ from dusss_core.records import Split
 from dusss_core.sampling import steps_per_epoch
 from dusss_core.seeds import generator, global_seed
 from dusss_core.text.bank import TextBank
+from dusss_core.training.resident import Resident
 from dusss_core.training.statistics import estimate_statistics
+from dusss_core.transfer import Figures
 
 Progress = Callable[[int, int, float], None]
 
@@ -30,7 +33,10 @@ Progress = Callable[[int, int, float], None]
 class PhaseTrainer(ABC):
     """One site's training in one phase. Subclasses say what a batch is and what its loss is.
 
-    A round is a function of (shared, private, seed, site, phase, round): it repeats exactly.
+    A round is a function of (shared, private, seed, site, phase, round): on the CPU it repeats exactly, on CUDA up to
+    the order in which kernels add.
+
+    A step waits for its device nowhere: what it reports is read when the next step has been asked for.
     """
 
     phase: Phase
@@ -81,8 +87,9 @@ class PhaseTrainer(ABC):
         """`steps` batches, drawn with `draw`."""
 
     @abstractmethod
-    def losses(self, batch: Any, draw: torch.Generator, share_done: float) -> tuple[Tensor, dict[str, float]]:
-        """The loss of one batch, and figures to report; `share_done` of the whole phase lies behind, in [0, 1]."""
+    def losses(self, batch: Any, draw: torch.Generator, share_done: float) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The loss of one batch, and figures to report, 0-dimensional and float32; `share_done` of the whole phase lies
+        behind, in [0, 1]."""
 
     def pace(self, share_done: float) -> float:
         """Factor on the learning rate, at most 1. At 0 nothing is trained: what came is handed on, bit for bit."""
@@ -132,7 +139,7 @@ class PhaseTrainer(ABC):
         """Take back what `private` gave."""
         self.step = int(tensors["step"])
         moments: dict[int, dict[str, Tensor]] = defaultdict(dict)
-        trained = self._trained()
+        trained = self._trained
         for name, value in tensors.items():
             if name.startswith("optimizer."):
                 _, index, key = name.split(".", 2)
@@ -152,7 +159,8 @@ class PhaseTrainer(ABC):
             Means over the round's steps: "loss" and its parts; and "n_steps". Steps at pace 0 have no loss.
 
         Raises:
-            NotFinite: the loss is not finite.
+            NotFinite: the loss is not finite. The step has been made with it by then: `load_private` and `load_shared`
+                bring back a state that is whole.
         """
         names = (self.config.seed, self.site, self.phase, round)
         # dropout, of a text encoder or of a network, draws from torch's global generator
@@ -160,11 +168,12 @@ class PhaseTrainer(ABC):
             return self._train_round(round, generator(*names))
 
     def _train_round(self, round: int, draw: torch.Generator) -> dict[str, float]:
-        anchor = [p.detach().clone() for p in self._trained()] if self.config.prox_mu else []
+        anchor = [p.detach().clone() for p in self._trained] if self.config.prox_mu else []
         totals: dict[str, float] = defaultdict(float)
         steps = self.steps_per_round
         all_steps = max(1, self.settings.rounds * steps)
         made = 0
+        unread: deque[_Step] = deque()
         self.model.train()
         for i, batch in enumerate(self.batches(steps, draw)):
             position = (round - 1) * steps + i
@@ -176,48 +185,48 @@ class PhaseTrainer(ABC):
                 continue
             for group in self.optimizer.param_groups:
                 group["lr"] = pace * cosine_lr(position, all_steps, self.settings.optimizer)
-            figures = self.set_gradients(batch, draw, share_done, anchor, f"round {round}, step {i + 1}")
+            figures = self.set_gradients(batch, draw, share_done, anchor)
             self.optimizer.step()
             self.after_step(share_done)
             self.step += 1
             made += 1
-            for name, value in figures.items():
-                totals[name] += value
-            if self.progress:
-                self.progress(i + 1, steps, figures.get("loss", math.nan))
+            unread.append(_Step(round, i + 1, Figures(figures)))
+            # on a device the step before is read once this one waits there: it always has work
+            while len(unread) > (self.device.type != "cpu"):
+                self._note(unread.popleft(), totals)
+        for step in unread:
+            self._note(step, totals)
         return {**{name: value / made for name, value in totals.items()}, "n_steps": float(steps)}
 
     def set_gradients(
-        self, batch: Any, draw: torch.Generator, share_done: float, anchor: list[Tensor], place: str
-    ) -> dict[str, float]:
+        self, batch: Any, draw: torch.Generator, share_done: float, anchor: list[Tensor]
+    ) -> Mapping[str, Tensor]:
         """Give every trained parameter the gradient that the optimiser will use.
 
         Args:
             anchor: the trained parameters of the round's global model, for FedProx; empty without it.
-            place: round and step, for the text of an error.
 
         Returns:
-            Figures to report: "loss" and its parts.
+            Figures to report: "loss" and its parts, as `losses` gives them.
         """
         loss, parts = self.losses(batch, draw, share_done)
-        self._check_finite(loss, place)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self._withhold_gradients()
         self._pull_towards(anchor)
         if self.settings.optimizer.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self._trained(), self.settings.optimizer.clip_norm)
-        return {"loss": loss.item(), **parts}
+            nn.utils.clip_grad_norm_(self._trained, self.settings.optimizer.clip_norm)
+        return {"loss": loss.detach(), **parts}
 
     # Shared by the subclasses.
 
     def pictures(self, positions: np.ndarray) -> Tensor:
         """B x C x H x W in [0, 1], not yet normalised."""
-        return torch.from_numpy(np.ascontiguousarray(self.train.images[positions])).to(self.device).float() / 255
+        return self._images.take(positions).float() / 255
 
     def masks(self, positions: np.ndarray) -> Tensor:
         """B x H x W class indices."""
-        return torch.from_numpy(np.ascontiguousarray(self.train.masks[positions])).to(self.device)
+        return self._masks.take(positions)
 
     def normalise(self, picture: Tensor) -> Tensor:
         """From [0, 1] to the networks' input."""
@@ -228,28 +237,63 @@ class PhaseTrainer(ABC):
         """bfloat16 where the study asks for it."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.runtime.amp)
 
+    @cached_property
+    def _images(self) -> Resident:
+        return Resident(self.train.images, self.device)
+
+    @cached_property
+    def _masks(self) -> Resident:
+        return Resident(self.train.masks, self.device)
+
+    @cached_property
     def _trained(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
+    @cached_property
+    def _withheld(self) -> list[nn.Parameter]:
+        return [parameter for name, parameter in self.model.named_parameters() if name.startswith(self.handed_on)]
+
     def _withhold_gradients(self) -> None:
         """Of what the site hands on as it came: no gradient, so no step, no decay."""
-        for name, parameter in self.model.named_parameters():
-            if name.startswith(self.handed_on):
-                parameter.grad = None
+        for parameter in self._withheld:
+            parameter.grad = None
 
+    @torch.no_grad()
     def _pull_towards(self, anchor: list[Tensor]) -> None:
         """FedProx: the gradient of mu / 2 |theta - theta_global|^2."""
-        for parameter, start in zip(self._trained() if anchor else [], anchor, strict=True):
-            if parameter.grad is not None:
-                parameter.grad.add_(parameter.detach() - start, alpha=self.config.prox_mu)
+        if not anchor:
+            return
+        pulled = [(p.grad, p, start) for p, start in zip(self._trained, anchor, strict=True) if p.grad is not None]
+        gradients, parameters, starts = (list(column) for column in zip(*pulled, strict=True))
+        torch._foreach_add_(gradients, torch._foreach_sub(parameters, starts), alpha=self.config.prox_mu)
 
-    def _check_finite(self, loss: Tensor, place: str) -> None:
-        if not math.isfinite(loss.item()):
+    def _note(self, step: _Step, totals: dict[str, float]) -> None:
+        """Read the figures of a step, add them to the round's, and tell of it.
+
+        Raises:
+            NotFinite: its loss is not finite.
+        """
+        figures = step.figures.read()
+        loss = figures.get("loss", math.nan)
+        if "loss" in figures and not math.isfinite(loss):
             raise NotFinite(
-                f"site {self.site}, phase {self.phase}, {place}: the loss is {loss.item()}",
+                f"site {self.site}, phase {self.phase}, round {step.round}, step {step.number}: the loss is {loss}",
                 f"lower {self.phase}.optimizer.lr (now {self.settings.optimizer.lr:g}) or look for damaged pictures "
                 "with `python -m sites check`",
             )
+        for name, value in figures.items():
+            totals[name] += value
+        if self.progress:
+            self.progress(step.number, self.steps_per_round, loss)
+
+
+class _Step(NamedTuple):
+    """A step that was made, or at least asked for."""
+
+    round: int
+    number: int
+    """Within the round, from 1."""
+    figures: Figures
 
 
 def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:

@@ -66,6 +66,33 @@ def test_teacher_follows_eq_12_with_buffers():
     assert not teacher.model.training
 
 
+@pytest.mark.parametrize("follows_buffers", [True, False])
+def test_a_teacher_follows_to_the_last_bit_as_tensor_by_tensor(follows_buffers):
+    student = UNet(1, 1, 4)
+    teacher, plain = Teacher(student), Teacher(student)
+    teacher.follows_buffers = follows_buffers
+    draw = torch.Generator().manual_seed(0)
+    for step in range(4):
+        with torch.no_grad():
+            for value in [*student.parameters(), *student.buffers()]:
+                value.add_(torch.randn(value.shape, generator=draw).to(value.dtype) if value.ndim else 1)
+        teacher.follow(student, step, 0.6)
+        alpha, own = min(1 - 1 / (step + 1), 0.6), plain.model.state_dict()
+        for name, value in student.state_dict().items():
+            if follows_buffers or name in dict(student.named_parameters()):
+                own[name].lerp_(value, 1 - alpha) if value.is_floating_point() else own[name].copy_(value)
+    for name, value in plain.model.state_dict().items():
+        assert torch.equal(value, teacher.model.state_dict()[name]), name
+
+
+def test_a_teacher_follows_whichever_student_it_is_shown():
+    first, second = UNet(1, 1, 4), UNet(1, 1, 4)
+    teacher = Teacher(first)
+    for student in (first, second, first):
+        teacher.follow(student, 0, 0.9)  # alpha = 0: a copy
+        assert torch.equal(teacher.model.head.weight, student.head.weight)
+
+
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_vit"])
 @pytest.mark.parametrize("classes", [1, 3])
 def test_any_timm_encoder_grounds_at_full_resolution(name, classes):

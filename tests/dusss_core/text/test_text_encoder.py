@@ -131,3 +131,19 @@ def test_what_a_user_must_mend_is_said(tmp_path, no_network, monkeypatch):
     monkeypatch.setattr(text_encoder, "MINILM_PACKAGE", "no_such_package")
     with pytest.raises(UserError, match="pip install"):
         locate("minilm")
+
+
+def test_the_mask_that_devices_get_hides_the_same_tokens(tiny_bert, monkeypatch):
+    encoder = TextEncoder(TextConfig(encoder=str(tiny_bert)))
+    ids, mask = encoder.tokenize(["An opacity in both lungs.", "Clear."])
+    assert not mask.all()
+    by_token = encoder(ids, mask)
+    bert = encoder.bert.forward
+
+    def with_pairs(input_ids, attention_mask):
+        pairs = mask[:, None, None, :].expand(-1, -1, mask.shape[1], -1)
+        return bert(input_ids=input_ids, attention_mask=pairs)
+
+    monkeypatch.setattr(encoder.bert, "forward", with_pairs)
+    torch.testing.assert_close(encoder(ids, mask)[mask], by_token[mask])
+    assert encoder.bert.config._attn_implementation == "sdpa"
