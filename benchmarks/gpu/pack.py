@@ -159,8 +159,8 @@ def _picture(record: Record, size: int) -> bytes:
     with Image.open(io.BytesIO(content)) as picture:
         if picture.format == "WEBP" and picture.size == (size, size):
             return content
-    gray = to_bytes(resize_image(read_image(record.image, 1), size))[0]
-    return _saved(Image.fromarray(gray), "WEBP", lossless=True)
+    image = to_bytes(resize_image(read_image(record.image, 3), size))
+    return _saved(Image.fromarray(image.transpose(1, 2, 0)), "WEBP", lossless=True)
 
 
 def _mask(record: Record, size: int) -> bytes:

@@ -53,12 +53,11 @@ class Packed:
         self.sentences = tuple(about["sentences"])
         self.records = [Label(*row) for row in about["records"]]
 
-    def splits(self, labels: float, channels: int, few: int = 0) -> dict[str, Any]:
-        """train, val and test as `dusss_core.records.Split`, in the grid's order and by its names of records.
+    def splits(self, labels: float, few: int = 0) -> dict[str, Any]:
+        """train, val and test as `dusss_core.records.Split`, three channels each, in the grid's order and by its names.
 
         Args:
             labels: share of each site's training masks that may be trained on.
-            channels: the gray picture, so many times (a view of it).
             few: training pictures, and a third as many of the others, at half the size; 0: all.
         """
         from dusss_core.files import read_tensors
@@ -75,14 +74,14 @@ class Packed:
                 places = [i for i, record in enumerate(self.records) if record.split == split]
                 if few:
                     places = places[:: max(1, len(places) // few)][: few if split == "train" else few // 3]
-                gray, mask = (
+                picture, mask = (
                     np.stack(list(pool.map(partial(_decoded, *files[name], mode), places)))
-                    for name, mode in ((PICTURES, "L"), (MASKS, "1"))
+                    for name, mode in ((PICTURES, "RGB"), (MASKS, "1"))
                 )
                 if few:
-                    gray, mask = np.ascontiguousarray(gray[:, ::2, ::2]), np.ascontiguousarray(mask[:, ::2, ::2])
+                    picture, mask = picture[:, ::2, ::2], mask[:, ::2, ::2]
                 found[split] = Split(
-                    images=np.broadcast_to(gray[:, None], (len(gray), channels, *gray.shape[1:])),
+                    images=np.ascontiguousarray(picture.transpose(0, 3, 1, 2)),
                     masks=mask.astype(np.uint8),
                     labelled=np.array([chosen[i] for i in places]),
                     masked=np.ones(len(places), bool),

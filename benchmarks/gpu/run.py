@@ -62,9 +62,9 @@ def _main(arguments: argparse.Namespace) -> int:
 
     from benchmarks.gpu.train import Clock, Plan
 
-    out = arguments.out or (Path(os.environ["OUT"]) if os.environ.get("OUT") else None)
-    if out is None:
+    if arguments.out is None and not os.environ.get("OUT"):
         raise UserError("nowhere to write to", "give --out DIR, or set OUT")
+    arguments.out = out = arguments.out or Path(os.environ["OUT"])
     if arguments.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError("--device cuda: there is no GPU that torch can use", "rehearse with --tiny --device cpu")
     out.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def rehearse(arguments: argparse.Namespace, clock: Clock) -> None:
         result = json.loads(Path(folder, "second", "result.json").read_text())
         if "train" not in skipped(arguments) and "test" not in result:
             raise RuntimeError("the rehearsal did not come to its end")
-        if arguments.tiny and arguments.out:
+        if arguments.tiny:
             shutil.copy(Path(folder, "second", "result.json"), arguments.out)
     say(f"{clock.passed:.0f} s: the rehearsal is over, nothing failed")
 
@@ -131,7 +131,7 @@ class Run:
                 config = tiny(config)
             self.result["config"] = config.model_dump(mode="json")
             few = _TINY_PICTURES if arguments.tiny else 0
-            self.splits = self.packed.splits(arguments.labels, config.image.channels, few)
+            self.splits = self.packed.splits(arguments.labels, few)
             counts = {name: len(split) for name, split in self.splits.items()}
             self.result["pictures"] = {**counts, "labelled": int(self.splits["train"].labelled.sum())}
             self.say(f"pictures: {self.result['pictures']}")

@@ -31,7 +31,7 @@ _MARGIN = 0.97
 """Share of the time that rounds are planned for."""
 _SAVE_EVERY_S = 120.0
 _KNOWN_AFTER = 2
-"""Rounds after which it is known how long one takes. The schedule has hardly begun: later it is not planned anew."""
+"""Rounds after which it is known how long one takes. The schedule has hardly begun; it is not planned anew later."""
 
 Say = Callable[[str], None]
 
@@ -90,10 +90,12 @@ class Plan:
     """Which of them this is."""
     pretraining: float = 0.33
     """Share of the training time for step 1."""
-    reserve_s: float = 45.0
-    """Seconds kept at the end of a call, for the text-guided masks, the test and the files."""
-    overhead_s: float = 60.0
-    """Seconds of a later call that are not training: its start, its masks and its end."""
+    test_s: float = 45.0
+    """Seconds kept at the end of the last call, for the test and its files."""
+    files_s: float = 15.0
+    """Seconds kept at the end of any other call."""
+    start_s: float = 45.0
+    """Seconds of a later call before its training: packages, pictures, masks."""
     rounds: dict[str, int] | None = None
     """Rounds of each phase, in place of what the clock says; for a rehearsal."""
     rounds_per_call: int | None = None
@@ -103,10 +105,15 @@ class Plan:
     def last(self) -> bool:
         return self.call >= self.calls
 
+    @property
+    def kept_s(self) -> float:
+        """Seconds that no round of this call may use."""
+        return self.test_s if self.last else self.files_s
+
     def training_s(self, clock: Clock) -> float:
         """Seconds of training that are left in this call and those after it."""
-        later = (self.calls - self.call) * (60 * clock.minutes - self.overhead_s - self.reserve_s)
-        return max(0.0, clock.left - self.reserve_s) + max(0.0, later)
+        later = (self.calls - self.call) * (60 * clock.minutes - self.start_s - self.test_s)
+        return max(0.0, clock.left - self.kept_s) + max(0.0, later)
 
 
 def settings(packed: Packed, folder: Path, method: str, labels: float, public_weights: bool) -> TrainingConfig:
@@ -173,8 +180,7 @@ class Training:
             rounds = self.rounds.get(phase)
             if rounds is not None and rounds.finished:
                 continue
-            over = self._train(phase)
-            if not over:
+            if not self._may_begin() or not self._train(phase):
                 return False
         return True
 
@@ -192,7 +198,7 @@ class Training:
             shared = self.state["now"]
         trainer.settings.rounds = rounds.planned
         best = self.state.get("best", shared)
-        left = self.clock.left - self.plan.reserve_s
+        left = self.clock.left - self.plan.kept_s
         end = self.clock.passed + left * (self.plan.pretraining if phase == Phase.PRETRAIN and self.plan.last else 1.0)
 
         while not rounds.finished and self._fits(rounds, end):
@@ -261,6 +267,11 @@ class Training:
         if busy:
             figures["gpu_percent"] = statistics.fmean(busy)
         return shared, {name: float(f"{value:.6g}") for name, value in figures.items()}
+
+    def _may_begin(self) -> bool:
+        """Whether the masks and a first round, which is slow, still fit; the last call trains one in any case."""
+        before = [rounds.seconds_per_round() for rounds in self.rounds.values()]
+        return self.plan.last or not before or self.clock.left - self.plan.kept_s > 6 * before[-1]
 
     def _fits(self, rounds: Rounds, end: float) -> bool:
         if self.plan.rounds_per_call is not None and self.made >= self.plan.rounds_per_call:

@@ -1,0 +1,65 @@
+"""The comparison of a GPU with the CPU sees a difference, and none where there is none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.gpu import check
+from benchmarks.gpu.made_up import made_up_bank, made_up_split
+from benchmarks.gpu.variants import EAGER, config_of
+from dusss_core import augment
+from dusss_core.training import Segmenter
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def compared(tmp_path):
+    config = config_of("demo", 4, EAGER, tmp_path)
+    splits = {"train": made_up_split(16, 64, 1), "val": made_up_split(4, 64, 1)}
+    return lambda: check.compare(config, splits, lambda device: made_up_bank(config, splits["train"], device), CPU)
+
+
+def test_a_device_that_computes_the_same_agrees(compared):
+    before = augment._CHANCES
+    found = compared()
+    assert set(found) == {"pretrain", "segment", "predict"}
+    assert all(figures["agrees"] and not figures["fails"] and figures["worst"] == 0 for figures in found.values())
+    assert found["segment"]["cpu"].keys() >= {"loss", "gradient_norm", "supervised", "semi"}
+    assert before == augment._CHANCES
+
+
+@pytest.mark.parametrize(("factor", "fails"), [(1.005, False), (1.2, True)])
+def test_a_device_that_computes_otherwise_does_not(compared, monkeypatch, factor, fails):
+    """The second of two trainers, the device's, gets other losses."""
+    made = []
+    true = Segmenter.losses
+
+    def losses(self, *arguments):
+        made.append(self)
+        loss, parts = true(self, *arguments)
+        return (loss * factor, parts) if len(made) == 2 else (loss, parts)
+
+    monkeypatch.setattr(Segmenter, "losses", losses)
+    found = compared()
+    assert not found["segment"]["agrees"] and found["segment"]["fails"] == fails
+    assert found["pretrain"]["agrees"]
+
+
+def test_a_loss_that_is_not_a_number_fails(compared, monkeypatch):
+    true = Segmenter.losses
+    monkeypatch.setattr(Segmenter, "losses", lambda self, *a: (true(self, *a)[0] * float("nan"), {}))
+    assert compared()["segment"]["fails"]
+
+
+def test_marked_tests_are_found_and_run(tmp_path):
+    folder = tmp_path / "tests" / "dusss_core"
+    folder.mkdir(parents=True)
+    assert check.run_marked_tests(tmp_path, 60)["outcome"] == "there are none"
+    (folder / "test_other.py").write_text("import flwr_is_not_here\n")
+    (folder / "test_gpu.py").write_text(
+        "import pytest\n\n@pytest.mark.cuda\ndef test_a():\n    pass\n\ndef test_b():\n    assert False\n"
+    )
+    found = check.run_marked_tests(tmp_path, 60)
+    assert found["exit_code"] == 0 and "1 passed" in found["outcome"]
