@@ -58,32 +58,29 @@ def test_calls_that_stop_anywhere_train_what_one_call_trains(config, tmp_path):
     assert own == other
 
 
-def test_the_best_round_by_validation_is_what_is_kept(config, tmp_path, monkeypatch):
-    """Not the last one, also where a call ends between the two."""
-    figures = iter([0.1, 0.2, 0.3, 0.5, 0.9, 0.4])
-    monkeypatch.setattr("dusss_core.training.Pretrainer.validate", lambda self: {"dice": next(figures)})
-    monkeypatch.setattr("dusss_core.training.Segmenter.validate", lambda self: {"dice": next(figures)})
+@pytest.mark.parametrize(("dice", "best"), [((0.9, 0.5, 0.4), 1), ((0.5, 0.9, 0.4), 2), ((0.5, 0.4, 0.9), 3)])
+def test_the_best_round_by_validation_is_what_is_kept(dice, best, config, tmp_path, monkeypatch):
+    """Also where a call ends after it, and later rounds are worse."""
+    figures = iter([0.1, 0.3, 0.2, *dice])
+    for kind in ("Pretrainer", "Segmenter"):
+        monkeypatch.setattr(f"dusss_core.training.{kind}.validate", lambda self: {"dice": next(figures)})
     shared = []
-    true = train.Training._round
+    true = Training._round
 
     def remembered(self, trainer, model, round):
         found = true(self, trainer, model, round)
         shared.append(found[0])
         return found
 
-    monkeypatch.setattr(train.Training, "_round", remembered)
-    record = {}
-    _call(config, tmp_path / "1", Plan(2, 1, rounds=ROUNDS, rounds_per_call=6), record)
-    record, last = {}, None
-    figures = iter([0.1, 0.2, 0.3, 0.5, 0.9, 0.4])
-    shared.clear()
+    monkeypatch.setattr(Training, "_round", remembered)
+    record, earlier = {}, None
     for call in (1, 2):
-        training, _ = _call(
-            config, tmp_path / f"again{call}", Plan(2, call, rounds=ROUNDS, rounds_per_call=5), record, last
-        )
-        last = tmp_path / f"again{call}"
-    assert training.rounds["segment"].best == 2
-    assert digest_of_tensors(training.state["student"]) == digest_of_tensors(shared[4])
+        plan = Plan(2, call, rounds=ROUNDS, rounds_per_call=5)
+        training, _ = _call(config, tmp_path / f"call{call}", plan, record, earlier)
+        earlier = tmp_path / f"call{call}"
+    assert training.rounds["segment"].best == best
+    for name, model in (("vlm", shared[1]), ("student", shared[2 + best])):
+        assert digest_of_tensors(training.state[name]) == digest_of_tensors(model)
 
 
 def test_a_method_without_text_has_no_first_step(config, tmp_path):
