@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from dusss_core import tensorfile
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
     from torch import Tensor
 
-    Record = TypeVar("Record", ArrayRecord, MetricRecord, ConfigRecord)
 
 WIRES = ("float32", "bfloat16", "int8", "topk")
 KEY = "safetensors"
@@ -98,10 +97,29 @@ def _decoding() -> Iterator[None]:
         raise Unreadable("the tensors cannot be decoded") from None
 
 
-def records(content: RecordDict, kind: type[Record]) -> dict[str, Record]:
-    """The records of one kind in a message, by name. What Flower's own `content.array_records` gives refers to itself,
-    and holds all tensors in memory until the garbage is collected."""
-    return {name: record for name, record in content.items() if isinstance(record, kind)}
+def array_records(content: RecordDict) -> dict[str, ArrayRecord]:
+    """The records of tensors in a message, by name.
+
+    What Flower's own `content.array_records` gives refers to itself, and holds all tensors of the message in memory
+    until Python next looks for such garbage; so do its two siblings.
+    """
+    from flwr.app import ArrayRecord
+
+    return {name: record for name, record in content.items() if isinstance(record, ArrayRecord)}
+
+
+def metric_records(content: RecordDict) -> dict[str, MetricRecord]:
+    """The records of figures in a message, by name."""
+    from flwr.app import MetricRecord
+
+    return {name: record for name, record in content.items() if isinstance(record, MetricRecord)}
+
+
+def config_records(content: RecordDict) -> dict[str, ConfigRecord]:
+    """The records of settings in a message, by name."""
+    from flwr.app import ConfigRecord
+
+    return {name: record for name, record in content.items() if isinstance(record, ConfigRecord)}
 
 
 def figures(values: Mapping[str, float]) -> MetricRecord:

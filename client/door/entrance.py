@@ -77,7 +77,7 @@ def read(kind: str, content: RecordDict) -> Request:
     Raises:
         Declined: something is missing or not of the right form.
     """
-    record = content.config_records.get("config")
+    record = wire.config_records(content).get("config")
     if record is None:
         raise Declined("the message holds no settings")
     text = _text(record, "training", re.compile(r"(?s).{1,100000}"))
@@ -107,7 +107,7 @@ def read(kind: str, content: RecordDict) -> Request:
         base=_text(record, "base", _DIGEST, ""),
         model_digest=_text(record, "model_digest", _DIGEST, ""),
         charges=_round(record, "charges", 0),
-        step=_step(kind, content.config_records.get("secure")),
+        step=_step(kind, wire.config_records(content).get("secure")),
     )
 
 
@@ -169,7 +169,7 @@ def _model(content: RecordDict, request: Request, state: SiteState) -> dict[str,
 def _tensors(content: RecordDict, name: str) -> dict[str, Tensor] | None:
     """The tensors of the record `name`, rounded ones as float32; None if the message has no such record. They lie in
     the message's own bytes: nobody here writes to them."""
-    record = content.array_records.get(name)
+    record = wire.array_records(content).get(name)
     if record is None:
         return None
     with _readable(name):
@@ -177,7 +177,7 @@ def _tensors(content: RecordDict, name: str) -> dict[str, Tensor] | None:
 
 
 def _bytes(content: RecordDict, name: str) -> bytes | memoryview:
-    record = content.array_records.get(name)
+    record = wire.array_records(content).get(name)
     if record is None:
         return b""
     with _readable(name):
@@ -194,13 +194,13 @@ def _readable(name: str) -> Iterator[None]:
 
 def _told(content: RecordDict) -> dict[str, Any]:
     """What a message holds, for the audit log. The message is not trusted: texts are cut, nothing is decoded."""
-    config = content.config_records.get("config") or {}
+    config = wire.config_records(content).get("config") or {}
     training = config.get("training")
     named = {key: config.get(key) for key in ("run_key", "phase", "round", "what", "vlm_digest")}
     return {
         **{key: value for key, value in named.items() if value and isinstance(value, str | int)},
         "settings": sha256(training.encode()) if isinstance(training, str) else None,
-        "records": sorted(content.array_records)[:_MOST_NAMES],
-        **({"secure": str(secure.get("step"))} if (secure := content.config_records.get("secure")) else {}),
-        "bytes": sum(wire.size(arrays) for arrays in content.array_records.values()),
+        "records": sorted(wire.array_records(content))[:_MOST_NAMES],
+        **({"secure": str(secure.get("step"))} if (secure := wire.config_records(content).get("secure")) else {}),
+        "bytes": sum(wire.size(arrays) for arrays in wire.array_records(content).values()),
     }

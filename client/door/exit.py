@@ -64,13 +64,13 @@ def _held(content: RecordDict) -> dict[str, Any]:
             "bytes": len(data),
             "sha256": sha256(data),
         }
-        for record, arrays in content.array_records.items()
+        for record, arrays in wire.array_records(content).items()
         for name, (dtype, shape, data) in wire.contents(arrays).items()
     }
     return {
-        "bytes": sum(wire.size(arrays) for arrays in content.array_records.values()),
-        "metrics": {k: v for metrics in content.metric_records.values() for k, v in metrics.items()},
-        "texts": {k: _told(v) for texts in content.config_records.values() for k, v in texts.items()},
+        "bytes": sum(wire.size(arrays) for arrays in wire.array_records(content).values()),
+        "metrics": {k: v for metrics in wire.metric_records(content).values() for k, v in metrics.items()},
+        "texts": {k: _told(v) for texts in wire.config_records(content).values() for k, v in texts.items()},
         "tensors": tensors,
     }
 

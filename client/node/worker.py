@@ -26,6 +26,7 @@ from client.work import observe
 from dusss_core.errors import UserError
 from dusss_core.files import write_text
 from dusss_core.phases import Phase
+from feddusss import wire
 from sites.config import load_site
 
 if TYPE_CHECKING:
@@ -205,14 +206,14 @@ def _declined(reply: Message) -> str | None:
     """The reason that the coordinator is given; None if the work was done."""
     if reply.has_error():
         return reply.error.reason
-    config = reply.content.config_records.get("config")
+    config = wire.config_records(reply.content).get("config")
     return str(config["declined"]) if config is not None and config.get("declined") else None
 
 
 @contextmanager
 def _shown(message: Message) -> Iterator[str]:
     """Show what is worked on, and yield it. Of the message's settings only those of the expected form are shown."""
-    settings = message.content.config_records.get("config") or {}
+    settings = wire.config_records(message.content).get("config") or {}
     phase, number = settings.get("phase"), settings.get("round")
     kind = re.sub(r"[^a-z]", "", str(message.metadata.message_type))[:20]
     name = f"{phase} round {number}" if phase in list(Phase) and type(number) is int else ""

@@ -130,8 +130,8 @@ class Part:
         # not saved: should this process end while it trains, the message can be answered again
 
     def _masked(self, member: Member, answer: RecordDict) -> RecordDict:
-        trained = wire.unpack(answer.array_records["arrays"])
-        metrics = answer.metric_records["metrics"]
+        trained = wire.unpack(wire.array_records(answer)["arrays"])
+        metrics = wire.metric_records(answer)["metrics"]
         weight = int(metrics["num-examples"]) if self._step.weighting == "examples" else 1
         vector = _encoded(trained, self._request.model, weight, len(member.state.members))
         with _refusals():

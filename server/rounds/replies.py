@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from feddusss.compression import Codec
 from server.rounds.screening import squared_distance
 
 if TYPE_CHECKING:
-    from flwr.app import ArrayRecord, ConfigRecord, Message
+    from flwr.app import ArrayRecord, Message
     from torch import Tensor
 
     from server.rounds.spool import Spool
@@ -109,7 +109,7 @@ def read_reply(
         metrics = _metrics(content)
         texts = _texts(content)
         if expected is None:
-            if _arrays(content):
+            if codec.array_records(content):
                 raise Refused("sent tensors that nobody asked for")
             return Reply(site, metrics=metrics, texts=texts)
         record = _record(content)
@@ -132,7 +132,7 @@ def _content(message: Message | None):
         reason = (message.error.reason or "no reason given").strip().splitlines()
         told = reason[0][:300] if reason else "no reason given"
         raise Refused(f"error {message.error.code}: {_printable(told)}", kind=LOST)
-    for record in _configs(message.content):
+    for record in codec.config_records(message.content).values():
         if "declined" in record:
             kinds = {DIVERGED: record.get("diverged"), SPENT: record.get("spent"), LACKS: record.get("lacks")}
             kind = next((kind for kind, so in kinds.items() if so is True), "")
@@ -141,9 +141,7 @@ def _content(message: Message | None):
 
 
 def _metrics(content) -> dict[str, float]:
-    from flwr.app import MetricRecord
-
-    sent = list(codec.records(content, MetricRecord).values())
+    sent = list(codec.metric_records(content).values())
     if len(sent) > 1:
         raise Refused("sent more than one metric record")
     metrics: dict[str, float] = {}
@@ -159,14 +157,11 @@ def _metrics(content) -> dict[str, float]:
 
 def _texts(content) -> dict[str, str]:
     return {
-        _printable(k): _printable(v) for record in _configs(content) for k, v in record.items() if isinstance(v, str)
+        _printable(k): _printable(v)
+        for record in codec.config_records(content).values()
+        for k, v in record.items()
+        if isinstance(v, str)
     }
-
-
-def _configs(content) -> Iterable[ConfigRecord]:
-    from flwr.app import ConfigRecord
-
-    return codec.records(content, ConfigRecord).values()
 
 
 def decoded(
@@ -202,16 +197,10 @@ def decoded(
 
 
 def _record(content) -> ArrayRecord:
-    arrays = _arrays(content)
+    arrays = codec.array_records(content)
     if list(arrays) != ["arrays"]:
         raise Refused(f"tensor records {sorted(map(_printable, arrays))} instead of ['arrays']")
     return arrays["arrays"]
-
-
-def _arrays(content) -> dict[str, ArrayRecord]:
-    from flwr.app import ArrayRecord
-
-    return codec.records(content, ArrayRecord)
 
 
 def _expanded(record, expected: Mapping[str, Tensor], compressed: Codec) -> dict[str, Tensor]:
@@ -233,8 +222,6 @@ def _check_type(name: str, tensor: Tensor, expected: Tensor, wire: str) -> None:
 
 def _checked_norm(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
     """L2 norm of the change of the learned weights; a number that is not finite is refused on the way, by name."""
-    import numpy as np
-
     square = 0.0
     for name, tensor in tensors.items():
         learned = not codec.is_statistic(name, expected[name])
@@ -242,7 +229,7 @@ def _checked_norm(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor])
         # the norm shows at no cost whether all is finite
         if learned and math.isfinite(change):
             square += change
-        elif tensor.is_floating_point() and not np.isfinite(tensor.numpy()).all():
+        elif not codec.is_finite(tensor):
             raise Refused(f"tensor '{name}' holds NaN or infinity", kind=DIVERGED)
     return math.sqrt(square)
 

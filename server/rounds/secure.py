@@ -312,9 +312,7 @@ class _Exchanges:
         return gave
 
     def _taken(self, name: str, message: Message, kind: type[Record], take: Callable[[str, Record], None]) -> Reply:
-        from flwr.app import ConfigRecord
-
-        content = wire.records(message.content, ConfigRecord).get("secure", {}).get("body")
+        content = wire.config_records(message.content).get("secure", {}).get("body")
         try:
             record = parse(kind, content, name)
             self._count(name, len(content), 0)
