@@ -14,13 +14,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from flwr.app import Error, Message
 from flwr.clientapp import ClientApp
 
 from server.runs.events import Reporter
-from server.simulation import forking
+from server.simulation import forking, parcels
 from server.simulation.inprocess import RAISED, Failure, InProcessGrid, identify, site_context, work_on
 
 
@@ -45,7 +46,9 @@ class WorkerGrid(InProcessGrid):
     ):
         super().__init__(client_app, site_files, reporter, run_id)
         files = {node: Path(file).absolute() for node, file in enumerate(site_files, start=1)}
-        self._start = lambda: _Worker(client_app, run_id, files, threads)
+        sender = parcels.Sender()
+        self._start = lambda: _Worker(client_app, run_id, files, threads, sender)
+        self._forget = sender.forget
         self._workers = [self._start() for _ in range(min(workers, len(files)))]
         self._waiting: deque[Message] = deque()
 
@@ -82,6 +85,7 @@ class WorkerGrid(InProcessGrid):
         for worker in self._workers:
             worker.end()
         self._workers.clear()
+        self._forget()
 
     def _hand_out(self) -> None:
         while self._waiting and (free := [worker for worker in self._workers if worker.message is None]):
@@ -101,7 +105,7 @@ class WorkerGrid(InProcessGrid):
     def _hear(self, worker: _Worker) -> None:
         message = worker.message
         try:
-            what, *content = worker.connection.recv()
+            what, *content = parcels.receive(worker.connection)
         except (EOFError, OSError):
             code = worker.end()
             self._workers[self._workers.index(worker)] = self._start()
@@ -123,6 +127,7 @@ class _Worker:
     run_id: int
     files: dict[int, Path]
     threads: int | None
+    sender: parcels.Sender
     message: Message | None = None
     """What it is at work on."""
     known: set[int] = field(default_factory=set)
@@ -140,7 +145,7 @@ class _Worker:
         self.message = message
         self.known.add(message.metadata.dst_node_id)
         with suppress(OSError):  # a dead worker is noticed when it is listened to
-            self.connection.send(message)
+            self.sender.send(self.connection, message)
 
     def end(self) -> int | None:
         """End the process. Returns its exit code."""
@@ -160,12 +165,18 @@ def _serve(connection: Connection, app: ClientApp, run_id: int, files: dict[int,
 
         torch.set_num_threads(threads)
     contexts = {node: site_context(run_id, node, file) for node, file in files.items()}
+    sender = parcels.Sender()
+
+    def tell(*what: Any) -> None:
+        sender.send(connection, what)
+
     while True:
         try:
-            message = connection.recv()
+            message = parcels.receive(connection)
         except (EOFError, OSError):
             return
         reply, failures = work_on(
-            message, app, contexts[message.metadata.dst_node_id], lambda *step: connection.send(("step", *step))
+            message, app, contexts[message.metadata.dst_node_id], lambda *step: tell("step", *step)
         )
-        connection.send(("answer", reply, failures))
+        tell("answer", reply, failures)
+        sender.forget()
