@@ -140,8 +140,9 @@ class Messages:
                 if reply.kind == MISCOUNTED:
                     roster.ask_again(name)
 
-        at_once = _HELD_BYTES // wire.size(arrays) if expected is not None else len(sites)
-        for name in roster.ask(kind, contents, self._timeout, on_reply, self._reporter.on_site_start, max(1, at_once)):
+        largest = sum(tensor.nbytes for tensor in model.values()) if expected is not None else 1
+        at_once = max(1, _HELD_BYTES // max(1, largest))
+        for name in roster.ask(kind, contents, self._timeout, on_reply, self._reporter.on_site_start, at_once):
             on_reply(name, None)
         if lacking := [site for site in sites if site.name in changes and replies[site.name].kind == LACKS]:
             again, more = self.ask(roster, kind, lacking, model, secure, spool, on_accepted, **settings)
