@@ -9,7 +9,8 @@ from the first grain on runs on the CPU and on CUDA draw different numbers. Noth
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -258,9 +259,22 @@ def _blurred(picture: torch.Tensor, sigma: torch.Tensor, largest: float) -> torc
     kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0)[:, None]
     planes = picture.reshape(1, batch * channels, height, width)
     planes = functional.pad(planes, (radius, radius, radius, radius), mode="reflect")
-    planes = functional.conv2d(planes, kernel[:, :, None, :], groups=batch * channels)
-    planes = functional.conv2d(planes, kernel[:, :, :, None], groups=batch * channels)
+    with _untried_kernels():
+        planes = functional.conv2d(planes, kernel[:, :, None, :], groups=batch * channels)
+        planes = functional.conv2d(planes, kernel[:, :, :, None], groups=batch * channels)
     return planes.reshape(picture.shape)
+
+
+@contextmanager
+def _untried_kernels() -> Iterator[None]:
+    """cuDNN takes a kernel as it is, where else it may try them (`dusss_core.runtime`): each step blurs another number
+    of samples, and would begin anew."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def _rectangles(size: torch.Size, wanted: torch.Tensor, unit: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -6,7 +6,7 @@ best, `preset: paper` is the paper to the letter. No file is read here.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -14,6 +14,8 @@ ObjectiveName = Literal["dusss", "mean_teacher_mse", "mcnet", "mcnet_v1", "cct",
 """The methods of step 2, as `dusss_core.objectives` has them."""
 IMAGENET = "imagenet"
 """In place of a path: weights that an installed package holds."""
+AUTO = "auto"
+"""Chosen at each site, by its device."""
 
 
 class Strict(BaseModel):
@@ -299,14 +301,21 @@ class SegmentConfig(PhaseConfig):
 
 
 class RuntimeConfig(Strict):
-    """How the machine is used; changes no result beyond rounding."""
+    """How the machine is used; changes no result beyond rounding. `runtime: auto` is `auto` for each: every site
+    chooses by its own device (`dusss_core/runtime.py` says how)."""
 
-    amp: bool = False
-    """bfloat16 autocast; losses stay in float32."""
-    channels_last: bool = False
-    """channels_last memory format."""
-    eval_batch: int = Field(64, ge=1)
-    """Pictures per batch at evaluation."""
+    amp: Literal[True, False, "auto"] = False
+    """bfloat16 autocast; losses stay in float32. auto: on CUDA, and on a CPU with instructions for bfloat16 in a phase
+    in which it was measured to be faster."""
+    channels_last: Literal[True, False, "auto"] = False
+    """channels_last memory format. auto: on CUDA and on a CPU."""
+    eval_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Pictures per batch at evaluation. auto: on a CPU as many as fit its caches (2 of 224 x 224), elsewhere 64."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _all_by_the_device(cls, values: Any) -> Any:
+        return dict.fromkeys(cls.model_fields, AUTO) if values == AUTO else values
 
 
 class PrivateTrainingConfig(Strict):

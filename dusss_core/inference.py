@@ -48,7 +48,7 @@ def predict_logits(
         def logits_of(block: np.ndarray) -> np.ndarray:
             inputs = to_input(torch.from_numpy(np.array(block)).to(device), image)
             predict = model if inputs.shape[2:] == (image.size, image.size) else _window(model, image, batch)
-            with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp):
+            with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp):
                 logits = predict(inputs)
             largest = torch.finfo(torch.float16).max
             return logits.float().clamp(-largest, largest).half().cpu().numpy()

@@ -31,7 +31,7 @@ FLOORS = {
     "client": "__main__ > node > preflight > app > answer > work > privacy > secure > door > state > declined",
     "server": "__main__ > app > onemachine simulation > deployment > report > rounds > runs > study",
     "dusss_core": "privacy > training > build > objectives > pretraining > models > losses > text > "
-    "augment inference metrics phases records sampling seeds transfer files tensorfile config errors",
+    "augment inference metrics phases records sampling seeds runtime transfer files tensorfile config errors",
     "sites": "__main__ > check > importers > dataset > partition > prepare > packing > manifest > readers > "
     "config > synth",
     "feddusss": "bundle > cli > configfile > compression > wire > secagg",

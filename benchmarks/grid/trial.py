@@ -137,6 +137,8 @@ def _figures(trained: Trained, split: Split, site: LocalSite) -> dict[str, np.nd
     from dusss_core.build import build_student
     from dusss_core.inference import predict_logits
     from dusss_core.models.weights import load_tensors
+    from dusss_core.phases import Phase
+    from dusss_core.runtime import runtime_of
     from dusss_core.text.bank import build_text_bank
     from dusss_core.training import text_guided_masks
     from dusss_core.training.evaluation import scores_of_logits
@@ -144,7 +146,7 @@ def _figures(trained: Trained, split: Split, site: LocalSite) -> dict[str, np.nd
     config, device = trained.study.training(), site.device
     model = build_student(config).to(device)
     load_tensors(model, trained.student)
-    runtime = config.runtime
+    runtime = runtime_of(config, Phase.SEGMENT, device)
     logits = predict_logits(model, split.images, config.image, device, runtime.eval_batch, amp=runtime.amp)
     figures = scores_of_logits(config, logits, split, distances=True).per_image()
     figures |= dict.fromkeys(("text_dice", "merged_dice"), np.full(len(split), np.nan))

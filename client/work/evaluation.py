@@ -61,7 +61,7 @@ def _test(request: Judged, bench: Workbench) -> dict[str, float]:
     hidden = (train.masked & ~train.labelled & train.has_text).nonzero()[0]
     newest = state.newest(Phase.SEGMENT, before=10**9) if len(hidden) else None
     if newest is not None and (teacher := with_prefix(newest[0], "objective.teacher.")):
-        scores = evaluate_student(config, teacher, train.select(hidden), device)
+        scores = evaluate_student(config, teacher, train.select(hidden), device, distances=False)
         found |= {"pseudo.teacher_dice": scores.get("dice", math.nan), "pseudo.n": float(len(hidden))}
     if config.method.text_mask and request.vlm_digest:
         vlm = bench.vlm(request)

@@ -14,19 +14,28 @@ from dusss_core.inference import predict_logits, to_input
 from dusss_core.metrics import Scores, to_classes
 from dusss_core.models import VisionLanguageModel
 from dusss_core.models.weights import load_tensors
+from dusss_core.phases import Phase
 from dusss_core.records import Split
+from dusss_core.runtime import runtime_of
 from dusss_core.text.bank import TextBank, build_text_bank
+from dusss_core.transfer import sent
 
 Logits = np.ndarray | Sequence[np.ndarray]
 
 
 def evaluate_student(
-    config: TrainingConfig, student: dict[str, Tensor], split: Split, device: str | torch.device = "cpu"
+    config: TrainingConfig,
+    student: dict[str, Tensor],
+    split: Split,
+    device: str | torch.device = "cpu",
+    *,
+    distances: bool = True,
 ) -> dict[str, float]:
     """Mean Dice, IoU and HD95 (pixels) of a student, picture alone, over the records with masks.
 
     Args:
         student: a whole student's tensors (under FedBN with a site's own normalisation layers).
+        distances: with HD95, which takes most of the time.
 
     Returns:
         {"dice", "iou", "hd95", "n"}; only "n": 0 where no record has a mask.
@@ -34,9 +43,9 @@ def evaluate_student(
     split = split.select(np.flatnonzero(split.masked))
     if not len(split):
         return {"n": 0.0}
-    model = build_student(config).to(device)
+    model = build_student(config).to(device, memory_format=runtime_of(config, Phase.SEGMENT, device).memory_format)
     load_tensors(model, student)
-    return score_model(config, model, split, device)
+    return score_model(config, model, split, device, distances=distances)
 
 
 def text_guided_masks(
@@ -51,7 +60,7 @@ def text_guided_masks(
     Returns:
         N x classes x H x W, float16 (a list of arrays where pictures differ in size); NaN for records without text.
     """
-    model = build_vlm(config).to(device)
+    model = build_vlm(config).to(device, memory_format=runtime_of(config, Phase.PRETRAIN, device).memory_format)
     load_tensors(model, vlm)
     if text is None:
         text = build_text_bank(split.sentences, config.vlm.text, None, device, encoder=model.text_encoder)
@@ -82,7 +91,7 @@ def score_model(
     distances: bool = True,
 ) -> dict[str, float]:
     """Mean figures of a network that sees the picture alone, over a split whose records all have masks."""
-    runtime = config.runtime
+    runtime = runtime_of(config, Phase.SEGMENT, device)
     logits = predict_logits(model, split.images, config.image, device, runtime.eval_batch, amp=runtime.amp)
     return score_logits(config, logits, split, distances=distances)
 
@@ -104,7 +113,7 @@ def scores_of_logits(config: TrainingConfig, logits: Logits, split: Split, *, di
     return scores
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def ground_split(
     config: TrainingConfig, vlm: VisionLanguageModel, split: Split, text: TextBank, device: str | torch.device
 ) -> Logits:
@@ -123,17 +132,17 @@ def _ground_batches(config, vlm, split, text, device) -> np.ndarray:
     n, _, height, width = split.images.shape
     out = np.full((n, config.image.classes, height, width), np.nan, dtype=np.float16)
     with_text = np.flatnonzero(split.has_text)
-    for start in range(0, len(with_text), config.runtime.eval_batch):
-        positions = with_text[start : start + config.runtime.eval_batch]
+    batch = runtime_of(config, Phase.PRETRAIN, device).eval_batch
+    for start in range(0, len(with_text), batch):
+        positions = with_text[start : start + batch]
         sentence = torch.from_numpy(split.sentence[positions])
         x = to_input(torch.from_numpy(np.ascontiguousarray(split.images[positions])).to(device), config.image)
         logits = _ground(config, vlm, x, text, sentence)
-        twice = _mirrors(config, text, sentence)
-        if twice.any():
-            logits[twice] += _ground(config, vlm, x[twice].flip(-1), text, sentence[twice.cpu()], mirrored=True).flip(
-                -1
-            )
-            logits[twice] /= 2
+        twice = _mirrors(config, text, sentence).nonzero().flatten()
+        if len(twice):
+            (places,) = sent(device, twice)
+            mirrored = _ground(config, vlm, x[places].flip(-1), text, sentence[twice], mirrored=True).flip(-1)
+            logits[places] = (logits[places] + mirrored) / 2
         out[positions] = logits.clamp(-60, 60).cpu().numpy().astype(np.float16)
     return out
 
@@ -141,19 +150,21 @@ def _ground_batches(config, vlm, split, text, device) -> np.ndarray:
 def _ground(config, vlm, x: Tensor, text, sentence: Tensor, mirrored: bool = False) -> Tensor:
     """B x classes x H x W float32 logits, each sentence in its picture."""
     tokens, mask = text.features(sentence, mirrored=torch.full_like(sentence, mirrored, dtype=torch.bool))
-    with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=config.runtime.amp):
+    amp = runtime_of(config, Phase.PRETRAIN, x.device).amp
+    with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=amp):
         return vlm(x, tokens.to(x.device), mask.to(x.device)).float()
 
 
 def _mirrors(config, text, sentence: Tensor) -> Tensor:
-    """B bool: records whose mask is also read from the mirrored picture. What was never trained on tells nothing."""
+    """B bool, on the CPU: records whose mask is also read from the mirrored picture. What was never trained on tells
+    nothing."""
     return text.may_flip(sentence) & (config.vlm.mirror and config.pretrain.flip)
 
 
 def _ground_whole(config, vlm, split, i, text, device) -> np.ndarray:
     if split.sentence[i] < 0:
         return np.full((config.image.classes, *split.images[i].shape[1:]), np.nan, dtype=np.float16)
-    sentence, runtime = torch.from_numpy(split.sentence[i : i + 1]), config.runtime
+    sentence, runtime = torch.from_numpy(split.sentence[i : i + 1]), runtime_of(config, Phase.PRETRAIN, device)
 
     def logits_of(picture: np.ndarray, mirrored: bool) -> np.ndarray:
         tokens, mask = text.features(sentence, mirrored=torch.tensor([mirrored]))

@@ -163,7 +163,7 @@ class Pretrainer(PhaseTrainer):
             figures["dice"] = score_logits(self.config, logits, val)["dice"]
         return figures
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _validation_loss(self, val: Split) -> float:
         if not isinstance(val.images, np.ndarray):
             # whole pictures of different sizes have no common batch

@@ -49,8 +49,8 @@ class Resident:
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes that are free on `device`; without end where nobody can say."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else float("inf")
+    """Bytes that are free on `device`; 0 where nobody can say."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
 def _copied(array: np.ndarray, device: torch.device) -> Tensor:

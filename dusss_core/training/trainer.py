@@ -20,6 +20,7 @@ from dusss_core.losses.schedules import cosine_lr
 from dusss_core.models.weights import load_tensors, local_tensors, on_cpu, shared_tensors
 from dusss_core.phases import Phase
 from dusss_core.records import Split
+from dusss_core.runtime import runtime_of, tune
 from dusss_core.sampling import steps_per_epoch
 from dusss_core.seeds import generator, global_seed
 from dusss_core.text.bank import TextBank
@@ -61,9 +62,11 @@ class PhaseTrainer(ABC):
         self.settings = settings
         self.site = site
         self.device = torch.device(device)
+        tune(config, self.device)
+        self.runtime = runtime_of(config, self.phase, self.device)
         self.prepare(model)
         self.model = model.to(self.device)
-        if config.runtime.channels_last:
+        if self.runtime.channels_last:
             self.model = self.model.to(memory_format=torch.channels_last)
         self.train = train
         self.val = val
@@ -231,11 +234,11 @@ class PhaseTrainer(ABC):
     def normalise(self, picture: Tensor) -> Tensor:
         """From [0, 1] to the networks' input."""
         x = (picture - self.config.image.mean) / self.config.image.std
-        return x.to(memory_format=torch.channels_last) if self.config.runtime.channels_last else x
+        return x.to(memory_format=torch.channels_last) if self.runtime.channels_last else x
 
     def autocast(self) -> torch.autocast:
         """bfloat16 where the study asks for it."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.runtime.amp)
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.runtime.amp)
 
     @cached_property
     def _images(self) -> Resident:

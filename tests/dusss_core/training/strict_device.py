@@ -7,6 +7,7 @@ meta lets pass, copies to the device that are waited for, `watched` refuses.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dusss_core import augment
 from dusss_core.objectives import cct, mean_teacher_mse
+from dusss_core.training import resident
 from dusss_core.transfer import Figures
 
 STRICT = torch.device("meta")
@@ -33,6 +35,7 @@ def strict(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
 
     adam, autocast = torch.optim.AdamW, torch.autocast
     monkeypatch.setattr(Figures, "read", arrive)
+    monkeypatch.setattr(resident, "free_memory", lambda device: math.inf)
     for module in (augment, cct, mean_teacher_mse):  # meta has no generator, and asks for none
         monkeypatch.setattr(module, "device_generator", lambda draw, device: draw)
     monkeypatch.setattr(torch.optim, "AdamW", lambda *args, **kwargs: adam(*args, **{**kwargs, "fused": False}))
