@@ -319,12 +319,13 @@ def test(
     from dusss_core.build import build_student
     from dusss_core.inference import predict_logits
     from dusss_core.models.weights import load_tensors
+    from dusss_core.runtime import runtime_of
     from dusss_core.training import text_guided_masks
     from dusss_core.training.evaluation import scores_of_logits
 
-    model = build_student(config).to(device)
+    runtime = runtime_of(config, Phase.SEGMENT, device)
+    model = build_student(config).to(device, memory_format=runtime.memory_format)
     load_tensors(model, state["student"])
-    runtime = config.runtime
     logits = predict_logits(model, split.images, config.image, device, runtime.eval_batch, amp=runtime.amp)
     single = scores_of_logits(config, logits, split).per_image()
     found = {
