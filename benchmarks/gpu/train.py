@@ -289,7 +289,9 @@ class Training:
             spent = sum(line["seconds"] for line in rounds.lines)
             left = self.plan.pretraining * (left + spent) - spent
         more = int(_MARGIN * left / rounds.lines[-1]["seconds"])
-        rounds.planned = min(self.most[phase], rounds.done + max(0, more))
+        # a first round is slow, and must not be the measure of all
+        fewest = int(rounds.done < _KNOWN_AFTER)
+        rounds.planned = min(self.most[phase], rounds.done + max(fewest, more))
 
     # ---- what is kept ----
 
