@@ -1,7 +1,7 @@
 """Everything that a GPU is wanted for, within so many minutes; benchmarks/gpu_run.sh starts it.
 
     python -m benchmarks.gpu.run .gpu --out DIR                      tiny first, then all of it
-    python -m benchmarks.gpu.run .gpu --out DIR --calls 2            rounds planned for two calls; this is the first
+    python -m benchmarks.gpu.run .gpu --out DIR --calls 2 --later 5  rounds planned for two calls; this is the first
     python -m benchmarks.gpu.run .gpu --out DIR2 --continue DIR      the second
     python -m benchmarks.gpu.run .gpu --out DIR --tiny --device cpu  a rehearsal: all of it, small, in a minute or two
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from benchmarks.gpu.train import Clock, Plan
 
 ROOT = Path(__file__).parents[2]
-_CELL = ("method", "labels", "encoder", "calls", "minutes")
+_CELL = ("method", "labels", "encoder", "calls", "later")
 """Arguments that a later call takes from the first."""
 _TINY_PICTURES = 48
 
@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--continue", dest="earlier", type=Path, metavar="DIR", help="what an earlier call wrote")
     parser.add_argument("--calls", type=int, default=1, help="over which the rounds are planned (1)")
     parser.add_argument("--minutes", type=float, default=9.5, help="of this call, from its start to its end (9.5)")
+    parser.add_argument("--later", type=float, metavar="MIN", help="of each later call (as this one)")
     parser.add_argument("--began", type=float, help="when it started, in seconds since 1970 (now)")
     parser.add_argument("--method", default="dusss", help="as in benchmarks/accuracy.py (dusss)")
     parser.add_argument("--labels", type=float, default=0.25, help="share of the training masks (0.25)")
@@ -68,12 +69,13 @@ def _main(arguments: argparse.Namespace) -> int:
     if arguments.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError("--device cuda: there is no GPU that torch can use", "rehearse with --tiny --device cpu")
     out.mkdir(parents=True, exist_ok=True)
+    arguments.later = arguments.later or arguments.minutes
     clock = Clock(arguments.minutes, arguments.began)
     if arguments.earlier is None or arguments.tiny:
         rehearse(arguments, clock)
         if arguments.tiny:
             return cli.OK
-    plan = Plan(calls=arguments.calls)
+    plan = Plan(calls=arguments.calls, later_minutes=arguments.later)
     Run(arguments, out, clock, plan).all()
     return cli.OK
 
@@ -247,7 +249,8 @@ class Run:
             raise UserError(f"{file}: of a rehearsal, or this is one", "give both calls --tiny, or neither")
         for name in _CELL:
             setattr(self.arguments, name, self.result["cell"][name])
-        self.plan.calls, self.plan.call = self.result["cell"]["calls"], self.result["call"] + 1
+        self.plan.calls, self.plan.call = self.arguments.calls, self.result["call"] + 1
+        self.plan.later_minutes = self.arguments.later
 
     @contextmanager
     def _memory(self):

@@ -88,6 +88,8 @@ class Plan:
     """Over which the rounds are planned."""
     call: int = 1
     """Which of them this is."""
+    later_minutes: float = 0.0
+    """Of each later call."""
     pretraining: float = 0.33
     """Share of the training time for step 1."""
     test_s: float = 45.0
@@ -112,7 +114,7 @@ class Plan:
 
     def training_s(self, clock: Clock) -> float:
         """Seconds of training that are left in this call and those after it."""
-        later = (self.calls - self.call) * (60 * clock.minutes - self.start_s - self.test_s)
+        later = (self.calls - self.call) * (60 * self.later_minutes - self.start_s - self.test_s)
         return max(0.0, clock.left - self.kept_s) + max(0.0, later)
 
 

@@ -120,7 +120,7 @@ class _Timed(Training):
 @pytest.mark.parametrize("segment_s", [1, 8, 40])
 @pytest.mark.parametrize("calls", [1, 3])
 def test_calls_end_in_time_and_the_rounds_are_planned_for_all_of_them(pretrain_s, segment_s, calls, monkeypatch):
-    plan = Plan(calls)
+    plan = Plan(calls, later_minutes=9)
     call = _Timed({"pretrain": pretrain_s, "segment": segment_s}, plan, minutes=9)
     monkeypatch.setattr(train.time, "time", lambda: call.now)
     for number in range(1, calls + 1):
