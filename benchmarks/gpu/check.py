@@ -43,7 +43,7 @@ def compare(config: TrainingConfig, splits: dict[str, Split], text: Any, device:
     few = _few(splits["train"])
     phases = [Phase.PRETRAIN, Phase.SEGMENT] if config.method.text_mask else [Phase.SEGMENT]
     found = {}
-    with policy(EAGER), _without_grain():
+    with _without_grain():
         for phase in phases:
             here, there = (
                 _one_batch(_exact(config), phase, few, splits["val"], text, torch.device(where))
@@ -62,7 +62,7 @@ def compare(config: TrainingConfig, splits: dict[str, Split], text: Any, device:
                 "agrees": worst <= AGREES and distance <= 10 * AGREES,
                 "fails": not (worst < FAILS and distance < 4 * FAILS),
             }
-        found["predict"] = _predictions(_exact(config), splits["val"], device)
+    found["predict"] = _predictions(_exact(config), splits["val"], device)
     return found
 
 
@@ -76,8 +76,9 @@ def _one_batch(config, phase, train: Split, val: Split, text: Any, device: torch
     trainer.settings.batch = _BATCH
     draw = generator("check", phase)
     trainer.model.train()
-    loss, parts = trainer.losses(next(iter(trainer.batches(1, draw))), draw, 0.5)
-    loss.backward()
+    with policy(EAGER):  # a trainer that is made may set torch's switches as it likes them
+        loss, parts = trainer.losses(next(iter(trainer.batches(1, draw))), draw, 0.5)
+        loss.backward()
     gradients = [p.grad.detach().double().flatten().cpu() for p in trainer.model.parameters() if p.grad is not None]
     figures = {name: float(value) for name, value in {"loss": loss.detach(), **parts}.items()}
     return {**figures, "gradient": torch.cat(gradients)}
@@ -85,10 +86,11 @@ def _one_batch(config, phase, train: Split, val: Split, text: Any, device: torch
 
 def _predictions(config: TrainingConfig, split: Split, device: torch.device) -> dict[str, Any]:
     images = np.ascontiguousarray(split.images[:4])
-    here, there = (
-        predict_logits(build_student(config).to(where), images, config.image, where, 4).astype(np.float32)
-        for where in (torch.device("cpu"), device)
-    )
+    with policy(EAGER):
+        here, there = (
+            predict_logits(build_student(config).to(where), images, config.image, where, 4).astype(np.float32)
+            for where in (torch.device("cpu"), device)
+        )
     worst = float(np.abs(here - there).max() / max(np.abs(here).max(), 1e-2))
     return {"worst": worst, "agrees": worst <= 2 * AGREES, "fails": not worst < FAILS}  # logits are float16
 

@@ -53,6 +53,21 @@ def test_a_loss_that_is_not_a_number_fails(compared, monkeypatch):
     assert compared()["segment"]["fails"]
 
 
+def test_the_comparison_is_in_float32_whatever_a_trainer_sets(compared, monkeypatch):
+    """TF32 would differ from the CPU in the third digit."""
+    switches = []
+    true = Segmenter.losses
+
+    def losses(self, *arguments):
+        switches.append((torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark))
+        return true(self, *arguments)
+
+    monkeypatch.setattr(Segmenter, "losses", losses)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    compared()
+    assert switches == [(False, False)] * 2
+
+
 def test_marked_tests_are_found_and_run(tmp_path):
     folder = tmp_path / "tests" / "dusss_core"
     folder.mkdir(parents=True)
