@@ -130,7 +130,7 @@ def measure(
     began = time.monotonic()
     found: dict[str, Any] = {"machine": machine(device), "rows": [], "busy": [], "left_out": []}
     threads = threads[:1] if device.type == "cuda" else threads
-    plan = [(s, p, b, t) for s in sizes for p in phases for b in batches for t in threads]
+    plan = [(s, p, b, t) for s in sizes for b in batches for p in phases for t in threads]
     before = torch.get_num_threads()
     print(f"{found['machine']}\n{_HEAD}", flush=True)
     try:

@@ -179,8 +179,8 @@ class Run:
         size = "demo" if self.arguments.tiny else "paper"
         phases = ("segment", "pretrain", "predict")
         few = {"batches": (4,), "steps": 1, "repeats": 1} if self.arguments.tiny else {"batches": (32, 8), "steps": 5}
-        few["threads"] = (1,)
-        budget = min(100.0, 0.2 * self.clock.left)
+        few = {"repeats": 3, "threads": (1,), **few}
+        budget = min(60.0, 0.15 * self.clock.left)
         try:
             self.result["steps"] = steps.measure(self.device, sizes=(size,), phases=phases, budget_s=budget, **few)
         except Exception as error:
@@ -209,6 +209,8 @@ class Run:
             if self.earlier is not None:
                 training.resume(self.earlier)
             over = training.run()
+            self.result["shares"] = {str(phase): rounds.shares() for phase, rounds in training.rounds.items()}
+            self.say(f"of a round: {self.result['shares']}")
             if over and self.plan.last:
                 self.result |= test(config, training.state, self.splits["test"], text, self.device)
                 told = {

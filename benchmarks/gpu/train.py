@@ -75,6 +75,20 @@ class Rounds:
     def finished(self) -> bool:
         return self.ended or self.done >= self.planned
 
+    def shares(self) -> dict[str, float]:
+        """Of a round's time, the median over all but the first, which is slow: training, validation, and bookkeeping,
+        which is taking the global model and handing the own one out; beside the seconds themselves."""
+        lines = self.lines[1:] or self.lines
+        parts = {"training": ("train_s",), "validation": ("validate_s",), "bookkeeping": ("load_s", "share_s")}
+        found = {
+            name: statistics.median([sum(line[key] for key in keys) / line["seconds"] for line in lines])
+            for name, keys in parts.items()
+        }
+        found["seconds"] = statistics.median([line["seconds"] for line in lines])
+        if all("gpu_percent" in line for line in lines):
+            found["gpu_percent"] = statistics.median([line["gpu_percent"] for line in lines])
+        return {name: round(value, 4) for name, value in found.items()}
+
     def seconds_per_round(self) -> float:
         """The median of the latest."""
         return statistics.median([line["seconds"] for line in self.lines[-5:]])

@@ -89,6 +89,13 @@ def test_a_method_without_text_has_no_first_step(config, tmp_path):
     assert over and set(training.rounds) == {"segment"} and set(training.state) == {"student"}
 
 
+def test_what_a_round_is_made_of_is_told_without_the_slow_first_one():
+    line = {"load_s": 0.5, "train_s": 7.0, "share_s": 0.5, "validate_s": 2.0, "seconds": 10.0, "gpu_percent": 90.0}
+    slow = {**line, "load_s": 50.5, "seconds": 60.0}
+    found = train.Rounds(4, lines=[slow, line, line]).shares()
+    assert found == {"training": 0.7, "validation": 0.2, "bookkeeping": 0.1, "seconds": 10.0, "gpu_percent": 90.0}
+
+
 # ---- the time ----
 
 
