@@ -45,7 +45,7 @@ def answer(kind: str, content: RecordDict, site_file: Path) -> RecordDict:
         site = load_site(site_file)
         with admitted(site, site_file, kind, content) as request:
             reply, about = _worked(request)
-        return let_out(request, reply, about)
+            return let_out(request, reply, about)
     except Declined as declined:
         why = declined
     except Unrecorded as error:

@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import RawIOBase
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,14 @@ from dusss_core.errors import UserError
 from dusss_core.tensorfile import chunks, raw
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], None], over: Path | None = None) -> None:
     """Let `write` fill a temporary sibling of `path`, flush it to the disk and rename it.
 
     A crash, a full disk or an error in `write` leaves the previous file untouched.
+
+    Args:
+        over: a file in the same folder that nobody needs or reads any more, if it is there: it becomes the temporary
+            one, and `write` finds it. To write over it costs a fifth of what fresh room costs.
 
     Raises:
         UserError: the file system refused (disk full, no permission).
@@ -29,6 +33,9 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if over is not None:
+            with suppress(FileNotFoundError):
+                over.replace(temporary)
         write(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -59,15 +66,26 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
-    """Write torch tensors to a safetensors file atomically; `metadata` goes into its header. They are not copied."""
+def write_tensors(
+    path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None, over: Path | None = None
+) -> None:
+    """Write torch tensors to a safetensors file atomically. They are not copied.
+
+    Args:
+        metadata: goes into the header.
+        over: as `write_atomically`.
+
+    Raises:
+        UserError: as `write_atomically`.
+    """
 
     def write(temporary: Path) -> None:
-        with temporary.open("wb", buffering=0) as file:
+        with temporary.open("r+b" if temporary.exists() else "wb", buffering=0) as file:
             for piece in chunks(tensors, metadata):
                 _write_all(file, piece)
+            file.truncate()
 
-    write_atomically(path, write)
+    write_atomically(path, write, over)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,8 @@ def admitted(site: SiteConfig, site_file: Path, kind: str, content: RecordDict) 
     """
     audit.record(site.state_dir, "message", kind=kind, **_told(content))
     request = read(kind, content)
-    with locked(site.state_dir), held(site.limits, site.device):
+    # what is still written when the block ends is waited for, with the lock held
+    with locked(site.state_dir), held(site.limits, site.device), ThreadPoolExecutor(1) as disk:
         allowed = policy.judge(site, request)
         state = SiteState(site.state_dir, request.training.study, request.run_key)
         yield Judged(
@@ -68,6 +70,7 @@ def admitted(site: SiteConfig, site_file: Path, kind: str, content: RecordDict) 
             model=_model(content, request, state),
             model_sha256=sha256(_bytes(content, "arrays")) if request.step is not None else "",
             vlm=_tensors(content, "vlm"),
+            disk=disk,
         )
 
 
@@ -167,8 +170,10 @@ def _model(content: RecordDict, request: Request, state: SiteState) -> dict[str,
 
 
 def _tensors(content: RecordDict, name: str) -> dict[str, Tensor] | None:
-    """The tensors of the record `name`, rounded ones as float32; None if the message has no such record. They lie in
-    the message's own bytes: nobody here writes to them."""
+    """The tensors of the record `name`, rounded ones as float32; None if the message has no such record.
+
+    They lie in the message's own bytes: nobody here writes to them.
+    """
     record = wire.array_records(content).get(name)
     if record is None:
         return None

@@ -21,18 +21,31 @@ UNRECORDED = "this site cannot write its audit log, and lets nothing leave unrec
 
 
 def let_out(request: Judged, reply: RecordDict, about: Mapping[str, Any]) -> RecordDict:
-    """Record an answer, and hand it back to be sent.
+    """Record an answer, and hand it back to be sent, once all that the site must keep of it is on the disk.
 
     Args:
         about: what the audit log should say of it beyond what it holds.
 
     Raises:
         Unrecorded: it must not be sent.
+        UserError: the site's private state could not be written.
     """
     told = {"kind": request.kind, "study": request.training.study, "phase": request.phase, "round": request.round}
-    audit.record(request.site.state_dir, "answer", **told, **about, **_held(reply))
+    held = _held(reply)
+    settle(request)
+    audit.record(request.site.state_dir, "answer", **told, **about, **held)
     write_log(request.site.state_dir, f"{request.kind} {request.phase} round {request.round}: answered")
     return reply
+
+
+def settle(request: Judged) -> None:
+    """Wait until all that a message writes is on the disk: before its answer leaves, or is noted as given.
+
+    Raises:
+        UserError: it is not there (disk full, no permission).
+    """
+    for write in request.writes:
+        write.result()
 
 
 def decline(site: SiteConfig | None, kind: str, why: Declined) -> RecordDict:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,3 +93,7 @@ class Judged(Request):
     vlm: dict[str, Tensor] | None
     """The final vision-language model, where the coordinator thinks that the site does not have it; empty once it is
     kept."""
+    disk: Executor
+    """Writes to the site's disk beside the rest of the work."""
+    writes: list[Future] = field(default_factory=list)
+    """What `disk` was given: `client.door.exit.settle` waits for it."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from flwr.app import RecordDict
 
 from client.declined import Declined
+from client.door.exit import settle
 from client.door.request import Judged
 from client.privacy.ledger import FOLDER, Ledger
 from client.state.store import make_private, write_log
@@ -62,6 +63,7 @@ def train(round: Round) -> RecordDict:
     update, trained = round.train()
     _keep_figures(request, "train", {**figures, **trained})
     reply = RecordDict({"arrays": wire.pack(update), "metrics": wire.figures(paid)})
+    settle(request)
     _keep_answer(request, reply)
     return reply
 

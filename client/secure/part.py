@@ -23,6 +23,7 @@ from flwr.app import ConfigRecord, RecordDict
 from pydantic import Field, ValidationError
 
 from client.declined import Declined
+from client.door.exit import settle
 from client.door.request import Judged
 from client.secure.keys import write_private
 from client.secure.peers import own_key, read_peers
@@ -134,6 +135,7 @@ class Part:
         metrics = wire.metric_records(answer)["metrics"]
         weight = int(metrics["num-examples"]) if self._step.weighting == "examples" else 1
         vector = _encoded(trained, self._request.model, weight, len(member.state.members))
+        settle(self._request)
         with _refusals():
             member.mask(vector)
         self._save()

@@ -6,6 +6,7 @@
     state_dir/studies/STUDY/RUN_KEY/PHASE-local-ROUND.safetensors    normalisation layers that stay here (FedBN)
     state_dir/studies/STUDY/RUN_KEY/PHASE-reference-ROUND.safetensors    the round's global model } federation.wire:
     state_dir/studies/STUDY/RUN_KEY/PHASE-lost-ROUND.safetensors         what updates have lost  } int8 or topk
+    state_dir/studies/STUDY/RUN_KEY/PHASE-spare          an older round's state, which the next one is written over
     state_dir/studies/STUDY/RUN_KEY/vlm-SHA256.safetensors
     state_dir/studies/STUDY/RUN_KEY/text-masks-*.npy     made once per VLM and data
 
@@ -32,6 +33,7 @@ from dusss_core.phases import Phase
 if TYPE_CHECKING:
     from torch import Tensor
 
+_LOCAL, _SPARE = "local.", "-spare"
 KEPT_ROUNDS = 2
 KEPT_RUNS = 8
 """Runs of one study whose state is kept: an older run may still be resumed."""
@@ -53,7 +55,10 @@ class SiteState:
         rounds = [round for round in self._rounds(phase) if round < before]
         if not rounds:
             return None
-        return read_tensors(self._path(phase, rounds[-1]))[0], rounds[-1]
+        layers = self._path(f"{phase}-local", rounds[-1])
+        local = read_tensors(layers)[0] if layers.is_file() else {}
+        kept = {f"{_LOCAL}{name}": tensor for name, tensor in local.items()}
+        return {**kept, **read_tensors(self._path(phase, rounds[-1]))[0]}, rounds[-1]
 
     def newest_round(self, phase: Phase, before: int) -> int | None:
         """As `newest`, without reading it."""
@@ -62,14 +67,20 @@ class SiteState:
     def save(self, phase: Phase, round: int, tensors: dict[str, Tensor]) -> None:
         """Keep the state after `round`, atomically; drop rounds that no resume can need, but for the local layers.
 
+        Of those that are dropped one stays as the room for the next state: a disk that holds the last two rounds and
+        the one that is being written needs no more.
+
         Raises:
             UserError: the disk is full, or does not allow writing. The states before are untouched.
         """
         self._make_folder()
-        if layers := with_prefix(tensors, "local."):
+        if layers := with_prefix(tensors, _LOCAL):
             write_tensors(self._path(f"{phase}-local", round), layers)
-        write_tensors(self._path(phase, round), tensors, {"phase": phase, "round": str(round)})
-        self._drop_old(phase, round)
+        others = {name: tensor for name, tensor in tensors.items() if not name.startswith(_LOCAL)}
+        spare = self.folder / f"{phase}{_SPARE}"
+        write_tensors(self._path(phase, round), others, {"phase": phase, "round": str(round)}, over=spare)
+        self._drop_old(phase, round, spare)
+        _drop_spares(self.folder, but=spare)
 
     def local_layers(self, phase: Phase, round: int) -> dict[str, Tensor]:
         """The local layers that belong to the global model of `round`: those after this site's newest round up to it,
@@ -139,12 +150,15 @@ class SiteState:
             write_tensors(self._path(kind, round), tensors, {"digest": digest})
             self._drop_old(kind, round)
 
-    def _drop_old(self, kind: str, round: int) -> None:
-        """Drop the files of rounds that no resume can need."""
+    def _drop_old(self, kind: str, round: int, spare: Path | None = None) -> None:
+        """Drop the files of rounds that no resume can need; one of them becomes `spare`."""
         rounds = self._rounds(kind)
         kept = [r for r in rounds if r <= round][-KEPT_ROUNDS:]
         for old in set(rounds) - set(kept):
-            self._path(kind, old).unlink(missing_ok=True)
+            if spare is not None:
+                self._path(kind, old).replace(spare)
+            else:
+                self._path(kind, old).unlink(missing_ok=True)
 
     def _path(self, phase: Phase, round: int) -> Path:
         return self.folder / f"{phase}-{round:06d}.safetensors"
@@ -159,8 +173,18 @@ class SiteState:
             return
         make_private(self.folder)
         runs = sorted((p for p in self.folder.parent.iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime)
-        for old in [run for run in runs if run != self.folder][: -(KEPT_RUNS - 1)]:
+        others = [run for run in runs if run != self.folder]
+        for old in others[: -(KEPT_RUNS - 1)]:
             shutil.rmtree(old, ignore_errors=True)
+        for run in others[-(KEPT_RUNS - 1) :]:
+            _drop_spares(run)
+
+
+def _drop_spares(folder: Path, but: Path | None = None) -> None:
+    """Give back the room of phases and runs that are over."""
+    for spare in folder.glob(f"*{_SPARE}"):
+        if spare != but:
+            spare.unlink(missing_ok=True)
 
 
 @contextmanager

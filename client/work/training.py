@@ -70,7 +70,7 @@ class Round:
         return prefixed("val", self._trainer.validate())
 
     def train(self) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Train, and keep the private state.
+        """Train, and begin to keep the private state: `client.door.exit.settle` waits for that.
 
         Returns:
             The tensors as they travel, and the figures of the round.
@@ -84,7 +84,8 @@ class Round:
         shared = self._trainer.shared(copies=False)
         _check_finite(shared)
         update = self._as_it_travels(shared)
-        request.state.save(request.phase, request.round, self._trainer.private(copies=False))
+        private = self._trainer.private(copies=False)  # which nobody changes before the answer leaves
+        request.writes.append(request.disk.submit(request.state.save, request.phase, request.round, private))
         bench.trainer_at = (request.run_key, request.phase, request.round)
         figures |= {
             "num-examples": request.phase.weight(bench.data.counts),

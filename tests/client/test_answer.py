@@ -66,6 +66,7 @@ def test_only_the_last_two_rounds_are_kept(fake, site_file):
     assert sorted(path.name for path in folder.iterdir()) == [
         "segment-000003.safetensors",
         "segment-000004.safetensors",
+        "segment-spare",  # room for the next
     ]
 
 

@@ -13,6 +13,7 @@ from flwr.common.serde import recorddict_to_proto
 from client.answer import answer
 from client.privacy.ledger import Ledger
 from client.privacy.paid import FAILED, LEDGER_IS_WRONG
+from client.state.store import SiteState
 from client.work.workbench import forget
 from dusss_core.errors import NotFinite
 from dusss_core.phases import Phase
@@ -125,6 +126,16 @@ def test_a_retried_message_is_served_the_same_bytes_and_costs_nothing(private, s
     forget()
     assert sent(answer("train", make_content(), site_file)) == sent(first)
     assert len(ledger_of(site_file).entries()) == 1
+
+
+def test_an_answer_whose_state_could_not_be_kept_is_not_given_again_either(private, site_file, monkeypatch):
+    private.site(site_file)
+    save = SiteState.save
+    monkeypatch.setattr(SiteState, "save", lambda *_: 1 / 0)
+    assert declined(answer("train", make_content(), site_file)) == FAILED
+    monkeypatch.setattr(SiteState, "save", save)
+    assert declined(answer("train", make_content(), site_file)) is None
+    assert len(ledger_of(site_file).entries()) == 2
 
 
 def test_any_other_message_pays_again(private, site_file):

@@ -17,6 +17,7 @@ from client.preflight import machine
 from client.privacy.ledger import Ledger
 from client.secure.part import FOLDER
 from client.secure.peers import read_peers
+from client.state.store import SiteState
 from client.work.workbench import forget
 from dusss_core.errors import UserError
 from feddusss import wire
@@ -190,6 +191,14 @@ def test_secrets_are_on_the_disk_for_their_owner_only_and_no_longer_than_needed(
     round.sum(len(flat(round.answer)))
     assert not [secret for secret in secrets if secret in kept(alder)]
     assert json.loads(kept(alder))["sessions"][0]["held"] == {}
+
+
+def test_a_part_whose_state_could_not_be_kept_can_be_given_later(alder, monkeypatch):
+    round, save = Round(alder).keys().deal(), SiteState.save
+    monkeypatch.setattr(SiteState, "save", lambda *_: 1 / 0)
+    assert declined(round.train().answer).startswith("ZeroDivisionError")
+    monkeypatch.setattr(SiteState, "save", save)
+    assert declined(round.train().answer) is None
 
 
 def test_each_step_can_be_taken_by_another_process(alder):
