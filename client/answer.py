@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from flwr.app import RecordDict
 
 from client.declined import Declined
+from client.door import machine
 from client.door.audit import Unrecorded
 from client.door.entrance import admitted
 from client.door.exit import UNRECORDED, decline, let_out
@@ -23,8 +24,7 @@ from client.privacy import paid
 from client.privacy.ledger import LedgerError
 from client.secure.part import Part
 from client.state.store import write_log
-from client.work import evaluation, observe, query, training
-from client.work.workbench import workbench
+from client.work import evaluation, observe, query, training, workbench
 from dusss_core.errors import NotFinite, UserError
 from sites.config import SiteConfig, load_site
 
@@ -40,22 +40,27 @@ def answer(kind: str, content: RecordDict, site_file: Path) -> RecordDict:
     Returns:
         The content of the answer; {"config": {"declined": reason}} if the site did not do it.
     """
-    site = None
+    site, full = None, False
     try:
         site = load_site(site_file)
         with admitted(site, site_file, kind, content) as request:
             reply, about = _worked(request)
             return let_out(request, reply, about)
     except Declined as declined:
-        why = declined
+        why = declined.with_traceback(None)
+        why.__cause__ = why.__context__ = None  # whose frames hold what filled the memory
+        full = why.exhausted
     except Unrecorded as error:
         why = Declined(UNRECORDED)
         observe.failed(error)
     except Exception as error:
-        why = _told(error, site)
+        why, full = _told(error, site), machine.exhausted(error) is not None
         observe.failed(error)
         if site is not None:
             write_log(site.state_dir, traceback.format_exc())
+    if full:
+        workbench.forget()
+        machine.give_back()
     return decline(site, kind, why)
 
 
@@ -78,7 +83,7 @@ def _worked(request: Judged) -> tuple[RecordDict, Mapping[str, Any]]:
         The answer, and what the audit log should say of it beyond what it holds.
     """
     way = _PAID if _is_private(request.site) else _PLAIN
-    bench = workbench(request)
+    bench = workbench.workbench(request)
     if request.step is not None:
         part = Part(request)
         reply = part.answer(
@@ -100,12 +105,18 @@ def _is_private(site: SiteConfig) -> bool:
 
 def _told(error: Exception, site: SiteConfig | None) -> Declined:
     """What the coordinator hears of an error."""
+    lost = machine.loses_device(error)
     if site is None and isinstance(error, UserError):
         return Declined(UNUSABLE_FILE)
     if isinstance(error, LedgerError):
         return Declined(paid.LEDGER_IS_WRONG)
     if site is not None and _is_private(site):
         return Declined(paid.FAILED)
+    if machine.exhausted(error) is not None:
+        told = str(error) if isinstance(error, machine.OutOfMemory) else "this site has too little memory"
+        return Declined(told, exhausted=True)
+    if lost:
+        return Declined("this site's GPU failed, and the round is lost; the state before is kept", lost=True)
     diverged = isinstance(error, NotFinite)
     what = "the loss is not finite" if diverged else type(error).__name__
     return Declined(f"{what}; the site's own log says more", diverged=diverged)

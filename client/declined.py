@@ -12,6 +12,8 @@ class Declined(Exception):
         diverged: training gave a loss or weights that are not finite.
         spent: under secure aggregation: the site's part of the round was given, and is not given twice.
         lacks: the site does not hold the model that the message tells a change of; it can be sent the whole one.
+        exhausted: it takes more memory than there is; with smaller batches it may not.
+        lost: what the site was doing is lost, for no fault of the message: asked again, it may do it.
     """
 
     def __init__(
@@ -22,9 +24,13 @@ class Declined(Exception):
         diverged: bool = False,
         spent: bool = False,
         lacks: bool = False,
+        exhausted: bool = False,
+        lost: bool = False,
     ):
         super().__init__(reason)
         self.abstains = abstains
         self.diverged = diverged
         self.spent = spent
         self.lacks = lacks
+        self.exhausted = exhausted
+        self.lost = lost

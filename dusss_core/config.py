@@ -18,6 +18,10 @@ AUTO = "auto"
 """Chosen at each site, by its device."""
 
 
+LEAST_BATCH = 2
+"""BatchNorm needs two pictures."""
+
+
 class Strict(BaseModel):
     """Base of every settings class: unknown keys are errors, values are checked on assignment too."""
 
@@ -223,7 +227,7 @@ class PhaseConfig(Strict):
     """Federated rounds; one message to each site per round."""
     epochs: int = Field(1, ge=1)
     """Local passes over the site's training pictures per round."""
-    batch: int = Field(32, ge=2)
+    batch: int = Field(32, ge=LEAST_BATCH)
     """Pictures per step."""
     labelled_share: float = Field(0.5, gt=0, lt=1)
     """Smallest share of each batch that is drawn from the labelled pictures, where a site has both kinds. Where more

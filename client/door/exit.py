@@ -64,8 +64,8 @@ def decline(site: SiteConfig | None, kind: str, why: Declined) -> RecordDict:
         except audit.Unrecorded:
             reason = UNRECORDED
     told = {"declined": reason, "abstains": why.abstains, "diverged": why.diverged}
-    more = {name: True for name, so in (("spent", why.spent), ("lacks", why.lacks)) if so}
-    return RecordDict({"config": ConfigRecord({**told, **more})})
+    flags = {"spent": why.spent, "lacks": why.lacks, "exhausted": why.exhausted, "lost": why.lost}
+    return RecordDict({"config": ConfigRecord({**told, **{name: True for name, so in flags.items() if so}})})
 
 
 def _held(content: RecordDict) -> dict[str, Any]:

@@ -12,6 +12,10 @@ GPU memory: torch's allocator refuses beyond its share of the device. The CUDA c
 is not counted.
 
 Both hold for the whole process: one process works for one site.
+
+Without a limit the machine's own memory can run out: `OutOfMemory` says which batch to try. A GPU that fails in the
+middle of something takes the whole process with it: CUDA answers nothing more there, and only another process can go on
+(`device_is_lost`).
 """
 
 from __future__ import annotations
@@ -27,6 +31,11 @@ from dusss_core.errors import UserError
 from sites.config import LimitsConfig
 
 _GB = 1e9
+_FULL = ("out of memory", "_STATUS_ALLOC_FAILED")
+"""How torch says that there is no memory left, where no class of error does."""
+_GONE = ("CUDA error:", "CUDA driver error", "device-side assert", "CUDNN_STATUS_EXECUTION_FAILED", "GPU is lost")
+"""How torch and CUDA say that a device, or what a process had there, is gone."""
+_lost_devices: list[str] = []
 
 
 def resolve_device(name: str) -> str:
@@ -45,6 +54,76 @@ def resolve_device(name: str) -> str:
     return name
 
 
+class OutOfMemory(MemoryError):
+    """There is no memory left for what was tried.
+
+    Args:
+        on: cpu or gpu.
+        setting: the study's setting that says how many pictures are worked on at a time.
+        batch: its value.
+        least: the smallest value that it can have.
+    """
+
+    def __init__(self, on: str, setting: str, batch: int, least: int):
+        super().__init__(on, setting, batch)
+        self.on, self._setting, self._batch, self._least = on, setting, batch, least
+
+    def __str__(self) -> str:
+        memory = {"cpu": "memory", "gpu": "GPU memory"}[self.on]
+        half = self._batch // 2
+        smaller = f"{half} may fit" if half >= self._least else "there is hardly a smaller one"
+        return (
+            f"this site has too little {memory} for {self._setting}: {self._batch}; {smaller}; the state before is kept"
+        )
+
+
+def raise_full(error: Exception, setting: str, batch: int, least: int = 1) -> None:
+    """Say what was tried, if the error is that memory ran out.
+
+    Raises:
+        OutOfMemory: it is.
+    """
+    if (on := exhausted(error)) is not None:
+        raise OutOfMemory(on, setting, batch, least) from error
+
+
+def exhausted(error: Exception) -> str | None:
+    """Whose memory ran out, cpu or gpu; None if the error is another."""
+    if isinstance(error, OutOfMemory):
+        return error.on
+    if type(error).__name__ == "OutOfMemoryError":
+        return "gpu"
+    text = str(error)
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text or "can't allocate memory" in text:
+        return "cpu"
+    return "gpu" if isinstance(error, RuntimeError) and any(words in text for words in _FULL) else None
+
+
+def loses_device(error: Exception) -> bool:
+    """Whether the error says that this process can use its GPU no more. If so, `device_is_lost` from then on."""
+    told = type(error).__name__ == "AcceleratorError" or any(words in str(error) for words in _GONE)
+    if not isinstance(error, RuntimeError) or not told or exhausted(error) is not None:
+        return False
+    _lost_devices.append(type(error).__name__)
+    return True
+
+
+def device_is_lost() -> bool:
+    """Whether this process has lost its GPU: it can do no more than answer, and end."""
+    return bool(_lost_devices)
+
+
+def give_back() -> None:
+    """Give freed memory back to the device."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 @contextmanager
 def held(limits: LimitsConfig, device: str) -> Iterator[None]:
     """Hold the site's memory limits while the block runs.
@@ -59,7 +138,7 @@ def held(limits: LimitsConfig, device: str) -> Iterator[None]:
         try:
             yield
         except (MemoryError, RuntimeError) as error:
-            kind = _exhausted(error)
+            kind = exhausted(error)
             most = {"cpu": limits.max_memory_gb, "gpu": limits.max_gpu_memory_gb}.get(kind)
             if most is None:
                 raise
@@ -109,15 +188,9 @@ def _gpu_memory(most: float | None, device: str) -> Iterator[None]:
         torch.cuda.set_per_process_memory_fraction(1.0, index)
 
 
-def _exhausted(error: Exception) -> str | None:
-    """Whose memory ran out, cpu or gpu; None if the error is another."""
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        return "cpu"
-    return "gpu" if type(error).__name__ == "OutOfMemoryError" else None
-
-
 def _too_much(most: float, key: str) -> Declined:
-    return Declined(f"this takes more memory than the {most:g} GB that this site allows (limits.{key})")
+    reason = f"this takes more memory than the {most:g} GB that this site allows (limits.{key})"
+    return Declined(reason, exhausted=True)
 
 
 def _status(field: str) -> int:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from client.door.declines import Declines
 from client.door.guard import refusal
+from client.door.machine import device_is_lost
 from client.node.child import end_with_supervisor, tell
 from client.work import observe
 from dusss_core.errors import UserError
@@ -54,6 +55,8 @@ def main(argv: Sequence[str]) -> None:
                 write_text(in_work, f"{supernode.address} {token}")
             _take(supernode.address, token)
             in_work.unlink(missing_ok=True)
+            if device_is_lost():
+                sys.exit("this process lost its GPU, and ends for another to take its place")
             tell("status", "waiting for work")
             since = time.monotonic()
         _declines.tell_counts()

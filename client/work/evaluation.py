@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from flwr.app import RecordDict
 
+from client.door.machine import raise_full
 from client.door.request import Judged
 from client.work.training import keep_vlm, load_shared, prefixed
 from client.work.workbench import Workbench
@@ -29,7 +30,11 @@ def figures(request: Judged, bench: Workbench) -> dict[str, float]:
     """
     started = time.perf_counter()
     keep_vlm(request)
-    found = _validate(request, bench) if request.what == "val" else _test(request, bench)
+    try:
+        found = _validate(request, bench) if request.what == "val" else _test(request, bench)
+    except (MemoryError, RuntimeError) as error:
+        raise_full(error, "runtime.eval_batch", request.training.runtime.eval_batch)
+        raise
     return {**found, "seconds": time.perf_counter() - started}
 
 

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 from flwr.app import RecordDict
 
 from client.declined import Declined
+from client.door.machine import raise_full
 from client.door.request import Judged
 from client.privacy.ledger import note_unpaid
 from client.work.workbench import Workbench
+from dusss_core.config import LEAST_BATCH
 from feddusss import compression, wire
 
 if TYPE_CHECKING:
@@ -67,7 +69,11 @@ class Round:
             # the number of steps is left out, since it tells the number of pictures
             raise Declined(f"more steps per round than this site allows ({most}, limits.max_steps_per_round)")
         load_shared(self._trainer, self.request)
-        return prefixed("val", self._trainer.validate())
+        try:
+            return prefixed("val", self._trainer.validate())
+        except (MemoryError, RuntimeError) as error:
+            raise_full(error, "runtime.eval_batch", self.request.training.runtime.eval_batch)
+            raise
 
     def train(self) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Train, and begin to keep the private state: `client.door.exit.settle` waits for that.
@@ -78,9 +84,14 @@ class Round:
         Raises:
             Declined: the site's hours are over, or the weights are not finite.
             NotFinite: the loss is not finite.
+            OutOfMemory: a batch does not fit.
         """
         request, bench = self.request, self._bench
-        figures = prefixed("train", self._trainer.train_round(request.round))
+        try:
+            figures = prefixed("train", self._trainer.train_round(request.round))
+        except (MemoryError, RuntimeError) as error:
+            raise_full(error, f"{request.phase}.batch", request.phase.settings(request.training).batch, LEAST_BATCH)
+            raise
         shared = self._trainer.shared(copies=False)
         _check_finite(shared)
         update = self._as_it_travels(shared)

@@ -13,13 +13,14 @@ from collections.abc import Iterable, Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+from dusss_core.config import LEAST_BATCH
 from dusss_core.errors import UserError
 from dusss_core.files import write_json
 from dusss_core.phases import Phase
 from server.rounds.aggregation import Aggregator, check_number_of_sites, sites_needed
 from server.rounds.collecting import Collector
 from server.rounds.messages import Messages
-from server.rounds.replies import DIVERGED, Reply
+from server.rounds.replies import DIVERGED, EXHAUSTED, Reply
 from server.rounds.roster import Roster
 from server.rounds.secure import SecureCollector
 from server.rounds.selection import NOTHING_TO_CHOOSE_BY, Selection, weighted_mean
@@ -295,6 +296,15 @@ class Coordinator:
                 f"{phase} round {round}: the loss or the weights are not finite at every site:\n{told}",
                 f"lower {phase}.optimizer.lr (now {lr:g}) and start afresh, or look for damaged pictures at the sites "
                 "with `python -m sites check`",
+            )
+        if reasons and all(reply.kind == EXHAUSTED for reply in replies.values() if not reply.abstains):
+            batch = phase.settings(self._study).batch
+            fewer = f"--set {phase}.batch={max(LEAST_BATCH, batch // 2)} (now {batch})"
+            raise UserError(
+                f"{phase} round {round}: no site has the memory that a batch takes:\n{told}",
+                f"go on with --resume and fewer pictures at a time: {fewer}, or runtime.eval_batch (now "
+                f"{self._study.runtime.eval_batch}) where a site names that; or start afresh with smaller pictures "
+                "(image.size) or a smaller student",
             )
         if len(able) < needed:
             raise UserError(

@@ -23,6 +23,8 @@ LOST = "lost"
 """No answer, or an error of Flower's or of the app: asking again may help."""
 DIVERGED = "diverged"
 """The loss or the weights are not finite: other settings may help."""
+EXHAUSTED = "exhausted"
+"""It takes more memory than the site has: smaller batches may help."""
 MISCOUNTED = "miscounted"
 """More training pictures than the site said it has: it may have got new ones."""
 LACKS = "lacks"
@@ -49,7 +51,7 @@ class Reply:
     abstains: bool = False
     """The site cannot take part in this phase at all (no text, no training pictures); no failure."""
     kind: str = ""
-    """Of a refused answer: LOST, DIVERGED, MISCOUNTED, LACKS, SPENT, or empty."""
+    """Of a refused answer: LOST, DIVERGED, EXHAUSTED, MISCOUNTED, LACKS, SPENT, or empty."""
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     """Read from the disk when they are asked for, where they were put there. Not to be written to."""
     norm: float = 0.0
@@ -134,8 +136,8 @@ def _content(message: Message | None):
         raise Refused(f"error {message.error.code}: {_printable(told)}", kind=LOST)
     for record in codec.config_records(message.content).values():
         if "declined" in record:
-            kinds = {DIVERGED: record.get("diverged"), SPENT: record.get("spent"), LACKS: record.get("lacks")}
-            kind = next((kind for kind, so in kinds.items() if so is True), "")
+            kinds = (DIVERGED, SPENT, LACKS, EXHAUSTED, LOST)
+            kind = next((kind for kind in kinds if record.get(kind) is True), "")
             raise Refused(_printable(record["declined"]), abstains=record.get("abstains") is True, kind=kind)
     return message.content
 

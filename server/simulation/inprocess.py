@@ -18,6 +18,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from client.door.machine import device_is_lost
 from client.work.observe import observed
 from dusss_core.errors import UserError
 from server.runs.events import Reporter
@@ -101,6 +102,12 @@ class InProcessGrid(Grid):
         reply, failures = work_on(
             message, self._app, self._contexts[node], lambda *step: self._reporter.on_site_step(site, *step)
         )
+        if device_is_lost():
+            # no site of this process can use it any more
+            raise UserError(
+                f"{site}: the GPU failed: {'; '.join(failure.text for failure in failures)}",
+                "look after the GPU (nvidia-smi), then go on with --resume: the checkpoints are intact",
+            )
         return self._finished(message, reply, failures)
 
     def _finished(self, message: Message, reply: Message, failures: Sequence[Failure]) -> Message:

@@ -20,6 +20,7 @@ from uuid import uuid4
 from flwr.app import Error, Message
 from flwr.clientapp import ClientApp
 
+from client.door.machine import device_is_lost
 from server.runs.events import Reporter
 from server.simulation import forking, parcels
 from server.simulation.inprocess import RAISED, Failure, InProcessGrid, identify, site_context, work_on
@@ -111,11 +112,15 @@ class WorkerGrid(InProcessGrid):
             self._workers[self._workers.index(worker)] = self._start()
             error = ChildProcessError(f"its worker process ended (exit code {code}), as it does when memory runs out")
             reply = Message(Error(code=RAISED, reason=str(error)), reply_to=message)
-            what, content = "answer", [reply, [Failure.of(error)]]
+            what, content = "answer", [reply, [Failure.of(error)], False]
         if what == "step":
             self._reporter.on_site_step(self._names[message.metadata.dst_node_id], *content)
             return
         worker.message = None
+        *content, ends = content
+        if ends:
+            worker.end()
+            self._workers[self._workers.index(worker)] = self._start()
         self._replies[message.metadata.message_id] = self._finished(message, *content)
 
 
@@ -178,5 +183,7 @@ def _serve(connection: Connection, app: ClientApp, run_id: int, files: dict[int,
         reply, failures = work_on(
             message, app, contexts[message.metadata.dst_node_id], lambda *step: tell("step", *step)
         )
-        tell("answer", reply, failures)
+        tell("answer", reply, failures, device_is_lost())
         sender.forget()
+        if device_is_lost():
+            return

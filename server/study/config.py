@@ -100,9 +100,9 @@ def _is_a_sites(preset: Path) -> bool:
 
 
 RESUMABLE = {
-    "pretrain.rounds", "segment.rounds", "federation.keep_checkpoints", "federation.round_timeout_s",
-    "federation.min_sites", "federation.retries", "federation.start_timeout_s", "federation.secure_threshold",
-    "simulation.workers",
+    "pretrain.rounds", "segment.rounds", "pretrain.batch", "segment.batch", "runtime.eval_batch",
+    "federation.keep_checkpoints", "federation.round_timeout_s", "federation.min_sites", "federation.retries",
+    "federation.start_timeout_s", "federation.secure_threshold", "simulation.workers",
 }  # fmt: skip
 """Keys that may change when a study is resumed."""
 

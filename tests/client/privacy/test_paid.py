@@ -11,6 +11,7 @@ from flwr.app import RecordDict
 from flwr.common.serde import recorddict_to_proto
 
 from client.answer import answer
+from client.door import machine
 from client.privacy.ledger import Ledger
 from client.privacy.paid import FAILED, LEDGER_IS_WRONG
 from client.state.store import SiteState
@@ -81,12 +82,22 @@ def test_the_role_of_a_private_site_follows_from_its_file_alone(private, site_fi
     assert answer("query", make_content(arrays=False), site_file).config_records["config"]["role"] == "evaluate"
 
 
-@pytest.mark.parametrize("error", [RuntimeError("patient_4711.png"), NotFinite("patient_4711.png"), KeyError("x")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("patient_4711.png"),
+        NotFinite("patient_4711.png"),
+        KeyError("x"),
+        RuntimeError("CUDA out of memory"),
+        RuntimeError("CUDA error: unspecified launch failure"),
+    ],
+)
 def test_every_error_leaves_as_the_same_sentence(private, site_file, monkeypatch, error):
     def broken(self, round):
         raise error
 
     private.site(site_file)
+    monkeypatch.setattr(machine, "_lost_devices", [])
     monkeypatch.setattr("tests.client.fake_private.PrivateSegmenter.train_round", broken)
     reply = answer("train", make_content(), site_file)
     assert dict(reply.config_records["config"]) == {"declined": FAILED, "abstains": False, "diverged": False}

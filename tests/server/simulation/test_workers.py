@@ -15,6 +15,7 @@ from server.simulation.inprocess import Failure
 from server.simulation.materialise import materialise
 from server.simulation.simulate import simulate
 from tests.server.conftest import finals, make_study
+from tests.server.losing_app import LosesItsGPU
 
 SIDE_BY_SIDE = {"simulation__workers": 2, "simulation__threads": 1}
 
@@ -67,6 +68,20 @@ def test_a_worker_that_is_killed_costs_its_site_one_round(tmp_path):
     assert any(site in text and "exit code -9" in text for text in told.messages)
     assert summary["rounds"]["segment"]["trained"] == 3
     assert told.steps.count(site) > 1  # it is back in the next round
+
+
+def test_a_worker_whose_gpu_fails_answers_and_another_takes_its_place(tmp_path, monkeypatch):
+    notes, told = tmp_path / "notes", Told()
+    monkeypatch.setattr("client.app.app", LosesItsGPU(notes))
+    study = make_study(method={"preset": "supervised"}, federation__min_sites=2, **SIDE_BY_SIDE)
+    summary = simulate(study, tmp_path / "run", reporter=told)
+    ((site, reason),) = told.refused
+    assert "GPU failed, and the round is lost" in reason
+    assert any(site in text and "unspecified launch failure" in text for text in told.messages)
+    # asked again, the site made its round in another process
+    assert summary["rounds"]["segment"]["trained"] == 2
+    processes = notes.read_text().split()
+    assert len(processes) == 5 and processes.count(processes[0]) == 1
 
 
 def test_what_a_site_must_mend_is_told_as_in_one_process(tmp_path):
