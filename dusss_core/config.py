@@ -18,6 +18,8 @@ AUTO = "auto"
 """Chosen at each site, by its device."""
 
 
+DEVICE = r"^(auto|cpu|mps|cuda(:\d+)?)$"
+"""What a device is called: auto is a GPU where there is one."""
 LEAST_BATCH = 2
 """BatchNorm needs two pictures."""
 

@@ -10,7 +10,7 @@ from typing import Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from dusss_core.config import ObjectiveName, Strict
+from dusss_core.config import DEVICE, ObjectiveName, Strict
 from dusss_core.errors import UserError
 from dusss_core.files import write_text
 from dusss_core.phases import Phase
@@ -161,7 +161,7 @@ class SiteConfig(Strict):
     """Differential privacy."""
     secure_aggregation: SecureAggregationConfig | None = None
     """Secure aggregation. null: the site takes part in no study that asks for it."""
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    device: str = Field("auto", pattern=DEVICE)
     """auto (a GPU where there is one), cpu, cuda, cuda:N or mps."""
     threads: int | None = Field(None, ge=1)
     """Processor cores that `python -m client` trains on. Processes that train side by side and each take all cores slow
@@ -183,15 +183,12 @@ def load_site(path: Path, overrides: Iterable[str] = ()) -> SiteConfig:
     return site
 
 
-def write_site(
-    folder: Path, site: str, *, evaluates_only: bool = False, text_encoder: str | None = None, device: str | None = None
-) -> Path:
+def write_site(folder: Path, site: str, *, evaluates_only: bool = False, text_encoder: str | None = None) -> Path:
     """Write `folder`/site.yaml for the manifest.csv beside it; private state goes to `folder`/state.
 
     Args:
         evaluates_only: the site trains in no phase.
         text_encoder: the one text encoder that a study may name; None: the default.
-        device: None: the default.
 
     Returns:
         The file.
@@ -205,7 +202,6 @@ def write_site(
         "data": {"manifest": "manifest.csv"},
         "state_dir": "state",
         **({"limits": limits} if limits else {}),
-        **({"device": device} if device else {}),
     }
     write_text(folder / "site.yaml", yaml.safe_dump(values, sort_keys=False))
     return folder / "site.yaml"

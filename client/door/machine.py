@@ -49,8 +49,12 @@ def resolve_device(name: str) -> str:
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         return next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
-    if not available[name.partition(":")[0]]:
+    kind, _, number = name.partition(":")
+    if not available[kind]:
         raise UserError(f"device: {name} is not available on this machine", "use device: auto or device: cpu")
+    if number and int(number) >= (count := torch.cuda.device_count()):
+        there = "one GPU, cuda:0" if count == 1 else f"{count} GPUs, cuda:0 to cuda:{count - 1}"
+        raise UserError(f"device: {name} is not available: this machine has {there}", "name one that is there")
     return name
 
 

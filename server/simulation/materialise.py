@@ -14,6 +14,7 @@ import json
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from sites.partition import PartitionConfig, partition, write_sites
 from sites.synth.hospitals import write_hospitals
 
 
-def materialise(study: StudyConfig, out: Path, *, keep: bool = False) -> list[Path]:
+def materialise(study: StudyConfig, out: Path, *, keep: bool = False, spread: bool = True) -> list[Path]:
     """Write the study's simulated sites under `out`/sites; nothing is done if they are there already.
 
     Sites with a privacy budget are written anew for each fresh run: a ledger never forgets, as a hospital's, and a new
@@ -42,6 +43,7 @@ def materialise(study: StudyConfig, out: Path, *, keep: bool = False) -> list[Pa
     Args:
         keep: take the sites that are there, even if the data they were made from have moved: a run that is resumed
             needs the state that they hold.
+        spread: give each site a GPU of its own, in turn, where there are several; False: Ray does that.
 
     Returns:
         The site files, in order of site name.
@@ -53,16 +55,15 @@ def materialise(study: StudyConfig, out: Path, *, keep: bool = False) -> list[Pa
     root = Path(study.data.root).expanduser().absolute()
     seed = study.seed if simulation.seed is None else simulation.seed
     folder = Path(out).absolute() / "sites"
-    settings = {
-        "text_encoder": study.vlm.text.encoder if study.vlm.text.encoder != "minilm" else None,
-        "device": simulation.device if simulation.device != "auto" else None,
-    }
+    settings = {"text_encoder": study.vlm.text.encoder if study.vlm.text.encoder != "minilm" else None}
+    devices = _devices(simulation, spread)
     secure = study.federation.secure_aggregation
-    digest = _digest(simulation, root, seed, settings["text_encoder"], secure)
+    digest = _digest(simulation, root, seed, settings["text_encoder"], secure, devices)
     index = _read_index(folder)
     if not index or (not keep and (index.get("digest") != digest or has_budget(simulation))):
         shutil.rmtree(folder, ignore_errors=True)
         files = _write(folder, simulation, root, seed, settings)
+        _place(sorted(files), devices)
         if secure:
             _pin_keys(folder, files)
         relative = sorted(file.relative_to(folder).as_posix() for file in files)
@@ -107,6 +108,31 @@ def _write(
     return files
 
 
+def _devices(simulation: SimulationConfig, spread: bool) -> list[str]:
+    """What the sites are spread over."""
+    device = simulation.device
+    if isinstance(device, list):
+        if not spread:
+            raise UserError(
+                "simulation.device: a list of devices does not go with --engine ray, which hands out GPUs itself",
+                "set it to auto, or leave --engine out",
+            )
+        return device
+    if device != "auto" or not spread:
+        return [device]
+    import torch
+
+    count = torch.cuda.device_count()
+    return [f"cuda:{number}" for number in range(count)] if count > 1 else ["auto"]
+
+
+def _place(files: Sequence[Path], devices: Sequence[str]) -> None:
+    """Give each site one of the devices, in turn."""
+    for file, device in zip(files, cycle(devices), strict=False):
+        if device != "auto":
+            write_text(file, file.read_text(encoding="utf-8") + yaml.safe_dump({"device": device}))
+
+
 def _pin_keys(folder: Path, files: Sequence[Path]) -> None:
     """Give each site a key and the public keys of all, as hospitals would exchange them."""
     names = {file: file.parent.name for file in files}
@@ -143,7 +169,9 @@ def _cell(record: Record, column: str, path: Path) -> str:
     return record.extra[column]
 
 
-def _digest(simulation: SimulationConfig, root: Path, seed: int, text_encoder: str | None, secure: bool) -> str:
+def _digest(
+    simulation: SimulationConfig, root: Path, seed: int, text_encoder: str | None, secure: bool, devices: Sequence[str]
+) -> str:
     """Names all that the sites depend on."""
     source = simulation.data
     stamps = []
@@ -155,6 +183,7 @@ def _digest(simulation: SimulationConfig, root: Path, seed: int, text_encoder: s
     without = {"threads", "workers", "seed"} | ({"privacy"} if simulation.privacy is None else set())
     values = simulation.model_dump(mode="json", exclude=without)
     named = [values, seed, stamps, text_encoder, *(["secure"] if secure else [])]
+    named += [devices] if len(devices) > 1 else []
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
 

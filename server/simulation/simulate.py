@@ -61,7 +61,7 @@ def simulate(
     out = Path(out).absolute()
     with alone(out):
         resumed = check_run(out, study, resume=resume, force=force) is not None
-        files = materialise(study, out, keep=resumed) if site_files is None else site_files
+        files = materialise(study, out, keep=resumed, spread=engine != "ray") if site_files is None else site_files
         if site_files is None and not resumed:
             forget_sums(files)
         check_sites(study, files)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dusss_core.config import Strict
+from dusss_core.config import DEVICE, Strict
 from sites.partition import PartitionConfig
 from sites.synth.config import SynthConfig
+
+Device = Annotated[str, Field(pattern=DEVICE)]
 
 
 class SourceConfig(Strict):
@@ -72,13 +74,20 @@ class SimulationConfig(Strict):
     """Differential privacy at every simulated site that trains; null: none."""
     seed: int | None = None
     """Of synthetic data and partition; null: the study's seed."""
-    device: str = "auto"
-    """Device of every simulated site."""
+    device: Device | list[Device] = "auto"
+    """Device of every simulated site; of a list each site has one, in turn. auto: a GPU where there is one, and where
+    there are several, each site has one, in turn. With `workers` the GPUs work side by side."""
     threads: int | None = Field(None, ge=1)
     """Threads of torch, in each worker; null: as torch chooses."""
     workers: int = Field(1, ge=1)
     """Sites that work at a time, each in a process of its own; with 1 they take turns in this process. Changes no bit
     of the result, as long as `threads` is set."""
+
+    @model_validator(mode="after")
+    def _some_device(self) -> SimulationConfig:
+        if not self.device:
+            raise ValueError("device: an empty list is no device")
+        return self
 
     @model_validator(mode="after")
     def _partition_where_needed(self) -> SimulationConfig:

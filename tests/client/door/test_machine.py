@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from client.answer import answer
+from client.door.machine import resolve_device
+from dusss_core.errors import UserError
 from sites.config import LimitsConfig
 from tests.client.conftest import declined, limit, make_content
 from tests.server.conftest import make_study
@@ -42,6 +44,25 @@ for allocate in (lambda: bytearray(20_000_000), lambda: numpy.ones(2_500_000), l
 after = torch.ones(125_000_000)  # the limit is gone
 print("held")
 """
+
+
+@pytest.mark.parametrize(
+    ("count", "told"), [(1, "this machine has one GPU, cuda:0"), (2, "this machine has 2 GPUs, cuda:0 to cuda:1")]
+)
+def test_a_gpu_that_is_not_there_is_named_with_those_that_are(monkeypatch, count, told):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    for name in ("auto", "cuda", "cuda:0", f"cuda:{count - 1}", "cpu"):
+        assert resolve_device(name) == (name if name != "auto" else "cuda")
+    with pytest.raises(UserError, match=f"device: cuda:{count} is not available: {told}") as caught:
+        resolve_device(f"cuda:{count}")
+    assert caught.value.remedy
+
+
+def test_without_a_gpu_none_is_counted(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="device: cuda:1 is not available on this machine"):
+        resolve_device("cuda:1")
 
 
 @pytest.mark.slow
