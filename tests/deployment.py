@@ -107,10 +107,19 @@ class SuperLink:
     Args:
         authenticated: TLS and registered keys; False: neither.
         hosts: more host names or addresses in the certificate.
+        command: flower-superlink, or what stands for it.
     """
 
-    def __init__(self, folder: Path, *, authenticated: bool = True, hosts: tuple[str, ...] = ()):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        authenticated: bool = True,
+        hosts: tuple[str, ...] = (),
+        command: tuple[str, ...] = ("flower-superlink",),
+    ):
         self.folder = folder
+        self.command = command
         self.port = free_port()
         self.authenticated = authenticated
         self._process: Process | None = None
@@ -183,7 +192,7 @@ class SuperLink:
 
     def start(self) -> None:
         """Start it, with the database that is there, and wait until it answers."""
-        command = ["flower-superlink", "--host", LOOPBACK, "--port", str(self.port)]
+        command = [*self.command, "--host", LOOPBACK, "--port", str(self.port)]
         command += ["--database", str(self.folder / "superlink.db"), "--disable-runtime-dependency-installation"]
         if self.authenticated:
             command += ["--ssl-ca-certfile", str(self.folder / "ca.crt"), "--enable-supernode-auth"]

@@ -34,7 +34,7 @@ FLOORS = {
     "augment inference metrics phases records sampling seeds runtime transfer files tensorfile config errors",
     "sites": "__main__ > check > importers > dataset > partition > prepare > packing > manifest > readers > "
     "config > synth",
-    "feddusss": "bundle > cli > configfile > compression > wire > secagg",
+    "feddusss": "bundle > cli > configfile > compression > wire > secagg uploads",
 }
 """Inner rooms and modules of each room, from the top: what stands higher may import what stands lower, never the other
 way. Names without a > between them are on one floor."""

@@ -25,14 +25,16 @@ from pathlib import Path
 from typing import Any
 
 from client.door.guard import guard_supernode, record_refusal
-from client.node import connection
+from client.node import arrivals, connection
 from client.node.child import end_with_supervisor, tell
 from dusss_core.files import write_bytes
+from feddusss import uploads
 from sites.config import SiteConfig, SuperLinkConfig, load_site
 
 _LOOPBACK = "127.0.0.1"
 _GOODBYE_S = 2.0
-_LOOK_S = 0.5
+_SHORTEST_LOOK_S, _LONGEST_LOOK_S = 0.05, 0.5
+"""Between two looks, in this process, whether the worker is done: after a twentieth of its work."""
 
 
 class Pace:
@@ -71,6 +73,8 @@ def main(argv: Sequence[str]) -> None:
             threading.Thread(target=_stay_alive, args=(home, told), daemon=True).start()
             tell("connected", "connected to the coordinator")
         polls.append(found)
+        if found:
+            arrivals.announce(home)
         if any(polls):  # a message has just come, or its answer has just gone
             pace.happened()
 
@@ -83,8 +87,9 @@ def main(argv: Sequence[str]) -> None:
     # the module's only use of `time` is to sleep between looks
     start_client_internal.time = pace
     push_answers = start_client_internal._push_messages
-    start_client_internal._push_messages = lambda **given: _push_answers(push_answers, pace, **given)
+    start_client_internal._push_messages = lambda **given: _push_answers(push_answers, **given)
     start_client_internal.pull_objects = _dropping_stopped(start_client_internal.pull_objects)
+    uploads.read_on()
     update_console_handler(colored=False, timestamps=True)
     logging.getLogger("flwr").addHandler(told)
     _say_missed_goodbye(site.superlink, connection.last(home), key)
@@ -115,7 +120,7 @@ def flower_arguments(site: SiteConfig, site_file: Path) -> list[str]:
     return [*arguments, "--auth-supernode-private-key", str(link.private_key)]
 
 
-def _push_answers(push: Callable[..., None], pace: Pace, *, state: Any, object_store: Any, **others: Any) -> None:
+def _push_answers(push: Callable[..., None], *, state: Any, object_store: Any, **others: Any) -> None:
     """Flower's `_push_messages`, which waits for an answer, and for ever if the worker ended before it had one."""
     from flwr.app import Error, Message
     from flwr.common.constant import ErrorCode, Status, SubStatus
@@ -126,8 +131,9 @@ def _push_answers(push: Callable[..., None], pace: Pace, *, state: Any, object_s
     for message in messages:
         if message.metadata.reply_to_message_id or message.metadata.message_id in answered:
             continue
+        since = time.monotonic()
         while (task := _newest_task(state, message.metadata.run_id)).status.status != Status.FINISHED:
-            pace.sleep(_LOOK_S)
+            time.sleep(min(_LONGEST_LOOK_S, max(_SHORTEST_LOOK_S, (time.monotonic() - since) / 20)))
         told = {entry.message.metadata.reply_to_message_id for entry in list(state.msg_store.values())}
         if task.status.sub_status == SubStatus.FAILED and message.metadata.message_id not in told:
             state.record_message_processing_start(message.metadata.message_id)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from client.door.declines import Declines
 from client.door.guard import refusal
 from client.door.machine import device_is_lost
+from client.node import arrivals
 from client.node.child import end_with_supervisor, tell
 from client.work import observe
 from dusss_core.errors import UserError
@@ -50,6 +51,7 @@ def main(argv: Sequence[str]) -> None:
     tell("status", "waiting for work")
     since = time.monotonic()
     while True:
+        announced = arrivals.seen(home)
         if token := supernode.next_task():
             with suppress(UserError):  # a full disk: then the SuperNode waits for a sign of life, should this one end
                 write_text(in_work, f"{supernode.address} {token}")
@@ -61,7 +63,8 @@ def main(argv: Sequence[str]) -> None:
             since = time.monotonic()
         _declines.tell_counts()
         waited = time.monotonic() - since
-        time.sleep(min(_LONGEST_POLL_S, max(_SHORTEST_POLL_S, waited / 20)))
+        if arrivals.wait(home, announced, min(_LONGEST_POLL_S, max(_SHORTEST_POLL_S, waited / 20))):
+            since = time.monotonic()  # it comes within moments
 
 
 def _warm_up(threads: int | None) -> None:

@@ -1,11 +1,15 @@
 """flower-superlink for a study of days: python -m server.deployment.superlink FLOWER_ARGUMENTS...
 
-It is Flower's own command, mended in two places:
+It is Flower's own command, mended in four places:
 
 - Flower gives a call 5 s to get at its SQLite file, and then answers 500. Models come and go in hundreds of calls that
   all write to it, so on a busy machine this happens, and it ends the SuperNode or the study whose call it was.
 - Studies are started by a child process. Without it the SuperLink goes on, and every study that is submitted waits for
   ever. Here both end, so that systemd starts both again.
+- Each chunk of a model is a row of that file, written, read a few times and deleted. In pages of 64 KiB, which are not
+  filled with zeros when they are deleted, and are moved from the log to the file less often, that takes a third of the
+  processor time and half of the bytes on the disk. A file that is there already keeps the pages that it has.
+- uvicorn takes a chunk in pieces: `feddusss.uploads`.
 """
 
 from __future__ import annotations
@@ -16,24 +20,38 @@ import sys
 import threading
 from typing import Any
 
+from feddusss import uploads
+
 DATABASE_WAIT_S = 60
+PAGE_BYTES = 65536
+"""SQLite's largest."""
+LOG_PAGES = 1000
+"""Of SQLite's write-ahead log, after which it is moved into the file."""
 
 
 def main() -> None:
     """Run flower-superlink with this process's arguments."""
     from flwr.superlink.cli import flower_superlink
 
-    _wait_for_the_database()
+    _tune_the_database()
+    uploads.read_on()
     _end_with_the_child()
     sys.argv[0] = "flower-superlink"
     flower_superlink()
 
 
-def _wait_for_the_database() -> None:
+def _tune_the_database() -> None:
     from flwr.supercore import sql_mixin
 
-    wait = {"busy_timeout": str(DATABASE_WAIT_S * 1000)}
-    sql_mixin.SQLITE_PRAGMAS = tuple({**dict(sql_mixin.SQLITE_PRAGMAS), **wait}.items())
+    # the size of pages comes first: it can only be said before anything is written
+    ours = {
+        "page_size": str(PAGE_BYTES),
+        "busy_timeout": str(DATABASE_WAIT_S * 1000),
+        "secure_delete": "FAST",
+        "wal_autocheckpoint": str(LOG_PAGES),
+    }
+    flowers = {pragma: value for pragma, value in sql_mixin.SQLITE_PRAGMAS if pragma not in ours}
+    sql_mixin.SQLITE_PRAGMAS = tuple({**ours, **flowers}.items())
 
 
 def _end_with_the_child() -> None:

@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization as s
 from cryptography.hazmat.primitives.asymmetric import ec
+from uvicorn.protocols.http import flow_control
 
+from feddusss import uploads
 from server.deployment.control import Connection, Control, ControlFailed
+from server.deployment.superlink import PAGE_BYTES
 from tests.deployment import LOOPBACK, free_port, processes_with, wait_until
 from tests.server.running import Running, answers
 
@@ -81,3 +84,27 @@ def test_it_does_not_go_on_without_what_starts_studies(start):
     os.kill(child, signal.SIGKILL)
     assert link.running.processes["superlink"].wait(30) != 0
     assert "ending too" in link.running.log("superlink")
+
+
+@pytest.mark.slow
+def test_its_database_is_made_for_chunks_of_models(start):
+    link = start("python", "-m", "server.deployment.superlink")
+    with link.control as control:
+        control.nodes()
+    connection = sqlite3.connect(link.database)
+    assert connection.execute("PRAGMA page_size").fetchone() == (PAGE_BYTES,)
+    assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    connection.close()
+
+
+def test_a_chunk_is_read_in_one_go():
+    """If this fails, uvicorn has moved its limit, and `feddusss.uploads` must follow."""
+    from uvicorn.protocols.http import h11_impl, httptools_impl
+
+    before = [module.HIGH_WATER_LIMIT for module in (h11_impl, httptools_impl)]
+    assert before == [65536, 65536]
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (h11_impl, httptools_impl, flow_control):
+            patch.setattr(module, "HIGH_WATER_LIMIT", 65536)
+        uploads.read_on()
+        assert httptools_impl.HIGH_WATER_LIMIT == h11_impl.HIGH_WATER_LIMIT == uploads.CHUNK_BYTES > 5 * 2**20
