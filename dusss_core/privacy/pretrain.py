@@ -24,6 +24,7 @@ from dusss_core.text.bank import TextBank, build_text_bank
 from dusss_core.text.wording import mirror
 from dusss_core.training.pretrain import Pretrainer
 from dusss_core.training.trainer import Progress
+from dusss_core.transfer import sent
 
 
 class PrivatePretrainer(PrivateTraining, Pretrainer):
@@ -118,7 +119,7 @@ class PrivatePretrainer(PrivateTraining, Pretrainer):
         """M bool: captions that are not the record's own sentence. None: all are negatives, literally."""
         if self.config.method.pairs == "identity":
             return None
-        return ~self._same_wording[int(seen.sentence[0])].to(self.device)
+        return sent(self.device, ~self._same_wording[int(seen.sentence[0])])[0]
 
     @torch.no_grad()
     def _encode_public(self) -> _Bank:

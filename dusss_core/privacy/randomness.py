@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dusss_core.transfer import sent
+
 _BITS = 53
 _CHUNK = 1 << 15
 """Normals at a time: what is worked on stays in the processor's cache."""
@@ -67,7 +69,7 @@ class Randomness:
         row = torch.empty(sum(sizes), dtype=tensors[0].dtype)
         for part in row.split(_BLOCK):
             part.copy_(torch.from_numpy(std * self.normals(len(part))))
-        parts = row.to(tensors[0].device).split(sizes)
+        parts = sent(tensors[0].device, row)[0].split(sizes)
         return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
     def _integers(self, count: int) -> np.ndarray:

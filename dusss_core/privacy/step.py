@@ -68,7 +68,7 @@ def clipped_sum(model: nn.Module, loss_of_record: LossOfRecord, records: Iterabl
         loss = loss_of_record(record)
         if loss is not None and loss.requires_grad:
             _add_clipped(total, torch.autograd.grad(loss, parameters, allow_unused=True), clip)
-    if not all(torch.equal(old, new) for old, new in zip(before, model.buffers(), strict=True)):
+    if _differ(before, list(model.buffers())):
         raise RuntimeError("a buffer of the model changed in a private step: it would leave the site without noise")
     return total
 
@@ -93,6 +93,24 @@ def _add_clipped(total: list[Tensor], gradient: tuple[Tensor | None, ...], clip:
     if not reached:
         return
     sums, parts = (list(column) for column in zip(*reached, strict=True))
-    norm = torch.stack(torch._foreach_norm([part.float() for part in parts])).norm().item()
-    if math.isfinite(norm):
-        torch._foreach_add_(sums, parts, alpha=clip / max(norm, clip))
+    norm = torch.stack(torch._foreach_norm([part.float() for part in parts])).norm()
+    if norm.device.type == "cpu":
+        # to ask costs nothing here, and saves two passes over all parameters
+        if math.isfinite(norm.item()):
+            torch._foreach_add_(sums, parts, alpha=clip / max(norm.item(), clip))
+        return
+    # elsewhere the device would have to be waited for, for each record
+    torch._foreach_add_(sums, _scaled(parts, norm, clip))
+
+
+def _scaled(parts: list[Tensor], norm: Tensor, clip: float) -> list[Tensor]:
+    """`parts` scaled to a common norm of at most `clip`; zeros if theirs is not finite."""
+    finite = norm.isfinite()
+    scale = (norm / clip).clamp(min=1).reciprocal()  # exactly 1 up to the bound
+    return [torch.where(finite, part * scale, 0) for part in parts]
+
+
+def _differ(before: list[Tensor], after: list[Tensor]) -> bool:
+    """Whether any number has changed; a device is waited for once."""
+    changed = [(old != new).any() for old, new in zip(before, after, strict=True)]
+    return bool(changed) and bool(torch.stack(changed).any())

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dusss_core.privacy.randomness import Randomness
-from dusss_core.privacy.step import clipped_sum, private_gradient, trained
+from dusss_core.privacy.step import _scaled, clipped_sum, private_gradient, trained
 
 
 def network():
@@ -115,3 +115,15 @@ def test_a_buffer_that_changes_is_caught():
     model = nn.Sequential(Counts(), network())
     with pytest.raises(RuntimeError, match="buffer"):
         clipped_sum(model, squared(model), records(), 1.0)
+
+
+@pytest.mark.parametrize("clip", [1e-3, 0.3, 1e4])
+def test_what_a_device_scales_is_what_the_cpu_adds(clip):
+    for record in [*records(), torch.full((1, 1, 8, 8), torch.inf), torch.full((1, 1, 8, 8), torch.nan)]:
+        gradient = torch.autograd.grad(squared(model := network())(record), list(model.parameters()))
+        norm = torch.stack(torch._foreach_norm(gradient)).norm()
+        expected = clipped_sum(model, squared(model), [record], clip)
+        for one, other in zip(_scaled(gradient, norm, clip), expected, strict=True):
+            torch.testing.assert_close(one, other)
+        if norm.isfinite() and norm <= clip:
+            assert all(torch.equal(a, b) for a, b in zip(_scaled(gradient, norm, clip), gradient, strict=True))

@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from dusss_core.config import PrivateTrainingConfig
 from dusss_core.errors import NotFinite
 from dusss_core.phases import Phase
+from dusss_core.privacy.pretrain import PrivatePretrainer
+from dusss_core.privacy.public import public_captions
+from dusss_core.privacy.segment import PrivateSegmenter
 from dusss_core.text.bank import TextBank, _Wordings
 from dusss_core.training import Pretrainer, Segmenter, initial_shared
 from dusss_core.training.trainer import PhaseTrainer
@@ -25,15 +29,14 @@ def trains_without_waiting(trainer: PhaseTrainer, read: list[dict[str, float]]) 
     for number in (1, 2):
         with watched():
             means = trainer.train_round(number)
-        assert means["n_steps"] == trainer.steps_per_round == len(read) > 1
+        assert means["n_steps"] == trainer.steps_per_round == len(read) == 1
         assert means["loss"] == 1
         read.clear()
 
 
-@pytest.mark.parametrize("classes", [1, 3])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(("name", "classes"), [*((name, 1) for name in METHODS), ("dusss", 3)])
 def test_no_step_of_any_method_waits_for_its_device(name, classes, monkeypatch):
-    config, train = config_of(name, classes=classes), pictures(classes=classes)
+    config, train = config_of(name, classes=classes), pictures(n=8, classes=classes)
     logits = np.zeros((len(train), classes, 32, 32), np.float16) if config.method.text_mask else None
     read = strict(monkeypatch)
     trains_without_waiting(Segmenter(config, "a", train, train, text_logits=logits, device=STRICT), read)
@@ -43,20 +46,49 @@ PRETRAINING = {
     "all on": {},
     "three classes": {"image": {"size": 32, "classes": 3}},
     "paper": {"method": {"preset": "paper"}},
-    "clip": {"method": {"preset": "clip"}},
     "FedProx": {"prox_mu": 0.1},
 }
 
 
-@pytest.mark.parametrize("case", PRETRAINING)
-@pytest.mark.parametrize("labelled", [0, 4])
+@pytest.mark.parametrize(("case", "labelled"), [*((case, 4) for case in PRETRAINING), ("all on", 0)])
 def test_no_step_of_pretraining_waits_for_its_device(case, labelled, monkeypatch):
-    config, train = make_config(**PRETRAINING[case]), make_split(labelled=labelled)
-    words = _Wordings(train.sentences, config.vlm.text.views)
-    tokens = torch.zeros(len(words.texts), 8, 384, dtype=torch.float16)
-    text = TextBank(words, tokens, torch.ones(tokens.shape[:2], dtype=torch.bool), STRICT)
+    config, train = make_config(**PRETRAINING[case]), make_split(n=6, labelled=labelled)
+    text = made_up_text(train.sentences, STRICT)
     read = strict(monkeypatch)
     trains_without_waiting(Pretrainer(config, "a", train, train, text, device=STRICT), read)
+
+
+PRIVATE = {"sample_rate": 0.5, "steps_per_round": 1}
+
+
+def test_no_private_step_waits_for_its_device(monkeypatch):
+    config = config_of("dusss", norm="group").model_copy(update={"privacy": PrivateTrainingConfig(**PRIVATE)})
+    logits = np.zeros((12, 1, 32, 32), np.float16)
+    strict(monkeypatch)
+    trainer = PrivateSegmenter(config, "a", pictures(), pictures(), text_logits=logits, records=12, device=STRICT)
+    with watched():
+        assert trainer.train_round(1) == {"n_steps": 1.0}
+
+
+@pytest.mark.parametrize("kind", ["public_negatives", "groups"])
+def test_a_private_step_of_pretraining_waits_once_for_whether_a_buffer_changed(kind, monkeypatch):
+    config, waits = make_config(privacy={**PRIVATE, "pretrain": kind}), []
+    text, public = (made_up_text(sentences, STRICT) for sentences in (make_split().sentences, public_captions()))
+    strict(monkeypatch)
+    monkeypatch.setattr("dusss_core.privacy.step._differ", lambda before, after: waits.append(len(before)))
+    trainer = PrivatePretrainer(
+        config, "a", make_split(), make_split(), text, records=1000, public_text=public, device=STRICT
+    )
+    with watched():
+        assert trainer.train_round(1) == {"n_steps": 1.0}
+    assert len(waits) == 1 and waits[0] > 0
+
+
+def made_up_text(sentences: tuple[str, ...], device: torch.device) -> TextBank:
+    """Features that say nothing."""
+    words = _Wordings(sentences, views=3)
+    tokens = torch.zeros(len(words.texts), 8, 384, dtype=torch.float16)
+    return TextBank(words, tokens, torch.ones(tokens.shape[:2], dtype=torch.bool), device)
 
 
 def test_no_step_that_trains_the_text_encoder_waits_for_its_device(tiny_bert, monkeypatch):
@@ -70,7 +102,8 @@ def test_no_step_that_trains_the_text_encoder_waits_for_its_device(tiny_bert, mo
         }
     )
     read = strict(monkeypatch)
-    trains_without_waiting(Pretrainer(config, "a", make_split(), make_split(), None, device=STRICT), read)
+    train = make_split(n=6)
+    trains_without_waiting(Pretrainer(config, "a", train, train, None, device=STRICT), read)
 
 
 WAITS = {
