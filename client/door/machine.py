@@ -20,10 +20,11 @@ middle of something takes the whole process with it: CUDA answers nothing more t
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from client.declined import Declined
@@ -31,6 +32,7 @@ from dusss_core.errors import UserError
 from sites.config import LimitsConfig
 
 _GB = 1e9
+_CONTROL_GROUP = Path("/sys/fs/cgroup")
 _FULL = ("out of memory", "_STATUS_ALLOC_FAILED")
 """How torch says that there is no memory left, where no class of error does."""
 _GONE = ("CUDA error:", "CUDA driver error", "device-side assert", "CUDNN_STATUS_EXECUTION_FAILED", "GPU is lost")
@@ -115,6 +117,37 @@ def loses_device(error: Exception) -> bool:
 def device_is_lost() -> bool:
     """Whether this process has lost its GPU: it can do no more than answer, and end."""
     return bool(_lost_devices)
+
+
+def free_memory(device: str, limits: LimitsConfig) -> float:
+    """Bytes that this process can still have: on a GPU what is free there, else main memory, within a container's and
+    the site's own limit; without end where the system does not say."""
+    if device.startswith("cuda"):
+        import torch
+
+        return (
+            torch.cuda.mem_get_info(device)[0]
+            + torch.cuda.memory_reserved(device)
+            - torch.cuda.memory_allocated(device)
+        )
+    room = [_container_room()]
+    if limits.max_memory_gb is not None:
+        room.append(max(0.0, limits.max_memory_gb * _GB - _status("VmRSS")))
+    with suppress(OSError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        room += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return min(room)
+
+
+def _container_room() -> float:
+    """Bytes until the limit of the control group, as a container has one; without end where there is none."""
+    try:
+        most, used = (int((_CONTROL_GROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        lines = (_CONTROL_GROUP / "memory.stat").read_text().splitlines()
+    except (OSError, ValueError):  # no such file, or "max"
+        return math.inf
+    cached = sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+    return max(0.0, most - used + cached)
 
 
 def give_back() -> None:

@@ -1,21 +1,24 @@
 """What a site builds before it can work: data, token features, trainers, text-guided masks.
 
-A process that answers many messages (the simulation, a warm worker) keeps workbenches between messages. That saves
-time and changes no bit: whatever a message needs that is not here, or is not of the right round, is read from disk.
+A process that answers many messages (the simulation, a warm worker) keeps workbenches between messages, as long as
+there is memory for them. That saves time and changes no bit: whatever a message needs that is not here, or is not of
+the right round, is read from disk. Where many sites share a process, those without a trainer of their own share one: it
+is handed on from site to site, and each site's private state comes from the disk.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from client.declined import Declined
-from client.door.machine import resolve_device
+from client.door.machine import free_memory, resolve_device
 from client.door.request import Judged
 from client.work import observe
 from dusss_core import training
@@ -23,13 +26,21 @@ from dusss_core.files import digest_of_tensors, write_atomically
 from dusss_core.phases import Phase
 from dusss_core.records import Split
 from dusss_core.text.bank import build_text_bank
+from sites.config import LimitsConfig
 from sites.dataset import SiteData
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-KEPT_WORKBENCHES = 16
+    from dusss_core.training.trainer import PhaseTrainer
+
+KEPT_SHARE = 1 / 8
+"""Of the memory that this process could have if it kept nothing, main or the GPU's: what is kept between messages takes
+no more."""
+_RECORD_BYTES = 1000
+"""What a line of the manifest takes, about."""
 _kept: OrderedDict[tuple, Workbench] = OrderedDict()
+"""The last one is that of the last message."""
 
 
 def workbench(request: Judged) -> Workbench:
@@ -40,16 +51,74 @@ def workbench(request: Judged) -> Workbench:
     """
     file, manifest = request.site_file, request.site.data.manifest
     key = (str(file.resolve()), _stamp(file), _stamp(manifest), request.training_digest)
-    bench = _kept.pop(key, None) or Workbench(request)
+    bench = _kept.pop(key, None)
+    heir_of = _make_room(request)
+    if bench is None:
+        bench = Workbench(request)
+    bench.heir_of = heir_of
     _kept[key] = bench
-    while len(_kept) > KEPT_WORKBENCHES:
-        _kept.popitem(last=False)
     return bench
+
+
+def _make_room(request: Judged) -> _Seat | None:
+    """Drop what there is no memory for: first trainers, then whole workbenches.
+
+    Those of other settings go first, the oldest before the others. Sites that take turns come back in the order in
+    which they went, so of those with the same settings the newest goes first: it is the one that is wanted last.
+
+    Returns:
+        A dropped trainer of the same settings.
+    """
+    if not _kept:
+        return None
+    next(reversed(_kept.values())).weigh()
+    excess = _Excess(request.site.limits)
+    others = [key for key in _kept if key[-1] != request.training_digest]
+    order = others + [key for key in reversed(_kept) if key[-1] == request.training_digest]
+    dropped = None
+    for key in order:
+        bench = _kept[key]
+        if bench.seat is not None and excess.on(bench.device) > 0:
+            dropped = bench.seat if key not in others else None
+            excess.less(bench.device, bench.weight)
+            bench.seat, bench.trainer_at, bench.weight = None, None, 0
+    for key in order:
+        if excess.on("cpu") > 0:
+            excess.less("cpu", _kept.pop(key).kept_on("cpu"))
+    return dropped
+
+
+class _Excess:
+    """By how much what is kept on a device goes beyond its share, in bytes."""
+
+    def __init__(self, limits: LimitsConfig):
+        self._limits = limits
+        self._on: dict[str, float] = {}
+
+    def on(self, device: str) -> float:
+        if device not in self._on:
+            kept = sum(bench.kept_on(device) for bench in _kept.values())
+            self._on[device] = kept - KEPT_SHARE * (free_memory(device, self._limits) + kept) if kept else 0.0
+        return self._on[device]
+
+    def less(self, device: str, dropped: int) -> None:
+        """So much was dropped there."""
+        self._on[device] = self.on(device) - dropped
 
 
 def forget() -> None:
     """Drop every kept workbench."""
     _kept.clear()
+
+
+class _Seat(NamedTuple):
+    """A trainer, and what it was built for."""
+
+    phase: Phase
+    masks: str
+    """Names the text-guided masks that it was given; empty: none."""
+    device: str
+    trainer: PhaseTrainer
 
 
 class Workbench:
@@ -69,7 +138,12 @@ class Workbench:
         self._allowed = request.allowed
         self._splits: dict[str, Split] = {}
         self._masks: tuple[tuple[str, str], str, np.ndarray] | None = None
-        self._trainer: tuple[Phase, str, object] | None = None
+        self.seat: _Seat | None = None
+        self.heir_of: _Seat | None = None
+        """Another site's trainer, which that one gave up, for this one to take over."""
+        self.weight = 0
+        """Bytes of the trainer, when the site was last at work."""
+        self._data_weight = 0
 
     def split(self, name: str) -> Split:
         """A split of the site's data."""
@@ -104,14 +178,31 @@ class Workbench:
         wanted = (request.run_key, phase, round or 0)
         masks = self._training_masks(request) if phase.takes_masks else None
         masks_key = self._masks[1] if masks is not None else ""
-        if self._trainer is None or self._trainer[:2] != (phase, masks_key) or round is None:
+        if self.seat is None or self.seat[:2] != (phase, masks_key) or round is None:
             # also without a state: a used trainer still has moments, a step count and a teacher
-            self._trainer = (phase, masks_key, self._build_trainer(phase, masks))
+            heir_of = self.heir_of if round is not None else None
+            self.seat = _Seat(phase, masks_key, self.device, self._build_trainer(phase, masks, heir_of))
             self.trainer_at = None
+        self.heir_of = None
         if round is not None and self.trainer_at != wanted:
-            self._trainer[2].load_private(state.newest(phase, request.round)[0])
+            self.seat.trainer.load_private(state.newest(phase, request.round)[0])
         self.trainer_at = None
-        return self._trainer[2], round or 0
+        return self.seat.trainer, round or 0
+
+    def weigh(self) -> None:
+        """Note how much memory this workbench takes."""
+        self.heir_of = None
+        self.weight = sum(tensor.nbytes for tensor in self.seat.trainer.kept()) if self.seat is not None else 0
+        arrays = [array for split in self._splits.values() for array in (*_arrays(split.images), *_arrays(split.masks))]
+        bank = vars(self.text).values() if self.__dict__.get("text") is not None else ()
+        arrays += [value for value in bank if hasattr(value, "nbytes")]
+        # what is mapped from a file can be dropped by the system at any time
+        in_memory = sum(array.nbytes for array in arrays if not isinstance(array, np.memmap))
+        self._data_weight = in_memory + _RECORD_BYTES * len(self.data.records)
+
+    def kept_on(self, device: str) -> int:
+        """Bytes that this workbench keeps on `device`, when it was last weighed."""
+        return (self.weight if device == self.device else 0) + (self._data_weight if device == "cpu" else 0)
 
     def text_masks(self, request: Judged) -> np.ndarray | None:
         """Text-guided masks of the training pictures as logits, made once per VLM and data; None without text.
@@ -151,12 +242,15 @@ class Workbench:
     def _training_masks(self, request: Judged) -> np.ndarray | None:
         return self.text_masks(request) if self.config.method.text_mask else None
 
-    def _build_trainer(self, phase: Phase, masks: np.ndarray | None):
+    def _build_trainer(self, phase: Phase, masks: np.ndarray | None, heir_of: _Seat | None):
         train, val = self.split("train"), self.split("val")
         common = {"device": self.device, "progress": self._step_made}
         kind = {Phase.PRETRAIN: training.Pretrainer, Phase.SEGMENT: training.Segmenter}[phase]
         if self.site.privacy.epsilon is not None:
             kind, common = _private(phase), {**common, "records": self.site.privacy.records}
+        elif heir_of is not None and (heir_of.phase, heir_of.device) == (phase, self.device):
+            # but a text encoder that is trained along has made the features of the other site's sentences
+            common["heir_of"] = heir_of.trainer if not phase.reads_sentences or self.text is not None else None
         if phase.reads_sentences:
             return kind(self.config, self.site.site, train, val, self.text, **common)
         return kind(self.config, self.site.site, train, val, text_logits=masks, **common)
@@ -183,6 +277,10 @@ def _private(phase: Phase):
     from dusss_core.privacy.segment import PrivateSegmenter
 
     return {Phase.PRETRAIN: PrivatePretrainer, Phase.SEGMENT: PrivateSegmenter}[phase]
+
+
+def _arrays(images: np.ndarray | Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+    return (images,) if isinstance(images, np.ndarray) else images
 
 
 def _save(path: Path, array: np.ndarray) -> None:

@@ -49,18 +49,20 @@ class Pretrainer(PhaseTrainer):
         *,
         device: str | torch.device = "cpu",
         progress: Progress | None = None,
+        heir_of: Pretrainer | None = None,
     ):
         with_text = train.has_text
         super().__init__(
             config,
             config.pretrain,
             site,
-            build_vlm(config),
+            build_vlm(config) if heir_of is None else heir_of.vlm,
             train,
             val,
             device,
             progress,
             usable=int(with_text.sum()),
+            heir_of=heir_of,
         )
         self.vlm = self.model
         self.text = (

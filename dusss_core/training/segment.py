@@ -47,17 +47,19 @@ class Segmenter(PhaseTrainer):
         text_logits: np.ndarray | None = None,
         device: str | torch.device = "cpu",
         progress: Progress | None = None,
+        heir_of: Segmenter | None = None,
     ):
         super().__init__(
             config,
             config.segment,
             site,
-            build_student(config),
+            build_student(config) if heir_of is None else heir_of.student,
             train,
             val,
             device,
             progress,
             usable=len(train),
+            heir_of=heir_of,
         )
         self.student = self.model
         self.text_logits = text_logits if config.method.text_mask else None
@@ -68,7 +70,12 @@ class Segmenter(PhaseTrainer):
         teaches = {"all": True, "with_text": guided, "none": False}[kind.learns_from(config)]
         self.unlabelled = np.flatnonzero(~train.labelled & teaches)
         self.handed_on = handed_on(config, self.phase, len(self.labelled))
-        self.objective = kind(self)
+        self.objective = kind(self) if heir_of is None else heir_of.objective
+        self.objective.host = self
+
+    def kept(self) -> Iterator[Tensor]:
+        yield from super().kept()
+        yield from self.objective.state().values()
 
     def load_shared(self, tensors: dict[str, Tensor]) -> None:
         super().load_shared(tensors)

@@ -38,6 +38,10 @@ class PhaseTrainer(ABC):
     the order in which kernels add.
 
     A step waits for its device nowhere: what it reports is read when the next step has been asked for.
+
+    A trainer can be the heir of another site's (`heir_of`), with the same settings on the same device: then it has that
+    one's network, optimiser and teacher, and not a number of its own until `load_private` and `load_shared` have given
+    it all. The other one must not be used any more.
     """
 
     phase: Phase
@@ -57,6 +61,7 @@ class PhaseTrainer(ABC):
         device: str | torch.device,
         progress: Progress | None,
         usable: int,
+        heir_of: PhaseTrainer | None = None,
     ):
         self.config = config
         self.settings = settings
@@ -64,19 +69,22 @@ class PhaseTrainer(ABC):
         self.device = torch.device(device)
         tune(config, self.device)
         self.runtime = runtime_of(config, self.phase, self.device)
-        self.prepare(model)
-        self.model = model.to(self.device)
-        if self.runtime.channels_last:
-            self.model = self.model.to(memory_format=torch.channels_last)
         self.train = train
         self.val = val
         self.progress = progress
-        self.optimizer = torch.optim.AdamW(
-            [p for p in self.model.parameters() if p.requires_grad],
-            lr=settings.optimizer.lr,
-            weight_decay=settings.optimizer.weight_decay,
-            fused=True,
-        )
+        if heir_of is None:
+            self.prepare(model)
+            self.model = model.to(self.device)
+            if self.runtime.channels_last:
+                self.model = self.model.to(memory_format=torch.channels_last)
+            self.optimizer = torch.optim.AdamW(
+                [p for p in self.model.parameters() if p.requires_grad],
+                lr=settings.optimizer.lr,
+                weight_decay=settings.optimizer.weight_decay,
+                fused=True,
+            )
+        else:
+            self.model, self.optimizer = model, heir_of.optimizer
         self.step = 0
         self.steps_per_round = settings.epochs * steps_per_epoch(usable, settings.batch)
 
@@ -138,6 +146,12 @@ class PhaseTrainer(ABC):
             **{f"local.{name}": value for name, value in local.items()},
         }
 
+    def kept(self) -> Iterator[Tensor]:
+        """All that takes memory as long as the trainer lives, but for pictures."""
+        yield from self.model.state_dict().values()
+        for moments in self.optimizer.state.values():
+            yield from (value for value in moments.values() if isinstance(value, Tensor))
+
     def load_private(self, tensors: dict[str, Tensor]) -> None:
         """Take back what `private` gave."""
         self.step = int(tensors["step"])
@@ -146,7 +160,11 @@ class PhaseTrainer(ABC):
         for name, value in tensors.items():
             if name.startswith("optimizer."):
                 _, index, key = name.split(".", 2)
-                moments[int(index)][key] = _laid_out_as(trained[int(index)], value)
+                parameter = trained[int(index)]
+                there = self.optimizer.state.get(parameter, {}).get(key)
+                # on the memory of the moments that are there, since fresh memory costs more than the numbers
+                fits = isinstance(there, Tensor) and (there.shape, there.dtype) == (value.shape, value.dtype)
+                moments[int(index)][key] = there.copy_(value) if fits else _laid_out_as(parameter, value)
         state = self.optimizer.state_dict()
         state["state"] = dict(moments)
         self.optimizer.load_state_dict(state)

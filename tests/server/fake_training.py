@@ -64,7 +64,7 @@ def initial_shared(config, phase):
 class _Trainer:
     phase = ""
 
-    def __init__(self, config, site, train, val, *, device, progress):
+    def __init__(self, config, site, train, val, *, device, progress, heir_of=None):
         self.config, self.site, self.train, self.val, self.progress = config, site, train, val, progress
         self.model = initial_shared(config.model_copy(update={"local_norm": False}), self.phase)
         self.moment = torch.zeros(3, 4)
@@ -93,6 +93,9 @@ class _Trainer:
             "objective.teacher.body.weight": self.teacher.clone(),
             **local,
         }
+
+    def kept(self):
+        return [*self.model.values(), self.moment]
 
     def load_private(self, tensors):
         self.step, self.moment = int(tensors["step"]), tensors["optimizer.0.exp_avg"].clone()
@@ -137,7 +140,7 @@ class _Trainer:
 class Pretrainer(_Trainer):
     phase = "pretrain"
 
-    def __init__(self, config, site, train, val, text, *, device="cpu", progress=None):
+    def __init__(self, config, site, train, val, text, *, device="cpu", progress=None, heir_of=None):
         super().__init__(config, site, train, val, device=device, progress=progress)
         assert text == train.sentences
 
@@ -145,7 +148,7 @@ class Pretrainer(_Trainer):
 class Segmenter(_Trainer):
     phase = "segment"
 
-    def __init__(self, config, site, train, val, *, text_logits=None, device="cpu", progress=None):
+    def __init__(self, config, site, train, val, *, text_logits=None, device="cpu", progress=None, heir_of=None):
         super().__init__(config, site, train, val, device=device, progress=progress)
         if text_logits is not None:
             self.moment = self.moment + float(np.nanmean(np.asarray(text_logits, dtype=np.float32)))

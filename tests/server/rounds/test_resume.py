@@ -80,7 +80,7 @@ def test_a_process_that_died_resumes_to_the_same_bytes(fake, quiet, tmp_path, wh
 def test_keeping_workbenches_between_messages_changes_no_bit(fake, quiet, tmp_path, whole, monkeypatch):
     import client.work.workbench
 
-    monkeypatch.setattr(client.work.workbench, "KEPT_WORKBENCHES", 0)
+    monkeypatch.setattr(client.work.workbench, "workbench", client.work.workbench.Workbench)
     simulate(make_study(), tmp_path, reporter=quiet)
     assert finals(tmp_path) == whole({})[0]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from client.work.workbench import Workbench
 from dusss_core.objectives import TABLE
 from server.runs.checkpoints import read_model
 from server.simulation.local import load_local, train_locally
@@ -32,9 +33,10 @@ def test_a_federation_of_one_is_plain_training(fake, quiet, tmp_path, changes):
     _assert_equal(tmp_path, study)
 
 
-@pytest.mark.parametrize("kept", [16, 0], ids=["trainer kept", "state from disk each round"])
+@pytest.mark.parametrize("kept", [True, False], ids=["trainer kept", "state from disk each round"])
 def test_a_federation_of_one_is_plain_training_with_the_true_method(quiet, tmp_path, monkeypatch, kept):
-    monkeypatch.setattr("client.work.workbench.KEPT_WORKBENCHES", kept)
+    if not kept:
+        monkeypatch.setattr("client.work.workbench.workbench", Workbench)
     study = make_study(HOSPITALS[:1], runtime={"channels_last": True})
     simulate(study, tmp_path, reporter=quiet)
     _assert_equal(tmp_path, study)
@@ -49,7 +51,7 @@ def test_a_federation_of_one_is_plain_training_with_every_objective(quiet, tmp_p
 
 def test_a_federation_that_forgets_its_optimizer_is_not_plain_training(fake, quiet, tmp_path, monkeypatch):
     monkeypatch.setattr(fake.Segmenter, "load_private", lambda self, tensors: None)
-    monkeypatch.setattr("client.work.workbench.KEPT_WORKBENCHES", 0)
+    monkeypatch.setattr("client.work.workbench.workbench", Workbench)
     study = make_study(HOSPITALS[:1])
     simulate(study, tmp_path, reporter=quiet)
     with pytest.raises(AssertionError, match="student"):
