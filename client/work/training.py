@@ -115,7 +115,8 @@ class Round:
         lost = request.state.lost(request.phase, request.round)
         update, lost = compression.compress(request.codec, shared, request.model, lost)
         _check_finite(lost)
-        request.state.save_exchanged(request.phase, request.round, request.model_digest, request.model, lost)
+        exchanged = request.phase, request.round, request.model_digest, request.model, lost
+        request.writes.append(request.disk.submit(request.state.save_exchanged, *exchanged))
         return update
 
 
