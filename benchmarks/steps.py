@@ -146,7 +146,7 @@ def measure(
                 print(_line(row), flush=True)
             if busy is not None:
                 found["busy"].append(busy)
-                print(f"{size} {phase} {batch}: the GPU works {100 * busy['share']:.0f} % of the time", flush=True)
+                print(f"{size} {phase} {batch}: the GPU is busy for {busy['share']} of the time", flush=True)
     finally:
         torch.set_num_threads(before)
     found["seconds"] = round(time.monotonic() - began, 1)
@@ -182,8 +182,11 @@ def _block(
         busy = None
         if device.type == "cuda":
             best = min(variants, key=lambda variant: statistics.median(s for s, _ in turns[variant]))
-            share = busy_share(works[best], n * _PROFILED_STEPS // steps, best, device)
-            busy = {**place, "variant": best.name, "share": round(share, 4)}
+            busy = {**place, "variant": best.name}
+            try:
+                busy["share"] = round(busy_share(works[best], n * _PROFILED_STEPS // steps, best, device), 4)
+            except Exception as error:  # not every driver lets itself be profiled; the times are whole without it
+                busy |= {"share": None, "failed": f"{type(error).__name__}: {error}"}
     eager = turns[variants[0]]
     return [
         {**place, "variant": variant.name, **_figures(turns[variant], eager), "peak_memory_bytes": peak[variant]}
