@@ -23,10 +23,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.measured import RESULTS, stamp
 from dusss_core.errors import UserError
 from feddusss import cli
 
-RESULTS = Path(__file__).parent / "results" / "performance"
 _PROFILED_STEPS = 12
 
 
@@ -67,7 +67,8 @@ def _main(arguments: argparse.Namespace) -> int:
         budget_s=arguments.budget,
     )
     target = arguments.out or RESULTS / f"steps-{arguments.device.split(':')[0]}.json"
-    write_json(target, found)
+    taken = stamp()
+    write_json(target, {**taken, **found, "machine": {**taken["machine"], **found["machine"]}})
     print(f"written: {target}")
     return cli.OK
 

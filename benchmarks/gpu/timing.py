@@ -7,12 +7,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.gpu.variants import Variant, Work, policy
+from benchmarks.measured import _processor as processor
 
 
 def timed(work: Work, n: int, variant: Variant, device: torch.device) -> tuple[float, float]:
@@ -99,7 +99,7 @@ def utilisation(device: torch.device, every_s: float = 0.2) -> Iterator[list[flo
 
 def machine(device: torch.device) -> dict[str, Any]:
     """What was measured on; nothing that tells whose it is."""
-    found = {"processor": _processor(), "torch": torch.__version__, "python": platform.python_version()}
+    found = {"processor": processor(), "torch": torch.__version__, "python": platform.python_version()}
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         found |= {
@@ -109,12 +109,3 @@ def machine(device: torch.device) -> dict[str, Any]:
             "cudnn": torch.backends.cudnn.version(),
         }
     return found
-
-
-def _processor() -> str:
-    file = Path("/proc/cpuinfo")
-    if file.is_file():
-        for line in file.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

@@ -36,7 +36,8 @@ def test_the_file_has_a_row_for_every_form_of_every_step(phases, batches, thread
         assert row["seconds"] > 0 and row["cpu_seconds"] > 0
         if row["variant"] == "eager":
             assert row["times_faster_seconds"] == row["times_faster_cpu_seconds"] == 1
-    assert set(found["machine"]) == {"processor", "torch", "python"}
+    assert set(found["machine"]) == {"processor", "cores", "torch", "python"}
+    assert found["date"] and found["commit"]
     assert not found["left_out"]
 
 
