@@ -76,7 +76,7 @@ def _one_batch(config, phase, train: Split, val: Split, text: Any, device: torch
     trainer.settings.batch = _BATCH
     draw = generator("check", phase)
     trainer.model.train()
-    with policy(EAGER):  # a trainer that is made may set torch's switches as it likes them
+    with policy(EAGER, device):  # a trainer that is made may set torch's switches as it likes them
         loss, parts = trainer.losses(next(iter(trainer.batches(1, draw))), draw, 0.5)
         loss.backward()
     gradients = [p.grad.detach().double().flatten().cpu() for p in trainer.model.parameters() if p.grad is not None]
@@ -86,7 +86,7 @@ def _one_batch(config, phase, train: Split, val: Split, text: Any, device: torch
 
 def _predictions(config: TrainingConfig, split: Split, device: torch.device) -> dict[str, Any]:
     images = np.ascontiguousarray(split.images[:4])
-    with policy(EAGER):
+    with policy(EAGER, device):
         here, there = (
             predict_logits(build_student(config).to(where), images, config.image, where, 4).astype(np.float32)
             for where in (torch.device("cpu"), device)

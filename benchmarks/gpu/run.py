@@ -193,7 +193,7 @@ class Run:
     def _train(self, config: Any, text: Any) -> None:
         from benchmarks.gpu.train import Training, test
 
-        with fast_float32(), self._memory():
+        with self._memory():
             training = Training(
                 config,
                 self.splits,
@@ -292,20 +292,6 @@ def tiny(config: Any) -> Any:
     for phase in (config.pretrain, config.segment):
         phase.batch = 8
     return config
-
-
-@contextmanager
-def fast_float32():
-    """TF32 where training computes in float32."""
-    import torch
-
-    conv, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = conv.allow_tf32, matmul.allow_tf32
-    conv.allow_tf32 = matmul.allow_tf32 = True
-    try:
-        yield
-    finally:
-        conv.allow_tf32, matmul.allow_tf32 = before
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from benchmarks.measured import _processor as processor
 
 def timed(work: Work, n: int, variant: Variant, device: torch.device) -> tuple[float, float]:
     """Seconds and CPU-seconds of `work.run(n)`; on a GPU between two events on its stream."""
-    with policy(variant):
+    with policy(variant, device):
         if device.type == "cuda":
             events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
             torch.cuda.synchronize(device)
@@ -39,7 +39,7 @@ def warmed(make: Callable[[], Work], n: int, variant: Variant, device: torch.dev
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
     work = make()
-    with policy(variant):
+    with policy(variant, device):
         work.run(n)
     return work, torch.cuda.max_memory_allocated(device) - before if cuda else None
 
@@ -54,7 +54,7 @@ def busy_share(work: Work, n: int, variant: Variant, device: torch.device) -> fl
     kind = DeviceType.CUDA if cuda else DeviceType.CPU
     # the CPU's side is not recorded: that would slow down what feeds the GPU
     activity = ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU
-    with policy(variant), profile(activities=[activity]) as recorded:
+    with policy(variant, device), profile(activities=[activity]) as recorded:
         work.run(n)
         if cuda:
             torch.cuda.synchronize(device)

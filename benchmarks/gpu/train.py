@@ -145,7 +145,8 @@ def settings(packed: Packed, folder: Path, method: str, labels: float, public_we
     from dusss_core.models.public_weights import IMAGENET_ENCODER
 
     cell = Cell("qata", labels, method, SITE, "gpu", packed.seed)
-    values = merged(cell.base(), METHODS[method])
+    # on CUDA auto is what the profile says, and cuDNN may try which of its kernels is the fastest
+    values = {**merged(cell.base(), METHODS[method]), "runtime": "auto"}
     if public_weights:
         own = {"image_encoder": IMAGENET_ENCODER, "weights": str(packed.folder / ENCODER)}
         values = merged(values, {"vlm": own})

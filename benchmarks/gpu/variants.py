@@ -21,9 +21,10 @@ from torch import nn
 from benchmarks.gpu.made_up import made_up_bank, made_up_split, made_up_text_logits, with_made_up_text
 from benchmarks.grid.cell import Cell
 from dusss_core.build import build_student
-from dusss_core.config import TrainingConfig
+from dusss_core.config import RuntimeConfig, TrainingConfig
 from dusss_core.inference import predict_logits
 from dusss_core.phases import Phase
+from dusss_core.runtime import runtime_of, tune
 from dusss_core.seeds import generator
 from dusss_core.training import Pretrainer, Segmenter
 
@@ -50,15 +51,19 @@ class Variant:
     """cudnn.benchmark."""
     compiled: bool = False
     """torch.compile of the networks."""
+    auto: bool = False
+    """`runtime: auto`, the switches of torch included."""
 
 
 EAGER = Variant("eager", plain=True)
+AUTO = Variant("runtime: auto", auto=True)
 ON_CPU = (
     EAGER,
     Variant("fp32"),
     Variant("fp32 channels_last", channels_last=True),
     Variant("bf16", amp=True),
     Variant("bf16 channels_last", amp=True, channels_last=True),
+    AUTO,
 )
 ON_CUDA = (
     EAGER,
@@ -69,6 +74,7 @@ ON_CUDA = (
     Variant("bf16", amp=True, tf32=True),
     Variant("bf16 channels_last", amp=True, channels_last=True, tf32=True),
     Variant("bf16 channels_last cudnn.benchmark", amp=True, channels_last=True, tf32=True, benchmark=True),
+    AUTO,
 )
 COMPILED = Variant("bf16 channels_last compiled", amp=True, channels_last=True, tf32=True, compiled=True)
 
@@ -86,9 +92,8 @@ def config_of(size: str, batch: int, variant: Variant, folder: Path) -> Training
         values = yaml.safe_load((_CONFIGS / f"{size}.yaml").read_text(encoding="utf-8"))
     known = {key: value for key, value in values.items() if key in TrainingConfig.model_fields}
     config = with_made_up_text(TrainingConfig.model_validate(known), folder)
-    config.runtime = config.runtime.model_copy(
-        update={"amp": variant.amp, "channels_last": variant.channels_last, "eval_batch": batch}
-    )
+    chosen = {"amp": variant.amp, "channels_last": variant.channels_last, "eval_batch": batch}
+    config.runtime = RuntimeConfig.model_validate("auto" if variant.auto else chosen)
     for settings in (config.pretrain, config.segment):
         settings.batch, settings.rounds = batch, 2 * _HALFWAY
     return config
@@ -104,7 +109,7 @@ class Work(Protocol):
 def work_of(phase: str, size: str, batch: int, variant: Variant, device: torch.device, folder: Path) -> Work:
     """Networks and made-up pictures of `size`, ready to run."""
     config = config_of(size, batch, variant, folder)
-    with policy(variant):
+    with policy(variant, device):
         if phase == PREDICT:
             return Prediction(config, device)
         kind = PlainTraining if variant.plain else Training
@@ -116,12 +121,15 @@ def work_of(phase: str, size: str, batch: int, variant: Variant, device: torch.d
 
 
 @contextmanager
-def policy(variant: Variant) -> Iterator[None]:
-    """The global switches of `variant`; those that were set before come back."""
+def policy(variant: Variant, device: torch.device) -> Iterator[None]:
+    """The global switches of `variant` on `device`; those that were set before come back."""
     conv, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = conv.allow_tf32, matmul.allow_tf32, conv.benchmark
-    conv.allow_tf32 = matmul.allow_tf32 = variant.tf32
-    conv.benchmark = variant.benchmark
+    if variant.auto:
+        tune(TrainingConfig.model_validate({"runtime": "auto"}), device)
+    else:
+        conv.allow_tf32 = matmul.allow_tf32 = variant.tf32
+        conv.benchmark = variant.benchmark
     try:
         yield
     finally:
@@ -209,15 +217,15 @@ class Prediction:
 
     def __init__(self, config: TrainingConfig, device: torch.device):
         self.config, self.device = config, device
-        layout = torch.channels_last if config.runtime.channels_last else torch.contiguous_format
-        self.model = build_student(config).to(device).to(memory_format=layout).eval()
+        self.runtime = runtime_of(config, Phase.SEGMENT, device)
+        self.model = build_student(config).to(device).to(memory_format=self.runtime.memory_format).eval()
         self.images = np.zeros((0, config.image.channels, config.image.size, config.image.size), np.uint8)
 
     def run(self, n: int) -> None:
         if n > len(self.images):
             self.images = made_up_split(n, self.config.image.size, self.config.image.channels).images
-        runtime = self.config.runtime
-        predict_logits(self.model, self.images[:n], self.config.image, self.device, runtime.eval_batch, amp=runtime.amp)
+        batch, amp = self.runtime.eval_batch, self.runtime.amp
+        predict_logits(self.model, self.images[:n], self.config.image, self.device, batch, amp=amp)
 
     def networks(self) -> list[nn.Module]:
         """That are run."""

@@ -15,7 +15,7 @@ from dusss_core.files import digest_of_tensors
 CPU = torch.device("cpu")
 
 
-FORMS = {"eager", "fp32", "fp32 channels_last", "bf16", "bf16 channels_last"}
+FORMS = {"eager", "fp32", "fp32 channels_last", "bf16", "bf16 channels_last", "runtime: auto"}
 
 
 @pytest.mark.parametrize(
@@ -66,10 +66,12 @@ def test_the_plain_form_trains_the_same_network_on_the_same_pictures(phase, tmp_
 def test_the_switches_of_a_form_are_its_own():
     """The policy of torch is global: one form must not change another's."""
     before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
-    with variants.policy(Variant("x", tf32=True, benchmark=True)):
+    with variants.policy(Variant("x", tf32=True, benchmark=True), CPU):
         assert torch.backends.cudnn.allow_tf32 and torch.backends.cudnn.benchmark
-        with variants.policy(EAGER):
+        with variants.policy(EAGER, CPU):
             assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+        with variants.policy(variants.AUTO, torch.device("cuda")):
+            assert torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
     assert (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark) == before
 
 
