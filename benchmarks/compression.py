@@ -10,11 +10,14 @@ encodes, of whoever decodes, and of the site's own disk, where it keeps the mode
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 PAPER = ["student.width=64", "vlm.image_encoder=resnet18", "local_norm=false"]
 
@@ -23,7 +26,9 @@ def main(argv: list[str] | None = None) -> None:
     """Measure, and print a table for each phase."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override a config key")
-    settings = [*PAPER, *parser.parse_args(argv).set]
+    parser.add_argument("--json", type=Path, help="keep what was measured in this file")
+    arguments = parser.parse_args(argv)
+    settings = [*PAPER, *arguments.set]
 
     import torch
 
@@ -33,6 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     from server.study.config import load_study
 
     torch.set_num_threads(1)
+    rows: list[dict[str, Any]] = []
     for phase in Phase:
         model = initial_shared(load_study("demo", settings), phase)
         draw = torch.Generator().manual_seed(1)
@@ -49,6 +55,12 @@ def main(argv: list[str] | None = None) -> None:
             size, *seconds = _plain(kind, model, after) if codec is None else _compressed(codec, phase, model, after)
             told = " | ".join(f"{value:.3f}" for value in seconds)
             print(f"| {kind} | {size} | {100 * size / whole:.1f} % | {told} |")
+            named = dict(zip(("encode_s", "decode_s", "kept_s"), seconds, strict=True))
+            rows.append({"phase": str(phase), "wire": kind, "bytes": size, "share": size / whole, **named})
+    if arguments.json:
+        from benchmarks import measured
+
+        measured.write(arguments.json, {"what": "compression", **measured.stamp(), "set": arguments.set, "rows": rows})
 
 
 def _plain(kind: str, model: dict, after: dict) -> tuple[int, float, float, float]:

@@ -66,6 +66,8 @@ def _measure(arguments: argparse.Namespace) -> int:
             **measured.stamp(),
             "model": arguments.model,
             "sites": arguments.sites,
+            # who it is, each round, validation of the last model, test
+            "messages_per_site": arguments.rounds + 3,
             "client": "flower-supernode" if arguments.plain else "python -m client",
             "beyond_slowest_site_s": seconds,
             "median_s": statistics.median(seconds[1:]),

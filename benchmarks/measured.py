@@ -40,29 +40,24 @@ def run(command: list[str], checkout: Path = HERE, env: dict[str, str] | None = 
     """
     path = os.pathsep.join([str(checkout), str(PROBES)])
     environment = {**os.environ, "PYTHONPATH": path, "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
-    started = time.perf_counter()
+    started, used = time.perf_counter(), _children_cpu_s()
     process = subprocess.Popen(
         command, cwd=checkout, env={**environment, **(env or {})}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     output, errors = process.communicate()
-    wall, used = time.perf_counter() - started, _children_cpu_s()
+    wall, used = time.perf_counter() - started, _children_cpu_s() - used
     if process.returncode:
         raise UserError(f"{' '.join(command)}: ended with code {process.returncode}", errors[-3000:] or output[-3000:])
     return Done(output, wall, used)
 
 
-_counted = 0.0
-
-
 def _children_cpu_s() -> float:
-    """Processor time of the children that have ended since the last call."""
-    global _counted
+    """Processor time of all children that have ended so far."""
     import resource
 
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    before, _counted = _counted, usage.ru_utime + usage.ru_stime
-    return _counted - before
+    return usage.ru_utime + usage.ru_stime
 
 
 def stamp(against: Path | None = None) -> dict[str, Any]:

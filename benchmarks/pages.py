@@ -9,13 +9,16 @@ from dusss_core.errors import UserError
 _COLOURS = ("#0072b2", "#d55e00", "#00856a", "#b0467f", "#8c6a00", "#4b4fc4", "#2090b8", "#7a4a21")
 
 
-def with_body(page: Path, begin: str, end: str, body: str) -> str:
+def with_body(page: Path, begin: str, end: str, body: str, text: str | None = None) -> str:
     """The page's text with `body` between its two markers.
+
+    Args:
+        text: what the page holds, where it has been changed already; None: it is read.
 
     Raises:
         UserError: the page lacks a marker.
     """
-    text = page.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8") if text is None else text
     if begin not in text or end not in text:
         raise UserError(f"{page}: lacks a marker", f"add the lines {begin} and {end}")
     before, rest = text.split(begin, 1)

@@ -45,6 +45,7 @@ FUNCTIONS: Mapping[tuple[str, str], tuple[str, ...]] = {
     (COORDINATOR, "pack"): ("feddusss.wire:pack",),
     (COORDINATOR, "deliver"): ("server.simulation.inprocess:_rebuilt",),
     (COORDINATOR, "read"): ("server.rounds.replies:read_reply", "server.replies:read_reply"),
+    (COORDINATOR, "spool"): ("server.rounds.spool:Spool.put",),
     (COORDINATOR, "screen"): ("server.rounds.collecting:Collector._screen", "server.collecting:Collector._screen"),
     (COORDINATOR, "aggregate"): (
         "server.rounds.aggregation:Aggregator.aggregate",

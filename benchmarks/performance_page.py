@@ -1,0 +1,187 @@
+"""The tables of docs/performance.md, each from the JSON of one benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from statistics import median
+from typing import Any
+
+from benchmarks import hierarchy
+from benchmarks.federation import beyond_training
+
+NOT_YET = "Not measured yet.\n"
+_HUNDRED_THOUSAND = 100_000
+_SIDES = ("ours", "against")
+
+Document = dict[str, Any]
+
+
+def bodies(documents: dict[str, Document]) -> dict[str, str]:
+    """Name of each section -> its text.
+
+    Args:
+        documents: stem of the JSON file -> what is in it.
+    """
+    steps = [documents[name] for name in ("steps-cpu", "steps-cuda") if name in documents]
+    deployed = {
+        model: documents[f"deployed-{model}"] for model in ("small", "paper") if f"deployed-{model}" in documents
+    }
+    federation = documents.get("federation")
+    return {
+        "steps": _steps(steps) if steps else NOT_YET,
+        "federation": _federation(federation) if federation else NOT_YET,
+        "shares": _shares(federation) if federation else NOT_YET,
+        "nvflare": _nvflare(documents["nvflare"]) if "nvflare" in documents else NOT_YET,
+        "deployed": _deployed(deployed) if deployed else NOT_YET,
+        "compression": _compression(documents["compression"]) if "compression" in documents else NOT_YET,
+        "ray": _ray(documents["ray"]) if "ray" in documents else NOT_YET,
+        "hierarchy": _hierarchy(federation, deployed) if federation and len(deployed) == 2 else NOT_YET,
+    }
+
+
+def _steps(documents: list[Document]) -> str:
+    lines = []
+    for document in documents:
+        machine = document["machine"]
+        told = ", ".join(f"{key} {value}" for key, value in machine.items()) if isinstance(machine, dict) else machine
+        head = ["size", "phase", "batch", "threads", "form", "s", "CPU-s", "times faster", "in CPU-s", "peak MB"]
+        lines += [f"{told}.", "", *_head(head)]
+        for row in document["rows"]:
+            peak = row["peak_memory_bytes"]
+            values = [row["size"], row["phase"], row["batch"], row["threads"], row["variant"]]
+            values += [f"{row['seconds']:.3g}", f"{row['cpu_seconds']:.3g}"]
+            values += [f"{row['times_faster_seconds']:.2f}", f"{row['times_faster_cpu_seconds']:.2f}"]
+            lines.append(_line([*values, "" if peak is None else f"{peak / 1e6:.0f}"]))
+        lines += [f"\nThe GPU works {100 * busy['share']:.0f} % of the time: {busy['size']} {busy['phase']}, batch "
+                  f"{busy['batch']}, {busy['variant']}." for busy in document["busy"]]  # fmt: skip
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _federation(document: Document) -> str:
+    older = document["against"] is not None
+    head = ["model", "sites", "s", "CPU-s", "MB down", "MB up", "peak MB, all", "peak MB, coordinator"]
+    lines = [_when(document), "", *_head(head)]
+    for cell in document["cells"]:
+        ours, theirs = (_row(cell[side]) if side in cell else None for side in _SIDES)
+        told = [_compared(value, None if theirs is None else theirs[i]) for i, value in enumerate(ours)]
+        lines.append(_line([cell["model"], f"{cell['sites']:,}", *told]))
+    if older:
+        lines += ["", f"In brackets: {document['against']}, measured in turns with it."]
+    return "\n".join([*lines, ""])
+
+
+def _shares(document: Document) -> str:
+    cell = next((c for c in document["cells"] if (c["model"], c["sites"]) == ("paper", 3)), document["cells"][-1])
+    sides = [side for side in _SIDES if side in cell]
+    names = {name for side in sides for name in cell[side]["shares_cpu_s"]} - {"site: training"}
+    head = ["share", *(document["commit"] if side == "ours" else document["against"] for side in sides)]
+    lines = [f"CPU-seconds of a round, {cell['model']}, {cell['sites']} sites together.", "", *_head(head)]
+    for name in sorted(names, key=lambda one: (-round(cell["ours"]["shares_cpu_s"].get(one, 0.0), 3), one)):
+        values = [cell[side]["shares_cpu_s"].get(name, 0.0) for side in sides]
+        if max(values) >= 0.001:
+            lines.append(_line([name, *(f"{value:.3f}" for value in values)]))
+    return "\n".join([*lines, ""])
+
+
+def _nvflare(document: Document) -> str:
+    named = {
+        "ours": f"this project, {document['commit']}",
+        "against": f"this project, {document['against']}",
+        "nvflare numpy": f"NVFlare {document['nvflare']}, one NumPy array",
+        "nvflare torch": f"NVFlare {document['nvflare']}, a network of PyTorch",
+    }
+    lines = [_when(document), "", *_head(["", "CPU-s", "s", "CPU-s of each run"])]
+    for who, runs in document["runs"].items():
+        cpu, wall = ([run[kind] for run in runs] for kind in ("cpu_s", "wall_s"))
+        each = ", ".join(f"{value:.1f}" for value in cpu)
+        lines.append(_line([named[who], f"{median(cpu):.1f}", f"{median(wall):.1f}", each]))
+    return "\n".join([*lines, ""])
+
+
+def _deployed(documents: dict[str, Document]) -> str:
+    lines = [_when(next(iter(documents.values()))), ""]
+    lines += _head(["model", "hospitals", "s of a round beyond the slowest site, median", "of each round", "target"])
+    for model, document in documents.items():
+        each = ", ".join(f"{value:.1f}" for value in document["beyond_slowest_site_s"])
+        values = [model, document["sites"], f"{document['median_s']:.1f}", each, f"{document['target_s']:g}"]
+        lines.append(_line(values))
+    lines += ["", *_head(["process", *(f"{model}: CPU-s, peak MB" for model in documents)])]
+    names = sorted({name for document in documents.values() for name in document["processes"]})
+    for name in names:
+        told = []
+        for document in documents.values():
+            one = document["processes"].get(name)
+            told.append("" if one is None else f"{one['cpu_s']:.1f}, {one['peak_mb']:.0f}")
+        lines.append(_line([name, *told]))
+    return "\n".join([*lines, ""])
+
+
+def _compression(document: Document) -> str:
+    head = ["phase", "wire", "bytes", "of float32", "encode CPU-s", "decode CPU-s", "kept at the site CPU-s"]
+    lines = [_when(document), "", *_head(head)]
+    for row in document["rows"]:
+        seconds = (f"{row[name]:.3f}" for name in ("encode_s", "decode_s", "kept_s"))
+        lines.append(_line([row["phase"], row["wire"], f"{row['bytes']:,}", f"{100 * row['share']:.1f} %", *seconds]))
+    return "\n".join([*lines, ""])
+
+
+def _ray(document: Document) -> str:
+    rounds = ", ".join(f"{seconds:.0f}" for seconds in document["round_s"])
+    named = ["sites", "nodes", "answers in each round", "s of each round", "s, all", "site workers at once"]
+    values = [document["sites"], document["nodes"], document["answered"], rounds, f"{document['whole_s']:.0f}"]
+    lines = [_when(document), "", *_head(named), _line([*values, document["site_workers"]])]
+    lines += ["", *_head(["process", "peak MB"])]
+    lines += [_line([name, f"{peak:,.0f}"]) for name, peak in sorted(document["peak_mb"].items())]
+    return "\n".join([*lines, ""])
+
+
+def _hierarchy(federation: Document, deployed: dict[str, Document]) -> str:
+    lines = []
+    for model in ("small", "paper"):
+        constants = hierarchy.constants_of(federation, deployed, model)
+        lines += [
+            f"{model}: {constants.seconds:.2f} CPU-s and {constants.megabytes:.2f} MB an answer.",
+            "",
+            *_head(["fan-out", "levels", "relays", "model at the last site after, s", "after the slowest site, s"]),
+        ]
+        for one in hierarchy.rows(_HUNDRED_THOUSAND, constants):
+            name = "no relay" if one.levels == 1 else f"{one.fan_out:,}"
+            lines.append(_line([name, one.levels, f"{one.relays:,}", f"{one.down_s:,.0f}", f"{one.up_s:,.0f}"]))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _row(figures: Document) -> list[float | None]:
+    return [
+        beyond_training(figures, "wall"),
+        beyond_training(figures, "cpu"),
+        figures["bytes_down"] / 1e6,
+        figures["bytes_up"] / 1e6,
+        figures["peak_mb"],
+        figures.get("coordinator_peak_mb"),
+    ]
+
+
+def _compared(value: float | None, older: float | None) -> str:
+    if value is None:
+        return ""
+    return _told(value) if older is None else f"{_told(value)} ({_told(older)})"
+
+
+def _told(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _when(document: Document) -> str:
+    machine = document["machine"]
+    return f"{document['date']}, {document['commit']}, {machine['cores']} cores of {machine['processor']}."
+
+
+def _head(names: Iterable[str]) -> list[str]:
+    names = list(names)
+    return [_line(names), _line(["---"] * len(names))]
+
+
+def _line(cells: Iterable[object]) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
