@@ -34,6 +34,7 @@ FUNCTIONS: Mapping[tuple[str, str], tuple[str, ...]] = {
         f"{_TRAINER}.load_private",
     ),
     (SITE, "state write"): (*(f"{state}.save" for state in _STATE), f"{_TRAINER}.private"),
+    (SITE, "wait for the disk"): ("client.door.exit:settle",),
     (SITE, "check"): ("client.work.training:_check_finite", "client.work:_check_finite"),
     (SITE, "copy"): (f"{_TRAINER}.shared",),
     (SITE, "pack"): ("feddusss.wire:pack",),
