@@ -14,12 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import sys
 import tempfile
 import threading
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -38,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5, help="rounds (5)")
     parser.add_argument("--plain", action="store_true", help="Flower's own SuperNode instead of python -m client")
     parser.add_argument("--target", type=float, help="largest median that passes (small: 1 s, paper: 5 s)")
+    parser.add_argument("--against", type=Path, help="also run this command of another checkout, before and after")
     parser.add_argument("--json", type=Path, help="keep what was measured in this file")
     cli.add_common_arguments(parser, overrides=False)
     return cli.run(_measure, parser, argv)
@@ -58,12 +61,18 @@ def _measure(arguments: argparse.Namespace) -> int:
     from benchmarks import measured
 
     target = arguments.target or TARGET_S[arguments.model]
-    seconds, processes = deploy(arguments)
+    older = [_older(arguments)] if arguments.against else []
+    seconds, processes, start = deploy(arguments)
+    older += [_older(arguments)] if arguments.against else []
     _print(arguments, seconds, processes, target)
+    for one in older:
+        told = ", ".join(f"{name} {figures['cpu_s']:g} CPU-s" for name, figures in one["processes"].items())
+        print(f"{arguments.against}: median {one['median_s']:.1f} s; {told}")
     if arguments.json:
         document = {
             "what": "deployed",
-            **measured.stamp(),
+            **measured.stamp(arguments.against),
+            "older": older,
             "model": arguments.model,
             "sites": arguments.sites,
             # who it is, each round, validation of the last model, test
@@ -72,15 +81,38 @@ def _measure(arguments: argparse.Namespace) -> int:
             "beyond_slowest_site_s": seconds,
             "median_s": statistics.median(seconds[1:]),
             "target_s": target,
+            "start_cpu_s": start,
             "processes": {name: {"peak_mb": mb, "cpu_s": cpu} for name, (mb, cpu) in sorted(processes.items())},
         }
         measured.write(arguments.json, document)
     return cli.OK if statistics.median(seconds[1:]) <= target else cli.FAILED
 
 
-def deploy(arguments: argparse.Namespace) -> tuple[list[float], dict[str, tuple[float, float]]]:
-    """Run the study. Returns the seconds of each round beyond the slowest site's work, and of each process its peak
-    memory in MB and its CPU time in s."""
+def _older(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What this command of another checkout says: its median, and CPU time and peak memory of its processes."""
+    from benchmarks import measured
+
+    folder = arguments.against.resolve()
+    command = [sys.executable, str(folder / "benchmarks" / "deployment_overhead.py"), "--model", arguments.model]
+    command += ["--sites", str(arguments.sites), "--rounds", str(arguments.rounds)]
+    said = measured.run(command, folder, env={"COLUMNS": "200"}, codes=(cli.OK, cli.FAILED)).output
+    median = re.search(r"median without the first: ([\d.]+) s", said)
+    if median is None:
+        raise RuntimeError(f"{folder}: {said[-2000:]}")
+    rows = re.findall(r"│ (\S+) +│ +(\d+) +│ +([\d.]+) +│", said)
+    processes = {name: {"peak_mb": float(mb), "cpu_s": float(cpu)} for name, mb, cpu in rows}
+    return {"median_s": float(median[1]), "processes": processes}
+
+
+def deploy(arguments: argparse.Namespace) -> tuple[list[float], dict[str, tuple[float, float]], float]:
+    """Run the study.
+
+    Returns:
+        The seconds of each round beyond the slowest site's work; of each process its peak memory in MB and its CPU time
+        in s; what of SuperLink's and ServerApp's CPU time is their start.
+    """
+    from benchmarks import measured
+
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         # as start.sh does it
@@ -94,6 +126,7 @@ def deploy(arguments: argparse.Namespace) -> tuple[list[float], dict[str, tuple[
             else:
                 client.start()
         wait_until(lambda: len(link.online()) == len(clients), 120, "the hospitals")
+        start = _memory_and_time(link.pid)[1]
         with _watched(folder, link) as processes:
             run = link.start_run(study=str(_study(folder, arguments)), out=str(folder / "run"))
             ended = link.wait_for_run(run, 60.0 + 120.0 * arguments.rounds)
@@ -101,7 +134,8 @@ def deploy(arguments: argparse.Namespace) -> tuple[list[float], dict[str, tuple[
             print(link.output[-3000:], file=sys.stderr)
             raise RuntimeError(f"the run ended as {ended.outcome}")
         seconds = overhead(folder / "run")
-    return seconds, processes
+    imports = "import server.app, server.rounds.coordinator, dusss_core.training"
+    return seconds, processes, start + measured.run([sys.executable, "-c", imports]).cpu_s
 
 
 def _print(

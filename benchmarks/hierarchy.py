@@ -86,11 +86,11 @@ def constants_of(federation: dict[str, Any], deployed: dict[str, Any], model: st
 
 
 def _deployed_s(document: dict[str, Any]) -> float:
-    """CPU-seconds of SuperLink and ServerApp for one message of one site, there and back; their start is in it."""
+    """CPU-seconds of SuperLink and ServerApp for one message of one site, there and back, without their start."""
     coordinator = sum(
         document["processes"][name]["cpu_s"] for name in ("server.deployment.superlink", "flwr-serverapp")
     )
-    return coordinator / (document["sites"] * document["messages_per_site"])
+    return (coordinator - document["start_cpu_s"]) / (document["sites"] * document["messages_per_site"])
 
 
 def _site_times(sites: int) -> np.ndarray:

@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Container
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -32,8 +33,13 @@ class Done:
     """User and system time of it and of all processes that it waited for."""
 
 
-def run(command: list[str], checkout: Path = HERE, env: dict[str, str] | None = None) -> Done:
+def run(
+    command: list[str], checkout: Path = HERE, env: dict[str, str] | None = None, codes: Container[int] = (0,)
+) -> Done:
     """Run a command with the code of `checkout`.
+
+    Args:
+        codes: exit codes with which it counts as done.
 
     Raises:
         UserError: it failed; with the end of what it said.
@@ -47,7 +53,7 @@ def run(command: list[str], checkout: Path = HERE, env: dict[str, str] | None = 
     )  # fmt: skip
     output, errors = process.communicate()
     wall, used = time.perf_counter() - started, _children_cpu_s() - used
-    if process.returncode:
+    if process.returncode not in codes:
         raise UserError(f"{' '.join(command)}: ended with code {process.returncode}", errors[-3000:] or output[-3000:])
     return Done(output, wall, used)
 

@@ -64,15 +64,9 @@ def commands(arguments: argparse.Namespace) -> dict[str, list[list[str]]]:
 
     steps = ["benchmarks/steps.py", "--out", str(results / "steps-cpu.json"), "--device", "cpu"]
     size = ["--sizes", "demo", "--batches", "8", "--threads", "1", "--repeats", "3"] if quick else []
+    rounds = ["--rounds", "4" if quick else "6"]
     deployed = [
-        [
-            "benchmarks/deployment_overhead.py",
-            "--model",
-            model,
-            "--rounds",
-            "4" if quick else "6",
-            *kept(f"deployed-{model}"),
-        ]
+        ["benchmarks/deployment_overhead.py", "--model", model, *rounds, *older, *kept(f"deployed-{model}")]
         for model in ("small", "paper")
     ]
     nvflare = ["-m", "benchmarks.rivals.against_nvflare", "--nvflare", str(arguments.nvflare), *older, *kept("nvflare")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from benchmarks import hierarchy
@@ -100,21 +100,34 @@ def _nvflare(document: Document) -> str:
 
 
 def _deployed(documents: dict[str, Document]) -> str:
-    lines = [_when(next(iter(documents.values()))), ""]
-    lines += _head(["model", "hospitals", "s of a round beyond the slowest site, median", "of each round", "target"])
+    first = next(iter(documents.values()))
+    lines = [_when(first), ""]
+    named = ["model", "hospitals", "s of a round beyond the slowest site, median", "of each round", "target"]
+    lines += _head([*named, f"{first['against']}, before and after"] if first["older"] else named)
     for model, document in documents.items():
         each = ", ".join(f"{value:.1f}" for value in document["beyond_slowest_site_s"])
         values = [model, document["sites"], f"{document['median_s']:.1f}", each, f"{document['target_s']:g}"]
-        lines.append(_line(values))
+        older = ", ".join(f"{one['median_s']:.1f}" for one in document["older"])
+        lines.append(_line([*values, older] if first["older"] else values))
     lines += ["", *_head(["process", *(f"{model}: CPU-s, peak MB" for model in documents)])]
-    names = sorted({name for document in documents.values() for name in document["processes"]})
-    for name in names:
-        told = []
-        for document in documents.values():
-            one = document["processes"].get(name)
-            told.append("" if one is None else f"{one['cpu_s']:.1f}, {one['peak_mb']:.0f}")
-        lines.append(_line([name, *told]))
+    for name in sorted({name for document in documents.values() for name in document["processes"]}):
+        lines.append(_line([name, *(_process(document, name) for document in documents.values())]))
     return "\n".join([*lines, ""])
+
+
+def _process(document: Document, name: str) -> str:
+    """CPU-seconds and peak memory of a process, of the older checkout in brackets, the mean of its two runs."""
+    one = document["processes"].get(name)
+    if one is None:
+        return ""
+    # the older benchmark started Flower's own command
+    names = (name, "flower-superlink" if name == "server.deployment.superlink" else name)
+    older = [next((run["processes"][n] for n in names if n in run["processes"]), None) for run in document["older"]]
+    known = [run for run in older if run]
+    cpu, peak = ([run[kind] for run in known] for kind in ("cpu_s", "peak_mb"))
+    if not known:
+        return f"{one['cpu_s']:.1f}, {one['peak_mb']:.0f}"
+    return f"{one['cpu_s']:.1f} ({fmean(cpu):.1f}), {one['peak_mb']:.0f} ({fmean(peak):.0f})"
 
 
 def _compression(document: Document) -> str:
