@@ -194,11 +194,10 @@ class Workbench:
         self.heir_of = None
         self.weight = sum(tensor.nbytes for tensor in self.seat.trainer.kept()) if self.seat is not None else 0
         arrays = [array for split in self._splits.values() for array in (*_arrays(split.images), *_arrays(split.masks))]
-        bank = vars(self.text).values() if self.__dict__.get("text") is not None else ()
-        arrays += [value for value in bank if hasattr(value, "nbytes")]
         # what is mapped from a file can be dropped by the system at any time
         in_memory = sum(array.nbytes for array in arrays if not isinstance(array, np.memmap))
-        self._data_weight = in_memory + _RECORD_BYTES * len(self.data.records)
+        features = getattr(self.__dict__.get("text"), "nbytes", 0)
+        self._data_weight = in_memory + features + _RECORD_BYTES * len(self.data.records)
 
     def kept_on(self, device: str) -> int:
         """Bytes that this workbench keeps on `device`, when it was last weighed."""

@@ -122,6 +122,11 @@ class TextBank(_Bank):
         self._tokens, self._mask = tokens.to(device), mask.to(device)
         self.n_tokens, self.embedding_width = tokens.shape[1:]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the features."""
+        return self._tokens.nbytes + self._mask.nbytes
+
     def features(
         self,
         indices: torch.Tensor,
