@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from server.study.config import StudyConfig
 
-_NEEDED = ("client.answer", "dusss_core.training", "dusss_core.text.encoder", "sites.dataset", "timm", "transformers")
+_NEEDED = (
+    "client.answer",
+    "dusss_core.training",
+    "dusss_core.text.encoder",
+    "sites.dataset",
+    "timm",
+    "torch._dynamo",  # as the first optimiser does
+    "transformers",
+)
 
 
 def warm_up(study: StudyConfig) -> None:
