@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,7 +29,7 @@ from dusss_core.training import Pretrainer, Segmenter
 AGREES, FAILS = 1e-3, 5e-2
 """Relative difference up to which figures agree, and from which something is wrong. Between them: rounding, and a pixel
 of a mask that fell to the other side of a nearest neighbour."""
-_BATCH, _RECORDS = 8, 64
+_BATCH, _RECORDS, _STEPS = 8, 64, 4
 
 
 def compare(config: TrainingConfig, splits: dict[str, Split], text: Any, device: torch.device) -> dict[str, Any]:
@@ -41,10 +42,9 @@ def compare(config: TrainingConfig, splits: dict[str, Split], text: Any, device:
         By phase: "cpu" and "device", figures by name; "worst", the largest relative difference of any; "agrees".
     """
     few = _few(splits["train"])
-    phases = [Phase.PRETRAIN, Phase.SEGMENT] if config.method.text_mask else [Phase.SEGMENT]
     found = {}
     with _without_grain():
-        for phase in phases:
+        for phase in _phases(config):
             here, there = (
                 _one_batch(_exact(config), phase, few, splits["val"], text, torch.device(where))
                 for where in ("cpu", device)
@@ -66,7 +66,52 @@ def compare(config: TrainingConfig, splits: dict[str, Split], text: Any, device:
     return found
 
 
-def _one_batch(config, phase, train: Split, val: Split, text: Any, device: torch.device) -> dict[str, Any]:
+def habits(config: TrainingConfig, splits: dict[str, Split], text: Any, device: torch.device) -> dict[str, Any]:
+    """Whether training repeats bit for bit on the device, and where a step waits for it, for each phase.
+
+    Returns:
+        By phase: "same_bits" of two trainings of two rounds; "worst", the largest difference of a weight between them;
+        "waits", lines of code at which the second round waited for a GPU.
+    """
+    few, found = _few(splits["train"]), {}
+    for phase in _phases(config):
+        models = []
+        for _ in range(2):
+            trainer = _trainer(config.model_copy(deep=True), phase, few, splits["val"], text, device)
+            trainer.steps_per_round = _STEPS
+            trainer.train_round(1)
+            with _watched(device) as waits:
+                trainer.train_round(2)
+            models.append(trainer.shared())
+        one, other = models
+        worst = max((one[name].double() - other[name].double()).abs().max().item() for name in one)
+        same = all(torch.equal(one[name], other[name]) for name in one)
+        found[str(phase)] = {"same_bits": same, "worst": worst, "waits": sorted(set(waits))}
+    return found
+
+
+def _phases(config: TrainingConfig) -> list[Phase]:
+    return [Phase.PRETRAIN, Phase.SEGMENT] if config.method.text_mask else [Phase.SEGMENT]
+
+
+@contextmanager
+def _watched(device: torch.device) -> Iterator[list[str]]:
+    """A list of the places at which torch has the host wait for a GPU inside."""
+    found: list[str] = []
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        if device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield found
+        finally:
+            if device.type == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
+    waits = [warning for warning in told if "synchroniz" in str(warning.message)]
+    found += [f"{'/'.join(Path(wait.filename).parts[-2:])}:{wait.lineno}" for wait in waits]
+
+
+def _trainer(config, phase, train: Split, val: Split, text: Any, device: torch.device) -> Any:
     if phase == Phase.PRETRAIN:
         trainer = Pretrainer(config, "check", train, val, text(device), device=device)
     else:
@@ -74,6 +119,11 @@ def _one_batch(config, phase, train: Split, val: Split, text: Any, device: torch
         trainer = Segmenter(config, "check", train, val, text_logits=logits, device=device)
     trainer.load_shared(trainer.shared())
     trainer.settings.batch = _BATCH
+    return trainer
+
+
+def _one_batch(config, phase, train: Split, val: Split, text: Any, device: torch.device) -> dict[str, Any]:
+    trainer = _trainer(config, phase, train, val, text, device)
     draw = generator("check", phase)
     trainer.model.train()
     with policy(EAGER, device):  # a trainer that is made may set torch's switches as it likes them

@@ -131,7 +131,7 @@ class Run:
             config = settings(self.packed, folder, arguments.method, arguments.labels, arguments.encoder == "imagenet")
             if arguments.tiny:
                 config = tiny(config)
-            self.result["config"] = config.model_dump(mode="json")
+            self.result["config"] = told(config)
             few = _TINY_PICTURES if arguments.tiny else 0
             self.splits = self.packed.splits(arguments.labels, few)
             counts = {name: len(split) for name, split in self.splits.items()}
@@ -155,7 +155,7 @@ class Run:
     # ---- the parts ----
 
     def _check(self, config: Any, bank: Callable[[Any], Any]) -> None:
-        from benchmarks.gpu.check import compare
+        from benchmarks.gpu.check import compare, habits
 
         found = self.result["check"] = compare(config, self.splits, bank, self.device)
         self.save()
@@ -164,6 +164,12 @@ class Run:
             self.say(f"check of {name}: {verdict}, by {figures['worst']:.1e}")
         if any(figures["fails"] for figures in found.values()):
             raise RuntimeError(f"the device computes something else: {json.dumps(found)}")
+        for name, figures in habits(config, self.splits, bank, self.device).items():
+            found[name] |= figures
+            same = "the same bits" if figures["same_bits"] else f"weights that differ by {figures['worst']:.1e}"
+            waits = ", ".join(figures["waits"]) or "nowhere"
+            self.say(f"{name}, trained twice: {same}; a step waits for the GPU: {waits}")
+        self.save()
 
     def _tests(self) -> None:
         from benchmarks.gpu.check import run_marked_tests
@@ -277,6 +283,14 @@ class Run:
         self.result["seconds"] = round(self.clock.passed, 1)
         self.result.setdefault("finished", False)
         write_json(self.out / "result.json", self.result)
+
+
+def told(config: Any) -> dict[str, Any]:
+    """The settings, with the names of files in place of where they lie."""
+    values = config.model_dump(mode="json")
+    for section, key in ((values["vlm"]["text"], "encoder"), (values["vlm"], "weights")):
+        section[key] = section[key] and Path(section[key]).name
+    return values
 
 
 def skipped(arguments: argparse.Namespace) -> set[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -28,6 +31,36 @@ def test_a_device_that_computes_the_same_agrees(compared):
     assert all(figures["agrees"] and not figures["fails"] and figures["worst"] == 0 for figures in found.values())
     assert found["segment"]["cpu"].keys() >= {"loss", "gradient_norm", "supervised", "semi"}
     assert before == augment._CHANCES
+
+
+def test_whether_training_repeats_is_told(tmp_path, monkeypatch):
+    config = config_of("demo", 4, EAGER, tmp_path)
+    splits = {"train": made_up_split(16, 64, 1), "val": made_up_split(4, 64, 1)}
+    arguments = config, splits, lambda device: made_up_bank(config, splits["train"], device), CPU
+    found = check.habits(*arguments)
+    assert all(figures == {"same_bits": True, "worst": 0.0, "waits": []} for figures in found.values())
+    calls = []
+    true = Segmenter.after_step
+
+    def after_step(self, share_done):
+        calls.append(self)
+        if len({id(trainer) for trainer in calls}) == 2:  # the second trainer
+            with torch.no_grad():
+                next(self.student.parameters()).add_(1e-3)
+        true(self, share_done)
+
+    monkeypatch.setattr(Segmenter, "after_step", after_step)
+    found = check.habits(*arguments)
+    assert found["pretrain"]["same_bits"] and not found["segment"]["same_bits"] and found["segment"]["worst"] > 1e-3
+
+
+def test_where_a_step_waits_is_told(monkeypatch):
+    modes = []
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    with check._watched(SimpleNamespace(type="cuda")) as places:
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+    assert modes == ["warn", "default"] and len(places) == 1 and places[0].startswith("gpu/test_check.py:")
 
 
 @pytest.mark.parametrize(("factor", "fails"), [(1.005, False), (1.2, True)])
