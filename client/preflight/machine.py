@@ -71,14 +71,16 @@ def text_encoders(site: SiteConfig) -> Iterator[Finding]:
 
 
 def device(site: SiteConfig) -> Iterator[Finding]:
-    """The torch device is there."""
+    """The torch device is there, and what `runtime: auto` goes by."""
     import torch
 
     from client.door.machine import resolve_device
+    from dusss_core.runtime import has_bfloat16_instructions
 
     name = resolve_device(site.device)
     if not name.startswith("cuda"):
-        yield Finding("ok", "device", f"{name}, {site.threads or torch.get_num_threads()} threads")
+        fast = ", multiplies in bfloat16" if name == "cpu" and has_bfloat16_instructions() else ""
+        yield Finding("ok", "device", f"{name}, {site.threads or torch.get_num_threads()} threads{fast}")
         return
     whole = torch.cuda.get_device_properties(name)
     most = site.limits.max_gpu_memory_gb

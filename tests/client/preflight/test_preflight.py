@@ -325,6 +325,12 @@ def test_little_memory_is_told(site, monkeypatch):
     assert found(site, "limits.max_memory_gb=4")["memory"].level == "warning"
 
 
+@pytest.mark.parametrize("has", [True, False])
+def test_a_processor_that_multiplies_in_bfloat16_is_told(site, has, monkeypatch):
+    monkeypatch.setattr("dusss_core.runtime.has_bfloat16_instructions", lambda: has)
+    assert ("bfloat16" in found(site, "device=cpu")["device"].message) == has
+
+
 def test_a_device_that_is_not_there_is_told(site):
     assert "not available" in found(site, "device=cuda:17")["device"].message
 
