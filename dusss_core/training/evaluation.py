@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dusss_core.build import build_student, build_vlm
-from dusss_core.config import TrainingConfig
+from dusss_core.config import AUTO, TrainingConfig
 from dusss_core.inference import predict_logits, to_input
 from dusss_core.metrics import Scores, to_classes
 from dusss_core.models import VisionLanguageModel
@@ -60,7 +60,10 @@ def text_guided_masks(
     Returns:
         N x classes x H x W, float16 (a list of arrays where pictures differ in size); NaN for records without text.
     """
-    model = build_vlm(config).to(device, memory_format=runtime_of(config, Phase.PRETRAIN, device).memory_format)
+    model = build_vlm(config).to(device)
+    if config.runtime.channels_last == AUTO:
+        # what is trained on these masks is to stay as it was, to the last bit, where a study leaves nothing open
+        model = model.to(memory_format=runtime_of(config, Phase.PRETRAIN, device).memory_format)
     load_tensors(model, vlm)
     if text is None:
         text = build_text_bank(split.sentences, config.vlm.text, None, device, encoder=model.text_encoder)

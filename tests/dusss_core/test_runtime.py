@@ -121,6 +121,18 @@ def test_a_site_that_changes_its_machine_between_rounds_goes_on(monkeypatch):
     assert {tensor.dtype for tensor in trainer.private().values()} == {torch.float32, torch.int64}
 
 
+@pytest.mark.parametrize(("given", "changes"), [({}, False), ({"channels_last": True}, False), ("auto", True)])
+def test_masks_that_are_trained_on_are_made_as_in_old_studies_where_nothing_is_left_open(given, changes, monkeypatch):
+    def in_another_layout(config, model, *rest):
+        planes = [p for p in model.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1]
+        return [not p.is_contiguous() for p in planes]
+
+    monkeypatch.setattr("dusss_core.training.evaluation.ground_split", in_another_layout)
+    config = make_config(runtime=given)
+    layouts = text_guided_masks(config, initial_shared(config, Phase.PRETRAIN), make_split(), object())
+    assert layouts and set(layouts) == {changes}
+
+
 @pytest.mark.parametrize("given", [{}, {"channels_last": True}, "auto"])
 def test_evaluation_says_the_same_in_any_layout(given, bank):
     train = make_split()
