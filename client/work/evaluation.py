@@ -33,7 +33,7 @@ def figures(request: Judged, bench: Workbench) -> dict[str, float]:
     try:
         found = _validate(request, bench) if request.what == "val" else _test(request, bench)
     except (MemoryError, RuntimeError) as error:
-        raise_full(error, "runtime.eval_batch", request.training.runtime.eval_batch)
+        raise_full(error, "runtime.eval_batch", bench.eval_batch(request.phase))
         raise
     return {**found, "seconds": time.perf_counter() - started}
 

@@ -72,7 +72,7 @@ class Round:
         try:
             return prefixed("val", self._trainer.validate())
         except (MemoryError, RuntimeError) as error:
-            raise_full(error, "runtime.eval_batch", self.request.training.runtime.eval_batch)
+            raise_full(error, "runtime.eval_batch", self._bench.eval_batch(self.request.phase))
             raise
 
     def train(self) -> tuple[dict[str, Tensor], dict[str, float]]:

@@ -189,6 +189,12 @@ class Workbench:
         self.trainer_at = None
         return self.seat.trainer, round or 0
 
+    def eval_batch(self, phase: Phase) -> int:
+        """Pictures that are evaluated at a time on this site's device."""
+        from dusss_core.runtime import runtime_of
+
+        return runtime_of(self.config, phase, self.device).eval_batch
+
     def weigh(self) -> None:
         """Note how much memory this workbench takes."""
         self.heir_of = None
