@@ -153,10 +153,10 @@ def test_normalisation_layers_stay_at_the_site_under_fedbn(fake, quiet, tmp_path
     model, _ = read_tensors(tmp_path / "checkpoints" / "student.safetensors")
     assert not [name for name in model if "norm" in name]
     states = [
-        read_tensors(next((tmp_path / "sites" / site / "state").rglob("segment-000002.safetensors")))[0]
+        read_tensors(next((tmp_path / "sites" / site / "state").rglob("segment-local-000002.safetensors")))[0]
         for site in ("alder", "birch")
     ]
-    assert not torch.equal(states[0]["local.norm.running_mean"], states[1]["local.norm.running_mean"])
+    assert not torch.equal(states[0]["norm.running_mean"], states[1]["norm.running_mean"])
     assert summary["global"]["dice_mean"] is not None
 
 
