@@ -24,6 +24,7 @@ from dusss_core.runtime import runtime_of, tune
 from dusss_core.sampling import steps_per_epoch
 from dusss_core.seeds import generator, global_seed
 from dusss_core.text.bank import TextBank
+from dusss_core.training.optimizer import AdamW
 from dusss_core.training.resident import Resident
 from dusss_core.training.statistics import estimate_statistics
 from dusss_core.transfer import Figures
@@ -77,7 +78,7 @@ class PhaseTrainer(ABC):
             self.model = model.to(self.device)
             if self.runtime.channels_last:
                 self.model = self.model.to(memory_format=torch.channels_last)
-            self.optimizer = torch.optim.AdamW(
+            self.optimizer = AdamW(
                 [p for p in self.model.parameters() if p.requires_grad],
                 lr=settings.optimizer.lr,
                 weight_decay=settings.optimizer.weight_decay,
