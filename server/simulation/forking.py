@@ -19,7 +19,6 @@ _NEEDED = (
     "dusss_core.text.encoder",
     "sites.dataset",
     "timm",
-    "torch._dynamo",  # as the first optimiser does
     "transformers",
 )
 
