@@ -28,7 +28,7 @@ from feddusss import cli
 
 WIDTH = {"small": 4, "paper": 64}
 PLAN = {"small": (3, 30, 300, 1000), "paper": (3, 10, 30)}
-QUICK = {"small": (3, 100), "paper": (3, 10)}
+QUICK = {"small": (3, 30), "paper": (3, 10)}
 WORKERS = 2
 """Of the run that gives the coordinator's memory."""
 

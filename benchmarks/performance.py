@@ -65,14 +65,23 @@ def commands(arguments: argparse.Namespace) -> dict[str, list[list[str]]]:
     steps = ["benchmarks/steps.py", "--out", str(results / "steps-cpu.json"), "--device", "cpu"]
     size = ["--sizes", "demo", "--batches", "8", "--threads", "1", "--repeats", "3"] if quick else []
     rounds = ["--rounds", "4" if quick else "6"]
+    beside = [] if quick else older  # it takes three deployments
     deployed = [
-        ["benchmarks/deployment_overhead.py", "--model", model, *rounds, *older, *kept(f"deployed-{model}")]
+        ["benchmarks/deployment_overhead.py", "--model", model, *rounds, *beside, *kept(f"deployed-{model}")]
         for model in ("small", "paper")
     ]
     nvflare = ["-m", "benchmarks.rivals.against_nvflare", "--nvflare", str(arguments.nvflare), *older, *kept("nvflare")]
     return {
         "steps": [[*steps, *size]],
-        "federation": [["-m", "benchmarks.federation", *(["--quick"] if quick else []), *older, *kept("federation")]],
+        "federation": [
+            [
+                "-m",
+                "benchmarks.federation",
+                *(["--quick", "--rounds", "3"] if quick else []),
+                *older,
+                *kept("federation"),
+            ]
+        ],
         "nvflare": [[*nvflare, "--repeats", "1" if quick else "3"]] if arguments.nvflare else [],
         "deployed": deployed,
         "compression": [["benchmarks/compression.py", *kept("compression")]],
