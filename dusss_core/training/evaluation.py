@@ -16,7 +16,7 @@ from dusss_core.models import VisionLanguageModel
 from dusss_core.models.weights import load_tensors
 from dusss_core.phases import Phase
 from dusss_core.records import Split
-from dusss_core.runtime import runtime_of
+from dusss_core.runtime import MOST_EVAL_PICTURES, runtime_of
 from dusss_core.text.bank import TextBank, build_text_bank
 from dusss_core.transfer import sent
 
@@ -60,14 +60,18 @@ def text_guided_masks(
     Returns:
         N x classes x H x W, float16 (a list of arrays where pictures differ in size); NaN for records without text.
     """
-    model = build_vlm(config).to(device)
+    model, runtime = build_vlm(config).to(device), runtime_of(config, Phase.PRETRAIN, device)
+    batch = runtime.eval_batch
     if config.runtime.channels_last == AUTO:
-        # what is trained on these masks is to stay as it was, to the last bit, where a study leaves nothing open
-        model = model.to(memory_format=runtime_of(config, Phase.PRETRAIN, device).memory_format)
+        model = model.to(memory_format=runtime.memory_format)
+    elif config.runtime.eval_batch == AUTO:
+        # students learn from these masks, which stay as they were, to the last bit, where a study leaves its layout to
+        # nobody: the batch alone moves one number in a million by a step of float16
+        batch = MOST_EVAL_PICTURES
     load_tensors(model, vlm)
     if text is None:
         text = build_text_bank(split.sentences, config.vlm.text, None, device, encoder=model.text_encoder)
-    return ground_split(config, model, split, text, device)
+    return ground_split(config, model, split, text, device, batch)
 
 
 def evaluate_logits(
@@ -118,24 +122,33 @@ def scores_of_logits(config: TrainingConfig, logits: Logits, split: Split, *, di
 
 @torch.inference_mode()
 def ground_split(
-    config: TrainingConfig, vlm: VisionLanguageModel, split: Split, text: TextBank, device: str | torch.device
+    config: TrainingConfig,
+    vlm: VisionLanguageModel,
+    split: Split,
+    text: TextBank,
+    device: str | torch.device,
+    batch: int | None = None,
 ) -> Logits:
-    """`text_guided_masks` with a built model, whose mode is left as it was."""
+    """`text_guided_masks` with a built model, whose mode is left as it was.
+
+    Args:
+        batch: pictures at a time; None: as many as are evaluated.
+    """
     training = vlm.training
     vlm.eval()
     try:
         if isinstance(split.images, np.ndarray):
-            return _ground_batches(config, vlm, split, text, device)
+            batch = batch or runtime_of(config, Phase.PRETRAIN, device).eval_batch
+            return _ground_batches(config, vlm, split, text, device, batch)
         return [_ground_whole(config, vlm, split, i, text, device) for i in range(len(split))]
     finally:
         vlm.train(training)
 
 
-def _ground_batches(config, vlm, split, text, device) -> np.ndarray:
+def _ground_batches(config, vlm, split, text, device, batch: int) -> np.ndarray:
     n, _, height, width = split.images.shape
     out = np.full((n, config.image.classes, height, width), np.nan, dtype=np.float16)
     with_text = np.flatnonzero(split.has_text)
-    batch = runtime_of(config, Phase.PRETRAIN, device).eval_batch
     for start in range(0, len(with_text), batch):
         positions = with_text[start : start + batch]
         sentence = torch.from_numpy(split.sentence[positions])

@@ -21,6 +21,7 @@ from dusss_core.training import (
     can_train,
     evaluate_logits,
     evaluate_student,
+    evaluation,
     initial_shared,
     text_guided_masks,
 )
@@ -210,6 +211,20 @@ def test_text_masks_are_nan_exactly_where_there_is_no_text(bank):
     logits = text_guided_masks(config, initial_shared(config, Phase.PRETRAIN), train, bank)
     assert np.array_equal(np.isnan(logits).all(axis=(1, 2, 3)), ~train.has_text)
     assert np.isfinite(logits[train.has_text]).all()
+
+
+@pytest.mark.parametrize("runtime, together", [({}, 8), ({"eval_batch": 4}, 4), ({"channels_last": "auto"}, 1)])
+def test_what_students_learn_from_is_read_in_the_same_batches_unless_the_study_leaves_that_to_the_device(
+    bank, monkeypatch, runtime, together
+):
+    monkeypatch.setattr("dusss_core.runtime.CPU_EVAL_PIXELS", 1)
+    read, ground = [], evaluation._ground
+    monkeypatch.setattr(
+        evaluation, "_ground", lambda c, v, x, *more, **how: read.append(len(x)) or ground(c, v, x, *more, **how)
+    )
+    config, train = make_config(vlm={"mirror": False}, runtime=runtime), make_split(n=8)
+    text_guided_masks(config, initial_shared(config, Phase.PRETRAIN), train, bank)
+    assert max(read) == together
 
 
 def test_text_masks_are_the_mean_over_picture_and_mirror_image_where_the_sentence_has_one(bank):
