@@ -7,8 +7,9 @@
 
 Sites answer by their real way - door, private state, audit log - but do not train: see probes/federation_probe.py.
 All lie in one process with one thread; a second run with the sites in worker processes gives the coordinator's own
-memory. The first round, in which sites build what they keep, does not count. Processor time is the firmer figure: this
-may be a machine that others use. `--json FILE` keeps all that was measured; docs/performance.md is made of that.
+memory. The first three rounds, in which sites build what they keep and fill their disks, do not count. Processor time
+is the firmer figure: this may be a machine that others use. `--json FILE` keeps all that was measured;
+docs/performance.md is made of that.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=sorted(WIDTH), help="one model only")
     parser.add_argument("--sites", type=_numbers, help="numbers of sites, with commas between")
-    parser.add_argument("--rounds", type=int, default=4, help="rounds, of which the first does not count (4)")
+    parser.add_argument("--rounds", type=int, default=6, help="rounds, of which the first three do not count (6)")
     parser.add_argument("--repeats", type=int, default=1, help="runs of each cell; the middle one counts (1)")
     parser.add_argument("--quick", action="store_true", help="fewer sites")
     parser.add_argument(
@@ -68,14 +69,14 @@ def probe(checkout: Path, settings: dict[str, Any], folder: Path, manifest: Path
     """Run one federation in a process of its own.
 
     Args:
-        settings: "model" and "sites"; else "rounds" (4), "workers" (1), "shares" (False), "federation" ({}).
+        settings: "model" and "sites"; else "rounds" (6), "workers" (1), "shares" (False), "federation" ({}).
         folder: for what is needed meanwhile.
         manifest: from `data`.
 
     Returns:
         What `federation_probe.py` prints, and what the whole process took: "process_wall_s", "process_cpu_s".
     """
-    given = {"rounds": 4, "workers": 1, "shares": False, "federation": {}, **settings}
+    given = {"rounds": 6, "workers": 1, "shares": False, "federation": {}, **settings}
     with tempfile.TemporaryDirectory(dir=folder) as own:
         file = Path(own) / "settings.json"
         given |= {"width": WIDTH[given["model"]], "data": str(manifest), "folder": own}

@@ -77,7 +77,7 @@ def commands(arguments: argparse.Namespace) -> dict[str, list[list[str]]]:
             [
                 "-m",
                 "benchmarks.federation",
-                *(["--quick", "--rounds", "3"] if quick else []),
+                *(["--quick", "--rounds", "5"] if quick else []),
                 *older,
                 *kept("federation"),
             ]

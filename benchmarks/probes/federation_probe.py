@@ -15,12 +15,16 @@ import json
 import resource
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import shares as parts
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
+
+BUILDING = 3
+"""Rounds that do not count."""
 
 
 def main(settings: dict[str, Any]) -> dict[str, Any]:
@@ -99,7 +103,8 @@ def _watch(shares: parts.Shares) -> Any:
     reporter = _module("server.runs.events", "server.events").Reporter
 
     class Watch(reporter):
-        """Takes the time at the end of each round; the first, in which sites build what they keep, does not count."""
+        """Takes the time at the end of each round. The first three do not count: in the first one sites build what they
+        keep, and up to the third each state needs fresh room on the disk."""
 
         def __init__(self) -> None:
             self.ends: list[tuple[float, float]] = []
@@ -123,13 +128,12 @@ def _watch(shares: parts.Shares) -> Any:
 
         def figures(self) -> dict[str, Any]:
             assert not self.refused, self.refused[:3]
-            counted = len(self.ends) - 1
-            wall, cpu = (
-                [after[i] - before[i] for before, after in zip(self.ends, self.ends[1:], strict=False)] for i in (0, 1)
-            )
+            first = min(BUILDING, len(self.ends) - 1)
+            counted, ends = len(self.ends) - first, self.ends[first - 1 :]
+            wall, cpu = ([after[i] - before[i] for before, after in pairwise(ends)] for i in (0, 1))
             by_name = {
                 kind: {
-                    name: (seconds - self.taken[0][kind].get(name, 0.0)) / counted
+                    name: (seconds - self.taken[first - 1][kind].get(name, 0.0)) / counted
                     for name, seconds in self.taken[-1][kind].items()
                 }
                 for kind in ("cpu", "wall")

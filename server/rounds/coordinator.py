@@ -157,8 +157,9 @@ class Coordinator:
         self._run.drop_metrics_after(phase, last.round)
         self._reporter.on_phase(phase, rounds, last.round + 1)
         abstaining: dict[str, str] = {}
-        while last.round < rounds and not selection.exhausted:
-            last = self._run_round(phase, rounds, last, aggregator, selection, abstaining)
+        with closing(Spool(self._run.folder, last.model)) as spool:
+            while last.round < rounds and not selection.exhausted:
+                last = self._run_round(phase, rounds, last, aggregator, selection, abstaining, spool)
         if last.round:
             self._validate_last(last, selection, abstaining)
             if not selection.chooses and self._study.federation.select == "best":
@@ -209,21 +210,22 @@ class Coordinator:
         aggregator: Aggregator,
         selection: Selection,
         abstaining: dict[str, str],
+        spool: Spool,
     ) -> Checkpoint:
         started, round = time.perf_counter(), last.round + 1
-        with closing(Spool(self._run.folder, last.model)) as spool:
-            collected = self._collector.collect(phase, round, rounds, last.model, abstaining, spool)
-            replies, down = collected.replies, collected.down
-            accepted = {name: reply for name, reply in replies.items() if reply.accepted}
-            if collected.lost:
-                self._say(
-                    f"{phase} round {round}: the sites have given their parts, the sum was lost, and no part is given "
-                    "twice; the model stays as it was"
-                )
-                model = last.model
-            else:
-                self._check_enough(phase, round, accepted, replies, abstaining)
-                model = aggregator.aggregate(last.model, collected.models)
+        spool.empty()
+        collected = self._collector.collect(phase, round, rounds, last.model, abstaining, spool)
+        replies, down = collected.replies, collected.down
+        accepted = {name: reply for name, reply in replies.items() if reply.accepted}
+        if collected.lost:
+            self._say(
+                f"{phase} round {round}: the sites have given their parts, the sum was lost, and no part is given "
+                "twice; the model stays as it was"
+            )
+            model = last.model
+        else:
+            self._check_enough(phase, round, accepted, replies, abstaining)
+            model = aggregator.aggregate(last.model, collected.models)
         selection.observe(last.round, self._validation(accepted))
         figures = {
             **self._means(accepted),

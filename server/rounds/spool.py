@@ -2,8 +2,9 @@
 
 They have to wait: whether an update is too large is known when all are there, and so is a site's weight in the mean.
 The answers of a round lie in one file, each in its place, as plain numbers: the tensors of the model, sorted by type
-and name, one after the other. The file has no name: the system takes it away when it is closed or its process ends,
-however it ends. A run that was killed leaves nothing behind, and nothing is read that an earlier process wrote.
+and name, one after the other. Those of the next round are written over them, which costs a fraction of fresh room. The
+file has no name: the system takes it away when it is closed or its process ends, however it ends. A run that was killed
+leaves nothing behind, and nothing is read that an earlier process wrote.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _MOST_BUFFERS = 1024
 
 
 class Spool:
-    """The answers of one round. Close it when the round's model is made.
+    """The answers of one round, and then of the next. Close it when the phase is over.
 
     Args:
         folder: a folder on the disk that the answers are to lie on.
@@ -46,8 +47,12 @@ class Spool:
         except OSError as error:
             raise self._full(error) from error
 
+    def empty(self) -> None:
+        """A new round begins: the answers so far are not needed any more."""
+        self._answers = 0
+
     def put(self, tensors: Mapping[str, Tensor]) -> Spooled:
-        """Write one answer; it is read again by way of what is returned, until the spool is closed.
+        """Write one answer; it is read again by way of what is returned, until the spool is emptied or closed.
 
         Raises:
             UserError: disk full.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import types
 import typing
 from contextlib import contextmanager
 from datetime import time
@@ -83,6 +84,11 @@ def hostile_values(kind, bait):
     """Values of a field's type that a site should fear."""
     if typing.get_origin(kind) is typing.Literal:
         return list(typing.get_args(kind))
+    if typing.get_origin(kind) is typing.Annotated:
+        return hostile_values(typing.get_args(kind)[0], bait)
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        alternatives = [other for other in typing.get_args(kind) if other is not types.NoneType]
+        return [value for other in alternatives for value in hostile_values(other, bait)]
     kinds = set(typing.get_args(kind)) | {kind}
     values = []
     if bool in kinds:
