@@ -1,3 +1,3 @@
 """feddusss: what every command line shares (config files, exit codes, console). The method is in `dusss_core`."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
