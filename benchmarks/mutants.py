@@ -82,19 +82,23 @@ def read(path: Path) -> list[Mutant]:
     """The bugs of a list.
 
     Raises:
-        UserError: a bug's text does not stand exactly once in its file, or its tests are not there.
+        UserError: with all bugs whose text does not stand exactly once in its file, or whose tests are not there.
     """
     mutants = [Mutant(**entry) for entry in yaml.safe_load(path.read_text(encoding="utf-8"))]
-    for mutant in mutants:
-        times = (ROOT / mutant.file).read_text(encoding="utf-8").count(mutant.old)
-        if times != 1:
-            raise UserError(
-                f"{path.name}: '{mutant.what}': its text stands {times} times in {mutant.file}", "mend the list"
-            )
-        missing = [test for test in mutant.tests if not (ROOT / test.partition("::")[0]).exists()]
-        if missing:
-            raise UserError(f"{path.name}: '{mutant.what}': no {missing[0]}", "mend the list")
+    if stale := [f"'{mutant.what}': {problem}" for mutant in mutants for problem in _problems(mutant)]:
+        raise UserError("\n  ".join([f"{path.name} does not fit the code:", *stale]), "mend the list")
     return mutants
+
+
+def _problems(mutant: Mutant) -> Iterator[str]:
+    file = ROOT / mutant.file
+    times = file.read_text(encoding="utf-8").count(mutant.old) if file.is_file() else 0
+    if times != 1:
+        yield f"its text stands {times} times in {mutant.file}"
+    for test in mutant.tests:
+        place, _, name = test.partition("::")
+        if not (ROOT / place).exists() or (name and f"def {name}(" not in (ROOT / place).read_text(encoding="utf-8")):
+            yield f"no {test}"
 
 
 def planted(folder: Path, mutant: Mutant) -> str:
