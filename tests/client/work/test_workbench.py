@@ -12,9 +12,12 @@ import torch
 from client.answer import answer
 from client.door import machine
 from client.work import workbench
+from dusss_core.phases import Phase
+from dusss_core.training import initial_shared
+from feddusss import wire
 from server.simulation.simulate import simulate
 from sites.config import LimitsConfig, load_site
-from tests.client.conftest import declined, make_content
+from tests.client.conftest import declined, make_content, tensors_of
 from tests.server.conftest import finals, make_study, quiet
 
 __all__ = ["quiet"]
@@ -67,6 +70,32 @@ def test_a_trainer_is_built_once_for_each_site_and_then_handed_on(quiet, tmp_pat
     study = make_study(UNLIKE[:2], method={"preset": "mean_teacher"}, segment__rounds=4)
     simulate(study, tmp_path, reporter=quiet)
     assert len(built) == 2
+
+
+def test_studies_that_take_turns_share_no_trainer(site_file, monkeypatch):
+    """They may differ in what is trained, and in how fast its weights decay."""
+    studies = {
+        f"{number:032x}": make_study(method={"objective": objective}).training()
+        for number, objective in enumerate(("bcp", "mean_teacher_mse"))
+    }
+
+    def trained(at_once):
+        """The tensors of the second answers, where studies take turns and where one follows the other."""
+        shutil.rmtree(site_file.parent / "state", ignore_errors=True)
+        workbench.forget()
+        rounds = [(key, round) for key in studies for round in (1, 2)]
+        for key, round in sorted(rounds, key=lambda pair: pair[1]) if at_once else rounds:
+            content = make_content(study=studies[key], run_key=key, round=round)
+            content["arrays"] = wire.pack(initial_shared(studies[key], Phase.SEGMENT))
+            reply = answer("train", content, site_file)
+            assert declined(reply) is None
+            if round == 2:
+                yield key, {name: tensor.clone() for name, tensor in tensors_of(reply).items()}
+
+    monkeypatch.setattr(workbench, "KEPT_SHARE", 0)
+    in_turns, alone = dict(trained(True)), dict(trained(False))
+    for key in studies:
+        assert all(torch.equal(in_turns[key][name], tensor) for name, tensor in alone[key].items())
 
 
 def copies_of(site_file, count):
@@ -153,10 +182,6 @@ def test_what_is_weighed_is_what_is_held_in_memory(site_file):
     """The pictures are mapped from a file, and do not count."""
     study = make_study(method={"preset": "mean_teacher"}).training()
     content = make_content(study=study)
-    from dusss_core.phases import Phase
-    from dusss_core.training import initial_shared
-    from feddusss import wire
-
     model = initial_shared(study, Phase.SEGMENT)
     content["arrays"] = wire.pack(model)
     assert declined(answer("train", content, site_file)) is None

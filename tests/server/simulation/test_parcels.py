@@ -61,6 +61,15 @@ def test_what_was_sent_long_ago_is_let_go(put_down):
     sender.forget()
 
 
+def test_what_takes_the_place_of_what_was_sent_is_not_mistaken_for_it():
+    """Freed memory is soon used again, and what is sent is known by its place."""
+    sender, (ours, theirs) = parcels.Sender(), Pipe()
+    for number in range(6):
+        sender.send(ours, bytes([number]) * 2**20)
+        assert parcels.receive(theirs) == bytes([number]) * 2**20
+    sender.forget()
+
+
 def test_more_large_parts_than_are_kept_arrive_whole():
     sender, (ours, theirs) = parcels.Sender(), Pipe()
     parts = [os.urandom(2**20) for _ in range(5)]
