@@ -98,6 +98,17 @@ def test_studies_that_take_turns_share_no_trainer(site_file, monkeypatch):
         assert all(torch.equal(in_turns[key][name], tensor) for name, tensor in alone[key].items())
 
 
+def test_sites_in_different_phases_share_no_trainer(site_file, monkeypatch):
+    """As when one is asked again for a round of the phase before."""
+    study = make_study(method={"preset": "mean_teacher"}).training()
+    monkeypatch.setattr(workbench, "KEPT_SHARE", 0)
+    first, second = copies_of(site_file, 2)
+    for phase, round, file in ((Phase.SEGMENT, 1, first), (Phase.PRETRAIN, 1, second), (Phase.SEGMENT, 2, first)):
+        content = make_content(study=study, phase=phase, round=round)
+        content["arrays"] = wire.pack(initial_shared(study, phase))
+        assert declined(answer("train", content, file)) is None
+
+
 def copies_of(site_file, count):
     """So many sites with the data of one."""
     files = []
