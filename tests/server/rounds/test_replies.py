@@ -63,6 +63,13 @@ def test_a_good_answer_is_accepted_with_its_bytes_counted():
     assert reply.bytes_up == wire.size(wire.pack(EXPECTED)) > sum(tensor.nbytes for tensor in EXPECTED.values())
 
 
+def test_an_update_has_its_size_however_large_its_numbers_are():
+    """Their squares are more than single precision holds; without a size it would pass the screen."""
+    most = torch.finfo(torch.float32).max
+    reply = read_reply("a", good({**EXPECTED, "w": torch.full((2, 3), most)}), EXPECTED)
+    assert reply.accepted and reply.norm == pytest.approx(6**0.5 * most)
+
+
 @pytest.mark.parametrize(
     ("reply", "reason"),
     [
