@@ -6,7 +6,7 @@
 
 A bug is a piece of text of one file and what stands there instead; the tests are those that should notice. They run in
 a copy of the last commit, so nothing here is touched. A bug whose text is not found, or stands there twice, is an
-error: the file has changed, and the list must follow.
+error: the file has changed, and the list must follow (tests/benchmarks/test_mutants.py).
 """
 
 from __future__ import annotations
