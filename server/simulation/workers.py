@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import signal
 import time
-from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from client.door.machine import device_is_lost
 from server.runs.events import Reporter
 from server.simulation import forking, parcels
 from server.simulation.inprocess import RAISED, Failure, InProcessGrid, identify, site_context, work_on
+from server.simulation.turns import Turns
 
 
 class WorkerGrid(InProcessGrid):
@@ -51,14 +51,15 @@ class WorkerGrid(InProcessGrid):
         self._start = lambda: _Worker(client_app, run_id, files, threads, sender)
         self._forget = sender.forget
         self._workers = [self._start() for _ in range(min(workers, len(files)))]
-        self._waiting: deque[Message] = deque()
+        # a simulated site's sentences, which it reads first of all, lie in its manifest
+        self._waiting = Turns({node: _bytes_of(file.with_name("manifest.csv")) for node, file in files.items()})
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         ids = []
         for message in messages:
             message.metadata.__dict__["_message_id"] = str(uuid4())
             ids.append(message.metadata.message_id)
-            self._waiting.append(message)
+            self._waiting.add(message)
         self._hand_out()
         return ids
 
@@ -90,7 +91,7 @@ class WorkerGrid(InProcessGrid):
 
     def _hand_out(self) -> None:
         while self._waiting and (free := [worker for worker in self._workers if worker.message is None]):
-            message = self._waiting.popleft()
+            message = self._waiting.next()
             node = message.metadata.dst_node_id
             chosen = next((w for w in free if node in w.known), min(free, key=lambda w: len(w.known)))
             for worker in self._workers:
@@ -117,6 +118,7 @@ class WorkerGrid(InProcessGrid):
             self._reporter.on_site_step(self._names[message.metadata.dst_node_id], *content)
             return
         worker.message = None
+        self._waiting.done(message)
         *content, ends = content
         if ends:
             worker.end()
@@ -159,6 +161,10 @@ class _Worker:
             self._process.terminate()
         self._process.join(10)
         return self._process.exitcode
+
+
+def _bytes_of(file: Path) -> int:
+    return file.stat().st_size if file.is_file() else 0
 
 
 def _serve(connection: Connection, app: ClientApp, run_id: int, files: dict[int, Path], threads: int | None) -> None:
