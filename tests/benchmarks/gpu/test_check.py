@@ -24,6 +24,7 @@ def compared(tmp_path):
     return lambda: check.compare(config, splits, lambda device: made_up_bank(config, splits["train"], device), CPU)
 
 
+@pytest.mark.slow
 def test_a_device_that_computes_the_same_agrees(compared):
     before = augment._CHANCES
     found = compared()
@@ -33,6 +34,7 @@ def test_a_device_that_computes_the_same_agrees(compared):
     assert before == augment._CHANCES
 
 
+@pytest.mark.slow
 def test_whether_training_repeats_is_told(tmp_path, monkeypatch):
     config = config_of("demo", 4, EAGER, tmp_path)
     splits = {"train": made_up_split(16, 64, 1), "val": made_up_split(4, 64, 1)}

@@ -41,15 +41,20 @@ def nothing_kept():
     "changes",
     [
         {},
-        {"local_norm": True},
-        {"runtime": {"channels_last": True}},
-        {"federation": {"strategy": "fedprox"}},
-        {"method": {"objective": "mcnet"}},
-        {"method": {"objective": "cct"}},
-        {"method": {"objective": "bcp"}},
-        {"method": {"objective": "mean_teacher_mse"}},
+        *(
+            pytest.param(changes, marks=pytest.mark.slow, id=name)
+            for name, changes in {
+                "local norm": {"local_norm": True},
+                "channels_last": {"runtime": {"channels_last": True}},
+                "fedprox": {"federation": {"strategy": "fedprox"}},
+                "mcnet": {"method": {"objective": "mcnet"}},
+                "cct": {"method": {"objective": "cct"}},
+                "bcp": {"method": {"objective": "bcp"}},
+                "mean_teacher_mse": {"method": {"objective": "mean_teacher_mse"}},
+            }.items()
+        ),
     ],
-    ids=lambda changes: next(iter(changes), "dusss"),
+    ids=lambda changes: "dusss",
 )
 def test_sites_that_share_one_trainer_make_the_model_of_sites_with_one_each(quiet, tmp_path, monkeypatch, changes):
     study = make_study(UNLIKE, segment__rounds=3, **changes)
