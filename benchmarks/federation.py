@@ -65,6 +65,18 @@ def beyond_training(figures: dict[str, Any], kind: str) -> float:
     return fmean(figures[f"round_{kind}_s"]) - figures[f"shares_{kind}_s"].get("site: training", 0.0)
 
 
+def figures_of(run: dict[str, Any]) -> list[float | None]:
+    """Of one run: seconds and CPU-seconds of a round, MB down and up, peak MB of all and of the coordinator."""
+    return [
+        beyond_training(run, "wall"),
+        beyond_training(run, "cpu"),
+        run["bytes_down"] / 1e6,
+        run["bytes_up"] / 1e6,
+        run["peak_mb"],
+        run.get("coordinator_peak_mb"),
+    ]
+
+
 def probe(checkout: Path, settings: dict[str, Any], folder: Path, manifest: Path) -> dict[str, Any]:
     """Run one federation in a process of its own.
 
@@ -160,10 +172,10 @@ def _print(document: dict[str, Any]) -> None:
     console = Console(width=150)
     table = Table("model", "sites", "", "s/round", "CPU-s/round", "MB down", "MB up", "peak MB", "coordinator MB")
     for cell in document["cells"]:
-        rows = {name: _row(cell[name]) for name in ("ours", "against") if name in cell}
-        for name, row in rows.items():
+        rows = {name: figures_of(cell[name]) for name in ("ours", "against") if name in cell}
+        for name, values in rows.items():
             table.add_row(
-                cell["model"], str(cell["sites"]), name, *("" if value is None else _told(value) for value in row)
+                cell["model"], str(cell["sites"]), name, *("" if value is None else _told(value) for value in values)
             )
         if "against" in rows:
             pairs = zip(rows["ours"], rows["against"], strict=True)
@@ -174,20 +186,9 @@ def _print(document: dict[str, Any]) -> None:
         shares = Table("share", *(name for name in ("ours", "against") if name in cell))
         names = {name for one in ("ours", "against") for name in cell.get(one, {}).get("shares_cpu_s", ())}
         for share in sorted(names, key=lambda one: -cell["ours"]["shares_cpu_s"].get(one, 0.0)):
-            row = [f"{cell[one]['shares_cpu_s'].get(share, 0.0):.3f}" for one in ("ours", "against") if one in cell]
-            shares.add_row(share, *row)
+            values = [f"{cell[one]['shares_cpu_s'].get(share, 0.0):.3f}" for one in ("ours", "against") if one in cell]
+            shares.add_row(share, *values)
         console.print(shares)
-
-
-def _row(figures: dict[str, Any]) -> list[float | None]:
-    return [
-        beyond_training(figures, "wall"),
-        beyond_training(figures, "cpu"),
-        figures["bytes_down"] / 1e6,
-        figures["bytes_up"] / 1e6,
-        figures["peak_mb"],
-        figures.get("coordinator_peak_mb"),
-    ]
 
 
 def _told(value: float) -> str:

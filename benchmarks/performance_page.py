@@ -7,7 +7,7 @@ from statistics import fmean, median
 from typing import Any
 
 from benchmarks import hierarchy
-from benchmarks.federation import beyond_training
+from benchmarks.federation import figures_of
 
 NOT_YET = "Not measured yet.\n"
 _HUNDRED_THOUSAND = 100_000
@@ -63,7 +63,7 @@ def _federation(document: Document) -> str:
     head = ["model", "sites", "s", "CPU-s", "MB down", "MB up", "peak MB, all", "peak MB, coordinator"]
     lines = [_when(document), "", *_head(head)]
     for cell in document["cells"]:
-        ours, theirs = (_row(cell[side]) if side in cell else None for side in _SIDES)
+        ours, theirs = (figures_of(cell[side]) if side in cell else None for side in _SIDES)
         told = [_compared(value, None if theirs is None else theirs[i]) for i, value in enumerate(ours)]
         lines.append(_line([cell["model"], f"{cell['sites']:,}", *told]))
     if older:
@@ -163,17 +163,6 @@ def _hierarchy(federation: Document, deployed: dict[str, Document]) -> str:
             lines.append(_line([name, one.levels, f"{one.relays:,}", f"{one.down_s:,.0f}", f"{one.up_s:,.0f}"]))
         lines.append("")
     return "\n".join(lines)
-
-
-def _row(figures: Document) -> list[float | None]:
-    return [
-        beyond_training(figures, "wall"),
-        beyond_training(figures, "cpu"),
-        figures["bytes_down"] / 1e6,
-        figures["bytes_up"] / 1e6,
-        figures["peak_mb"],
-        figures.get("coordinator_peak_mb"),
-    ]
 
 
 def _compared(value: float | None, older: float | None) -> str:
