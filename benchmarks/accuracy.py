@@ -13,25 +13,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.grid.cell import DATASETS, PROFILES, Cell
+from benchmarks.grid.measures import STUDENT, TEXT_MASK, WITH_SENTENCE, Figures, area_by_size, mean, summary
 from dusss_core.errors import UserError
 from feddusss import cli
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from benchmarks.grid.trial import Clock
 
 RESULTS = Path(__file__).parent / "results"
+BySite = Mapping[str, list[Mapping[str, Figures]]]
+"""By site: of each federation that was tested there, the figures of `figures_on`."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -96,11 +96,11 @@ def _measure_unread(cell: Cell, target: Path, arguments: argparse.Namespace) -> 
     groups = groups_of_sites(cell, make_study(cell, data, overrides), work / cell.hospitals)
     if len(groups) > 1:
         raise UserError("--unread: several models in this setting", "choose a setting with one")
-    ((name, sites),) = groups.items()
+    ((name, group),) = groups.items()
     folder = work / cell.name / name
     if not (folder / "summary.json").is_file():
         raise UserError(f"{folder}: no finished run of the cell", "name its folder with --work")
-    trained = find_method(cell.method)(Trial(cell, folder, sites, data, Clock(None), overrides))
+    trained = find_method(cell.method)(Trial(cell, folder, group.sites, data, Clock(None), overrides))
     result["unread"] = figures_on_unread(cell, trained, data, work)
     write_json(target, result)
     print(f"written: {target}")
@@ -115,22 +115,27 @@ def measure(cell: Cell, data: Path, work: Path, clock: Clock, overrides: tuple[s
     """
     from benchmarks.grid.hospitals import groups_of_sites
     from benchmarks.grid.methods import find_method
-    from benchmarks.grid.trial import Trial, figures_on_test, make_study, provenance
+    from benchmarks.grid.trial import Trial, figures_on, make_study, provenance
 
     groups = groups_of_sites(cell, make_study(cell, data, overrides), work / cell.hospitals)
-    pictures: dict[str, list[dict[str, np.ndarray]]] = {}
-    trained, alone = [], {}
-    for name, sites in groups.items():
-        trained.append(find_method(cell.method)(Trial(cell, work / cell.name / name, sites, data, clock, overrides)))
+    val, test, trained, alone = defaultdict(list), defaultdict(list), [], {}
+    for name, group in groups.items():
+        trial = Trial(cell, work / cell.name / name, group.sites, data, clock, overrides)
+        trained.append(find_method(cell.method)(trial))
         clock.check()
-        tested = figures_on_test(trained[-1], sites)
-        alone[name] = _mean(value for site in _tested(tested) for value in tested[site]["dice"])
-        for site, figures in tested.items():
-            pictures.setdefault(site, []).append(figures)
+        for found, split in ((val, "val"), (test, "test")):
+            for site, figures in figures_on(split, trained[-1], group.tested).items():
+                found[site].append(figures)
+        read = [test[site][-1][STUDENT]["dice"] for site in _counting(test) if site in group.names]
+        alone[name] = mean([value for dice in read for value in dice])
     return {
         **{key: getattr(cell, key) for key in ("dataset", "labels", "method", "setting", "profile", "seed")},
-        "val": {name: _mean(some.val.get(name) for some in trained) for name in ("dice", "iou")},
-        **_test_figures(pictures, _mean(some.hidden_text_dice for some in trained)),
+        "val": {
+            **_val_figures(val),
+            # of the models and in the weights by which the final round was chosen
+            **{name: mean([some.val.get(name) for some in trained]) for name in ("dice", "iou")},
+        },
+        **_test_figures(test, mean([some.hidden_text_dice for some in trained])),
         # test Dice of each model, where there are several
         **({"federations": alone} if len(alone) > 1 else {}),
         "config": trained[0].study.model_dump(mode="json", exclude={"data", "deployment"}),
@@ -139,43 +144,46 @@ def measure(cell: Cell, data: Path, work: Path, clock: Clock, overrides: tuple[s
     }
 
 
-def _test_figures(pictures: dict[str, list[dict[str, np.ndarray]]], hidden_text_dice: float | None) -> dict[str, Any]:
-    """Of the official test where there is one, else of all sites' own.
+def _val_figures(pictures: BySite) -> dict[str, Any]:
+    student, *told = (_of(pictures, pictures, kind) for kind in (STUDENT, TEXT_MASK, WITH_SENTENCE))
+    found = {**summary(student), "n": sum(len(pictures[site][0][STUDENT]["dice"]) for site in pictures)}
+    names = (TEXT_MASK, WITH_SENTENCE)
+    return found | {kind: summary(some) for kind, some in zip(names, told, strict=True) if some}
 
-    Args:
-        pictures: by site, of each federation that was tested there, the figures of each test picture.
-    """
+
+def _test_figures(pictures: BySite, hidden_text_dice: float | None) -> dict[str, Any]:
+    """Of the official test where there is one, else of all sites' own."""
     import numpy as np
 
-    def means(sites: Iterable[str], names: Iterable[str]) -> dict[str, float | None]:
-        values = {name: [some[name] for site in sites for some in pictures[site]] for name in names}
-        return {name: _mean(np.concatenate(parts)) for name, parts in values.items()}
-
-    tested = _tested(pictures)
+    tested, names = _counting(pictures), ("dice", "iou", "hd95")
+    student, text, merged = (_of(pictures, tested, kind) for kind in (STUDENT, TEXT_MASK, WITH_SENTENCE))
     # the federations of a site are tested on the same pictures, so a picture is one figure in a paired test
-    single = np.concatenate([np.mean([some["dice"] for some in pictures[site]], axis=0) for site in tested])
-    text = means(tested, ("text_dice", "merged_dice"))
+    single = np.concatenate([np.mean([some[STUDENT]["dice"] for some in pictures[site]], axis=0) for site in tested])
+    of_text = summary(text)
     return {
-        "test": {**means(tested, ("dice", "iou", "hd95")), "n": len(single)},
-        "text_mask": {"dice": hidden_text_dice, "test_dice": text["text_dice"]},
-        "with_sentence": {"dice": text["merged_dice"]},
-        "sites": {site: means([site], ("dice", "iou", "hd95")) for site in pictures},
+        "test": {**summary(student, names), "n": len(single), "area_by_size": area_by_size(student)},
+        "text_mask": {
+            "dice": hidden_text_dice,
+            "test_dice": of_text.pop("dice"),
+            **of_text,
+            "area_by_size": area_by_size(text),
+        },
+        "with_sentence": {**summary(merged), "area_by_size": area_by_size(merged)},
+        "sites": {site: summary(_of(pictures, [site], STUDENT), names) for site in pictures},
         # in thousandths
         "test_dice_per_picture": [int(value) for value in np.rint(1000 * single)],
     }
 
 
-def _tested(sites: Iterable[str]) -> list[str]:
+def _of(pictures: BySite, sites: Iterable[str], kind: str) -> list[Figures]:
+    return [figures[kind] for site in sites for figures in pictures[site] if kind in figures]
+
+
+def _counting(sites: Iterable[str]) -> list[str]:
     """The sites whose test pictures count."""
     from sites.partition import OFFICIAL_TEST
 
     return [OFFICIAL_TEST] if OFFICIAL_TEST in sites else sorted(sites)
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    """Of those that are known, to four digits."""
-    known = [float(value) for value in values if value is not None and math.isfinite(value)]
-    return round(fmean(known), 4) if known else None
 
 
 if __name__ == "__main__":

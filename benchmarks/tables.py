@@ -16,6 +16,7 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Container, Iterable, Sequence
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.grid.bootstrap import Difference, paired_difference
+from benchmarks.grid.measures import SIZES
 from benchmarks.pages import with_body
 from dusss_core.files import write_text
 from feddusss import cli
@@ -150,7 +152,8 @@ def _table(key: Group, results: Sequence[Result], drawn: Container[str]) -> str:
         lines.append(_line([method, *[_cell(cell, results, share) for cell, share in zip(cells, shares, strict=True)]]))
     name = _chart_name(key)
     chart = [f"![Dice over the share of labels](images/{name})", ""] if name in drawn else []
-    return "\n".join([*lines, "", *chart, *_more(results, methods, shares), ""])
+    more = [*_more(results, methods, shares), *_measures(results, methods, shares)]
+    return "\n".join([*lines, "", *chart, *more, ""])
 
 
 def _cell(cell: Sequence[Result], results: Sequence[Result], share: float) -> str:
@@ -241,6 +244,40 @@ def _more(results: Sequence[Result], methods: Sequence[str], shares: Sequence[fl
         if notes:
             lines.append(f"- DuSSS, {100 * share:g} %: {'; '.join(notes)}.")
     return lines
+
+
+def _measures(results: Sequence[Result], methods: Sequence[str], shares: Sequence[float]) -> list[str]:
+    """What benchmarks/grid/measures.py counts, of the cells whose files have it: means over seeds."""
+    rows, areas = [], []
+    for method, share in product(methods, shares):
+        cell = [r for r in _of(results, method, share) if "pooled_dice" in r["test"]]
+        if not cell:
+            continue
+        masks = [[r[key] for r in cell] for key in ("test", "text_mask", "with_sentence")]
+        rows.append(_line([f"{method}, {100 * share:g} %", *map(_three, masks)]))
+        told = [(who, _areas(some)) for who, some in zip(("student", "text-guided masks"), masks, strict=False)]
+        areas += [f"- {who.capitalize()}, {method}, {100 * share:g} %: {text}." for who, text in told if text]
+    if not rows:
+        return []
+    head = ["pooled Dice / precision / recall", "student", "text-guided mask", "both, with a sentence"]
+    title = "Predicted over true area, by the share of the picture that the finding takes (and the number of pictures):"
+    return ["", _line(head), _line(["---"] * len(head)), *rows, *(["", title, "", *areas] if areas else [])]
+
+
+def _three(masks: Sequence[Result]) -> str:
+    found = [[some.get(name) for some in masks] for name in ("pooled_dice", "precision", "recall")]
+    return "" if any(None in values for values in found) else " / ".join(f"{100 * fmean(v):.1f}" for v in found)
+
+
+def _areas(masks: Sequence[Result]) -> str:
+    """Mean of the seeds' areas, and how many pictures all of them have."""
+    found = [some.get("area_by_size", {}) for some in masks]
+    by_size = {size: [one[size] for one in found if size in one] for size in SIZES}
+    return ", ".join(
+        f"{size} {fmean(one['area'] for one in ones):.2f} ({sum(one['n'] for one in ones)})"
+        for size, ones in by_size.items()
+        if ones
+    )
 
 
 def _on_common_seeds(cells: dict[Any, list[Result]]) -> dict[Any, list[Result]]:

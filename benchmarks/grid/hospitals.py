@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.grid.cell import Cell
 from dusss_core.errors import UserError
@@ -28,25 +28,39 @@ from sites.partition import OFFICIAL_TEST
 SETTINGS = ("centralized", "local", "federated", "iid", "skewed", "no_labels", "no_text", "absent")
 
 
-def groups_of_sites(cell: Cell, study: StudyConfig, folder: Path) -> dict[str, list[Path]]:
+class Group(NamedTuple):
+    """Who trains together, and where what comes out is tested."""
+
+    sites: list[Path]
+    """Site files of the federation; the site `official_test`, where there is one, only evaluates."""
+    tested: list[Path]
+    """Sites whose validation and test pictures it is measured on: the same in every setting."""
+
+    @property
+    def names(self) -> set[str]:
+        """Of the sites that are measured."""
+        return {file.parent.name for file in self.tested}
+
+
+def groups_of_sites(cell: Cell, study: StudyConfig, folder: Path) -> dict[str, Group]:
     """Write the cell's sites under `folder`.
 
     Returns:
-        The federations to train, by name: their site files. One federation, but for `local`, where each site is one.
-        The site `official_test` is in every one, and only evaluates.
+        The federations to train, by name. One federation, but for `local`, where each site is one.
     """
     files = materialise(study, folder)
     test = [file for file in files if file.parent.name == OFFICIAL_TEST]
     sites = [file for file in files if file not in test]
     if cell.setting == "local":
-        return {file.parent.name: [file, *test] for file in sites}
+        return {file.parent.name: Group([file, *test], [file, *test]) for file in sites}
     if cell.setting == "centralized":
-        return {"centralized": [_pooled(folder / "sites" / "centralized", sites), *test]}
+        pooled = _pooled(folder / "sites" / "centralized", sites)
+        return {"centralized": Group([pooled, *test], [*sites, *test])}
     if cell.setting == "no_text":
         _without_sentences(sites[0])
     if cell.setting == "absent":
         sites = sites[1:]
-    return {cell.setting: [*sites, *test]}
+    return {cell.setting: Group([*sites, *test], [*sites, *test])}
 
 
 def partition_of(cell: Cell) -> dict[str, Any]:

@@ -17,15 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.grid.cell import Cell, merged
 from benchmarks.grid.hospitals import partition_of
+from benchmarks.grid.measures import STUDENT, TEXT_MASK, WITH_SENTENCE, Figures, count_pixels
 from feddusss import configfile
 from server.runs.events import PlainReporter
 from server.study.config import StudyConfig
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
+    from dusss_core.config import TrainingConfig
     from dusss_core.records import Split
+    from dusss_core.training.evaluation import Logits
     from server.simulation.local import LocalSite
 
 
@@ -102,18 +104,18 @@ def make_study(
     return configfile.parse(StudyConfig, values, f"the study of {cell.name}", overrides)
 
 
-def figures_on_test(trained: Trained, sites: Sequence[Path]) -> dict[str, dict[str, np.ndarray]]:
-    """Figures of each test picture with a mask, by site: "dice", "iou", "hd95" of the student, which sees the picture
-    alone, and "text_dice" and "merged_dice" of the text-guided mask and of the sum of both logits, NaN without a
-    sentence."""
+def figures_on(split: str, trained: Trained, sites: Sequence[Path]) -> dict[str, dict[str, Figures]]:
+    """Figures of each picture with a mask in the sites' `split`: by site, and there by whose masks they are. "hd95" is
+    the student's on test pictures alone; text-guided masks and sums are those of the pictures with a sentence, and of
+    methods that have a vision-language model."""
     from server.simulation.local import load_local
 
     found = {}
     for file in sites:
         site = load_local(file, trained.study)
-        split = site.splits["test"].select(site.splits["test"].masked.nonzero()[0])
-        if len(split):
-            found[site.name] = _figures(trained, split, site)
+        pictures = site.splits[split].select(site.splits[split].masked.nonzero()[0])
+        if len(pictures):
+            found[site.name] = _figures(trained, pictures, site, distances=split == "test")
     return found
 
 
@@ -131,9 +133,7 @@ def provenance() -> dict[str, Any]:
     return {"commit": commit.stdout.strip() + mark, "device": device, "peak_memory_gb": round(used / unit, 2)}
 
 
-def _figures(trained: Trained, split: Split, site: LocalSite) -> dict[str, np.ndarray]:
-    import numpy as np
-
+def _figures(trained: Trained, split: Split, site: LocalSite, *, distances: bool) -> dict[str, Figures]:
     from dusss_core.build import build_student
     from dusss_core.inference import predict_logits
     from dusss_core.models.weights import load_tensors
@@ -141,20 +141,33 @@ def _figures(trained: Trained, split: Split, site: LocalSite) -> dict[str, np.nd
     from dusss_core.runtime import runtime_of
     from dusss_core.text.bank import build_text_bank
     from dusss_core.training import text_guided_masks
-    from dusss_core.training.evaluation import scores_of_logits
 
     config, device = trained.study.training(), site.device
     model = build_student(config).to(device)
     load_tensors(model, trained.student)
     runtime = runtime_of(config, Phase.SEGMENT, device)
     logits = predict_logits(model, split.images, config.image, device, runtime.eval_batch, amp=runtime.amp)
-    figures = scores_of_logits(config, logits, split, distances=True).per_image()
-    figures |= dict.fromkeys(("text_dice", "merged_dice"), np.full(len(split), np.nan))
-    if trained.vlm is not None and split.has_text.any():
+    figures = {STUDENT: _measured(config, logits, split, distances=distances)}
+    told = split.has_text.nonzero()[0]
+    if trained.vlm is not None and len(told):
+        split = split.select(told)
         bank = build_text_bank(split.sentences, config.vlm.text, site.text_cache, device)
         text = text_guided_masks(config, trained.vlm, split, bank, device)
-        merged = [a.astype(np.float32) + b for a, b in zip(logits, text, strict=True)]
-        for name, some in (("text_dice", list(text)), ("merged_dice", merged)):
-            dice = scores_of_logits(config, some, split).per_image()["dice"]
-            figures[name] = np.where(split.has_text, dice, np.nan)
+        merged = [logits[i].astype("float32") + z for i, z in zip(told, text, strict=True)]
+        figures |= {
+            name: _measured(config, some, split) for name, some in ((TEXT_MASK, list(text)), (WITH_SENTENCE, merged))
+        }
     return figures
+
+
+def _measured(config: TrainingConfig, logits: Logits, split: Split, *, distances: bool = False) -> Figures:
+    import numpy as np
+
+    from dusss_core.metrics import to_classes
+    from dusss_core.training.evaluation import scores_of_logits
+
+    counted = [count_pixels(to_classes(z), np.asarray(mask)) for z, mask in zip(logits, split.masks, strict=True)]
+    return {
+        **scores_of_logits(config, logits, split, distances=distances).per_image(),
+        **{name: np.array([one[name] for one in counted]) for name in counted[0]},
+    }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.grid.cell import Cell
+from benchmarks.grid.measures import STUDENT, WITH_SENTENCE, mean, summary
 from dusss_core.errors import UserError
 from server.simulation.materialise import simulation_of
 from server.study.config import StudyConfig
@@ -17,8 +18,6 @@ from sites.manifest import Record, read_manifest
 from sites.partition import OFFICIAL_TEST, PartitionConfig, partition, write_sites
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from benchmarks.grid.trial import Trained
 
 SEEDS = (1, 2, 3)
@@ -49,16 +48,15 @@ def figures_on_unread(cell: Cell, trained: Trained, data: Path, work: Path) -> d
     """What the cell's JSON file holds under "unread"."""
     import numpy as np
 
-    from benchmarks.grid.trial import figures_on_test
+    from benchmarks.grid.trial import figures_on
 
     records = unread_records(trained.study, data)
     files = write_sites(work / f"unread-{cell.dataset}-{cell.profile}", {OFFICIAL_TEST: records})
-    found: dict[str, np.ndarray] = figures_on_test(trained, files)[OFFICIAL_TEST]
-    means = {name: round(float(np.mean(found[name])), 4) for name in ("dice", "iou")}
-    merged = found["merged_dice"]
+    found = figures_on("test", trained, files)[OFFICIAL_TEST]
+    dice = found[STUDENT]["dice"]
     return {
-        **means,
-        "n": len(found["dice"]),
-        "with_sentence": None if np.isnan(merged).all() else round(float(np.nanmean(merged)), 4),
-        "dice_per_picture": [int(value) for value in np.rint(1000 * found["dice"])],
+        **summary([found[STUDENT]]),
+        "n": len(dice),
+        "with_sentence": mean(found[WITH_SENTENCE]["dice"]) if WITH_SENTENCE in found else None,
+        "dice_per_picture": [int(value) for value in np.rint(1000 * dice)],
     }

@@ -25,8 +25,8 @@ from sites.manifest import Record, labelled_by_fraction
 def test_the_pack_holds_the_pictures_of_the_grid(small, share, tmp_path):
     cell = Cell("qata", share, "dusss", "centralized", "gpu", seed=1)
     study = make_study(cell, small.data)
-    ((_, files),) = groups_of_sites(cell, study, tmp_path).items()
-    site, official = (SiteData(load_site(file), study.image) for file in files)
+    ((_, group),) = groups_of_sites(cell, study, tmp_path).items()
+    site, official = (SiteData(load_site(file), study.image) for file in group.sites)
     found = Packed(small.pack).splits(share)
     for name, own in (("train", site.split("train")), ("val", site.split("val")), ("test", official.split("test"))):
         other = found[name]
