@@ -12,6 +12,7 @@ It stops cleanly where the next round would pass --time-limit, and goes on at th
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections import defaultdict
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.grid.cell import DATASETS, PROFILES, Cell
+from benchmarks.grid.cell import DATASETS, OWN_TEXT, PROFILES, Cell
 from benchmarks.grid.measures import STUDENT, TEXT_MASK, WITH_SENTENCE, Figures, area_by_size, mean, summary
 from dusss_core.errors import UserError
 from feddusss import cli
@@ -43,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--method", required=True, help="dusss, paper, mean_teacher, supervised, clip, table2_110, ...")
     parser.add_argument("--setting", default="centralized", help="centralized, local, federated, iid, skewed, ...")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--text", default=OWN_TEXT, metavar="COLUMN", help="column of the sentences (text)")
     parser.add_argument("--profile", choices=PROFILES, default="cpu", help="cpu, cpu_imagenet: sized for two cores")
     parser.add_argument("--time-limit", type=float, metavar="MIN", help="stop after so many minutes; call again")
     parser.add_argument("--work", type=Path, default=Path("runs/accuracy"), help="folder for runs (runs/accuracy)")
@@ -57,9 +59,7 @@ def _measure(arguments: argparse.Namespace) -> int:
     from benchmarks.grid.trial import Clock, OutOfTime
     from dusss_core.files import write_json
 
-    cell = Cell(
-        arguments.dataset, arguments.labels, arguments.method, arguments.setting, arguments.profile, arguments.seed
-    )
+    cell = Cell(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Cell)})
     find_method(cell.method)
     target = arguments.results / f"{cell.name}.json"
     if arguments.unread:
@@ -129,7 +129,7 @@ def measure(cell: Cell, data: Path, work: Path, clock: Clock, overrides: tuple[s
         read = [test[site][-1][STUDENT]["dice"] for site in _counting(test) if site in group.names]
         alone[name] = mean([value for dice in read for value in dice])
     return {
-        **{key: getattr(cell, key) for key in ("dataset", "labels", "method", "setting", "profile", "seed")},
+        **dataclasses.asdict(cell),
         "val": {
             **_val_figures(val),
             # of the models and in the weights by which the final round was chosen

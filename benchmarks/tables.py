@@ -24,6 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.grid.bootstrap import Difference, paired_difference
+from benchmarks.grid.cell import OWN_TEXT
 from benchmarks.grid.measures import SIZES
 from benchmarks.pages import with_body
 from dusss_core.files import write_text
@@ -54,7 +55,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _write(arguments: argparse.Namespace) -> int:
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(arguments.results.glob("*.json"))]
+    files = sorted(arguments.results.glob("*.json"))
+    results = [with_text_in_method(json.loads(path.read_text(encoding="utf-8"))) for path in files]
     drawn = charts(results)
     files = {arguments.page: with_body(arguments.page, BEGIN, END, tables(results, drawn))}
     files |= {arguments.charts / name: svg for name, svg in drawn.items()}
@@ -103,6 +105,12 @@ def on_unread(results: Iterable[Result]) -> list[Result]:
         for result in results
         if (unread := result.get("unread"))
     ]
+
+
+def with_text_in_method(result: Result) -> Result:
+    """The cell as a row of its own where it reads another column's sentences than the data set's own."""
+    text = result.get("text", OWN_TEXT)
+    return result if text == OWN_TEXT else {**result, "method": f"{result['method']}, {text}"}
 
 
 def _grouped(results: Iterable[Result]) -> dict[Group, list[Result]]:

@@ -135,10 +135,19 @@ def labelled_by_fraction(records: Iterable[Record], fraction: float) -> set[str]
     The first ceil(fraction * n) of the n labelled training records in order of a hash of their id: a smaller
     fraction is a subset of a larger one, and every method and run sees the same.
     """
+    candidates = label_order(records)
+    return set(candidates[: share_of(fraction, len(candidates))])
+
+
+def label_order(records: Iterable[Record]) -> list[str]:
+    """The ids of the labelled training records, in the order in which their labels are taken."""
     candidates = [record.id for record in records if record.split == "train" and record.labelled]
-    candidates.sort(key=lambda identity: unit_hash("label", identity))
-    # rounded first, since 0.07 * 100 is a little more than 7
-    return set(candidates[: math.ceil(round(fraction * len(candidates), 6))])
+    return sorted(candidates, key=lambda identity: unit_hash("label", identity))
+
+
+def share_of(fraction: float, n: int) -> int:
+    """ceil(fraction * n), rounded first, since 0.07 * 100 is a little more than 7."""
+    return math.ceil(round(fraction * n, 6))
 
 
 def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:

@@ -23,7 +23,7 @@ from dusss_core.config import Strict
 from dusss_core.errors import UserError
 from dusss_core.seeds import derive_seed, unit_hash
 from sites.config import write_site
-from sites.manifest import COLUMNS, Record, labelled_by_fraction, write_manifest
+from sites.manifest import COLUMNS, Record, label_order, labelled_by_fraction, share_of, write_manifest
 
 OFFICIAL_TEST = "official_test"
 """Name of the site that holds the data set's own test split."""
@@ -88,9 +88,16 @@ class PartitionConfig(Strict):
     label_fraction: float | dict[str, float] = 1.0
     """Share of each site's training masks that may be trained on, for all sites or by site (1 for those not
     named)."""
+    labels_of: Literal["site", "all"] = "site"
+    """What `label_fraction` is a share of. site: of each site's masks, rounded up at each, so that many small sites
+    have more labels than it says. all: of the masks of all sites together, rounded up once, and divided among the sites
+    as whole pictures allow (Webster's method); a small site may get none."""
     official_test: bool = False
     """The data set's own test split becomes a site of its own that only evaluates; the others hold out their
     own."""
+    left_out: str | None = None
+    """For by: column: a value of `column` whose site takes no part. All its records, of every split, become the site
+    official_test, which only evaluates."""
 
     @model_validator(mode="after")
     def _check(self) -> PartitionConfig:
@@ -101,6 +108,10 @@ class PartitionConfig(Strict):
         fractions = self.label_fraction.values() if isinstance(self.label_fraction, dict) else [self.label_fraction]
         if not all(0 <= fraction <= 1 for fraction in fractions):
             raise ValueError("label_fraction lies between 0 and 1")
+        if self.labels_of == "all" and isinstance(self.label_fraction, dict):
+            raise ValueError("labels_of: all goes with one label_fraction for all sites")
+        if self.left_out is not None and (self.by != "column" or self.official_test):
+            raise ValueError("left_out goes with by: column, and without official_test")
         if self.official_test and not self.keep_splits:
             raise ValueError("official_test needs the manifest's splits; set keep_splits: true")
         return self
@@ -118,8 +129,8 @@ def partition(records: Iterable[Record], config: PartitionConfig, seed: int = 1)
         fraction
             for an unknown site.
     """
-    records = _subset(list(records), config.subset, seed)
-    official = []
+    records, official = _leave_out(list(records), config)
+    records = _subset(records, config.subset, seed)
     if config.official_test:
         official = [record for record in records if record.split == "test"]
         records = [record for record in records if record.split != "test"]
@@ -132,7 +143,7 @@ def partition(records: Iterable[Record], config: PartitionConfig, seed: int = 1)
         for name, members in sorted(_divide(records, config, seed).items())
     }
     _check_sites(sites, config)
-    sites = {name: _label(members, _fraction(config, name)) for name, members in sites.items()}
+    sites = _label(sites, config)
     return {**sites, OFFICIAL_TEST: official} if official else sites
 
 
@@ -151,6 +162,18 @@ def write_sites(folder: Path, sites: dict[str, list[Record]], **settings: str | 
         evaluates_only = all(record.split == "test" for record in records)
         files.append(write_site(folder / name, name, evaluates_only=evaluates_only, **settings))
     return files
+
+
+def _leave_out(records: list[Record], config: PartitionConfig) -> tuple[list[Record], list[Record]]:
+    """The records that take part, and those of the site that does not, all of them test records."""
+    if config.left_out is None:
+        return records, []
+    values = [_cell(record, config.column) for record in records]
+    if config.left_out not in values:
+        raise UserError(*_unknown("left_out", config.left_out, config.column, values))
+    pairs = list(zip(records, values, strict=True))
+    left_out = [replace(record, split="test") for record, value in pairs if value == config.left_out]
+    return [record for record, value in pairs if value != config.left_out], left_out
 
 
 def _subset(records: list[Record], config: SubsetConfig, seed: int) -> list[Record]:
@@ -178,11 +201,7 @@ def _by_column(records: list[Record], config: PartitionConfig, seed: int) -> dic
     names = _slugs(sorted(set(values)))
     for value in config.divide:
         if value not in names:
-            near = difflib.get_close_matches(value, names, n=1, cutoff=0.4)
-            raise UserError(
-                f"partition: divide names '{value}', which column '{config.column}' does not hold",
-                f"did you mean '{near[0]}'?" if near else f"its values: {', '.join(sorted(names))}",
-            )
+            raise UserError(*_unknown("divide", value, config.column, names))
     sites: dict[str, list[Record]] = defaultdict(list)
     for value, divide in config.divide.items():
         sites.update({f"{names[value]}_{i + 1}": [] for i in range(divide.into)})
@@ -245,6 +264,16 @@ def _cell(record: Record, column: str | None) -> str:
     return cells[column]
 
 
+def _unknown(key: str, value: str, column: str | None, values: Iterable[str]) -> tuple[str, str]:
+    """The problem, and the remedy."""
+    known = sorted(set(values))
+    near = difflib.get_close_matches(value, known, n=1, cutoff=0.4)
+    return (
+        f"partition: {key} names '{value}', which column '{column}' does not hold",
+        f"did you mean '{near[0]}'?" if near else f"its values: {', '.join(known)}",
+    )
+
+
 def _slugs(values: list[str]) -> dict[str, str]:
     """Safe and unique site names for the values of a column."""
     names: dict[str, str] = {}
@@ -303,6 +332,27 @@ def _fraction(config: PartitionConfig, site: str) -> float:
     return config.label_fraction
 
 
-def _label(records: list[Record], fraction: float) -> list[Record]:
-    chosen = labelled_by_fraction(records, fraction)
-    return [replace(record, labelled=record.id in chosen) if record.split == "train" else record for record in records]
+def _label(sites: dict[str, list[Record]], config: PartitionConfig) -> dict[str, list[Record]]:
+    if config.labels_of == "all":
+        chosen = _labelled_of_all(list(sites.values()), config.label_fraction)
+    else:
+        each = (labelled_by_fraction(members, _fraction(config, name)) for name, members in sites.items())
+        chosen = set().union(*each)
+    return {
+        name: [
+            replace(record, labelled=record.id in chosen) if record.split == "train" else record for record in members
+        ]
+        for name, members in sites.items()
+    }
+
+
+def _labelled_of_all(sites: Iterable[list[Record]], fraction: float) -> set[str]:
+    """As `labelled_by_fraction`, but of all sites together: the k-th of n masks of a site, in the order of their hash,
+    stands at (k - 1/2) / n in the common order. So each site's share is right to half a picture or so, and a smaller
+    fraction is a subset of a larger one."""
+    places = [
+        ((k + 0.5) / len(ids), unit_hash("label", identity), identity)
+        for ids in map(label_order, sites)
+        for k, identity in enumerate(ids)
+    ]
+    return {identity for *_, identity in sorted(places)[: share_of(fraction, len(places))]}

@@ -8,6 +8,7 @@ skewed         the first site has all its labels, the others a tenth of `--label
 no_labels      the first site has no labels at all
 no_text        the first site has no sentences
 absent         the first site takes no part: what the other sites reach without it
+left_out_NAME  the federation of the other hospitals; all pictures of this one are the test (polypgen)
 """
 
 from __future__ import annotations
@@ -69,9 +70,11 @@ def partition_of(cell: Cell) -> dict[str, Any]:
     Raises:
         UserError: an unknown setting.
     """
-    if cell.setting not in SETTINGS:
-        raise UserError(f"--setting {cell.setting}: not known", f"one of: {', '.join(SETTINGS)}")
     source = cell.source()
+    left_out = {f"left_out_{value}": value for value in source.get("left_out", ())}
+    known = (*SETTINGS, *left_out)
+    if cell.setting not in known:
+        raise UserError(f"--setting {cell.setting}: not known", f"one of: {', '.join(known)}")
     natural = source["sites"]
     drawn = {"by": "random", "sites": len(natural)} if cell.setting == "iid" else source["federated"]
     shares = {
@@ -83,8 +86,10 @@ def partition_of(cell: Cell) -> dict[str, Any]:
         "hold_out": source["hold_out"],
         "subset": source["subset"][cell.profile],
         "official_test": source["official_test"],
-        "keep_splits": source["official_test"],
+        "keep_splits": source["keep_splits"],
         "label_fraction": shares.get(cell.setting, cell.labels),
+        "labels_of": source.get("labels_of", "site") if cell.setting not in shares else "site",
+        "left_out": left_out.get(cell.setting),
     }
 
 

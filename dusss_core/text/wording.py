@@ -50,7 +50,7 @@ def names_a_side(sentence: str) -> bool:
 
 def names_a_place(sentence: str) -> bool:
     """Whether the sentence speaks of up, down, left, right or both sides: a turned picture contradicts it."""
-    return _locates(sentence) or any(word.lower() in _SPREADS for word in _WORD.findall(sentence))
+    return _is_at_a_side(sentence) or any(word.lower() in _SPREADS for word in _WORD.findall(sentence))
 
 
 def may_flip(sentence: str) -> bool:
@@ -88,6 +88,8 @@ _PLACES = _set(
     "downwards medial lateral hilar hilum infrahilar suprahilar retrocardiac costophrenic paracardiac "
     "subdiaphragmatic diaphragm fissure half third"
 )
+# Nothing that turns with the picture, but a place.
+_CENTRES = _set("centre centres center centers central centrally")
 _SPREADS = _set("bilateral bilaterally unilateral unilaterally both-sided both either")
 _NEGATIONS = _set(
     "no not without none never nor neither non absent absence negative free denies denied except "
@@ -290,8 +292,16 @@ def _split_statements(sentence: str) -> list[tuple[str, str]]:
 
 
 def _locates(text: str) -> bool:
-    """Whether a side or a place is named."""
-    return names_a_side(text) or not _PLACES.isdisjoint(re.findall(r"[^\W_]+", text.lower()))
+    """Whether a side or a place is named, the centre among them."""
+    return _is_at_a_side(text) or _names_one_of(_CENTRES, text)
+
+
+def _is_at_a_side(text: str) -> bool:
+    return names_a_side(text) or _names_one_of(_PLACES, text)
+
+
+def _names_one_of(words: frozenset[str], text: str) -> bool:
+    return not words.isdisjoint(re.findall(r"[^\W_]+", text.lower()))
 
 
 def _first_word(text: str) -> str:

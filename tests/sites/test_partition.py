@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,54 @@ def test_label_fractions_by_site():
     assert all(r.labelled for r in sites["site_2"])
 
 
+def hospitals(*sizes: int) -> list[Record]:
+    """Labelled training records of hospitals with so many each."""
+    return [
+        Record(f"{h}_{i}", Path("/i.png"), Path("/m.png"), labelled=True, extra={"hospital": f"h{h}"})
+        for h, size in enumerate(sizes)
+        for i in range(size)
+    ]
+
+
+def test_labels_of_all_sites_are_the_share_that_was_asked_for():
+    def labelled(fraction, labels_of):
+        config = PartitionConfig(by="column", column="hospital", label_fraction=fraction, labels_of=labels_of)
+        sites = partition(hospitals(5, 4, 3, 3, 2, 1, 1), config)
+        return [sum(record.labelled for record in members) for members in sites.values()]
+
+    assert labelled(0.5, "site") == [3, 2, 2, 2, 1, 1, 1]
+    assert sum(labelled(0.5, "all")) == 10  # of 19, rounded up once
+    for fraction in (0.05, 0.1, 0.3, 0.5, 0.8, 1.0):
+        found = labelled(fraction, "all")
+        assert sum(found) == -(-round(100 * fraction) * 19 // 100)
+        assert all(abs(n - fraction * size) < 1 for n, size in zip(found, (5, 4, 3, 3, 2, 1, 1), strict=True))
+
+
+def test_labels_of_all_sites_are_nested_and_in_each_site_those_of_the_site():
+    def labelled(fraction, **more):
+        config = PartitionConfig(by="column", column="hospital", label_fraction=fraction, **more)
+        sites = partition(hospitals(40, 20, 10), config)
+        return {record.id for members in sites.values() for record in members if record.labelled}
+
+    parts = [labelled(fraction / 100, labels_of="all") for fraction in range(0, 101, 4)]
+    assert all(smaller < larger for smaller, larger in pairwise(parts))
+    # where nothing has to be rounded, how the labels are drawn makes no difference
+    assert labelled(0.5, labels_of="all") == labelled(0.5)
+
+
+def test_a_site_that_is_left_out_is_tested_on_as_a_whole_and_takes_no_part():
+    records = dataset()
+    config = {"by": "column", "column": "finding", "label_fraction": 0.5}
+    usual = partition(records, PartitionConfig(**config))
+    sites = partition(records, PartitionConfig(**config, left_out="b", subset={"test": 7}))
+    assert list(sites) == ["a", "c", "official_test"]
+    assert {r.id for r in sites["official_test"]} == {r.id for r in usual["b"]}
+    assert {r.split for r in sites["official_test"]} == {"test"} != {r.split for r in usual["b"]}
+    for name in ("a", "c"):
+        trained = [[r for r in some[name] if r.split != "test"] for some in (usual, sites)]
+        assert trained[0] == trained[1]
+
+
 def test_a_subset_is_exact_and_nested():
     def ids(n):
         sites = partition(dataset(), PartitionConfig(by="random", sites=2, subset={"train": n, "val": 20, "test": 0}))
@@ -177,6 +226,7 @@ def test_site_names_are_safe_and_unique(tmp_path):
             {"by": "column", "column": "family", "divide": {"cxr": {"into": 2, "by": "id"}}},
             "would tear patient",
         ),
+        ({"by": "column", "column": "family", "left_out": "cx"}, r"left_out names 'cx'.*\n  -> did you mean 'cxr'\?"),
         ({"by": "random", "sites": 5000}, r"no training records at site_"),
         ({"by": "random", "label_fraction": {"site_9": 0.5}}, r"unknown site 'site_9'"),
     ],
@@ -201,6 +251,9 @@ def test_an_empty_cell_is_named_with_its_row():
         {"hold_out": {"val": 0.5, "test": 0.5}},
         {"label_fraction": 1.5},
         {"official_test": True, "keep_splits": False},
+        {"label_fraction": {"a": 0.5}, "labels_of": "all"},
+        {"by": "random", "left_out": "a"},
+        {"by": "column", "column": "family", "left_out": "a", "official_test": True},
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(config):

@@ -133,3 +133,82 @@ def test_what_may_be_flipped_and_turned():
         assert not may_flip(hidden)
         assert not may_turn(hidden)
     assert may_flip("Fluorescence, right, all lungs.")
+
+
+ENDOSCOPY = [
+    # six hospitals' ways to say how many, how large and where
+    ("One polyp, small, upper left.", "One polyp, small, upper right."),
+    ("Single polyp, large size, middle right of the picture.", "Single polyp, large size, middle left of the picture."),
+    (
+        "Three or more polyps, largest medium, lower left, centre and middle right.",
+        "Three or more polyps, largest medium, lower right, centre and middle left.",
+    ),
+    ("The frame shows one large lesion at the right side.", "The frame shows one large lesion at the left side."),
+    (
+        "The frame shows two lesions, a small one at the top left and a large one at the bottom centre.",
+        "The frame shows two lesions, a small one at the top right and a large one at the bottom centre.",
+    ),
+    ("Polyp finding: one, medium, left upper field.", "Polyp finding: one, medium, right upper field."),
+    (
+        "Finding positive, one polyp of small size, right middle field.",
+        "Finding positive, one polyp of small size, left middle field.",
+    ),
+    (
+        "In this video frame a small polyp can be seen in the left middle part.",
+        "In this video frame a small polyp can be seen in the right middle part.",
+    ),
+    ("A solitary big polyp is identified, right side.", "A solitary big polyp is identified, left side."),
+    (
+        "One polyp is identified towards the bottom right; it is big.",
+        "One polyp is identified towards the bottom left; it is big.",
+    ),
+    (
+        "Growths detected, number two, big in the lower left side, small in the upper mid area.",
+        "Growths detected, number two, big in the lower right side, small in the upper mid area.",
+    ),
+    (
+        "Colonoscopy picture, wide frame, black border left, green inset, sharp.",
+        "Colonoscopy picture, wide frame, black border right, green inset, sharp.",
+    ),
+]
+PLACES = re.compile(
+    r"\b(?:left|right|upper|lower|top|bottom|middle|mid|cent(?:re|ral)|side|field|small|medium|large|largest|big|"
+    r"one|two|three|more|no|polyps?|lesions?|growths?)\b"
+)
+
+
+@pytest.mark.parametrize(("sentence", "mirrored"), ENDOSCOPY)
+def test_sentences_of_endoscopy_are_mirrored_and_never_turned(sentence, mirrored):
+    assert may_flip(sentence) and (mirror(sentence), mirror(mirrored)) == (mirrored, sentence)
+    assert not may_turn(sentence) and not may_turn(mirrored)
+
+
+@pytest.mark.parametrize("sentence", [sentence for sentence, _ in ENDOSCOPY])
+def test_other_wordings_of_endoscopy_keep_number_size_and_place(sentence):
+    for wording in wordings(sentence, 8):
+        assert Counter(PLACES.findall(wording.lower())) == Counter(PLACES.findall(sentence.lower())), wording
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "One polyp, medium, upper centre.",
+        "Polyp finding: one, small, central lower field.",
+        "Video frame with a single small polyp in the lower middle part of the view.",
+        "One large polypoid lesion is seen at the top centre.",
+    ],
+)
+def test_what_lies_above_or_below_is_not_turned_and_needs_no_mirror(sentence):
+    assert may_flip(sentence) and not may_turn(sentence) and not names_a_side(sentence)
+
+
+@pytest.mark.parametrize(
+    "sentence", ["One polyp, large, centre.", "Finding negative, zero polyps.", "Video frame without polyp."]
+)
+def test_the_centre_stays_where_it_is_in_a_turned_picture(sentence):
+    assert may_turn(sentence)
+
+
+def test_a_list_of_places_with_the_centre_is_not_torn_apart():
+    sentence = "Polyps three or more, the largest small, centre, middle left and lower centre."
+    assert all("centre, middle left and lower centre" in wording.lower() for wording in wordings(sentence, 16))
