@@ -128,13 +128,14 @@ def hospitals(*sizes: int) -> list[Record]:
 
 
 def test_labels_of_all_sites_are_the_share_that_was_asked_for():
-    def labelled(fraction, labels_of):
+    def labelled(fraction, labels_of, sizes=(5, 4, 3, 3, 2, 1, 1)):
         config = PartitionConfig(by="column", column="hospital", label_fraction=fraction, labels_of=labels_of)
-        sites = partition(hospitals(5, 4, 3, 3, 2, 1, 1), config)
+        sites = partition(hospitals(*sizes), config)
         return [sum(record.labelled for record in members) for members in sites.values()]
 
     assert labelled(0.5, "site") == [3, 2, 2, 2, 1, 1, 1]
     assert sum(labelled(0.5, "all")) == 10  # of 19, rounded up once
+    assert labelled(0.1, "all", (40, 1, 1, 1, 1, 1)) == [5, 0, 0, 0, 0, 0]
     for fraction in (0.05, 0.1, 0.3, 0.5, 0.8, 1.0):
         found = labelled(fraction, "all")
         assert sum(found) == -(-round(100 * fraction) * 19 // 100)
