@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of the data sets")
     parser.add_argument("--dataset", required=True, help=", ".join(DATASETS))
     parser.add_argument("--labels", type=float, default=0.5, help="share of the training masks (0.5)")
-    parser.add_argument("--method", required=True, help="dusss, paper, mean_teacher, supervised, clip, table2_110, ...")
+    parser.add_argument("--method", required=True, help="dusss, paper, supervised, wrong_sentence, table2_110, ...")
     parser.add_argument("--setting", default="centralized", help="centralized, local, federated, iid, skewed, ...")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--text", default=OWN_TEXT, metavar="COLUMN", help="column of the sentences (text)")
@@ -113,7 +113,7 @@ def measure(cell: Cell, data: Path, work: Path, clock: Clock, overrides: tuple[s
     Returns:
         What the cell's JSON file holds.
     """
-    from benchmarks.grid.hospitals import groups_of_sites
+    from benchmarks.grid.hospitals import groups_of_sites, same_test_for_all_seeds
     from benchmarks.grid.methods import find_method
     from benchmarks.grid.trial import Trial, figures_on, make_study, provenance
 
@@ -135,6 +135,7 @@ def measure(cell: Cell, data: Path, work: Path, clock: Clock, overrides: tuple[s
             # of the models and in the weights by which the final round was chosen
             **{name: mean([some.val.get(name) for some in trained]) for name in ("dice", "iou")},
         },
+        **({"same_pictures": True} if same_test_for_all_seeds(cell) else {}),
         **_test_figures(test, mean([some.hidden_text_dice for some in trained])),
         # test Dice of each model, where there are several
         **({"federations": alone} if len(alone) > 1 else {}),

@@ -34,6 +34,18 @@ HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "results.md"
 BEGIN, END = "<!-- accuracy: written by benchmarks/tables.py -->", "<!-- accuracy: end -->"
 CHARTS = PAGE.parent / "images"
+_ROWS = {
+    "table2_": "SSS, DCL and Ltg on (1) or off (0), every row with label supervision and consistency of the grounding "
+    "decoder (111 is `dusss`, 000 is `clip`)",
+    "paper_table2_": "SSS, DCL and Ltg on (1) or off (0) to the letter of the paper, where no label supervises the "
+    "grounding decoder (111 is `paper`)",
+    "constant_sentence": "DuSSS, every picture with the same sentence",
+    "wrong_sentence": "DuSSS, each picture with another picture's sentence, in training and test",
+    "picture_only_teacher": "DuSSS' decoder as a teacher that sees pictures alone: one sentence, of the contrast only "
+    "that all pictures be equally near to it, no cross-attention; weights to start from, labels, consistency and mirror "
+    "image are the same",
+}
+"""What rows are whose name does not say it."""
 _COMPARED = ("mean_teacher", "supervised")
 # short, since a chart is narrow
 _IN_CHART = {"supervised": "supervised", "mean_teacher": "teacher", "dusss": "DuSSS"}
@@ -152,7 +164,7 @@ def _chart(key: Group, results: Sequence[Result]) -> str | None:
 
 def _table(key: Group, results: Sequence[Result], drawn: Container[str]) -> str:
     shares = sorted({result["labels"] for result in results})
-    methods = sorted({result["method"] for result in results}, key=lambda name: (name.startswith("table2"), name))
+    methods = sorted({result["method"] for result in results}, key=lambda name: ("table2" in name, name))
     head = ["method", *[f"{100 * share:g} %" for share in shares]]
     lines = [f"### {' · '.join(key)}", "", _line(head), _line(["---"] * len(head))]
     for method in methods:
@@ -160,7 +172,9 @@ def _table(key: Group, results: Sequence[Result], drawn: Container[str]) -> str:
         lines.append(_line([method, *[_cell(cell, results, share) for cell, share in zip(cells, shares, strict=True)]]))
     name = _chart_name(key)
     chart = [f"![Dice over the share of labels](images/{name})", ""] if name in drawn else []
-    more = [*_more(results, methods, shares), *_measures(results, methods, shares)]
+    told = [name for name in _ROWS if any(method.startswith(name) for method in methods)]
+    rows = [f"- `{name}{'…' if name.endswith('_') else ''}`: {_ROWS[name]}." for name in told]
+    more = [*rows, *_more(results, methods, shares), *_measures(results, methods, shares)]
     return "\n".join([*lines, "", *chart, *more, ""])
 
 

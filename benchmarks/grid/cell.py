@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.grid.sentences import CONTROL_OF
 from dusss_core.errors import UserError
 
 PROFILES = ("cpu", "cpu_imagenet", "gpu")
@@ -53,8 +54,14 @@ class Cell:
 
     @property
     def hospitals(self) -> str:
-        """Of its sites' folder, which the cells of all methods share."""
-        return f"hospitals-{self._data}-{self.setting}{self._told}-seed{self.seed}"
+        """Of its sites' folder, which the cells of all methods with the same sentences share."""
+        control = f"-{self.control}" if self.control else ""
+        return f"hospitals-{self._data}-{self.setting}{self._told}{control}-seed{self.seed}"
+
+    @property
+    def control(self) -> str | None:
+        """The control of its sentences (`benchmarks.grid.sentences`); None: they are as they are."""
+        return CONTROL_OF.get(self.method)
 
     @property
     def _data(self) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.grid.cell import Cell
+from benchmarks.grid.sentences import tell
 from dusss_core.errors import UserError
 from server.simulation.materialise import materialise
 from server.study.config import StudyConfig
@@ -50,6 +51,8 @@ def groups_of_sites(cell: Cell, study: StudyConfig, folder: Path) -> dict[str, G
         The federations to train, by name. One federation, but for `local`, where each site is one.
     """
     files = materialise(study, folder)
+    if cell.control:
+        tell(files, cell.control, cell.seed)
     test = [file for file in files if file.parent.name == OFFICIAL_TEST]
     sites = [file for file in files if file not in test]
     if cell.setting == "local":
@@ -91,6 +94,16 @@ def partition_of(cell: Cell) -> dict[str, Any]:
         "labels_of": source.get("labels_of", "site") if cell.setting not in shares else "site",
         "left_out": left_out.get(cell.setting),
     }
+
+
+def same_test_for_all_seeds(cell: Cell) -> bool:
+    """Whether cells that differ in their seed alone are tested on the same pictures, in the same order."""
+    drawn = partition_of(cell)
+    return (
+        drawn["by"] == "column"
+        and drawn["keep_splits"]
+        and not (drawn["subset"].get("test") or drawn["hold_out"].get("test"))
+    )
 
 
 def _pooled(folder: Path, sites: Sequence[Path]) -> Path:

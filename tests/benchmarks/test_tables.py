@@ -145,3 +145,17 @@ def test_check_sees_a_chart_that_is_not_that_of_the_files(results, tmp_path):
     assert tables.main([*paths, "--check"]) == 0
     next(charts.iterdir()).write_text("<svg/>")
     assert tables.main([*paths, "--check"]) == 1
+
+
+def test_the_page_says_which_rows_are_to_the_letter_of_the_paper(results):
+    low = results[0]
+    both = [{**low, "method": name} for name in ("table2_110", "paper_table2_110")]
+    assert "`paper_table2_…`: SSS, DCL and Ltg on (1) or off (0) to the letter of the paper" in tables.tables(both)
+    assert "to the letter" not in tables.tables(both[:1]) and "- `table2_…`" not in tables.tables(both[1:])
+
+
+def test_cells_that_read_other_sentences_are_a_row_of_their_own(results):
+    dusss = results[2]
+    cells = [tables.with_text_in_method(cell) for cell in (dusss, {**dusss, "text": "text_meta"})]
+    assert [cell["method"] for cell in cells] == ["dusss", "dusss, text_meta"]
+    assert tables.with_text_in_method({**dusss, "text": "text"})["method"] == "dusss"

@@ -1,0 +1,175 @@
+"""The cells of the accuracy grid train and test on what they say."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.grid.cell import Cell
+from benchmarks.grid.hospitals import groups_of_sites, same_test_for_all_seeds
+from benchmarks.grid.methods import find_method
+from benchmarks.grid.methods.presets import METHODS
+from benchmarks.grid.sentences import CONSTANT, others
+from benchmarks.grid.trial import make_study
+from dusss_core.config import MethodConfig
+from dusss_core.errors import UserError
+from dusss_core.text.wording import may_flip, wordings
+from sites.manifest import Record, read_manifest, write_manifest
+
+SPLITS = {"train": 14, "val": 2, "test": 4}
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    """A manifest like PolypGen's, of few pictures."""
+    picture = tmp_path / "polypgen" / "picture.png"
+    picture.parent.mkdir()
+    picture.touch()
+    records = [
+        Record(
+            f"C{centre}_{split}_{i}",
+            image=picture,
+            mask=picture,
+            text=f"Finding {i % 5} of hospital {centre}.",
+            split=split,
+            labelled=True,
+            extra={"centre": f"C{centre}", "text_meta": "Dark."},
+        )
+        for centre in range(1, 7)
+        for split, n in SPLITS.items()
+        for i in range(n)
+    ]
+    write_manifest(tmp_path / "polypgen" / "manifest.csv", records)
+    return tmp_path
+
+
+def _groups(data, method="dusss", setting="federated", labels=0.1, **more):
+    cell = Cell("polypgen", labels, method, setting, "cpu", 1, **more)
+    study = make_study(cell, data, changes=METHODS[method])
+    return groups_of_sites(cell, study, data / "work" / cell.hospitals)
+
+
+def _records(files) -> dict[str, list[Record]]:
+    return {file.parent.name: read_manifest(file.parent / "manifest.csv") for file in files}
+
+
+@pytest.mark.parametrize("setting", ["centralized", "federated", "local", "iid"])
+def test_every_hospitals_own_test_is_tested_on_in_every_setting(data, setting):
+    groups = _groups(data, setting=setting).values()
+    tested = [r.id for group in groups for some in _records(group.tested).values() for r in some if r.split == "test"]
+    assert sorted(tested) == sorted(f"C{centre}_test_{i}" for centre in range(1, 7) for i in range(4))
+
+
+def test_pooled_and_federated_train_on_the_same_pictures_and_labels(data):
+    ((_, pooled),), ((_, federated),) = (_groups(data, setting=s).items() for s in ("centralized", "federated"))
+    (one,) = _records(pooled.sites).values()
+    assert {r.id.split("-", 1)[1]: (r.split, r.labelled, r.text) for r in one} == {
+        r.id: (r.split, r.labelled, r.text) for some in _records(federated.sites).values() for r in some
+    }
+    assert sum(r.labelled for r in one if r.split == "train") == 9  # 10 % of 84
+
+
+def test_of_a_hospital_that_is_left_out_every_picture_is_the_test_and_none_is_trained_on(data):
+    ((_, group),) = _groups(data, setting="left_out_C3").items()
+    records = _records(group.sites)
+    assert list(records) == ["c1", "c2", "c4", "c5", "c6", "official_test"]
+    assert Counter(r.split for r in records["official_test"]) == {"test": sum(SPLITS.values())}
+    assert {r.extra["centre"] for r in records["official_test"]} == {"C3"}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "setting", "same"),
+    [
+        ("polypgen", "federated", True),
+        ("polypgen", "left_out_C2", True),
+        ("polypgen", "iid", False),
+        ("qata", "centralized", False),
+        ("monuseg", "federated", False),
+    ],
+)
+def test_pictures_count_as_the_same_for_all_seeds_where_no_seed_draws_them(dataset, setting, same):
+    assert same_test_for_all_seeds(Cell(dataset, 0.1, "dusss", setting, "cpu", 1)) is same
+
+
+def test_the_sentences_are_those_of_the_column(data):
+    ((_, group),) = _groups(data, text="text_meta").items()
+    assert {r.text for some in _records(group.sites).values() for r in some} == {"Dark."}
+    with pytest.raises(UserError, match="--text text_mata: no sentences of polypgen"):
+        Cell("polypgen", 0.1, "dusss", "federated", "cpu", 1, "text_mata")
+    with pytest.raises(UserError, match="no sentences of qata"):
+        Cell("qata", 0.1, "dusss", "federated", "cpu", 1, "text_meta")
+
+
+def test_cells_with_other_sentences_share_no_files(data):
+    usual = Cell("polypgen", 0.1, "dusss", "federated", "cpu", 1)
+    cells = [usual, Cell("polypgen", 0.1, "dusss", "federated", "cpu", 1, "text_meta")]
+    cells += [Cell("polypgen", 0.1, name, "federated", "cpu", 1) for name in ("constant_sentence", "wrong_sentence")]
+    assert len({cell.hospitals for cell in cells}) == len({cell.name for cell in cells}) == 4
+    assert Cell("polypgen", 0.1, "supervised", "federated", "cpu", 1).hospitals == usual.hospitals
+
+
+@pytest.mark.parametrize("method", ["constant_sentence", "picture_only_teacher"])
+def test_the_same_sentence_for_all_tells_nothing_in_any_view(data, method):
+    ((_, group),) = _groups(data, method, "centralized").items()
+    assert {r.text for some in _records([*group.sites, *group.tested]).values() for r in some} == {CONSTANT}
+    assert set(wordings(CONSTANT, 8)) == {CONSTANT} and may_flip(CONSTANT)
+
+
+@pytest.mark.parametrize("setting", ["centralized", "federated"])
+def test_wrong_sentences_are_other_pictures_of_the_same_hospital_and_split(data, setting):
+    ((_, usual),), ((_, wrong),) = (_groups(data, m, setting).items() for m in ("dusss", "wrong_sentence"))
+    before, after = _records(usual.tested), _records(wrong.tested)
+    for site, records in before.items():
+        pairs = list(zip(records, after[site], strict=True))
+        assert all(a.id == b.id and a.text != b.text for a, b in pairs)
+        for split in SPLITS:
+            some = [(a.text, b.text) for a, b in pairs if a.split == split]
+            assert Counter(a for a, _ in some) == Counter(b for _, b in some)
+    trained = {r.id.split("-", 1)[-1]: r.text for some in _records(wrong.sites).values() for r in some}
+    assert trained == {r.id: r.text for some in after.values() for r in some}
+
+
+def test_a_cell_that_is_begun_again_has_the_same_wrong_sentences(data):
+    first, second = (_records(next(iter(_groups(data, "wrong_sentence").values())).sites) for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.parametrize(("commonest", "equal"), [(2, 0), (10, 0), (13, 6), (20, 20)])
+def test_equal_sentences_are_avoided_as_far_as_there_are_others(commonest, equal):
+    texts = ["a"] * commonest + [f"b{i % 4}" for i in range(20 - commonest)]
+    for seed in range(20):
+        found = others(texts, np.random.default_rng(seed))
+        assert Counter(found) == Counter(texts)
+        assert sum(a == b for a, b in zip(found, texts, strict=True)) == equal
+
+
+def test_which_wrong_sentence_a_picture_gets_does_not_follow_from_its_own():
+    texts = [name for name in "abcd" for _ in range(250)]
+    found = others(texts, np.random.default_rng(1))
+    pairs = Counter(zip(texts, found, strict=True))
+    assert len(pairs) == 12 and min(pairs.values()) > 50
+
+
+def test_all_rows_of_table_2_differ_in_its_switches_alone():
+    for prefix in ("table2", "paper_table2"):
+        rows = {name: MethodConfig(**METHODS[f"{prefix}_{name}"]["method"]).model_dump() for name in _NAMES}
+        assert {(row["sss"], row["dcl"], row["ltg"]) for row in rows.values()} == {
+            tuple(digit == "1" for digit in name) for name in _NAMES
+        }
+        others = [{k: v for k, v in row.items() if k not in ("sss", "dcl", "ltg")} for row in rows.values()]
+        assert all(other == others[0] for other in others)
+        supervised = prefix == "table2"
+        assert (others[0]["grounding_supervision"], others[0]["grounding_consistency"]) == (supervised, supervised)
+    assert METHODS["table2_111"]["method"] == {"preset": "dusss", "sss": True, "dcl": True, "ltg": True}
+
+
+_NAMES = [f"{i:03b}" for i in range(8)]
+
+
+def test_every_name_is_a_method():
+    assert all(callable(find_method(name)) for name in METHODS)
+    with pytest.raises(UserError, match="not known"):
+        find_method("table2_222")
