@@ -45,7 +45,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--setting", default="centralized", help="centralized, local, federated, iid, skewed, ...")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--text", default=OWN_TEXT, metavar="COLUMN", help="column of the sentences (text)")
-    parser.add_argument("--profile", choices=PROFILES, default="cpu", help="cpu, cpu_imagenet: sized for two cores")
+    parser.add_argument(
+        "--profile", choices=PROFILES, default="cpu", help="cpu (also cpu_imagenet, full): for two cores"
+    )
     parser.add_argument("--time-limit", type=float, metavar="MIN", help="stop after so many minutes; call again")
     parser.add_argument("--work", type=Path, default=Path("runs/accuracy"), help="folder for runs (runs/accuracy)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON file")

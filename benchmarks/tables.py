@@ -42,8 +42,8 @@ _ROWS = {
     "constant_sentence": "DuSSS, every picture with the same sentence",
     "wrong_sentence": "DuSSS, each picture with another picture's sentence, in training and test",
     "picture_only_teacher": "DuSSS' decoder as a teacher that sees pictures alone: one sentence, of the contrast only "
-    "that all pictures be equally near to it, no cross-attention; weights to start from, labels, consistency and mirror "
-    "image are the same",
+    "that all pictures be equally near to it, no cross-attention; first weights, labels, consistency and mirror image "
+    "are those of DuSSS",
 }
 """What rows are whose name does not say it."""
 _COMPARED = ("mean_teacher", "supervised")

@@ -229,6 +229,10 @@ class PhaseConfig(Strict):
     """Federated rounds; one message to each site per round."""
     epochs: int = Field(1, ge=1)
     """Local passes over the site's training pictures per round."""
+    steps: int | None = Field(None, ge=1)
+    """Steps per round, at most, so that a round of many pictures is a share of a pass: each round draws its pictures
+    anew. `patience` counts rounds, which are shorter then. null: all of the passes. Private training has
+    `privacy.steps_per_round`."""
     batch: int = Field(32, ge=LEAST_BATCH)
     """Pictures per step."""
     labelled_share: float = Field(0.5, gt=0, lt=1)

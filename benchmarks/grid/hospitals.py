@@ -86,7 +86,7 @@ def partition_of(cell: Cell) -> dict[str, Any]:
     }
     return {
         **drawn,
-        "hold_out": source["hold_out"],
+        "hold_out": source["hold_out"][cell.profile],
         "subset": source["subset"][cell.profile],
         "official_test": source["official_test"],
         "keep_splits": source["keep_splits"],

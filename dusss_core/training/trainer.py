@@ -87,7 +87,8 @@ class PhaseTrainer(ABC):
         else:
             self.model, self.optimizer = model, heir_of.optimizer
         self.step = 0
-        self.steps_per_round = settings.epochs * steps_per_epoch(usable, settings.batch)
+        passes = settings.epochs * steps_per_epoch(usable, settings.batch)
+        self.steps_per_round = passes if settings.steps is None else min(settings.steps, passes)
 
     # What a subclass provides.
 

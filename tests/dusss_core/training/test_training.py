@@ -105,6 +105,20 @@ def test_schedules_run_over_the_whole_phase_and_not_over_a_round(phase, bank):
     assert shares == [step / steps for step in range(steps)]
 
 
+@pytest.mark.parametrize("phase", Phase)
+def test_a_round_can_be_a_share_of_the_passes_and_never_more(phase, bank):
+    def round_of(**settings):
+        config, train = make_config(**{str(phase): {"rounds": 2, "batch": 6, **settings}}), make_split()
+        trainer = make_trainer(phase, config, train, bank)
+        trainer.load_shared(initial_shared(config, phase))
+        return trainer.train_round(1)["n_steps"]
+
+    whole = round_of()
+    assert whole == 2
+    assert (round_of(steps=1), round_of(steps=1, epochs=3)) == (1, 1)
+    assert (round_of(steps=50), round_of(steps=50, epochs=3)) == (whole, 3 * whole)
+
+
 def test_nothing_private_is_shared(bank):
     config, train = make_config(), make_split()
     trainer = Segmenter(config, "a", train, train, text_logits=np.zeros((12, 1, 32, 32), np.float16))
