@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.grid.cell import Cell
-from benchmarks.grid.hospitals import groups_of_sites, same_test_for_all_seeds
+from benchmarks.grid.cell import DATASETS, PROFILES, Cell
+from benchmarks.grid.hospitals import groups_of_sites, partition_of, same_test_for_all_seeds
 from benchmarks.grid.methods import find_method
 from benchmarks.grid.methods.presets import METHODS
 from benchmarks.grid.sentences import CONSTANT, others
@@ -18,6 +18,7 @@ from dusss_core.config import MethodConfig
 from dusss_core.errors import UserError
 from dusss_core.text.wording import may_flip, wordings
 from sites.manifest import Record, read_manifest, write_manifest
+from sites.partition import PartitionConfig, partition
 
 SPLITS = {"train": 14, "val": 2, "test": 4}
 
@@ -164,6 +165,27 @@ def test_all_rows_of_table_2_differ_in_its_switches_alone():
         supervised = prefix == "table2"
         assert (others[0]["grounding_supervision"], others[0]["grounding_consistency"]) == (supervised, supervised)
     assert METHODS["table2_111"]["method"] == {"preset": "dusss", "sss": True, "dcl": True, "ltg": True}
+
+
+def test_the_full_profile_draws_nothing_from_the_official_split():
+    drawn = partition_of(Cell("qata", 1.0, "supervised", "centralized", "full", 1))
+    config = PartitionConfig.model_validate(drawn)
+    counts = {"train": 30, "val": 9, "test": 12}
+    records = [
+        Record(f"{family}_{split}_{i}", Path("/i.png"), Path("/m.png"), split=split, extra={"family": family})
+        for family in ("covid", "cxr")
+        for split, n in counts.items()
+        if split == "train" or family == "cxr"
+        for i in range(n)
+    ]
+    sites = partition(records, config, seed=1)
+    found = {record.id: record.split for members in sites.values() for record in members}
+    assert found == {record.id: record.split for record in records}
+
+
+@pytest.mark.parametrize(("dataset", "profile"), [(d, p) for d in DATASETS for p in PROFILES if p in DATASETS[d]])
+def test_every_profile_is_a_study(dataset, profile):
+    make_study(Cell(dataset, 0.1, "dusss", "federated", profile, 1), Path("data"))
 
 
 _NAMES = [f"{i:03b}" for i in range(8)]
