@@ -119,6 +119,23 @@ def test_the_same_sentence_for_all_tells_nothing_in_any_view(data, method):
     assert set(wordings(CONSTANT, 8)) == {CONSTANT} and may_flip(CONSTANT)
 
 
+def test_every_row_starts_from_the_weights_of_the_method():
+    def study(method):
+        cell = Cell("polypgen", 0.1, method, "centralized", "cpu_imagenet", 1)
+        return make_study(cell, Path("data"), changes=METHODS[method])
+
+    dusss = study("dusss")
+    assert (dusss.student.weights, dusss.vlm.weights, dusss.vlm.mirror) == ("imagenet", "imagenet", True)
+    for method in ("supervised", "mean_teacher", "constant_sentence", "wrong_sentence", "picture_only_teacher"):
+        other = study(method)
+        assert (other.student, other.segment, other.pretrain) == (dusss.student, dusss.segment, dusss.pretrain)
+        same = {"cross_attention": dusss.vlm.cross_attention}
+        assert other.vlm.model_copy(update=same) == dusss.vlm
+    teacher = study("picture_only_teacher")
+    assert not teacher.vlm.cross_attention and teacher.method.grounding_supervision
+    assert teacher.method.grounding_consistency and teacher.method.text_mask
+
+
 @pytest.mark.parametrize("setting", ["centralized", "federated"])
 def test_wrong_sentences_are_other_pictures_of_the_same_hospital_and_split(data, setting):
     ((_, usual),), ((_, wrong),) = (_groups(data, m, setting).items() for m in ("dusss", "wrong_sentence"))
