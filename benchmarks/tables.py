@@ -174,8 +174,9 @@ def _table(key: Group, results: Sequence[Result], drawn: Container[str]) -> str:
     chart = [f"![Dice over the share of labels](images/{name})", ""] if name in drawn else []
     told = [name for name in _ROWS if any(method.startswith(name) for method in methods)]
     rows = [f"- `{name}{'…' if name.endswith('_') else ''}`: {_ROWS[name]}." for name in told]
-    more = [*rows, *_more(results, methods, shares), *_measures(results, methods, shares)]
-    return "\n".join([*lines, "", *chart, *more, ""])
+    notes = [*rows, *_more(results, methods, shares)]
+    blocks = [*chart, *notes, *([""] if notes else []), *_measures(results, methods, shares)]
+    return "\n".join([*lines, "", *blocks]).rstrip() + "\n"
 
 
 def _cell(cell: Sequence[Result], results: Sequence[Result], share: float) -> str:
@@ -283,7 +284,7 @@ def _measures(results: Sequence[Result], methods: Sequence[str], shares: Sequenc
         return []
     head = ["pooled Dice / precision / recall", "student", "text-guided mask", "both, with a sentence"]
     title = "Predicted over true area, by the share of the picture that the finding takes (and the number of pictures):"
-    return ["", _line(head), _line(["---"] * len(head)), *rows, *(["", title, "", *areas] if areas else [])]
+    return [_line(head), _line(["---"] * len(head)), *rows, *(["", title, "", *areas] if areas else [])]
 
 
 def _three(masks: Sequence[Result]) -> str:
