@@ -46,7 +46,7 @@ _ROWS = {
     "are those of DuSSS",
 }
 """What rows are whose name does not say it."""
-_COMPARED = ("mean_teacher", "supervised")
+_COMPARED = ("mean_teacher", "supervised", "constant_sentence", "wrong_sentence", "picture_only_teacher")
 # short, since a chart is narrow
 _IN_CHART = {"supervised": "supervised", "mean_teacher": "teacher", "dusss": "DuSSS"}
 
@@ -277,18 +277,20 @@ def _measures(results: Sequence[Result], methods: Sequence[str], shares: Sequenc
         if not cell:
             continue
         masks = [[r[key] for r in cell] for key in ("test", "text_mask", "with_sentence")]
-        rows.append(_line([f"{method}, {100 * share:g} %", *map(_three, masks)]))
+        rows.append(_line([f"{method}, {100 * share:g} %", *map(_four, masks)]))
         told = [(who, _areas(some)) for who, some in zip(("student", "text-guided masks"), masks, strict=False)]
         areas += [f"- {who.capitalize()}, {method}, {100 * share:g} %: {text}." for who, text in told if text]
     if not rows:
         return []
-    head = ["pooled Dice / precision / recall", "student", "text-guided mask", "both, with a sentence"]
+    head = ["Dice / pooled Dice / precision / recall", "student", "text-guided mask", "both, with a sentence"]
     title = "Predicted over true area, by the share of the picture that the finding takes (and the number of pictures):"
     return [_line(head), _line(["---"] * len(head)), *rows, *(["", title, "", *areas] if areas else [])]
 
 
-def _three(masks: Sequence[Result]) -> str:
-    found = [[some.get(name) for some in masks] for name in ("pooled_dice", "precision", "recall")]
+def _four(masks: Sequence[Result]) -> str:
+    # of a text-guided mask "dice" is that on unlabelled training pictures
+    dice = "test_dice" if "test_dice" in masks[0] else "dice"
+    found = [[some.get(name) for some in masks] for name in (dice, "pooled_dice", "precision", "recall")]
     return "" if any(None in values for values in found) else " / ".join(f"{100 * fmean(v):.1f}" for v in found)
 
 

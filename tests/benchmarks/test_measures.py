@@ -76,5 +76,7 @@ def test_the_page_shows_what_a_file_has_and_reads_files_without():
     told = {"pooled_dice": 0.812, "precision": 0.7, "recall": 0.9, "area_by_size": {"0-2 %": {"n": 3, "area": 2.5}}}
     assert "pooled" not in tables.tables([_cell(1, {})])
     text = tables.tables([_cell(1, {}), _cell(2, told)])
-    assert "| dusss, 10 % | 81.2 / 70.0 / 90.0 |  |  |" in text
+    assert "| dusss, 10 % | 70.0 / 81.2 / 70.0 / 90.0 |  |  |" in text
+    mask = {"dice": 0.1, "test_dice": 0.5, **told}
+    assert "/ 90.0 | 50.0 / 81.2 / 70.0 / 90.0 |  |" in tables.tables([{**_cell(2, told), "text_mask": mask}])
     assert "- Student, dusss, 10 %: 0-2 % 2.50 (3)." in text
