@@ -54,6 +54,8 @@ def build_student(config: TrainingConfig) -> Student:
             student = EncoderStudent(
                 settings.encoder, image.channels, image.classes, image.size, settings.width, settings.norm
             )
+    if settings.mask_bias is not None:
+        _start_from_background(student, settings.mask_bias)
     if settings.weights == IMAGENET:
         load_encoder_weights(student.encoder, settings.encoder, IMAGENET, "student")
     elif settings.weights:
@@ -95,6 +97,19 @@ def build_vlm(config: TrainingConfig) -> VisionLanguageModel:
         )
         more = pretraining_of(config).modules(config)
         return VisionLanguageModel(image, text, grounding, config.pretrain.temperature, encoder, more)
+
+
+@torch.no_grad()
+def _start_from_background(student: Student, bias: float) -> None:
+    """The heads of all decoders give each foreground class the logit `bias`, and the background of several classes 0."""
+    if isinstance(student, EncoderStudent):
+        heads = [student.head.pixel]
+    else:
+        heads = [student.head, *(decoder.head for decoder in student.others)]
+    for head in heads:
+        head.bias.fill_(bias)
+        if len(head.bias) > 1:
+            head.bias[0] = 0.0
 
 
 @contextmanager

@@ -185,6 +185,10 @@ class StudentConfig(Strict):
     """Channels at full resolution; 64 is the paper's 14,751,873 parameters at 3 -> 1 channels (without `encoder`)."""
     norm: Literal["batch", "group"] = "batch"
     """Normalisation layers."""
+    mask_bias: float | None = -2.0
+    """Logit of the foreground that the head starts from, everywhere: most pixels are background. AdamW moves a number by
+    the learning rate a step at most, so a student that starts from one half has not left it after a short training, and
+    calls too much foreground. null: as the layer is initialised, near one half (paper)."""
     weights: str | None = None
     """Public weights to start from: the path of a safetensors file, the student of a run on public or synthetic
     pictures; or `imagenet` for the encoder tf_efficientnet_lite0 (as `vlm.weights`)."""
@@ -395,5 +399,6 @@ class TrainingConfig(Strict):
 
 PAPER_BEYOND_METHOD: dict[str, dict[str, Any]] = {
     "vlm": {"skips": False, "cross_attention": False, "mirror": False, "mask_bias": 0.0},
+    "student": {"mask_bias": None},
     "segment": {"dice": False, "guided_as_labelled": False, "teacher_rampup": 0.0},
 }

@@ -144,3 +144,43 @@ def test_the_encoder_runs_once_for_all_decoders():
     runs = []
     network.stem.register_forward_hook(lambda *_: runs.append(1))
     assert len(network.all_logits(torch.rand(1, 1, 32, 32))) == 4 and len(runs) == 1
+
+
+def heads(student: nn.Module) -> list[nn.Module]:
+    main = getattr(student.head, "pixel", student.head)
+    return [main, *(decoder.head for decoder in getattr(student, "others", ()))]
+
+
+STUDENTS = [("dusss", "unet"), ("mcnet", "unet"), ("cct", "small_unet"), ("dusss", "encoder")]
+
+
+def started(objective: str, network: str, classes: int, **settings) -> nn.Module:
+    kind = {"encoder": "test_resnet"} if network == "encoder" else {"network": network}
+    image = {"size": 32, "classes": classes}
+    return build_student(
+        make_config(image=image, method={"objective": objective}, student={"width": 4, **kind, **settings})
+    )
+
+
+@pytest.mark.parametrize(("objective", "network"), STUDENTS)
+@pytest.mark.parametrize("classes", [1, 3])
+def test_a_student_that_has_learnt_nothing_calls_everything_background(objective, network, classes):
+    student = started(objective, network, classes).eval()
+    foreground = slice(None) if classes == 1 else slice(1, None)
+    for head in heads(student):
+        assert (head.bias[foreground] == -2).all() and (classes == 1 or head.bias[0] == 0)
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        logits = student(torch.randn(4, 1, 32, 32, generator=draw))
+    called = logits[:, 0] > 0 if classes == 1 else logits.argmax(dim=1) > 0
+    assert called.float().mean() < 0.02
+
+
+@pytest.mark.parametrize(("objective", "network"), STUDENTS)
+def test_a_student_without_a_mask_bias_starts_as_its_layers_do_and_differs_in_nothing_else(objective, network):
+    biased, plain = (started(objective, network, 1, mask_bias=bias) for bias in (-5.0, None))
+    before, own = dict(biased.named_parameters()), dict(plain.named_parameters())
+    differ = {name for name in own if not torch.equal(before[name], own[name])}
+    ids = {id(head.bias) for head in heads(biased)}
+    assert differ == {name for name, value in before.items() if id(value) in ids}
+    assert len(differ) == len(heads(biased))
