@@ -101,7 +101,8 @@ def build_vlm(config: TrainingConfig) -> VisionLanguageModel:
 
 @torch.no_grad()
 def _start_from_background(student: Student, bias: float) -> None:
-    """The heads of all decoders give each foreground class the logit `bias`, and the background of several classes 0."""
+    """The heads of all decoders start from the logit `bias` for foreground, and from 0 for the background of several
+    classes."""
     if isinstance(student, EncoderStudent):
         heads = [student.head.pixel]
     else:

@@ -186,9 +186,9 @@ class StudentConfig(Strict):
     norm: Literal["batch", "group"] = "batch"
     """Normalisation layers."""
     mask_bias: float | None = -2.0
-    """Logit of the foreground that the head starts from, everywhere: most pixels are background. AdamW moves a number by
-    the learning rate a step at most, so a student that starts from one half has not left it after a short training, and
-    calls too much foreground. null: as the layer is initialised, near one half (paper)."""
+    """Logit of the foreground that the head starts from, everywhere: most pixels are background. AdamW moves a number
+    by about the learning rate a step, so a student that starts from one half is not far from it after a short training,
+    and calls too much foreground. null: as the layer is initialised, near one half (paper)."""
     weights: str | None = None
     """Public weights to start from: the path of a safetensors file, the student of a run on public or synthetic
     pictures; or `imagenet` for the encoder tf_efficientnet_lite0 (as `vlm.weights`)."""

@@ -19,6 +19,7 @@ from dusss_core.files import write_json
 from dusss_core.phases import Phase
 from server.rounds.aggregation import Aggregator, check_number_of_sites, sites_needed
 from server.rounds.collecting import Collector
+from server.rounds.domains import LOOK_AT, warning_of_domains
 from server.rounds.messages import Messages
 from server.rounds.replies import DIVERGED, EXHAUSTED, Reply
 from server.rounds.roster import Roster
@@ -226,6 +227,8 @@ class Coordinator:
         else:
             self._check_enough(phase, round, accepted, replies, abstaining)
             model = aggregator.aggregate(last.model, collected.models)
+            if round == LOOK_AT and (warning := warning_of_domains(collected.models)):
+                self._say(f"warning: {phase}: {warning}")
         selection.observe(last.round, self._validation(accepted))
         figures = {
             **self._means(accepted),
