@@ -185,10 +185,10 @@ class StudentConfig(Strict):
     """Channels at full resolution; 64 is the paper's 14,751,873 parameters at 3 -> 1 channels (without `encoder`)."""
     norm: Literal["batch", "group"] = "batch"
     """Normalisation layers."""
-    mask_bias: float | None = -2.0
-    """Logit of the foreground that the head starts from, everywhere: most pixels are background. AdamW moves a number
-    by about the learning rate a step, so a student that starts from one half is not far from it after a short training,
-    and calls too much foreground. null: as the layer is initialised, near one half (paper)."""
+    mask_bias: float | None = None
+    """Logit of the foreground that the head starts from, everywhere. null: as the layer is initialised, near one half
+    (paper). AdamW moves a number by about the learning rate a step, so such a student may call too much foreground after
+    a short training. There start near the share of foreground: -2 for an eighth."""
     weights: str | None = None
     """Public weights to start from: the path of a safetensors file, the student of a run on public or synthetic
     pictures; or `imagenet` for the encoder tf_efficientnet_lite0 (as `vlm.weights`)."""

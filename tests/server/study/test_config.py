@@ -75,8 +75,7 @@ def test_a_preset_of_the_method_is_compared_with_another_objective():
     for preset in ("supervised", "mean_teacher", "paper"):
         other = with_preset(study, preset)
         assert other.method == make_study(method={"preset": preset}).method
-        literal = {"mask_bias": None} if preset == "paper" else {}
-        assert other.student == study.student.model_copy(update=literal)
+        assert other.student == study.student
 
 
 def test_set_reaches_every_part(tmp_path):
@@ -104,6 +103,9 @@ def test_the_papers_preset_has_nothing_that_is_not_in_the_paper_and_given_keys_w
     assert paper.method.pairs == "identity"
     assert not (paper.vlm.skips or paper.vlm.cross_attention or paper.vlm.mirror or paper.segment.dice)
     assert paper.vlm.mask_bias == 0 and paper.student.mask_bias is None
+    background = make_study(student={"mask_bias": -2.0})
+    biases = {name: with_preset(background, name).student.mask_bias for name in ("paper", "supervised")}
+    assert biases == {"paper": None, "supervised": -2}
     assert paper.segment.teacher_rampup == 0 and not paper.segment.guided_as_labelled
     assert make_study(method={"preset": "paper", "grounding_supervision": True}).method.grounding_supervision
     assert make_study(method={"preset": "paper"}, segment={"dice": True}).segment.dice
