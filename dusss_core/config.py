@@ -187,8 +187,8 @@ class StudentConfig(Strict):
     """Normalisation layers."""
     mask_bias: float | None = None
     """Logit of the foreground that the head starts from, everywhere. null: as the layer is initialised, near one half
-    (paper). AdamW moves a number by about the learning rate a step, so such a student may call too much foreground after
-    a short training. There start near the share of foreground: -2 for an eighth."""
+    (paper). AdamW moves a number by about the learning rate a step, so such a student may call too much foreground
+    after a short training. There start near the share of foreground: -2 for an eighth."""
     weights: str | None = None
     """Public weights to start from: the path of a safetensors file, the student of a run on public or synthetic
     pictures; or `imagenet` for the encoder tf_efficientnet_lite0 (as `vlm.weights`)."""
