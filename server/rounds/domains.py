@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 FAR = 1.0
 """Variance between the sites' means over the variance within a site, from which a warning is given. Measured in second
-rounds: 0.1 to 0.2 for three sites of chest X-rays, 2.1 for fluorescence beside stained tissue."""
+rounds: 0.1 to 0.3 for hospitals of one kind of picture, 2.1 for fluorescence beside stained tissue."""
 LOOK_AT = 2
 """Round whose answers are looked at: those of the first still hold what the layers started from."""
 _MEAN, _VARIANCE = "running_mean", "running_var"
