@@ -79,11 +79,14 @@ def build_vlm(config: TrainingConfig) -> VisionLanguageModel:
             config.image.size,
             settings.patch_stride,
             settings.dim,
+            settings.cells,
+            settings.cell_dim,
         )
         if settings.weights:
             load_encoder_weights(image.encoder, settings.image_encoder, settings.weights, "vlm")
         encoder = TextEncoder(settings.text) if settings.text.tuning != "frozen" else None
-        text = TextTower(encoder.width if encoder else embedding_width(settings.text), settings.dim)
+        width = encoder.width if encoder else embedding_width(settings.text)
+        text = TextTower(width, settings.dim, settings.cells, settings.cell_dim)
         grounding = GroundingDecoder(
             image.channels,
             image.strides,
@@ -94,6 +97,7 @@ def build_vlm(config: TrainingConfig) -> VisionLanguageModel:
             settings.skips,
             settings.cross_attention,
             settings.mask_bias,
+            settings.cell_dim if settings.cells else 0,
         )
         more = pretraining_of(config).modules(config)
         return VisionLanguageModel(image, text, grounding, config.pretrain.temperature, encoder, more)

@@ -84,6 +84,10 @@ class MethodConfig(Strict):
     with masks; not done in private training."""
     detach_uncertainty: bool = True
     """No gradient of the contrastive losses through the uncertainty of Eq. 2 (see Eq. 18)."""
+    negatives: Literal["site", "batch"] = "site"
+    """What a picture's sentence is told from in Eq. 6: all sentences of the site's training records, each as often as
+    records have it, or those of the batch (paper). Those of the batch too with a text encoder that is trained, with
+    other `pairs` than multi_positive, and in private training."""
     pairs: Literal["multi_positive", "masked", "identity"] = "multi_positive"
     """Pairs with the same sentence: positives of each other, left out of the negatives, or (paper) negatives."""
     merge: Literal["logits", "probabilities"] = "logits"
@@ -123,6 +127,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "grounding_consistency": False,
         "detach_uncertainty": False,
         "pairs": "identity",
+        "negatives": "batch",
     },
     "mean_teacher": {"text_mask": False},
     "supervised": {"text_mask": False, "teacher": False},
@@ -157,6 +162,11 @@ class VLMConfig(Strict):
     """Pixels per patch: the coarsest feature map that is used."""
     dim: int = Field(128, ge=8, multiple_of=4)
     """D, the width of the joint embedding."""
+    cells: int = Field(7, ge=0, le=32)
+    """Cells along each side of a picture, whose features, one beside the other, are its semantic embedding: it then knows
+    places, as sentences do. 0: the projection of the mean of all patches, D wide (paper)."""
+    cell_dim: int = Field(16, ge=1, le=256)
+    """Numbers of a cell."""
     decoder_width: int = Field(64, ge=8, multiple_of=4)
     """Channels of the grounding decoder."""
     skips: bool = True
@@ -398,7 +408,7 @@ class TrainingConfig(Strict):
 
 
 PAPER_BEYOND_METHOD: dict[str, dict[str, Any]] = {
-    "vlm": {"skips": False, "cross_attention": False, "mirror": False, "mask_bias": 0.0},
+    "vlm": {"skips": False, "cross_attention": False, "mirror": False, "mask_bias": 0.0, "cells": 0},
     "student": {"mask_bias": None},
     "segment": {"dice": False, "guided_as_labelled": False, "teacher_rampup": 0.0},
 }

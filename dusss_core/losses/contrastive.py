@@ -57,6 +57,7 @@ def info_nce(
     pairs: Pairs,
     *,
     columns: Tensor | None = None,
+    log_weights: Tensor | None = None,
 ) -> Tensor:
     """InfoNCE of each row against the columns (Eq. 6, 7), averaged over the rows with a positive: a scalar.
 
@@ -70,6 +71,9 @@ def info_nce(
         tau_scale: 1 / tau, from `temperature_scale`.
         pairs: see the module; masked and identity take as row i's positive column i alone, where it is one.
         columns: K, bool: the columns that take part at all; None: all.
+        log_weights: K, log of how often each column counts; None: once each. A row then costs what it would if each
+            column stood there so often and one of its positives were drawn: at constant similarity the entropy of the
+            weights.
 
     Without any positive the loss is 0 and still differentiable.
     Raises ValueError where masked or identity meet a similarity that is not square.
@@ -86,6 +90,8 @@ def info_nce(
     count = targets.sum(dim=1)
     valid = count > 0
     logits = similarity * tau_scale
+    if log_weights is not None:
+        logits = logits + log_weights
     log_total = logits.masked_fill(~candidates, -torch.inf).logsumexp(dim=1, keepdim=True)
     per_row = torch.where(targets, log_total - logits, 0).sum(dim=1) / count.clamp(min=1)
     return per_row.sum() / valid.sum().clamp(min=1)

@@ -8,7 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dusss_core.models.cells import resample
 from dusss_core.models.decoder_step import DecoderStep
+from dusss_core.models.image_tower import ImageFeatures
 from dusss_core.models.text_tower import TextFeatures
 from dusss_core.transfer import sent
 
@@ -37,6 +39,8 @@ class GroundingDecoder(nn.Module):
         skips: finer feature maps, and the picture itself, join on the way up.
         cross_attention: patch features attend to the sentence's tokens first.
         bias: what the learned bias of the logits starts from.
+        cell_dim: numbers of a cell, where the embeddings of picture and sentence keep places: their product at each cell
+            comes in too. 0: they do not.
     """
 
     def __init__(
@@ -50,12 +54,14 @@ class GroundingDecoder(nn.Module):
         skips: bool,
         cross_attention: bool,
         bias: float,
+        cell_dim: int = 0,
     ):
         super().__init__()
         self.skips = skips
         self.enter = nn.Conv2d(channels[-1], width, 1)
         self.position = nn.Conv2d(POSITION_CHANNELS, width, 1)
         self.attend = TokenAttention(width, dim) if cross_attention else None
+        self.alignment = nn.Conv2d(cell_dim, width, 1) if cell_dim else None
         # one step per halving of the stride, down to single pixels; GroupNorm, since this decoder is federated, and
         # batch statistics of different hospitals disagree
         finer = dict(zip(strides[:-1], channels[:-1], strict=True))
@@ -78,16 +84,20 @@ class GroundingDecoder(nn.Module):
         if classes > 1:
             nn.init.normal_(self.class_codes, mean=1.0, std=0.5)
 
-    def forward(self, image: Tensor, levels: list[Tensor], text: TextFeatures) -> Grounding:
+    def forward(self, image: Tensor, features: ImageFeatures, text: TextFeatures) -> Grounding:
         """Ground each picture's own sentence.
 
         Args:
             image: B x C x H x W, normalised.
-            levels: feature maps of the encoder, fine to coarse.
+            features: of the picture.
             text: features of the B sentences.
         """
+        levels = features.levels
         x = self.enter(levels[-1])
         x = x + self.position(position_code(x.shape[2:], x.device).to(x.dtype))
+        if self.alignment is not None:
+            agreement = resample(features.cells * text.cells, x.shape[-1])
+            x = x + self.alignment(agreement.to(x.dtype))
         if self.attend is not None:
             x = self.attend(x, text)
         finer = dict(zip(self.strides[:-1], levels[:-1], strict=True))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dusss_core.errors import UserError
 from dusss_core.losses.similarity import Embedding
+from dusss_core.models.cells import PictureCells
 from dusss_core.models.heads import EmbeddingHead
 
 
@@ -18,6 +19,8 @@ class ImageFeatures(NamedTuple):
     """Semantic embedding and Gaussian, B x D each."""
     levels: list[Tensor]
     """Feature maps from fine to coarse; the last holds the patch features."""
+    cells: Tensor | None
+    """B x d x cells x cells: the embedding by its places; None where it has none."""
 
 
 class ImageTower(nn.Module):
@@ -29,24 +32,33 @@ class ImageTower(nn.Module):
         size: height and width of the picture (some models fix it when they are built).
         patch_stride: pixels per patch; coarser feature maps of the encoder are not built.
         dim: D.
+        cells: cells along a side of an embedding that keeps places; 0: the mean of the patch features.
+        cell_dim: d, numbers of a cell.
 
     Raises:
         UserError: timm does not know the name, or the model has no feature maps.
     """
 
-    def __init__(self, name: str, in_channels: int, size: int, patch_stride: int, dim: int):
+    def __init__(
+        self, name: str, in_channels: int, size: int, patch_stride: int, dim: int, cells: int = 0, cell_dim: int = 16
+    ):
         super().__init__()
         self.encoder, self.strides, self.channels = build_encoder(
             name, in_channels, size, coarsest=patch_stride, setting="vlm.image_encoder"
         )
-        self.norm = nn.LayerNorm(self.channels[-1])
-        self.head = EmbeddingHead(self.channels[-1], dim)
+        self.cells = PictureCells(self.channels[-1], dim, cells, cell_dim) if cells else None
+        if not cells:
+            self.norm = nn.LayerNorm(self.channels[-1])
+            self.head = EmbeddingHead(self.channels[-1], dim)
 
     def forward(self, image: Tensor) -> ImageFeatures:
         """Embed B normalised pictures, B x C x H x W."""
         levels = self.encoder(image)
+        if self.cells is not None:
+            placed = self.cells(levels[-1])
+            return ImageFeatures(placed.embedding, levels, placed.cells)
         pooled = self.norm(levels[-1].mean(dim=(2, 3)))
-        return ImageFeatures(self.head(pooled), levels)
+        return ImageFeatures(self.head(pooled), levels, None)
 
 
 def build_encoder(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dusss_core.losses.similarity import Embedding
+from dusss_core.models.cells import SentenceCells
 from dusss_core.models.heads import EmbeddingHead
 
 
@@ -22,6 +23,8 @@ class TextFeatures(NamedTuple):
     """B x L x D, for cross-attention."""
     mask: Tensor
     """B x L, bool: real tokens."""
+    cells: Tensor | None
+    """B x d x cells x cells: what the sentence says of each place; None where the embedding has no places."""
 
 
 class TextTower(nn.Module):
@@ -32,15 +35,19 @@ class TextTower(nn.Module):
     Args:
         in_width: E, width of the token features.
         dim: D.
+        cells: cells along a side of an embedding that keeps places; 0: none.
+        cell_dim: d, numbers of a cell.
     """
 
-    def __init__(self, in_width: int, dim: int):
+    def __init__(self, in_width: int, dim: int, cells: int = 0, cell_dim: int = 16):
         super().__init__()
         self.project = nn.Sequential(nn.LayerNorm(in_width), nn.Linear(in_width, dim), nn.GELU(), nn.Linear(dim, dim))
         self.query = nn.Parameter(torch.zeros(1, 1, dim))
         self.pool = nn.MultiheadAttention(dim, num_heads=4, batch_first=True)
         self.norm = nn.LayerNorm(dim)
-        self.head = EmbeddingHead(dim, dim)
+        self.cells = SentenceCells(dim, dim, cells, cell_dim) if cells else None
+        if not cells:
+            self.head = EmbeddingHead(dim, dim)
         nn.init.normal_(self.query, std=dim**-0.5)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> TextFeatures:
@@ -54,4 +61,7 @@ class TextTower(nn.Module):
         query = self.query.expand(len(x), -1, -1)
         pooled, _ = self.pool(query, x, x, key_padding_mask=~mask, need_weights=False)
         sentence = self.norm(pooled.squeeze(1))
-        return TextFeatures(self.head(sentence), sentence, x, mask)
+        if self.cells is not None:
+            placed = self.cells(sentence)
+            return TextFeatures(placed.embedding, sentence, x, mask, placed.cells)
+        return TextFeatures(self.head(sentence), sentence, x, mask, None)

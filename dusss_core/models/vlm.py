@@ -52,7 +52,7 @@ class VisionLanguageModel(nn.Module):
 
     def ground(self, image: Tensor, features: ImageFeatures, text: TextFeatures) -> Grounding:
         """Mask logits and pixel features of each picture's own sentence."""
-        return self.grounding(image, features.levels, text)
+        return self.grounding(image, features, text)
 
     def forward(self, image: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """Text-guided mask logits, B x classes x H x W."""

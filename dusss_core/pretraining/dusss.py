@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from dusss_core.config import TrainingConfig
-from dusss_core.losses.contrastive import cross_modal_loss, intra_modal_loss, same_sentence
+from dusss_core.losses.contrastive import (
+    cross_modal_loss,
+    info_nce,
+    intra_modal_loss,
+    same_sentence,
+    temperature_scale,
+)
 from dusss_core.losses.similarity import Embedding, saturation, sigma_regulariser, supervised_similarity
 from dusss_core.losses.text_guided import text_guided_loss
 from dusss_core.pretraining.method import PretrainingMethod, Seen
@@ -32,8 +38,7 @@ class Dusss(PretrainingMethod):
         """The contrastive losses of Eq. 8, 9 and 11, within the batch."""
         method, settings, vlm = self.config.method, self.settings, self.vlm
         same = same_sentence(seen.identity, seen.identity)
-        similarity = self.similarity(seen.image, seen.text)
-        parts = {"cmc": cross_modal_loss(similarity, same, vlm.log_scale, method.pairs)}
+        parts = {"cmc": self._cross_modal(seen, same)}
         if method.dcl:
             parts["imc"] = settings.weight_imc * intra_modal_loss(
                 self.similarity(seen.image, seen.other_image),
@@ -48,6 +53,20 @@ class Dusss(PretrainingMethod):
                 seen.pooled(), seen.grounding.text.float(), same, vlm.log_scale_ltg, method.pairs
             )
         return parts
+
+    def _cross_modal(self, seen: Seen, same: Tensor) -> Tensor:
+        """L_cmc, Eq. 8: a sentence is told from the batch's pictures, a picture from the site's sentences if they are
+        at hand, else from the batch's."""
+        similarity = self.similarity(seen.image, seen.text)
+        if seen.sentences is None:
+            return cross_modal_loss(similarity, same, self.vlm.log_scale, self.config.method.pairs)
+        known, scale = seen.sentences, temperature_scale(self.vlm.log_scale)
+        own = seen.identity[:, None] == known.identity[None]
+        to_text = info_nce(
+            self.similarity(seen.image, known.text), own, scale, "multi_positive", log_weights=known.log_count
+        )
+        to_image = info_nce(similarity.T, same, scale, "multi_positive")
+        return (to_text + to_image) / 2
 
     def regularisers(self, seen: Seen) -> dict[str, Tensor]:
         """Against inflated uncertainty, which would make any pair similar (Eq. 18)."""

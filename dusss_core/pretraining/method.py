@@ -14,6 +14,16 @@ from dusss_core.models.grounding import Grounding
 from dusss_core.models.vlm import VisionLanguageModel
 
 
+class Sentences(NamedTuple):
+    """What the model makes of the K sentences of a site, each once."""
+
+    text: Embedding
+    identity: Tensor
+    """K int64, as that of the records."""
+    log_count: Tensor
+    """K, log of the number of training records that have the sentence."""
+
+
 class Seen(NamedTuple):
     """What the model makes of B records."""
 
@@ -35,6 +45,9 @@ class Seen(NamedTuple):
     """B int64: equal where records have the same words, in the picture as it was shown."""
     sentence: Tensor
     """B int64, on the CPU: the record's sentence, by its number at the site."""
+
+    sentences: Sentences | None = None
+    """Those that a picture's own is told from; None: those of the batch."""
 
     def pooled(self) -> Tensor:
         """v_t of Eq. 11: pixel features under the text-guided mask, B x G."""

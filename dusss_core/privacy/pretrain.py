@@ -69,6 +69,10 @@ class PrivatePretrainer(PrivateTraining, Pretrainer):
             [[caption in (sentence, mirror(sentence)) for caption in captions] for sentence in train.sentences]
         )
 
+    def _wordings(self) -> None:
+        """The site's other sentences must not decide what a record's gradient is."""
+        return None
+
     def prepare(self, model: nn.Module) -> None:
         if self.config.privacy.freeze_encoder:
             model.image.encoder.requires_grad_(False)

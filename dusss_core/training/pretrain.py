@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from dusss_core.losses.segmentation import pseudo_label_loss, supervised_loss
 from dusss_core.models.text_tower import TextFeatures
 from dusss_core.phases import Phase
 from dusss_core.pretraining import pretraining_of
-from dusss_core.pretraining.method import Seen
+from dusss_core.pretraining.method import Seen, Sentences
 from dusss_core.records import Split
 from dusss_core.sampling import two_stream_batches
 from dusss_core.seeds import generator
@@ -74,6 +75,7 @@ class Pretrainer(PhaseTrainer):
         self.labelled = np.flatnonzero(supervised)
         self.other = np.flatnonzero(with_text & ~supervised)
         self.method = pretraining_of(config)(config, self.vlm)
+        self.wordings = self._wordings()
         self.consistent = config.method.grounding_consistency and bool(len(self.labelled))
         self.handed_on = handed_on(config, self.phase, len(self.labelled))
 
@@ -107,7 +109,7 @@ class Pretrainer(PhaseTrainer):
         # as "right"
         (identity,) = sent(self.device, self.text.identity(sentence, geometry.flipped))
         view = torch.randint(1, self.config.vlm.text.views + 1, (len(positions),), generator=draw)
-        other_image = other_text = other_grounding = mask = None
+        other_image = other_text = other_grounding = mask = sentences = None
 
         with self.autocast():
             x = self.normalise(weak_view(picture, draw))
@@ -119,6 +121,8 @@ class Pretrainer(PhaseTrainer):
                 other_image, other_text = self.vlm.encode_image(x), self._text(sentence, geometry.flipped, view)
                 if self.consistent:
                     other_grounding = self.vlm.ground(x, other_image, other_text)
+            if self.wordings is not None:
+                sentences = self._sentences()
         if len(labelled):
             mask = geometry.apply_mask(self.masks(positions))[: len(labelled)]
         return Seen(
@@ -131,7 +135,29 @@ class Pretrainer(PhaseTrainer):
             mask,
             identity,
             sentence,
+            sentences,
         )
+
+    def _wordings(self) -> _Wordings | None:
+        """The site's sentences, as records have them and mirrored as they are shown; None: told from the batch's."""
+        method, frozen = self.config.method, self.config.vlm.text.tuning == "frozen"
+        if method.negatives == "batch" or method.pairs != "multi_positive" or not frozen:
+            return None
+        sentence = torch.from_numpy(self.train.sentence[self.train.has_text])
+        sentence, count = sentence.unique(return_counts=True)
+        flips = self.text.may_flip(sentence) & self.settings.flip
+        sentence = torch.cat([sentence, sentence[flips]])
+        mirrored = torch.arange(len(sentence)) >= len(flips)
+        count = torch.cat([count / (1 + flips.float()), count[flips] / 2])
+        # one row for each wording: "left" mirrored is what "right" is
+        identity, place = self.text.identity(sentence, mirrored).unique(return_inverse=True)
+        first = torch.zeros_like(identity).scatter_reduce(0, place, torch.arange(len(place)), "amin", include_self=False)
+        total = torch.zeros(len(identity)).index_add(0, place, count)
+        return _Wordings(sentence[first], mirrored[first], *sent(self.device, identity, total.log()))
+
+    def _sentences(self) -> Sentences:
+        text = self._text(self.wordings.sentence, self.wordings.mirrored)
+        return Sentences(text.embedding, self.wordings.identity, self.wordings.log_count)
 
     def _contrasts(self, seen: Seen) -> dict[str, Tensor]:
         """The losses between records: within the batch here, private training has others."""
@@ -187,3 +213,15 @@ class Pretrainer(PhaseTrainer):
     def _text(self, sentence: Tensor, mirrored: Tensor | None = None, view: Tensor | None = None) -> TextFeatures:
         tokens, mask = self.text.features(sentence, mirrored=mirrored, view=view)
         return self.vlm.encode_text(tokens.to(self.device), mask.to(self.device))
+
+
+class _Wordings(NamedTuple):
+    """K sentences of a site in the words that training shows them in."""
+
+    sentence: Tensor
+    """K int64, numbers at the site, on the CPU like `mirrored`."""
+    mirrored: Tensor
+    """K bool."""
+    identity: Tensor
+    """K int64, as in Seen, on the device like `log_count`."""
+    log_count: Tensor
