@@ -288,6 +288,8 @@ class PretrainConfig(PhaseConfig):
     uncertainty: UncertaintyConfig = UncertaintyConfig()
     temperature: float = Field(0.1, gt=0)
     """Start of the learned tau."""
+    weight_cmc: float = Field(1.0, ge=0)
+    """Weight of the cross-modal loss, Eq. 8."""
     weight_imc: float = Field(1.0, ge=0)
     """Weight of the intra-modal loss, Eq. 9."""
     weight_ltg: float = Field(1.0, ge=0)

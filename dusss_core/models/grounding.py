@@ -39,8 +39,8 @@ class GroundingDecoder(nn.Module):
         skips: finer feature maps, and the picture itself, join on the way up.
         cross_attention: patch features attend to the sentence's tokens first.
         bias: what the learned bias of the logits starts from.
-        cell_dim: numbers of a cell, where the embeddings of picture and sentence keep places: their product at each cell
-            comes in too. 0: they do not.
+        cell_dim: numbers of a cell, where the embeddings of picture and sentence keep places: at each cell both and
+            their product come in too. 0: they do not.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class GroundingDecoder(nn.Module):
         self.enter = nn.Conv2d(channels[-1], width, 1)
         self.position = nn.Conv2d(POSITION_CHANNELS, width, 1)
         self.attend = TokenAttention(width, dim) if cross_attention else None
-        self.alignment = nn.Conv2d(cell_dim, width, 1) if cell_dim else None
+        self.alignment = nn.Conv2d(3 * cell_dim, width, 1) if cell_dim else None
         # one step per halving of the stride, down to single pixels; GroupNorm, since this decoder is federated, and
         # batch statistics of different hospitals disagree
         finer = dict(zip(strides[:-1], channels[:-1], strict=True))
@@ -96,8 +96,8 @@ class GroundingDecoder(nn.Module):
         x = self.enter(levels[-1])
         x = x + self.position(position_code(x.shape[2:], x.device).to(x.dtype))
         if self.alignment is not None:
-            agreement = resample(features.cells * text.cells, x.shape[-1])
-            x = x + self.alignment(agreement.to(x.dtype))
+            placed = torch.cat([features.cells, text.cells, features.cells * text.cells], dim=1)
+            x = x + self.alignment(resample(placed, x.shape[-1]).to(x.dtype))
         if self.attend is not None:
             x = self.attend(x, text)
         finer = dict(zip(self.strides[:-1], levels[:-1], strict=True))

@@ -38,7 +38,7 @@ class Dusss(PretrainingMethod):
         """The contrastive losses of Eq. 8, 9 and 11, within the batch."""
         method, settings, vlm = self.config.method, self.settings, self.vlm
         same = same_sentence(seen.identity, seen.identity)
-        parts = {"cmc": self._cross_modal(seen, same)}
+        parts = {"cmc": settings.weight_cmc * self._cross_modal(seen, same)}
         if method.dcl:
             parts["imc"] = settings.weight_imc * intra_modal_loss(
                 self.similarity(seen.image, seen.other_image),

@@ -100,7 +100,7 @@ class PrivatePretrainer(PrivateTraining, Pretrainer):
         captions = self._other_captions(seen)
         to_text = self._against(seen.image, seen.text, bank.text, scale, captions)
         to_image = self._against(seen.text, seen.image, bank.image, scale)
-        parts = {"cmc": (to_text + to_image) / 2}
+        parts = {"cmc": settings.weight_cmc * (to_text + to_image) / 2}
         if method.dcl:
             of_images = self._against(seen.image, seen.other_image, bank.image, scale)
             of_texts = self._against(seen.text, seen.other_text, bank.text, scale, captions)

@@ -286,7 +286,7 @@ def test_with_groups_a_record_changes_the_sum_by_at_most_two_c(kind, worst):
     split.images[:] = rng.integers(0, 2, (18, 1, 1, 1)) * 200 + rng.integers(0, 50, split.images.shape)
     clip = 1e-3
     config = pretrain_config("groups", clip)
-    config.privacy.groups = 6 if kind is EvenGroups else 3
+    config.privacy.groups = 9 if kind is EvenGroups else 3
     groups = rng.integers(0, 3, len(split))
     change = largest_change(
         lambda part, kept: pretrainer(config, part, kind=kind), split, [0, 5, 17], lambda kept: Fixed(groups[kept])
