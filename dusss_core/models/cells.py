@@ -92,7 +92,7 @@ def resample(x: Tensor, side: int) -> Tensor:
 
 def _shares(out: int, length: int) -> Tensor:
     """out x length: which share of each new cell lies in each old one."""
-    edges = torch.arange(out + 1) * (length / out)
-    old = torch.arange(length)
+    edges = torch.arange(out + 1, dtype=torch.float64) * (length / out)
+    old = torch.arange(length, dtype=torch.float64)
     overlap = torch.minimum(edges[1:, None], old + 1) - torch.maximum(edges[:-1, None], old)
     return overlap.clamp(min=0) * (out / length)

@@ -65,3 +65,38 @@ def test_a_picture_is_not_mirrored_where_its_sentence_cannot_be(bank):
     for seed in range(3):  # half of the pictures would be
         seen = trainer._look((positions[:4], positions[4:]), torch.Generator().manual_seed(seed))
         assert seen.identity.tolist() == train.sentence.tolist()
+
+
+def test_a_picture_is_told_from_all_sentences_of_the_site_each_as_often_as_records_have_it(bank):
+    config, train = make_config(pretrain={"batch": 4, "flip": False}), make_split(n=12, with_text=9)
+    trainer = Pretrainer(config, "a", train, train, bank)
+    assert dict(zip(trainer.wordings.identity.tolist(), trainer.wordings.log_count.exp().round().tolist())) == {0: 5, 1: 4}
+    seen = trainer._look((np.array([0]), np.array([2])), torch.Generator().manual_seed(0))
+    # both pictures of the batch say left: only the site's other sentence can tell anything
+    assert seen.identity.tolist() == [0, 0] and seen.sentences.identity.tolist() == [0, 1]
+    trainer.vlm.log_scale.data.fill_(-30)  # all similarities count alike
+    loss = trainer.method.contrasts(seen)["cmc"]
+    own_share, other_pictures = np.log(9 / 5), np.log(2)
+    assert loss.item() == pytest.approx((own_share + other_pictures) / 2, abs=1e-5)
+
+
+def test_mirrored_pictures_make_both_sentences_half_as_often(bank):
+    config, train = make_config(), make_split(n=9)  # five say left, four right
+    wordings = Pretrainer(config, "a", train, train, bank).wordings
+    assert wordings.log_count.exp().tolist() == pytest.approx([4.5, 4.5])
+
+
+@pytest.mark.parametrize("method", [{"negatives": "batch"}, {"pairs": "identity"}])
+def test_the_batch_alone_is_told_apart_where_the_study_says_so(bank, method):
+    assert Pretrainer(make_config(method=method), "a", make_split(), make_split(), bank).wordings is None
+
+
+def test_a_site_whose_sentences_are_all_equal_trains(bank):
+    config, train = make_config(pretrain={"rounds": 1, "batch": 6, "flip": False}), make_split(n=12)
+    train.sentence[:] = 0
+    trainer = Pretrainer(config, "a", train, train, bank)
+    start = initial_shared(config, Phase.PRETRAIN)
+    trainer.load_shared(start)
+    figures = trainer.train_round(1)
+    assert np.isfinite(list(figures.values())).all()
+    assert digest_of_tensors(trainer.shared()) != digest_of_tensors(start)
