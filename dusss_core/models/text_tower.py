@@ -28,9 +28,10 @@ class TextFeatures(NamedTuple):
 
 
 class TextTower(nn.Module):
-    """A trained projection of token features, and a learned query that pools them.
+    """A trained projection of token features, and their mean.
 
-    A frozen encoder's own pooled vectors are nearly parallel for sentences of one kind, so they are not used.
+    A frozen encoder's own pooled vectors are nearly parallel for sentences of one kind, so they are not used. Without
+    cells a learned query pools the tokens: it looks at what all sentences share, and learns sides late or never.
 
     Args:
         in_width: E, width of the token features.
@@ -42,13 +43,13 @@ class TextTower(nn.Module):
     def __init__(self, in_width: int, dim: int, cells: int = 0, cell_dim: int = 16):
         super().__init__()
         self.project = nn.Sequential(nn.LayerNorm(in_width), nn.Linear(in_width, dim), nn.GELU(), nn.Linear(dim, dim))
-        self.query = nn.Parameter(torch.zeros(1, 1, dim))
-        self.pool = nn.MultiheadAttention(dim, num_heads=4, batch_first=True)
         self.norm = nn.LayerNorm(dim)
         self.cells = SentenceCells(dim, dim, cells, cell_dim) if cells else None
         if not cells:
+            self.query = nn.Parameter(torch.zeros(1, 1, dim))
+            self.pool = nn.MultiheadAttention(dim, num_heads=4, batch_first=True)
             self.head = EmbeddingHead(dim, dim)
-        nn.init.normal_(self.query, std=dim**-0.5)
+            nn.init.normal_(self.query, std=dim**-0.5)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> TextFeatures:
         """Embed B sentences.
@@ -58,10 +59,12 @@ class TextTower(nn.Module):
             mask: B x L bool; every row has at least one True.
         """
         x = self.project(tokens)
+        if self.cells is not None:
+            real = mask.unsqueeze(-1).to(x.dtype)
+            sentence = self.norm((x * real).sum(1) / real.sum(1))
+            placed = self.cells(sentence)
+            return TextFeatures(placed.embedding, sentence, x, mask, placed.cells)
         query = self.query.expand(len(x), -1, -1)
         pooled, _ = self.pool(query, x, x, key_padding_mask=~mask, need_weights=False)
         sentence = self.norm(pooled.squeeze(1))
-        if self.cells is not None:
-            placed = self.cells(sentence)
-            return TextFeatures(placed.embedding, sentence, x, mask, placed.cells)
         return TextFeatures(self.head(sentence), sentence, x, mask, None)
