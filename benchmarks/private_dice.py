@@ -22,13 +22,13 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.private_studies import EPSILONS, MEANS, METHODS, STUDIES, VARIANTS, Variant, places_of
 from dusss_core.errors import UserError
 from dusss_core.files import write_json, write_text
 from feddusss import cli
@@ -37,160 +37,7 @@ HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "privacy.md"
 CHARTS = HERE.parent / "docs" / "images"
 BEGIN, END = "<!-- dice: written by benchmarks/private_dice.py -->", "<!-- dice: end -->"
-EPSILONS = ("1", "2", "4", "8")
-VARIANTS = (*EPSILONS, "none", "preset")
-METHODS = ("mean_teacher", "supervised", "dusss")
-
 Result = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Means:
-    """What is done so that less noise does less harm."""
-
-    told: str = ""
-    """In the table."""
-    public: bool = False
-    """Start from a student that was trained on synthetic pictures."""
-    network: tuple[str, ...] = ()
-    """Changes of the study, with a budget and without."""
-    private: tuple[str, ...] = ()
-    """Changes of the study with a budget."""
-    in_chart: str = ""
-    """Its line's name, where that of the means is too long for it."""
-
-
-_ENCODER = ("student.encoder=tf_efficientnet_lite0", "student.weights=imagenet")
-# the same noise per step hurts the sum of all records least, and few steps of all cost what many of a few do
-_HEAD = (
-    "privacy.student=head",
-    "privacy.sample_rate=1",
-    "privacy.steps_per_round=10",
-    "privacy.clip=1",
-    "segment.rounds=6",
-    "segment.optimizer.lr=0.02",
-)
-_FINE_TUNED = ("segment.rounds=8", "segment.optimizer.lr=1.0e-3")
-MEANS = {
-    "": Means(),
-    "public": Means("public start", public=True),
-    "decoder": Means("public start, decoder trained", public=True, private=("privacy.student=decoder",)),
-    "norms": Means("public start, norms trained", public=True, private=("privacy.student=norms",)),
-    "imagenet": Means("ImageNet encoder, head trained", network=(*_ENCODER, *_FINE_TUNED), private=_HEAD),
-    "imagenet_public": Means(
-        "ImageNet encoder, public start, head trained", True, (*_ENCODER, *_FINE_TUNED), _HEAD, "ImageNet+"
-    ),
-}
-
-_HOSPITALS = [
-    {**hospital, "val": 40, "test": 120, "train": 3000, "label_fraction": 0.1}
-    for hospital in (
-        {"name": "north", "wording": "terse", "scanner": {"noise": 0.02, "blur": 0.35}},
-        {
-            "name": "harbour",
-            "wording": "zonal",
-            "scanner": {"gain": 0.85, "gamma": 0.8, "noise": 0.03, "blur": 0.25, "vignette": 0.25},
-        },
-        {"name": "valley", "wording": "report", "scanner": {"gain": 1.1, "gamma": 1.25, "level": 0.04, "blur": 0.5}},
-    )
-]
-STUDIES: dict[str, dict[str, Sequence[str]]] = {
-    # about 1500 patients at each hospital: with the preset's 160 pictures, of 80 patients, noise outweighs all; and
-    # findings that are plain to see: the preset's look takes hundreds of steps to learn even without noise
-    "demo": {
-        "pictures": (
-            f"simulation.data.synth.hospitals={json.dumps(_HOSPITALS)}",
-            "simulation.data.synth.contrast=3",
-        ),
-        "training": (
-            "segment.rounds=25",
-            "segment.optimizer.lr=2.0e-3",
-            "privacy.sample_rate=0.04",
-            "privacy.steps_per_round=20",
-        ),
-    },
-    # all training pictures: covid has 2400 (no patient is named), cxr_1 and cxr_2 about 330 patients each
-    "qata_cpu": {
-        "pictures": ("simulation.partition.subset.train=null", "simulation.workers=2", "simulation.threads=1"),
-        # half the preset's width: a quarter of the parameters, so half the noise in their sum
-        "training": (
-            "student.width=8",
-            "segment.rounds=20",
-            "segment.optimizer.lr=2.0e-3",
-            "privacy.sample_rate=0.05",
-            "privacy.steps_per_round=20",
-        ),
-    },
-}
-"""`pictures`: for every variant. `training`: for all but `preset`, so that a budget alone makes the difference."""
-_PUBLIC_DISEASE = {"two_findings": 0.6, "radius_min": 5, "radius_max": 12}
-_PUBLIC_HOSPITALS = [
-    {
-        "name": name,
-        "train": 900,
-        "val": 60,
-        "test": 60,
-        "label_fraction": 1,
-        "disease": _PUBLIC_DISEASE,
-        "scanner": scanner,
-    }
-    for name, scanner in (
-        ("sharp", {"noise": 0.02, "blur": 0.8}),
-        ("soft", {"gain": 0.8, "gamma": 0.8, "noise": 0.03, "blur": 1.5, "vignette": 0.2}),
-    )
-]
-_PUBLIC_STUDY = (
-    "method.preset=supervised",
-    "segment.rounds=12",
-    "segment.batch=16",
-    "segment.optimizer.lr=3.0e-3",
-    "simulation.data.synth.distractors_min=0",
-    "simulation.data.synth.distractors_max=0",
-    f"simulation.data.synth.hospitals={json.dumps(_PUBLIC_HOSPITALS)}",
-)
-_FOR_ALL = ("simulation.privacy.records_per_patient=1",)
-_AT_EQUAL_TERMS = (
-    "local_norm=false",
-    "student.norm=group",
-    "privacy.clip=0.3",
-    # a private site sends no validation figure to choose a round by
-    "federation.select=last",
-    "segment.patience=1000",
-)
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One run."""
-
-    study: str
-    method: str
-    name: str
-    seed: int
-    means: str = ""
-
-    def __post_init__(self):
-        chosen = ((self.study, STUDIES), (self.method, METHODS), (self.name, VARIANTS), (self.means, MEANS))
-        for value, known in chosen:
-            if value not in known:
-                raise UserError(f"{value}: not known", f"one of: {', '.join(known)}")
-
-    @property
-    def file(self) -> str:
-        method = "" if self.name == "preset" else "-".join(("", self.method, *([self.means] if self.means else [])))
-        return f"{self.study}{method}-{self.name}-seed{self.seed}"
-
-    def overrides(self) -> list[str]:
-        """What the run's study changes in its file."""
-        changes = STUDIES[self.study]
-        told = [f"seed={self.seed}", *_FOR_ALL, *changes["pictures"]]
-        if self.name != "preset":
-            told += [f"method.preset={self.method}", *_AT_EQUAL_TERMS, *changes["training"]]
-        means = MEANS[self.means]
-        told += means.network
-        if self.name in EPSILONS:
-            told += [f"simulation.privacy.epsilon={self.name}", *means.private]
-        return told
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -222,29 +69,12 @@ def _command(arguments: argparse.Namespace) -> int:
         if target.is_file():
             print(f"measured already: {target}")
             continue
-        root = [] if arguments.data is None else [f"data.root={arguments.data.absolute()}"]
-        start = [f"student.weights={public_student(variant, arguments.work)}"] if MEANS[variant.means].public else []
-        result = measure(variant, arguments.work / variant.file, [*root, *start], arguments.overrides)
+        places = places_of(variant, arguments.data, arguments.work)
+        result = measure(variant, arguments.work / variant.file, places, arguments.overrides)
         arguments.results.mkdir(parents=True, exist_ok=True)
         write_json(target, result)
         print(f"written: {target}", flush=True)
     return cli.OK
-
-
-def public_student(variant: Variant, work: Path) -> Path:
-    """A student of the study's shape, trained on synthetic pictures without look-alikes; made once."""
-    from server.simulation.simulate import simulate
-    from server.study.config import load_study
-
-    study = load_study(variant.study, variant.overrides())
-    student = study.student
-    shape = [f"student.{key}={value}" for key, value in student.model_dump().items() if value is not None]
-    size = [f"{key}={study.image.size}" for key in ("image.size", "simulation.data.synth.size")]
-    name = "-".join(["public", *([student.encoder] if student.encoder else []), str(student.width), student.norm])
-    folder = (work / f"{name}-{study.image.size}").absolute()
-    pace = MEANS[variant.means].network and ["segment.optimizer.lr=1.0e-3"]
-    simulate(load_study("demo", ["local_norm=false", *shape, *size, *_PUBLIC_STUDY, *pace]), folder, resume=True)
-    return folder / "checkpoints" / "student.safetensors"
 
 
 def measure(variant: Variant, folder: Path, places: Iterable[str] = (), overrides: Iterable[str] = ()) -> Result:
@@ -260,7 +90,7 @@ def measure(variant: Variant, folder: Path, places: Iterable[str] = (), override
     from server.simulation.simulate import simulate
     from server.study.config import load_study
 
-    study = load_study(variant.study, [*variant.overrides(), *places, *overrides])
+    study = load_study(variant.preset, [*variant.overrides(), *places, *overrides])
     summary = simulate(study, folder, resume=True)
     told = summary.get("outside", summary)
     trained = load_study(folder / "config.yaml")

@@ -68,6 +68,14 @@ def _against_segment(config: TrainingConfig) -> Iterator[str]:
         )
     if config.student.norm != "group":
         yield "student.norm: batch mixes the records of a batch: set student.norm: group"
+    if config.privacy.keep_features:
+        if config.privacy.student != "head":
+            yield "privacy.keep_features: what is kept must not be trained: set privacy.student: head"
+        if config.method.objective != "dusss" or config.method.teacher or config.method.text_mask:
+            yield (
+                "privacy.keep_features: a teacher and text-guided masks need the picture in every step: set "
+                "method.preset: supervised, or keep_features: false"
+            )
 
 
 def _against_pretrain(config: TrainingConfig, records: int) -> Iterator[str]:

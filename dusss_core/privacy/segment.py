@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cached_property
+
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from dusss_core.build import Student
+from dusss_core.privacy.frozen import FrozenFeatures
 from dusss_core.privacy.trainer import PrivateTraining
 from dusss_core.training.segment import Segmenter
 
@@ -23,6 +27,30 @@ class PrivateSegmenter(PrivateTraining, Segmenter):
 
     def kinds(self) -> tuple[np.ndarray, np.ndarray]:
         return self.labelled, self.unlabelled
+
+    def load_shared(self, tensors: dict[str, Tensor]) -> None:
+        super().load_shared(tensors)
+        self._features.follow()
+
+    def loss_of(self, unit: np.ndarray, share_done: float) -> Tensor | None:
+        if not self.config.privacy.keep_features:
+            return super().loss_of(unit, share_done)
+        if not self.train.labelled[unit[0]]:
+            return None
+        features = self._features.of(unit)
+        return self.objective.supervised(self._features.logits(features), features.mask)
+
+    def kept(self) -> Iterator[Tensor]:
+        yield from super().kept()
+        yield from self._features.kept()
+
+    @cached_property
+    def _features(self) -> FrozenFeatures:
+        return FrozenFeatures(self.student, self._view)
+
+    def _view(self, unit: np.ndarray) -> tuple[Tensor, Tensor]:
+        view, mask = self.objective.weak_views((unit, unit[:0]), self.randomness.generator())
+        return self.normalise(view), mask
 
     def prepare(self, model: Student) -> None:
         trained = self.config.privacy.student
