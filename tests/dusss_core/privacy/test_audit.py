@@ -6,8 +6,6 @@ number of right guesses follows a lower bound on epsilon, which must not exceed 
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -15,6 +13,7 @@ from scipy.optimize import brentq
 from scipy.stats import binom
 from torch import nn
 
+from dusss_core.privacy.audit import Eavesdropper, lower_bound, right_guesses
 from dusss_core.privacy.randomness import Randomness
 from dusss_core.privacy.step import private_gradient
 
@@ -55,24 +54,7 @@ def attacked(sigma, clip):
         )
         with torch.no_grad():
             model.weight -= model.weight.grad
-    order = np.argsort(-model.weight.detach().numpy()[0])
-    half = GUESSES // 2
-    return int(inside[order[:half]].sum() + (~inside[order[-half:]]).sum())
-
-
-def lower_bound(right, level=0.05):
-    """The largest epsilon that `right` guesses speak against at this level."""
-
-    def p_value(epsilon):
-        chance = 1 / (1 + math.exp(-epsilon))
-        beta = binom.sf(right - 1, GUESSES, chance)
-        i = np.arange(1, right + 1)
-        excess = np.cumsum(binom.pmf(right - i, GUESSES, chance)) / i
-        return min(1.0, beta + 2 * CANARIES * DELTA * max(0.0, float(excess.max(initial=0))))
-
-    if p_value(0) >= level:
-        return 0.0
-    return brentq(lambda epsilon: p_value(epsilon) - level, 0, 20)
+    return right_guesses(model.weight.detach().numpy()[0], inside, GUESSES)
 
 
 @pytest.mark.parametrize(
@@ -81,5 +63,51 @@ def lower_bound(right, level=0.05):
     ids=["as it is", "a quarter of the noise", "not clipped"],
 )
 def test_an_attack_finds_no_more_than_the_claimed_epsilon(noise, clip, holds):
-    found = lower_bound(attacked(noise * noise_multiplier(), clip))
+    found = lower_bound(attacked(noise * noise_multiplier(), clip), GUESSES, CANARIES, DELTA)
     assert (found <= CLAIMED) == holds
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("guesses", [60, 200])
+def test_of_runs_that_tell_exactly_epsilon_one_in_twenty_at_most_is_accused(epsilon, guesses):
+    """Randomised response: each coin is told right with the largest probability that epsilon allows."""
+    chance = 1 / (1 + np.exp(-epsilon))
+    accused = [lower_bound(right, guesses, guesses, 0.0) > epsilon + 1e-5 for right in range(guesses + 1)]
+    probability = binom.pmf(np.arange(guesses + 1), guesses, chance) @ np.array(accused)
+    assert 0.01 < probability <= 0.05
+
+
+def test_a_lower_bound_by_hand():
+    # all of ten right: refuted where chance ** 10 < 1 / 20
+    chance = 0.05**0.1
+    assert lower_bound(10, 10, 10, 0.0) == pytest.approx(np.log(chance / (1 - chance)), abs=1e-5)
+    assert lower_bound(5, 10, 10, 0.0) == 0
+    # a delta explains some of it, the more candidates the more
+    assert lower_bound(300, 300, 300, 0.0) > lower_bound(300, 300, 300, 1e-4) > lower_bound(300, 300, 900, 1e-4)
+    with pytest.raises(ValueError, match="11 right"):
+        lower_bound(11, 10, 10, 0.0)
+
+
+def test_the_sure_are_called_and_the_unsure_passed_over():
+    inside = np.array([True, False, True, False, True, False])
+    scores = np.array([3.0, 0.1, 2.0, -2.0, 0.0, -3.0])
+    assert right_guesses(scores, inside, 4) == 4
+    assert right_guesses(-scores, inside, 4) == 0
+    # of an odd number one more is called out
+    assert right_guesses(np.array([0.0, 0, 0, 0, 9, -9]), inside, 3) == 3
+    assert right_guesses(np.array([0.0, 0, 0, 0, -9, 9]), inside, 3) == 1
+
+
+def test_an_eavesdropper_reads_the_coins_where_there_is_no_noise_and_none_where_there_is_much():
+    draw = np.random.default_rng(0)
+    inside = draw.random(40) < 0.5
+    found = {}
+    for noise in (1e-6, 1e6):
+        ear = Eavesdropper(40)
+        for _ in range(3):
+            gradients = draw.standard_normal((40, 30))  # more candidates than numbers in one sum
+            ear.step(gradients, gradients[inside].sum(0) + noise * draw.standard_normal(30), noise)
+        found[noise] = ear.scores()
+    assert right_guesses(found[1e-6], inside, 40) == 40
+    assert np.allclose(found[1e-6], np.where(inside, 1, -1), atol=1e-3)
+    assert abs(right_guesses(found[1e6], inside, 40) - 20) < 15
