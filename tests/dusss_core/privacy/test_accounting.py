@@ -30,14 +30,32 @@ def test_the_known_values_are_found():
     assert epsilon([], 1e-5) == 0 and epsilon_prv([], 1e-5) == 0
 
 
-def test_the_plain_gaussian_is_found_in_closed_form():
-    # without sampling the divergence of T steps at order a is T a / (2 s^2)
+def hockey_stick(epsilon, mu):
+    """Delta at `epsilon` of N(mu, 1) against N(0, 1), by a numerical integral."""
+    x = np.linspace(-40, mu + 40, 2_000_001)
+    first, second = (np.exp(-((x - mean) ** 2) / 2) / math.sqrt(2 * math.pi) for mean in (mu, 0))
+    return np.maximum(first - math.exp(epsilon) * second, 0).sum() * (x[1] - x[0])
+
+
+@pytest.mark.parametrize("records", [1, 3])
+@pytest.mark.parametrize(("steps", "noise"), [(1, 4.0), (100, 20.0), (20, 2.685), (7, 3.0)])
+def test_steps_of_all_records_are_counted_exactly(steps, noise, records):
+    mu = records * math.sqrt(steps) / noise
+    found = epsilon([Charge(steps, 1.0, noise)], 1e-5, records)
+    assert 0.999e-5 < hockey_stick(found, mu) <= 1e-5
+    # never more than the best of all orders of Renyi divergence, which at order a is T a / (2 s^2)
     orders = np.linspace(1.01, 500, 200_000)
-    for steps, noise in [(1, 4.0), (100, 20.0), (7, 3.0)]:
-        exact = steps * orders / (2 * noise**2)
-        best = (exact + np.log1p(-1 / orders) - (np.log(1e-5) + np.log(orders)) / (orders - 1)).min()
-        found = epsilon([Charge(steps, 1.0, noise)], 1e-5)
-        assert best - 1e-9 <= found <= 1.05 * best
+    exact = steps * orders / (2 * noise**2)
+    best = (exact + np.log1p(-1 / orders) - (np.log(1e-5) + np.log(orders)) / (orders - 1)).min()
+    assert records > 1 or 0.8 * best < found < best
+
+
+def test_a_mixture_of_noises_of_all_records_is_exact_and_one_drawn_step_leaves_it_to_renyi():
+    whole = [Charge(3, 1.0, 4.0), Charge(5, 1.0, 2.5)]
+    assert hockey_stick(epsilon(whole, 1e-5), math.sqrt(3 / 4.0**2 + 5 / 2.5**2)) == pytest.approx(1e-5, rel=1e-3)
+    drawn = [*whole, Charge(1, 0.999, 1000.0)]
+    assert epsilon(whole, 1e-5) < epsilon(drawn, 1e-5)
+    assert accounting._exact(drawn, 1e-5, 1) == math.inf
 
 
 @pytest.mark.parametrize("rate", [1e-4, 0.01, 0.05, 0.3, 0.9])

@@ -108,6 +108,6 @@ def test_an_eavesdropper_reads_the_coins_where_there_is_no_noise_and_none_where_
             gradients = draw.standard_normal((40, 30))  # more candidates than numbers in one sum
             ear.step(gradients, gradients[inside].sum(0) + noise * draw.standard_normal(30), noise)
         found[noise] = ear.scores()
-    assert right_guesses(found[1e-6], inside, 40) == 40
+    assert right_guesses(found[1e-6], inside, 20) == 20
     assert np.allclose(found[1e-6], np.where(inside, 1, -1), atol=1e-3)
-    assert abs(right_guesses(found[1e6], inside, 40) - 20) < 15
+    assert 3 < right_guesses(found[1e6], inside, 20) < 17
