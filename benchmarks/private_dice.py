@@ -8,12 +8,15 @@
 
 Variants: a number is every hospital's epsilon, with the noise planned for it; `none` is the very same study without a
 budget; `preset` is the study as it is shipped (its own method, normalisation and schedule), without a budget. All are
-trained on the same pictures, at most one training picture of a patient. Each run is one small JSON file; what is there
-already is kept, and a run that was cut off goes on. Dice is measured outside the federation (docs/privacy.md).
+trained on the same pictures, at most one training picture of a patient. `0` is the public start of `--means` before any
+private picture is seen. Each run is one small JSON file; what is there already is kept, and a run that was cut off goes
+on. Dice is measured outside the federation (docs/privacy.md).
 
 Means: `public` starts from a student that was trained on synthetic pictures, which are nobody's; `decoder` and `norms`
 do so too, and train only that part of it (privacy.student). `imagenet` has an encoder with public weights for a way
 down, and trains the head alone, on all labelled pictures at once; `imagenet_public` has seen synthetic pictures too.
+`hospital` (qata_cxr, polypgen) starts from a student that was trained on the pictures of a hospital that has published
+them, and trains its head alone.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.private_studies import EPSILONS, MEANS, METHODS, STUDIES, VARIANTS, Variant, places_of
+from benchmarks.private_studies import EPSILONS, MEANS, METHODS, START, STUDIES, VARIANTS, Variant, places_of
 from dusss_core.errors import UserError
 from dusss_core.files import write_json, write_text
 from feddusss import cli
@@ -45,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", nargs="?", help=", ".join(STUDIES))
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the data sets (qata_cpu)")
-    parser.add_argument("--variants", nargs="+", default=VARIANTS, metavar="V", help=", ".join(VARIANTS))
+    parser.add_argument("--variants", nargs="+", default=VARIANTS, metavar="V", help=", ".join((*VARIANTS, START)))
     parser.add_argument("--method", default=METHODS[0], help=f"{', '.join(METHODS)} ({METHODS[0]})")
     parser.add_argument("--means", default="", choices=tuple(MEANS), help=", ".join(filter(None, MEANS)))
     parser.add_argument("--seed", type=int, default=1)
@@ -156,7 +159,9 @@ def table(results: Sequence[Result]) -> str:
         if some[0]["privacy"] is not None:
             noise = f"{some[0]['privacy']['noise_multiplier']:.3f}"
             spent = f"{max(site['privacy']['spent'] for r in some for site in r['sites'].values()):.2f}"
-        shown = {"none": "no budget", "preset": "no budget, as shipped"}.get(variant, variant)
+        shown = {START: "0: the start alone", "none": "no budget", "preset": "no budget, as shipped"}.get(
+            variant, variant
+        )
         dice = (_spread([r["dice"][key] for r in some]) for key in ("mean", "worst"))
         lines.append(f"| {_name(method, means)} | {shown} | {noise} | {spent} | {' | '.join(dice)} |")
     return "\n".join(lines)
@@ -167,7 +172,7 @@ def chart(study: str, results: Sequence[Result]) -> str:
     from benchmarks.pages import standalone
     from server.report import plots
 
-    places = (*EPSILONS, "none")
+    places = (*(START for _ in range(any(_row(result)[2] == START for result in results))), *EPSILONS, "none")
     series = []
     curves = [(method, means) for method in METHODS for means in MEANS if _dice(results, method, means)]
     for number, (method, means) in enumerate(curves):
@@ -213,7 +218,7 @@ def _dice(results: Iterable[Result], method: str, means: str = "") -> dict[str, 
 def _order(row: tuple[str, str, str]) -> tuple[bool, int, int, int]:
     method, means, variant = row
     place = METHODS.index(method) if method in METHODS else len(METHODS)
-    return variant == "preset", place, list(MEANS).index(means), VARIANTS.index(variant)
+    return variant == "preset", place, list(MEANS).index(means), (START, *VARIANTS).index(variant)
 
 
 def _spread(values: Sequence[float | None]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -244,7 +244,7 @@ def places_of(variant: Variant, data: Path | None, work: Path) -> list[str]:
     Raises:
         UserError: the study reads a data set, and `data` names no folder.
     """
-    hospitals = _hospitals(variant, data, work)
+    hospitals = hospitals_of(variant, data, work)
     root = hospitals if hospitals is not None else data
     places = [] if root is None else [f"data.root={root.absolute()}"]
     if hospitals is not None:
@@ -256,7 +256,7 @@ def places_of(variant: Variant, data: Path | None, work: Path) -> list[str]:
     return places
 
 
-def _hospitals(variant: Variant, data: Path | None, work: Path) -> Path | None:
+def hospitals_of(variant: Variant, data: Path | None, work: Path) -> Path | None:
     """A folder with public.csv and private.csv, of the study's data set; None where none of it is public."""
     from sites.manifest import read_manifest, write_manifest
 
@@ -269,8 +269,10 @@ def _hospitals(variant: Variant, data: Path | None, work: Path) -> Path | None:
     folder = work / f"{variant.study}-hospitals"
     folder.mkdir(parents=True, exist_ok=True)
     records = read_manifest(Path(data).absolute() / study["manifest"])
-    public = [replace(record, labelled=True) for record in records if record.extra[column] == value]
-    for name, some in (("public", public), ("private", [r for r in records if r.extra[column] != value])):
+    for name, published in (("public", True), ("private", False)):
+        if (folder / f"{name}.csv").is_file():
+            continue  # a run that goes on goes by when its manifest was written
+        some = [record for record in records if (record.extra[column] == value) == published]
         write_manifest(folder / f"{name}.csv", some)
     return folder
 

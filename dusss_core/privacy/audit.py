@@ -68,31 +68,44 @@ def right_guesses(scores: np.ndarray, inside: np.ndarray, guesses: int) -> int:
 
 
 class Eavesdropper:
-    """The attacker who sees every noised sum, and knows all candidates and the clipping, but not the coins.
+    """The attacker who sees every noised sum, and knows all candidates and the clipping, but neither coins nor noise.
 
     With s = 1 for who is in and -1 for who is not, a noised sum less half of all clipped gradients C (m x d) is
-    C^T s / 2 + noise. The scores are the least-squares estimate of s from all steps together. Only steps in which
-    every record takes part are judged so: with `sample_rate` below 1 the draws blur s, and the attack is weaker.
+    C^T s / 2 + noise. The scores are a ridge regression's s from all steps together. It takes the noise.s size from
+    what no coins explain, not from what is claimed, and leaves the mean of s free: most gradients point the same way,
+    and how many are in says nothing of who.
+
+    It takes every step for one of all records: with `sample_rate` below 1 the draws blur s, and it finds less.
     """
 
     def __init__(self, candidates: int):
         self._gram = np.zeros((candidates, candidates))
         self._seen = np.zeros(candidates)
-        self._noise = 0.0
+        self._square, self._numbers = 0.0, 0
 
-    def step(self, gradients: np.ndarray, noised_sum: np.ndarray, noise: float) -> None:
+    def step(self, gradients: np.ndarray, noised_sum: np.ndarray) -> None:
         """A step was seen.
 
         Args:
             gradients: m x d, the clipped gradients of all candidates at the step's weights.
-            noised_sum: d. noise: standard deviation of the noise in each of its numbers.
+            noised_sum: d.
         """
         gradients = np.asarray(gradients, dtype=np.float64)
+        told = np.asarray(noised_sum, dtype=np.float64) - gradients.sum(axis=0) / 2
         self._gram += gradients @ gradients.T
-        self._seen += gradients @ (np.asarray(noised_sum, dtype=np.float64) - gradients.sum(axis=0) / 2)
-        self._noise = max(self._noise, noise)
+        self._seen += gradients @ told
+        self._square += float(told @ told)
+        self._numbers += len(told)
+
+    def noise(self) -> float:
+        """Standard deviation of the noise in each number, from what the gradients cannot explain."""
+        best, _, rank, _ = np.linalg.lstsq(self._gram, self._seen, rcond=1e-12)
+        left_over = max(0.0, self._square - float(self._seen @ best))
+        return float(np.sqrt(left_over / max(1, self._numbers - rank)))
 
     def scores(self) -> np.ndarray:
         """m float: an estimate of s."""
-        ridge = self._noise**2 * np.eye(len(self._gram))
+        count = len(self._gram)
+        smallest = 1e-9 * np.trace(self._gram) / count  # or nothing could be solved without noise
+        ridge = (self.noise() ** 2 + smallest) * (np.eye(count) - 1 / count)
         return np.linalg.solve(self._gram / 4 + ridge, self._seen / 2)

@@ -7,10 +7,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks import private_dice
-from benchmarks.private_dice import BEGIN, END, VARIANTS, Variant
+from benchmarks import private_dice, private_studies
+from benchmarks.private_dice import BEGIN, END
+from benchmarks.private_studies import STUDIES, VARIANTS, Variant
 from dusss_core.errors import UserError
 from dusss_core.phases import Phase
+from dusss_core.privacy.mechanism import reasons_against
 from server.simulation.materialise import simulation_of
 from server.study.config import load_study
 from tests.client import fake_private
@@ -49,7 +51,6 @@ def test_a_budget_alone_makes_the_difference_to_none(study):
 
 @pytest.mark.parametrize("study", ["demo", "qata_cpu"])
 def test_every_private_variant_is_possible_and_its_noise_can_be_planned(study):
-    from dusss_core.privacy.mechanism import reasons_against
     from server.simulation.privacy import plan_noise
 
     noise = []
@@ -58,6 +59,51 @@ def test_every_private_variant_is_possible_and_its_noise_can_be_planned(study):
         assert reasons_against(given.training(), Phase.SEGMENT, 300) == []
         noise.append(plan_noise(given, simulation_of(given).privacy).privacy.noise_multiplier)
     assert noise == sorted(noise, reverse=True) and noise[-1] > 0.5
+
+
+@pytest.mark.parametrize("study", [name for name in STUDIES if "public" in STUDIES[name]])
+def test_with_a_public_hospital_too_a_budget_alone_makes_the_difference(study):
+    from server.simulation.privacy import plan_noise
+
+    def given(name):
+        return load_study(STUDIES[study]["preset"], Variant(study, "supervised", name, 1, "hospital").overrides())
+
+    private, plain, start = given("8"), given("none"), given("0")
+    assert reasons_against(private.training(), Phase.SEGMENT, 100) == []
+    noise = plan_noise(private, simulation_of(private).privacy).privacy.noise_multiplier
+    assert 2.6 < noise < 2.8
+    assert start.segment.rounds == 0 and simulation_of(start).privacy.epsilon is None
+    for one in (private, start):
+        assert one.student == plain.student and one.image == plain.image
+        assert one.simulation.partition == plain.simulation.partition
+
+
+def test_the_public_hospital_s_records_and_no_others_are_public(tmp_path):
+    from sites.manifest import Record, read_manifest, write_manifest
+
+    (tmp_path / "polypgen").mkdir()
+    for name in "abc":
+        (tmp_path / "polypgen" / f"{name}.png").touch()
+    records = [
+        Record(name, tmp_path / "polypgen" / f"{name}.png", extra={"centre": centre}, split=split)
+        for name, centre, split in (("a", "C3", "test"), ("b", "C1", "train"), ("c", "C3", "train"))
+    ]
+    write_manifest(tmp_path / "polypgen" / "manifest.csv", records)
+    folder = private_studies.hospitals_of(Variant("polypgen", "supervised", "8", 1, "hospital"), tmp_path, tmp_path)
+    ids = {kind: [record.id for record in read_manifest(folder / f"{kind}.csv")] for kind in ("public", "private")}
+    assert ids == {"public": ["a", "c"], "private": ["b"]}
+
+
+@pytest.mark.parametrize(
+    ("variant", "told"),
+    [
+        (("demo", "supervised", "0", 1), "nothing public"),
+        (("demo", "supervised", "8", 1, "hospital"), "no public hospital"),
+    ],
+)
+def test_a_start_that_there_is_not_is_told(variant, told):
+    with pytest.raises(UserError, match=told):
+        Variant(*variant)
 
 
 def test_an_unknown_variant_is_told(capsys):
