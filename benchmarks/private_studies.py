@@ -132,7 +132,7 @@ STUDIES: dict[str, dict[str, Any]] = {
         "preset": "qata_cpu",
         "manifest": "polypgen/manifest.csv",
         "public": ("centre", "C3"),
-        "public_rounds": 30,
+        "public_rounds": 15,
         "pictures": (
             "study=polypgen",
             'image={"channels": 3, "size": 128}',
