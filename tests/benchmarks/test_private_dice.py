@@ -158,6 +158,15 @@ def test_the_page_says_what_the_files_say(tmp_path):
     assert page.read_text() == text
 
 
+def test_what_the_start_alone_is_worth_stands_before_every_budget():
+    results = [result("8", 0.61), result("0", 0.58), result("none", 0.7)]
+    rows = [line.split("|")[2].strip() for line in private_dice.table(results).splitlines() if "| mean" in line]
+    assert rows == ["0: the start alone", "8", "no budget"]
+    assert "mean_teacher: 0.580, 0.610, 0.700" in private_dice.chart("demo", results)
+    assert ">0</text>" in private_dice.chart("demo", results)
+    assert ">0</text>" not in private_dice.chart("demo", results[::2])
+
+
 def test_without_results_or_a_marker_there_is_no_page(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("no marker\n")
