@@ -4,15 +4,15 @@
 
 RUN is the folder of a finished run, SITE.yaml a site whose pictures have masks and sentences. Prints one JSON object:
 
-retrieval  by the similarity of step 1 alone: the rank of a picture's sentence among the distinct ones of the split, 0 first
-           and 1 last, averaged over sentences (over pictures, popularity alone does well; that is printed beside it);
+retrieval  by the similarity of step 1 alone: the rank of a picture's sentence among the distinct ones of the split,
+           0 first and 1 last, averaged over sentences (over pictures, popularity alone does well); what popularity has;
            whether the nearest sentence names the picture's side (left, right, both: balanced), and among sentences of
-           one side which; 
-masks      text-guided masks: Dice for sentences of one side and of both, the share of a mask on the half of the picture that
-           its sentence names, predicted over true area by the size of the finding;
-sss        D_SSS of Eq. 4: its standard deviation among the sentences of one picture, its rank correlation over sentences with
-           the number of training records that share them; the cosine between the gradients of the encoder with and
-           without SSS, on one batch.
+           one side which;
+masks      text-guided masks: Dice for sentences of one side and of both, the share of a mask on the half of the
+           picture that its sentence names, predicted over true area by the size of the finding;
+sss        D_SSS of Eq. 4: its standard deviation among the sentences of one picture, its rank correlation over
+           sentences with the number of training records that share them; the cosine between the gradients of the
+           encoder with and without SSS, on one batch.
 """
 
 from __future__ import annotations
@@ -120,7 +120,9 @@ def similarities(config, vlm, split: Split, bank: TextBank) -> tuple[np.ndarray,
         for start in range(0, len(split), BATCH):
             x = to_input(torch.from_numpy(split.images[start : start + BATCH].copy()).to(device), config.image)
             image = vlm.encode_image(x).embedding
-            _, d_sss = supervised_similarity(image, text, config.pretrain.uncertainty, sss=True, detach_uncertainty=True)
+            _, d_sss = supervised_similarity(
+                image, text, config.pretrain.uncertainty, sss=True, detach_uncertainty=True
+            )
             found.append((method.similarity(image, text).cpu(), d_sss.cpu()))
     return tuple(torch.cat(some).float().numpy() for some in zip(*found, strict=True))
 
@@ -188,7 +190,10 @@ def masks(config, vlm, split: Split, bank: TextBank) -> dict[str, Any]:
     area, size = predicted.mean((1, 2)), truth.mean((1, 2))
     classes = np.digitize(size, SIZES)
     figures["area_ratio"] = {
-        _size_name(k): {"pictures": int((classes == k).sum()), "ratio": float(area[classes == k].sum() / size[classes == k].sum())}
+        _size_name(k): {
+            "pictures": int((classes == k).sum()),
+            "ratio": float(area[classes == k].sum() / size[classes == k].sum()),
+        }
         for k in np.unique(classes[size > 0])
     }
     return figures

@@ -163,8 +163,8 @@ class VLMConfig(Strict):
     dim: int = Field(128, ge=8, multiple_of=4)
     """D, the width of the joint embedding."""
     cells: int = Field(7, ge=0, le=32)
-    """Cells along each side of a picture, whose features, one beside the other, are its semantic embedding: it then knows
-    places, as sentences do. 0: the projection of the mean of all patches, D wide (paper)."""
+    """Cells along each side of a picture, whose features, one beside the other, are its semantic embedding: it then
+    knows places, as sentences do. 0: the projection of the mean of all patches, D wide (paper)."""
     cell_dim: int = Field(16, ge=1, le=256)
     """Numbers of a cell."""
     decoder_width: int = Field(64, ge=8, multiple_of=4)

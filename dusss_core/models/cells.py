@@ -1,9 +1,9 @@
-"""An embedding that keeps places: a picture and a sentence as maps of few cells, alike where they say the same of a place.
+"""An embedding that keeps places: picture and sentence as maps of a few cells.
 
-A mean over the picture cannot tell left from right, and that is what sentences about findings are about. So the semantic
-embedding of a picture is its patch features themselves, on cells x cells cells, and that of a sentence is what it says of
-each cell. Their cosine is the mean over the cells of t . v, the product of Eq. 10: what contrast trains is what a
-text-guided mask is read from.
+A mean over the picture cannot tell left from right, and that is what sentences about findings are about. So the
+semantic embedding of a picture is its patch features themselves, on cells x cells cells, and that of a sentence is what
+it says of each cell. Their cosine is the mean over the cells of t . v, the product of Eq. 10: what contrast trains is
+what a text-guided mask is read from.
 """
 
 from __future__ import annotations

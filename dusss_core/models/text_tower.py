@@ -43,11 +43,12 @@ class TextTower(nn.Module):
     def __init__(self, in_width: int, dim: int, cells: int = 0, cell_dim: int = 16):
         super().__init__()
         self.project = nn.Sequential(nn.LayerNorm(in_width), nn.Linear(in_width, dim), nn.GELU(), nn.Linear(dim, dim))
-        self.norm = nn.LayerNorm(dim)
-        self.cells = SentenceCells(dim, dim, cells, cell_dim) if cells else None
         if not cells:
             self.query = nn.Parameter(torch.zeros(1, 1, dim))
             self.pool = nn.MultiheadAttention(dim, num_heads=4, batch_first=True)
+        self.norm = nn.LayerNorm(dim)
+        self.cells = SentenceCells(dim, dim, cells, cell_dim) if cells else None
+        if not cells:
             self.head = EmbeddingHead(dim, dim)
             nn.init.normal_(self.query, std=dim**-0.5)
 

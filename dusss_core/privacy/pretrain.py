@@ -71,7 +71,7 @@ class PrivatePretrainer(PrivateTraining, Pretrainer):
 
     def _wordings(self) -> None:
         """The site's other sentences must not decide what a record's gradient is."""
-        return None
+        return
 
     def prepare(self, model: nn.Module) -> None:
         if self.config.privacy.freeze_encoder:

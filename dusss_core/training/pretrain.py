@@ -151,7 +151,9 @@ class Pretrainer(PhaseTrainer):
         count = torch.cat([count / (1 + flips.float()), count[flips] / 2])
         # one row for each wording: "left" mirrored is what "right" is
         identity, place = self.text.identity(sentence, mirrored).unique(return_inverse=True)
-        first = torch.zeros_like(identity).scatter_reduce(0, place, torch.arange(len(place)), "amin", include_self=False)
+        first = torch.zeros_like(identity).scatter_reduce(
+            0, place, torch.arange(len(place)), "amin", include_self=False
+        )
         total = torch.zeros(len(identity)).index_add(0, place, count)
         return _Wordings(sentence[first], mirrored[first], *sent(self.device, identity, total.log()))
 
