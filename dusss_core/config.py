@@ -144,6 +144,9 @@ class TextConfig(Strict):
     """frozen: each distinct sentence is encoded once and its token features are cached on the site's disk."""
     lora_rank: int = Field(8, ge=1, le=256)
     """Rank of the adapters for tuning: lora."""
+    standardise: bool = True
+    """Token features of a frozen encoder are standardised, by dimension, over made-up sentences that are the same at
+    every site. Off: as the encoder has them (paper)."""
     max_tokens: int = Field(48, ge=4)
     """Sentences are cut to this many tokens."""
     views: int = Field(3, ge=1, le=64)
@@ -409,12 +412,29 @@ class TrainingConfig(Strict):
             for section, literal in PAPER_BEYOND_METHOD.items():
                 given = values.get(section, {})
                 if isinstance(given, dict):
-                    values = {**values, section: {**literal, **given}}
+                    values = {**values, section: _over(literal, given)}
         return values
 
 
+def _over(literal: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """`given`, and what it leaves out from `literal`, at any depth."""
+    inner = {key: _over(value, given[key]) for key, value in literal.items() if _both(value, given.get(key))}
+    return {**literal, **given, **inner}
+
+
+def _both(a: Any, b: Any) -> bool:
+    return isinstance(a, dict) and isinstance(b, dict)
+
+
 PAPER_BEYOND_METHOD: dict[str, dict[str, Any]] = {
-    "vlm": {"skips": False, "cross_attention": False, "mirror": False, "mask_bias": 0.0, "cells": 0},
+    "vlm": {
+        "skips": False,
+        "cross_attention": False,
+        "mirror": False,
+        "mask_bias": 0.0,
+        "cells": 0,
+        "text": {"standardise": False},
+    },
     "student": {"mask_bias": None},
     "segment": {"dice": False, "guided_as_labelled": False, "teacher_rampup": 0.0},
 }

@@ -16,6 +16,7 @@ from dusss_core.config import TextConfig
 from dusss_core.errors import UserError
 from dusss_core.files import read_tensors, write_tensors
 from dusss_core.text.encoder import TOKEN_MULTIPLE, TextEncoder, locate
+from dusss_core.text.standard import made_up_sentences, moments
 from dusss_core.text.wording import may_flip, may_turn, mirror, wordings
 from dusss_core.transfer import sent
 
@@ -48,7 +49,13 @@ def build_text_bank(
         if encoder is None:
             raise ValueError("tuning lora and full need the encoder that is trained")
         return TrainableTextBank(words, encoder, device)
-    return TextBank(words, *_frozen_features(words.texts, config, cache, device, encoder), device)
+    made_up = list(made_up_sentences()) if words.texts and config.standardise else []
+    tokens, mask = _frozen_features(words.texts + made_up, config, cache, device, encoder)
+    n = len(words.texts)
+    longest = int(mask[:n].any(0).nonzero().max()) + 1 if n else 0
+    length = max(TOKEN_MULTIPLE, -(-longest // TOKEN_MULTIPLE) * TOKEN_MULTIPLE)
+    standard = moments(tokens[n:], mask[n:]) if made_up else None
+    return TextBank(words, tokens[:n, :length], mask[:n, :length], device, standard)
 
 
 class _Wordings:
@@ -117,8 +124,16 @@ class TextBank(_Bank):
         n_sentences, n_views: views 1 to n_views are other wordings, view 0 is the sentence itself.
     """
 
-    def __init__(self, words: _Wordings, tokens: torch.Tensor, mask: torch.Tensor, device: torch.device):
+    def __init__(
+        self,
+        words: _Wordings,
+        tokens: torch.Tensor,
+        mask: torch.Tensor,
+        device: torch.device,
+        standard: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ):
         super().__init__(words, device)
+        self._standard = None if standard is None else tuple(some.to(device) for some in standard)
         self._tokens, self._mask = tokens.to(device), mask.to(device)
         self.n_tokens, self.embedding_width = tokens.shape[1:]
 
@@ -152,7 +167,11 @@ class TextBank(_Bank):
         if not len(self._tokens):
             return self._nothing(len(row))
         row, there = sent(self.device, row, there)
-        tokens = self._tokens[row].float() * there[:, None, None]
+        tokens = self._tokens[row].float()
+        if self._standard is not None:
+            mean, spread = self._standard
+            tokens = (tokens - mean) / spread
+        tokens = tokens * there[:, None, None]
         return tokens, _mask_of(self._mask[row], there)
 
     def _nothing(self, batch: int) -> tuple[torch.Tensor, torch.Tensor]:

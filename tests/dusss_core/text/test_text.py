@@ -16,7 +16,7 @@ SENTENCES = (
     "no finding",
     "unilateral pulmonary infection, one infected area, upper left lung.",
 )
-CONFIG = TextConfig(views=2)
+CONFIG = TextConfig(views=2, standardise=False)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ import torch
 from pathlib import Path
 from dusss_core.config import TextConfig
 from dusss_core.text.bank import build_text_bank
-bank = build_text_bank({SENTENCES!r}, TextConfig(views=2), Path({str(cache)!r}))
+bank = build_text_bank({SENTENCES!r}, TextConfig(views=2, standardise=False), Path({str(cache)!r}))
 assert "transformers" not in sys.modules and "huggingface_hub" not in sys.modules
 print(float(bank.features(torch.tensor([0, 2]))[0].double().sum()))
 """
