@@ -86,7 +86,7 @@ def build_vlm(config: TrainingConfig) -> VisionLanguageModel:
             load_encoder_weights(image.encoder, settings.image_encoder, settings.weights, "vlm")
         encoder = TextEncoder(settings.text) if settings.text.tuning != "frozen" else None
         width = encoder.width if encoder else embedding_width(settings.text)
-        text = TextTower(width, settings.dim, settings.cells, settings.cell_dim)
+        text = TextTower(width, settings.dim, settings.cells, settings.cell_dim, query=settings.text.pooling == "query")
         grounding = GroundingDecoder(
             image.channels,
             image.strides,

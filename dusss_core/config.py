@@ -84,7 +84,7 @@ class MethodConfig(Strict):
     with masks; not done in private training."""
     detach_uncertainty: bool = True
     """No gradient of the contrastive losses through the uncertainty of Eq. 2 (see Eq. 18)."""
-    negatives: Literal["site", "batch"] = "site"
+    negatives: Literal["site", "batch"] = "batch"
     """What a picture's sentence is told from in Eq. 6: all sentences of the site's training records, each as often as
     records have it, or those of the batch (paper). Those of the batch too with a text encoder that is trained, with
     other `pairs` than multi_positive, and in private training."""
@@ -147,6 +147,8 @@ class TextConfig(Strict):
     standardise: bool = True
     """Token features of a frozen encoder are standardised, by dimension, over made-up sentences that are the same at
     every site. Off: as the encoder has them (paper)."""
+    pooling: Literal["mean", "query"] = "mean"
+    """A sentence is the mean of its projected tokens, or what a learned query looks at."""
     max_tokens: int = Field(48, ge=4)
     """Sentences are cut to this many tokens."""
     views: int = Field(3, ge=1, le=64)
@@ -165,9 +167,9 @@ class VLMConfig(Strict):
     """Pixels per patch: the coarsest feature map that is used."""
     dim: int = Field(128, ge=8, multiple_of=4)
     """D, the width of the joint embedding."""
-    cells: int = Field(7, ge=0, le=32)
+    cells: int = Field(0, ge=0, le=32)
     """Cells along each side of a picture, whose features, one beside the other, are its semantic embedding: it then
-    knows places, as sentences do. 0: the projection of the mean of all patches, D wide (paper)."""
+    knows places, as sentences do; such as 7. 0: the projection of the mean of all patches, D wide (paper)."""
     cell_dim: int = Field(16, ge=1, le=256)
     """Numbers of a cell."""
     decoder_width: int = Field(64, ge=8, multiple_of=4)
@@ -433,7 +435,7 @@ PAPER_BEYOND_METHOD: dict[str, dict[str, Any]] = {
         "mirror": False,
         "mask_bias": 0.0,
         "cells": 0,
-        "text": {"standardise": False},
+        "text": {"standardise": False, "pooling": "query"},
     },
     "student": {"mask_bias": None},
     "segment": {"dice": False, "guided_as_labelled": False, "teacher_rampup": 0.0},

@@ -28,28 +28,31 @@ class TextFeatures(NamedTuple):
 
 
 class TextTower(nn.Module):
-    """A trained projection of token features, and their mean.
+    """A trained projection of token features, and their mean or what a learned query makes of them.
 
-    A frozen encoder's own pooled vectors are nearly parallel for sentences of one kind, so they are not used. Without
-    cells a learned query pools the tokens: it looks at what all sentences share, and learns sides late or never.
+    A frozen encoder's own pooled vectors are nearly parallel for sentences of one kind, so they are not used. A learned
+    query looks at what all sentences share, and learns their sides late or never.
 
     Args:
         in_width: E, width of the token features.
         dim: D.
         cells: cells along a side of an embedding that keeps places; 0: none.
         cell_dim: d, numbers of a cell.
+        query: a learned query pools the tokens; else their mean.
     """
 
-    def __init__(self, in_width: int, dim: int, cells: int = 0, cell_dim: int = 16):
+    def __init__(self, in_width: int, dim: int, cells: int = 0, cell_dim: int = 16, *, query: bool = False):
         super().__init__()
         self.project = nn.Sequential(nn.LayerNorm(in_width), nn.Linear(in_width, dim), nn.GELU(), nn.Linear(dim, dim))
-        if not cells:
+        self.pool = None
+        if query:
             self.query = nn.Parameter(torch.zeros(1, 1, dim))
             self.pool = nn.MultiheadAttention(dim, num_heads=4, batch_first=True)
         self.norm = nn.LayerNorm(dim)
         self.cells = SentenceCells(dim, dim, cells, cell_dim) if cells else None
         if not cells:
             self.head = EmbeddingHead(dim, dim)
+        if query:
             nn.init.normal_(self.query, std=dim**-0.5)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> TextFeatures:
@@ -60,12 +63,15 @@ class TextTower(nn.Module):
             mask: B x L bool; every row has at least one True.
         """
         x = self.project(tokens)
+        sentence = self.norm(self._pooled(x, mask))
         if self.cells is not None:
-            real = mask.unsqueeze(-1).to(x.dtype)
-            sentence = self.norm((x * real).sum(1) / real.sum(1))
             placed = self.cells(sentence)
             return TextFeatures(placed.embedding, sentence, x, mask, placed.cells)
-        query = self.query.expand(len(x), -1, -1)
-        pooled, _ = self.pool(query, x, x, key_padding_mask=~mask, need_weights=False)
-        sentence = self.norm(pooled.squeeze(1))
         return TextFeatures(self.head(sentence), sentence, x, mask, None)
+
+    def _pooled(self, x: Tensor, mask: Tensor) -> Tensor:
+        if self.pool is None:
+            real = mask.unsqueeze(-1).to(x.dtype)
+            return (x * real).sum(1) / real.sum(1)
+        query = self.query.expand(len(x), -1, -1)
+        return self.pool(query, x, x, key_padding_mask=~mask, need_weights=False)[0].squeeze(1)

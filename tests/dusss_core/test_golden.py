@@ -113,11 +113,12 @@ def figures(case: str) -> dict[str, Any]:
     found, masks = {}, None
     if config.method.text_mask:
         steps: list[float] = []
-        trainer = Pretrainer(config, "a", train, val, text_bank(), progress=recorder(steps))
+        text = text_bank(config.vlm.text.standardise)
+        trainer = Pretrainer(config, "a", train, val, text, progress=recorder(steps))
         found["pretrain"] = rounds(config, trainer, steps)
         whole = {**trainer.shared(), **with_prefix(trainer.private(), "local.")}
-        whole = with_own_statistics(config, Phase.PRETRAIN, whole, train, text_bank())
-        masks = text_guided_masks(config, whole, train, text_bank())
+        whole = with_own_statistics(config, Phase.PRETRAIN, whole, train, text)
+        masks = text_guided_masks(config, whole, train, text)
         digest = digest_of_tensors({"": torch.from_numpy(masks)})
         found["masks"] = {"logits": digest, **evaluate_logits(config, masks, train)}
     steps = []
@@ -187,9 +188,9 @@ def by_place(found: Any, place: str = "") -> dict[str, Any]:
 
 
 @cache
-def text_bank() -> Any:
+def text_bank(standardise: bool) -> Any:
     """Features of `SENTENCES`, their mirror images and other wordings."""
-    return build_text_bank(SENTENCES, TextConfig())
+    return build_text_bank(SENTENCES, TextConfig(standardise=standardise))
 
 
 def train_split(config: TrainingConfig, labelled: int) -> Split:

@@ -47,8 +47,7 @@ METHODS: dict[str, dict[str, Any]] = {
     # sentence, no look at its words, and of the contrast only that all pictures be equally near to it.
     "picture_only_teacher": {
         "method": {"preset": "dusss", "sss": False, "dcl": False, "ltg": False},
-        "vlm": {"cross_attention": False, "cells": 0},
-        "pretrain": {"weight_cmc": 0.0},
+        "vlm": {"cross_attention": False},
     },
 }
 """Name -> what it changes of the study, key by key. table2_SDL: SSS, DCL and Ltg on (1) or off (0); table2_111 is

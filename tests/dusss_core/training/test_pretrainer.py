@@ -68,7 +68,8 @@ def test_a_picture_is_not_mirrored_where_its_sentence_cannot_be(bank):
 
 
 def test_a_picture_is_told_from_all_sentences_of_the_site_each_as_often_as_records_have_it(bank):
-    config, train = make_config(pretrain={"batch": 4, "flip": False}), make_split(n=12, with_text=9)
+    told = {"method": {"negatives": "site"}, "pretrain": {"batch": 4, "flip": False}}
+    config, train = make_config(**told), make_split(n=12, with_text=9)
     trainer = Pretrainer(config, "a", train, train, bank)
     assert trainer.wordings.identity.tolist() == [0, 1]
     assert trainer.wordings.log_count.exp().tolist() == pytest.approx([5, 4])
@@ -82,18 +83,20 @@ def test_a_picture_is_told_from_all_sentences_of_the_site_each_as_often_as_recor
 
 
 def test_mirrored_pictures_make_both_sentences_half_as_often(bank):
-    config, train = make_config(), make_split(n=9)  # five say left, four right
+    config, train = make_config(method={"negatives": "site"}), make_split(n=9)  # five say left, four right
     wordings = Pretrainer(config, "a", train, train, bank).wordings
     assert wordings.log_count.exp().tolist() == pytest.approx([4.5, 4.5])
 
 
-@pytest.mark.parametrize("method", [{"negatives": "batch"}, {"pairs": "identity"}])
+@pytest.mark.parametrize("method", [{"negatives": "batch"}, {"negatives": "site", "pairs": "identity"}])
 def test_the_batch_alone_is_told_apart_where_the_study_says_so(bank, method):
     assert Pretrainer(make_config(method=method), "a", make_split(), make_split(), bank).wordings is None
 
 
-def test_a_site_whose_sentences_are_all_equal_trains(bank):
-    config, train = make_config(pretrain={"rounds": 1, "batch": 6, "flip": False}), make_split(n=12)
+@pytest.mark.parametrize("negatives", ["site", "batch"])
+def test_a_site_whose_sentences_are_all_equal_trains(bank, negatives):
+    settings = {"method": {"negatives": negatives}, "pretrain": {"rounds": 1, "batch": 6, "flip": False}}
+    config, train = make_config(**settings), make_split(n=12)
     train.sentence[:] = 0
     trainer = Pretrainer(config, "a", train, train, bank)
     start = initial_shared(config, Phase.PRETRAIN)
