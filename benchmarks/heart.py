@@ -2,7 +2,8 @@
 
     python benchmarks/heart.py RUN --site SITE.yaml [--split test]
 
-RUN is the folder of a finished run, SITE.yaml a site whose pictures have masks and sentences. Prints one JSON object:
+RUN is the folder of a finished run, SITE.yaml a site whose pictures have masks and sentences. The model is the
+coordinator's, also where sites keep layers of their own. Prints one JSON object:
 
 retrieval  by the similarity of step 1 alone: the rank of a picture's sentence among the distinct ones of the split,
            0 first and 1 last, averaged over sentences (over pictures, popularity alone does well); what popularity has;
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
     from dusss_core.records import Split
     from dusss_core.text.bank import TextBank
 
-SIZES = (0.02, 0.05, 0.10, 0.20)
-"""Limits between the size classes of findings, as shares of the picture."""
 BATCH = 64
 
 
@@ -163,6 +162,7 @@ def masks(config, vlm, split: Split, bank: TextBank) -> dict[str, Any]:
     """Text-guided masks, by side and by size of the finding."""
     import numpy as np
 
+    from benchmarks.grid.measures import area_by_size, count_pixels, mean
     from dusss_core.metrics import to_classes
     from dusss_core.training.evaluation import ground_split, scores_of_logits
 
@@ -172,10 +172,10 @@ def masks(config, vlm, split: Split, bank: TextBank) -> dict[str, Any]:
     side = np.array([side_of(split.sentences[k]) for k in split.sentence])
     # which half of the picture is called left: as the true masks of this split have it
     half = predicted.shape[2] // 2
-    flipped = truth[side == "left"][:, :, :half].sum() < truth[side == "left"][:, :, half:].sum()
+    left_is_right = truth[side == "left"][:, :, :half].sum() < truth[side == "left"][:, :, half:].sum()
 
     def on_named_side(mask: np.ndarray, name: str) -> float:
-        left = mask[:, :, half:] if flipped else mask[:, :, :half]
+        left = mask[:, :, half:] if left_is_right else mask[:, :, :half]
         share = left.sum((1, 2)) / np.maximum(1, mask.sum((1, 2)))
         return (share if name == "left" else 1 - share)[mask.any((1, 2))]
 
@@ -184,24 +184,12 @@ def masks(config, vlm, split: Split, bank: TextBank) -> dict[str, Any]:
     if any(some.any() for some in alone):
         for name, mask in (("on_named_side", predicted), ("truth_on_named_side", truth)):
             shares = [on_named_side(mask[some], word) for some, word in zip(alone, ("left", "right"), strict=True)]
-            figures[name] = float(np.concatenate(shares).mean())
+            figures[name] = mean(np.concatenate(shares))
         figures["dice_one_side"] = float(dice[side != "both"].mean())
         figures["dice_both_sides"] = float(dice[side == "both"].mean())
-    area, size = predicted.mean((1, 2)), truth.mean((1, 2))
-    classes = np.digitize(size, SIZES)
-    figures["area_ratio"] = {
-        _size_name(k): {
-            "pictures": int((classes == k).sum()),
-            "ratio": float(area[classes == k].sum() / size[classes == k].sum()),
-        }
-        for k in np.unique(classes[size > 0])
-    }
-    return figures
-
-
-def _size_name(number: int) -> str:
-    edges = [f"{100 * limit:g} %" for limit in SIZES]
-    return f"below {edges[0]}" if number == 0 else f"from {edges[number - 1]}"
+    pixels = [count_pixels(*pair) for pair in zip(predicted, truth, strict=True)]
+    counted = {name: np.array([some[name] for some in pixels]) for name in pixels[0]}
+    return figures | {"area_by_size": area_by_size([counted])}
 
 
 def uncertainty(d_sss: np.ndarray, split: Split, counts: dict[str, int]) -> dict[str, float]:
@@ -211,13 +199,16 @@ def uncertainty(d_sss: np.ndarray, split: Split, counts: dict[str, int]) -> dict
 
     own = d_sss[np.arange(len(d_sss)), split.sentence]
     present = np.unique(split.sentence)
-    mean = [own[split.sentence == k].mean() for k in present]
+    told = [own[split.sentence == k].mean() for k in present]
     shared = [counts.get(split.sentences[k], 0) for k in present]
     return {
         "median": float(np.median(d_sss)),
         "spread_within_row": float(d_sss.std(1).mean()),
         "spread_of_own": float(own.std()),
-        "rank_correlation_with_records": float(spearmanr(mean, shared).statistic),
+        # None where either is the same for all sentences
+        "rank_correlation_with_records": (
+            float(spearmanr(told, shared).statistic) if np.ptp(told) and np.ptp(shared) else None
+        ),
     }
 
 

@@ -6,6 +6,7 @@ best, `preset: paper` is the paper to the letter. No file is read here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -414,18 +415,18 @@ class TrainingConfig(Strict):
             for section, literal in PAPER_BEYOND_METHOD.items():
                 given = values.get(section, {})
                 if isinstance(given, dict):
-                    values = {**values, section: _over(literal, given)}
+                    values = {**values, section: merged(literal, given)}
         return values
 
 
-def _over(literal: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """`given`, and what it leaves out from `literal`, at any depth."""
-    inner = {key: _over(value, given[key]) for key, value in literal.items() if _both(value, given.get(key))}
-    return {**literal, **given, **inner}
-
-
-def _both(a: Any, b: Any) -> bool:
-    return isinstance(a, dict) and isinstance(b, dict)
+def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with `changes` key by key, at any depth."""
+    inner = {
+        key: merged(values[key], change)
+        for key, change in changes.items()
+        if isinstance(change, Mapping) and isinstance(values.get(key), Mapping)
+    }
+    return {**values, **changes, **inner}
 
 
 PAPER_BEYOND_METHOD: dict[str, dict[str, Any]] = {

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.gpu.pieces import read_state, write_state
 from benchmarks.gpu.timing import utilisation
-from benchmarks.grid.cell import Cell, merged
+from benchmarks.grid.cell import Cell
+from dusss_core.config import merged
 from dusss_core.phases import Phase
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,8 @@ OWN_TEXT = "text"
 """The column that every manifest has."""
 _TEXT = {"views": 1, "max_tokens": 32}
 _IMAGENET = {"image_encoder": "tf_efficientnet_lite0", "weights": "imagenet"}
+_SMALL_VLM = {**_IMAGENET, "dim": 64, "decoder_width": 24, "text": _TEXT}
+_IMAGENET_STUDENT = {"width": 16, "encoder": _IMAGENET["image_encoder"], "weights": "imagenet"}
 
 
 @dataclass(frozen=True)
@@ -90,15 +91,6 @@ class Cell:
         return source
 
 
-def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with `changes` key by key, at any depth."""
-    inner = {
-        key: merged(values.get(key, {}), value) if isinstance(value, Mapping) else value
-        for key, value in changes.items()
-    }
-    return {**values, **inner}
-
-
 _SMALL = {"train": 2800, "val": 300, "test": 500}
 _QATA = {
     "source": {
@@ -113,7 +105,7 @@ _QATA = {
     },
     "cpu": {
         "image": {"size": 112},
-        "vlm": {**_IMAGENET, "dim": 64, "decoder_width": 24, "text": _TEXT},
+        "vlm": _SMALL_VLM,
         "student": {"width": 16},
         "pretrain": {"rounds": 4, "batch": 16, "strong": 0.5, "optimizer": {"lr": 1.0e-3}},
         "segment": {"rounds": 8, "batch": 16, "labelled_share": 0.25, "strong": 0.25, "optimizer": {"lr": 4.0e-3}},
@@ -122,8 +114,8 @@ _QATA = {
     # no bfloat16: it is slower on a CPU in the encoder's depthwise convolutions
     "cpu_imagenet": {
         "image": {"size": 112},
-        "vlm": {**_IMAGENET, "dim": 64, "decoder_width": 24, "text": _TEXT},
-        "student": {"width": 16, "encoder": _IMAGENET["image_encoder"], "weights": "imagenet"},
+        "vlm": _SMALL_VLM,
+        "student": _IMAGENET_STUDENT,
         "pretrain": {"rounds": 4, "batch": 16, "optimizer": {"lr": 1.0e-3}},
         "segment": {"rounds": 6, "batch": 16, "strong": 0.5, "optimizer": {"lr": 1.0e-3}},
         "runtime": {"channels_last": True},
@@ -133,8 +125,8 @@ _QATA = {
     # half hours. DuSSS: 2.0 s a step, and 12 rounds of 298 + 74 s before: four and a half hours, in 4.2 GB and data.
     "full": {
         "image": {"size": 224},
-        "vlm": {**_IMAGENET, "dim": 64, "decoder_width": 24, "text": _TEXT},
-        "student": {"width": 16, "encoder": _IMAGENET["image_encoder"], "weights": "imagenet"},
+        "vlm": _SMALL_VLM,
+        "student": _IMAGENET_STUDENT,
         "pretrain": {"rounds": 12, "steps": 120, "batch": 16, "optimizer": {"lr": 1.0e-3}},
         "segment": {"rounds": 40, "steps": 120, "batch": 16, "labelled_share": 0.25, "optimizer": {"lr": 1.0e-3}},
         "runtime": {"channels_last": True},
@@ -192,7 +184,7 @@ _POLYPGEN = {
     # a pass over 1,067 pictures is short, so there are more of them than QaTa-COV19 has
     "cpu": {
         "image": {"size": 112, "channels": 3},
-        "vlm": {**_IMAGENET, "dim": 64, "decoder_width": 24, "text": _TEXT},
+        "vlm": _SMALL_VLM,
         "student": {"width": 16},
         "pretrain": {"rounds": 10, "batch": 16, "strong": 0.5, "optimizer": {"lr": 1.0e-3}},
         "segment": {"rounds": 20, "batch": 16, "labelled_share": 0.25, "strong": 0.25, "optimizer": {"lr": 4.0e-3}},
@@ -200,8 +192,8 @@ _POLYPGEN = {
     },
     "cpu_imagenet": {
         "image": {"size": 112, "channels": 3},
-        "vlm": {**_IMAGENET, "dim": 64, "decoder_width": 24, "text": _TEXT},
-        "student": {"width": 16, "encoder": _IMAGENET["image_encoder"], "weights": "imagenet"},
+        "vlm": _SMALL_VLM,
+        "student": _IMAGENET_STUDENT,
         "pretrain": {"rounds": 6, "batch": 16, "strong": 0.5, "optimizer": {"lr": 1.0e-3}},
         "segment": {"rounds": 10, "batch": 16, "labelled_share": 0.25, "strong": 0.25, "optimizer": {"lr": 1.0e-3}},
         "runtime": {"channels_last": True},

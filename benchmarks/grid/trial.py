@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.grid.cell import Cell, merged
+from benchmarks.grid.cell import Cell
 from benchmarks.grid.hospitals import partition_of
 from benchmarks.grid.measures import STUDENT, TEXT_MASK, WITH_SENTENCE, Figures, count_pixels
+from dusss_core.config import merged
 from feddusss import configfile
 from server.runs.events import PlainReporter
 from server.study.config import StudyConfig

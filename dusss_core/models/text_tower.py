@@ -52,6 +52,7 @@ class TextTower(nn.Module):
         self.cells = SentenceCells(dim, dim, cells, cell_dim) if cells else None
         if not cells:
             self.head = EmbeddingHead(dim, dim)
+        # drawn last, as it always was: the initial weights of older studies stay
         if query:
             nn.init.normal_(self.query, std=dim**-0.5)
 

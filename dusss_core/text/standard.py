@@ -37,7 +37,7 @@ def made_up_sentences() -> tuple[str, ...]:
     return tuple(
         _FORMS[number % len(_FORMS)].format(what=what, how=how, where=where)
         for number, (what, how, where) in enumerate(cases)
-        # a seventh of them, in which every part is seen as often as any other
+        # a seventh of them, in which every part is seen about as often as any other
         if number % 7 == 0
     )
 
