@@ -185,8 +185,8 @@ def masks(config, vlm, split: Split, bank: TextBank) -> dict[str, Any]:
         for name, mask in (("on_named_side", predicted), ("truth_on_named_side", truth)):
             shares = [on_named_side(mask[some], word) for some, word in zip(alone, ("left", "right"), strict=True)]
             figures[name] = mean(np.concatenate(shares))
-        figures["dice_one_side"] = float(dice[side != "both"].mean())
-        figures["dice_both_sides"] = float(dice[side == "both"].mean())
+        figures["dice_one_side"] = mean(dice[side != "both"])
+        figures["dice_both_sides"] = mean(dice[side == "both"])
     pixels = [count_pixels(*pair) for pair in zip(predicted, truth, strict=True)]
     counted = {name: np.array([some[name] for some in pixels]) for name in pixels[0]}
     return figures | {"area_by_size": area_by_size([counted])}
