@@ -6,7 +6,6 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.grid.sentences import CONTROL_OF
 from dusss_core.errors import UserError
 
 PROFILES = ("cpu", "cpu_imagenet", "full", "gpu")
@@ -15,6 +14,8 @@ student whose way down has public ImageNet weights. full: such a student on all 
 paper's 224 x 224, for two cores and some hours; call it with --time-limit."""
 OWN_TEXT = "text"
 """The column that every manifest has."""
+CONTROL_OF = {"constant_sentence": "constant", "wrong_sentence": "wrong", "picture_only_teacher": "constant"}
+"""Method of the grid -> the control that it is (`benchmarks.grid.sentences`)."""
 _TEXT = {"views": 1, "max_tokens": 32}
 _IMAGENET = {"image_encoder": "tf_efficientnet_lite0", "weights": "imagenet"}
 _SMALL_VLM = {**_IMAGENET, "dim": 64, "decoder_width": 24, "text": _TEXT}

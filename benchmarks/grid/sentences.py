@@ -59,8 +59,6 @@ def others(texts: Sequence[str], draw: np.random.Generator) -> list[str]:
     return [texts[i] for i in order]
 
 
-CONTROL_OF = {"constant_sentence": "constant", "wrong_sentence": "wrong", "picture_only_teacher": "constant"}
-"""Method of the grid -> the control that it is."""
 CONTROLS: dict[str, Callable[[Sequence[Record], int, str], list[str]]] = {"constant": constant, "wrong": wrong}
 
 
