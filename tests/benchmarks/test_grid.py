@@ -19,6 +19,7 @@ from dusss_core.errors import UserError
 from dusss_core.text.wording import may_flip, wordings
 from sites.manifest import Record, read_manifest, write_manifest
 from sites.partition import PartitionConfig, partition
+from tests.benchmarks.conftest import empty_picture
 
 SPLITS = {"train": 14, "val": 2, "test": 4}
 
@@ -26,9 +27,7 @@ SPLITS = {"train": 14, "val": 2, "test": 4}
 @pytest.fixture
 def data(tmp_path) -> Path:
     """A manifest like PolypGen's, of few pictures."""
-    picture = tmp_path / "polypgen" / "picture.png"
-    picture.parent.mkdir()
-    picture.touch()
+    picture = empty_picture(tmp_path / "polypgen")
     records = [
         Record(
             f"C{centre}_{split}_{i}",

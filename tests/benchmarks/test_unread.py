@@ -12,14 +12,13 @@ from benchmarks.grid.unread import SEEDS, unread_records
 from dusss_core.errors import UserError
 from sites.manifest import Record, read_manifest, write_manifest
 from sites.partition import OFFICIAL_TEST, partition
+from tests.benchmarks.conftest import empty_picture
 
 
 @pytest.fixture
 def data(tmp_path) -> Path:
     """A manifest like QaTa-COV19's, of few pictures."""
-    picture = tmp_path / "qata_cov19" / "picture.png"
-    picture.parent.mkdir()
-    picture.touch()
+    picture = empty_picture(tmp_path / "qata_cov19")
     records = [
         Record(f"{split}_{i}", image=picture, mask=picture, split=split, extra={"family": family})
         for split, n in (("train", 60), ("test", 2000))
