@@ -122,14 +122,14 @@ _QATA = {
         "runtime": {"channels_last": True},
     },
     # A round is a third of a pass, so that it ends within ten minutes. Its 120 steps take 187 s of one core (1.56 each,
-    # measured with others at work), its 1,429 validation pictures 35 s: 40 rounds of supervised training are two and a
-    # half hours. DuSSS: 2.0 s a step, and 12 rounds of 298 + 74 s before: four and a half hours, in 4.2 GB and data.
+    # measured with others at work), its 1,429 validation pictures 35 s: 20 rounds of supervised training are 75 minutes.
+    # DuSSS: 2.0 s a step, and 6 rounds of 298 + 74 s before: two hours and ten minutes, in 4.2 GB and data.
     "full": {
         "image": {"size": 224},
         "vlm": _SMALL_VLM,
         "student": _IMAGENET_STUDENT,
-        "pretrain": {"rounds": 12, "steps": 120, "batch": 16, "optimizer": {"lr": 1.0e-3}},
-        "segment": {"rounds": 40, "steps": 120, "batch": 16, "labelled_share": 0.25, "optimizer": {"lr": 1.0e-3}},
+        "pretrain": {"rounds": 6, "steps": 120, "batch": 16, "optimizer": {"lr": 1.0e-3}},
+        "segment": {"rounds": 20, "steps": 120, "batch": 16, "labelled_share": 0.25, "optimizer": {"lr": 1.0e-3}},
         "runtime": {"channels_last": True},
     },
     "gpu": {
