@@ -122,8 +122,8 @@ _QATA = {
         "runtime": {"channels_last": True},
     },
     # A round is a third of a pass, so that it ends within ten minutes. Its 120 steps take 187 s of one core (1.56 each,
-    # measured with others at work), its 1,429 validation pictures 35 s: 20 rounds of supervised training are 75 minutes.
-    # DuSSS: 2.0 s a step, and 6 rounds of 298 + 74 s before: two hours and ten minutes, in 4.2 GB and data.
+    # measured with others at work), its 1,429 validation pictures 35 s: 20 rounds of supervised training take 75
+    # minutes. DuSSS: 2.0 s a step, and 6 rounds of 298 + 74 s before: two hours and ten minutes, in 4.2 GB and data.
     "full": {
         "image": {"size": 224},
         "vlm": _SMALL_VLM,

@@ -1,0 +1,49 @@
+"""The page of systems: nothing is left out, counts are exact, and the page is that of the files."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import systems
+from benchmarks.grid.methods.presets import METHODS
+from dusss_core.objectives import TABLE
+from dusss_core.pretraining import TABLE as PRETRAINING
+from feddusss import cli, configfile
+from tests.dusss_core.conftest import make_config
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return [system.row for system in configfile.load(systems.Facts, systems.FACTS).systems]
+
+
+def test_every_method_of_both_steps_has_its_row(rows):
+    assert set(rows) <= set(METHODS)
+    named = {METHODS[row].get("method", {}).get(key) for row in rows for key in ("objective", "pretraining", "preset")}
+    assert {*TABLE, *PRETRAINING} <= named
+
+
+def test_decoders_that_only_training_needs_are_trained_and_not_deployed():
+    build = systems.count
+    from dusss_core.build import build_student
+
+    def counted(objective):
+        settings = {"method": {"objective": objective}, "student": {"network": "small_unet"}}
+        config = make_config(**settings, image={"size": 32, "channels": 3})
+        return build(build_student(config), config)
+
+    plain, cct = counted("mean_teacher_mse"), counted("cct")
+    assert plain["trained"] == plain["deployed"] == 1_813_617
+    assert cct["deployed"] == 1_813_617 and cct["trained"] == 3_712_212
+    assert plain["macs"] == cct["macs"]
+
+
+def test_a_convolution_costs_its_weights_at_every_place():
+    import torch
+
+    config = make_config(image={"size": 32, "channels": 3})
+    assert systems.count(torch.nn.Conv2d(3, 5, 3, padding=1), config)["macs"] == 32 * 32 * 3 * 5 * 9
+
+
+def test_the_page_is_that_of_the_files():
+    assert systems.main(["--check"]) == cli.OK
