@@ -1,6 +1,6 @@
 """The page of all systems, docs/systems.md: what each is, how large, what a step costs, what travels.
 
-    python benchmarks/systems.py             writes the tables, from benchmarks/systems.yaml, counts and the grid's cells
+    python benchmarks/systems.py             writes the tables: benchmarks/systems.yaml, counts, cells of the grid
     python benchmarks/systems.py --check     exit code 1 if that would change anything
     python benchmarks/systems.py --count     first counts the networks and times their steps: minutes of one core
 
