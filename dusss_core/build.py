@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import get_args
 
 import torch
 
 from dusss_core.config import IMAGENET, TrainingConfig
 from dusss_core.errors import UserError
+from dusss_core.models.decoders import DecoderKind
 from dusss_core.models.encoder_student import EncoderStudent
 from dusss_core.models.grounding import GroundingDecoder
 from dusss_core.models.image_tower import ImageTower
+from dusss_core.models.pixel_heads import PixelHeads
 from dusss_core.models.public_weights import load_encoder_weights, load_student_weights
 from dusss_core.models.small_unet import SmallUNet
 from dusss_core.models.text_tower import TextTower
@@ -35,29 +38,34 @@ def build(config: TrainingConfig, phase: Phase) -> Student | VisionLanguageModel
 
 
 def build_student(config: TrainingConfig) -> Student:
-    """The student with the study's initial weights, and with the decoders that the study's objective compares.
+    """The student with the study's initial weights, and with what the study's objective builds beside it.
+
+    The network itself is built first, so that it starts from the same weights whatever is built beside it; then its
+    further decoders (`others`), then `pixel_heads`, then `second`, a copy of the network alone. All of it is the
+    student's: it is trained, travels and is averaged. `forward` is the network's own.
 
     Raises:
         UserError: unknown encoder, an objective that does not work on the network, or public weights that are missing
             or do not fit.
     """
-    settings, image = config.student, config.image
+    settings = config.student
     if reason := misfit(config):
         raise UserError(reason, "change one of the two")
-    others = objective_of(config).builds(config)
+    added = objective_of(config).builds(config)
     with _initialisation(config, Phase.SEGMENT):
-        if settings.kind == "unet":
-            student = UNet(image.channels, image.classes, settings.width, settings.norm, others)
-        elif settings.kind == "small_unet":
-            student = SmallUNet(image.channels, image.classes, settings.norm, others)
-        else:
-            student = EncoderStudent(
-                settings.encoder, image.channels, image.classes, image.size, settings.width, settings.norm
-            )
+        student = _network(config, [kind for kind in added if kind in get_args(DecoderKind)])
+        if "pixel_heads" in added:
+            foreground = max(1, config.image.classes - 1)
+            student.pixel_heads = PixelHeads(student.feature_width, foreground, settings.norm)
+        if "copy" in added:
+            student.second = _network(config)
+    networks = [student, student.second] if "copy" in added else [student]
     if settings.mask_bias is not None:
-        _start_from_background(student, settings.mask_bias)
+        for network in networks:
+            _start_from_background(network, settings.mask_bias)
     if settings.weights == IMAGENET:
-        load_encoder_weights(student.encoder, settings.encoder, IMAGENET, "student")
+        for network in networks:
+            load_encoder_weights(network.encoder, settings.encoder, IMAGENET, "student")
     elif settings.weights:
         load_student_weights(student, settings.weights)
     return student
@@ -101,6 +109,15 @@ def build_vlm(config: TrainingConfig) -> VisionLanguageModel:
         )
         more = pretraining_of(config).modules(config)
         return VisionLanguageModel(image, text, grounding, config.pretrain.temperature, encoder, more)
+
+
+def _network(config: TrainingConfig, others: Sequence[DecoderKind] = ()) -> Student:
+    settings, image = config.student, config.image
+    if settings.kind == "unet":
+        return UNet(image.channels, image.classes, settings.width, settings.norm, others)
+    if settings.kind == "small_unet":
+        return SmallUNet(image.channels, image.classes, settings.norm, others)
+    return EncoderStudent(settings.encoder, image.channels, image.classes, image.size, settings.width, settings.norm)
 
 
 @torch.no_grad()

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 DecoderKind = Literal["transposed", "bilinear", "nearest"]
 """How a decoder doubles the resolution; in all else the decoders of a network are alike."""
+Addition = DecoderKind | Literal["pixel_heads", "copy"]
+"""What a method can have built beside a network's own parts (`dusss_core.build`)."""
 
 
 class Raise(nn.Module):
@@ -61,6 +63,8 @@ class DecoderNetwork(nn.Module, ABC):
     head: nn.Module
     others: nn.ModuleList
     """Of `Decoder`; empty unless a method compares decoders."""
+    feature_width: int
+    """Channels of the map that the main head reads."""
 
     @abstractmethod
     def encode(self, image: Tensor) -> list[Tensor]:
@@ -69,11 +73,7 @@ class DecoderNetwork(nn.Module, ABC):
     def decode(self, levels: Sequence[Tensor], which: int = 0) -> Tensor:
         """B x classes x H x W logits by the main decoder (0) or by number `which` of the others, from 1."""
         decoder = self if which == 0 else self.others[which - 1]
-        levels = list(levels)
-        x = levels.pop()
-        for block in decoder.up:
-            x = block(x, levels.pop())
-        return decoder.head(x)
+        return decoder.head(_climb(decoder.up, levels))
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits of the picture alone, by the main decoder.
@@ -86,10 +86,24 @@ class DecoderNetwork(nn.Module, ABC):
         """
         return self.decode(self.encode(image))
 
+    def with_features(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits as `forward` gives them, and the map that the head reads: B x feature_width x H x W."""
+        features = _climb(self.up, self.encode(image))
+        return self.head(features), features
+
     def all_logits(self, image: Tensor) -> list[Tensor]:
         """Logits by every decoder, the main one first; the encoder runs once."""
         levels = self.encode(image)
         return [self.decode(levels, which) for which in range(1 + len(self.others))]
+
+
+def _climb(up: nn.ModuleList, levels: Sequence[Tensor]) -> Tensor:
+    """From the maps of all levels, finest first, to the one that a head reads."""
+    levels = list(levels)
+    x = levels.pop()
+    for block in up:
+        x = block(x, levels.pop())
+    return x
 
 
 class UpBlock(nn.Module):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dusss_core.losses.schedules import ema_alpha
+from dusss_core.models.weights import load_tensors
 
 
 class Teacher:
@@ -18,6 +19,11 @@ class Teacher:
         self.follows_buffers = True
         """Whether running means and variances are averaged too."""
         self._student: nn.Module | None = None
+
+    def become(self, student: nn.Module) -> None:
+        """Take the student's weights and buffers, of the parts that the teacher has."""
+        own = self.model.state_dict()
+        load_tensors(self.model, {name: value for name, value in student.state_dict().items() if name in own})
 
     @torch.no_grad()
     def follow(self, student: nn.Module, step: int, ema: float) -> None:
@@ -44,7 +50,8 @@ class Teacher:
         They hold as long as the tensors of both models are changed in place, as everything here does."""
         own = self.model.state_dict()
         buffers = {name for name, _ in student.named_buffers()} if not self.follows_buffers else ()
-        pairs = [(own[name], value) for name, value in student.state_dict().items() if name not in buffers]
+        followed = {name: value for name, value in student.state_dict().items() if name in own and name not in buffers}
+        pairs = [(own[name], value) for name, value in followed.items()]
         averaged = [pair for pair in pairs if pair[0].is_floating_point()]
         counted = [pair for pair in pairs if not pair[0].is_floating_point()]
         self._own, self._followed = [a for a, _ in averaged], [b for _, b in averaged]

@@ -40,6 +40,8 @@ class EncoderStudent(nn.Module):
             self.up.append(DecoderStep(current, laterals.get(stride, 0), out, norm))
             current = out
         self.head = PyramidHead(channels, current, out_channels)
+        self.feature_width = current
+        """Channels of the decoder's last map."""
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits of the picture alone.
@@ -50,12 +52,16 @@ class EncoderStudent(nn.Module):
         Returns:
             B x classes x H x W.
         """
+        return self.with_features(image)[0]
+
+    def with_features(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits as `forward` gives them, and the decoder's last map: B x feature_width x H x W."""
         levels = self.encoder(image)
         laterals = dict(zip(self.strides, levels, strict=True)) | {1: image}
         x = levels[-1]
         for stride, step in zip(self.up_strides, self.up, strict=True):
             x = step(x, laterals.get(stride))
-        return self.head(x, levels)
+        return self.head(x, levels), x
 
 
 class PyramidHead(nn.Module):

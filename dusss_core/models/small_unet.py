@@ -36,6 +36,7 @@ class SmallUNet(DecoderNetwork):
             _convs(a, b, norm, dropout) for a, b, dropout in zip(into, WIDTHS, DROPOUT, strict=True)
         )
         self.up, self.head = _way_up(MAIN, norm), _head(out_channels)
+        self.feature_width = WIDTHS[0]
         self.others = nn.ModuleList(Decoder(_way_up(kind, norm), _head(out_channels)) for kind in others)
 
     def encode(self, image: Tensor) -> list[Tensor]:

@@ -42,6 +42,7 @@ class UNet(DecoderNetwork):
             [double_conv(a, b, norm) for a, b in [(w, 2 * w), (2 * w, 4 * w), (4 * w, 8 * w), (8 * w, 8 * w)]]
         )
         self.up, self.head = _way_up(MAIN, w, norm), nn.Conv2d(w, out_channels, 1)
+        self.feature_width = w
         self.others = nn.ModuleList(Decoder(_way_up(kind, w, norm), nn.Conv2d(w, out_channels, 1)) for kind in others)
 
     def encode(self, image: Tensor) -> list[Tensor]:

@@ -24,6 +24,8 @@ TABLE = {
     "mcnet_v1": ("mcnet", "MCNetV1"),
     "cct": ("cct", "CCT"),
     "bcp": ("bcp", "BCP"),
+    "ssnet": ("ssnet", "SSNet"),
+    "ucmt": ("ucmt", "UCMT"),
 }
 """Name -> module of this folder, and its class."""
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dusss_core.augment import Geometry, weak_view
 from dusss_core.config import SegmentConfig, TrainingConfig
 from dusss_core.losses import supervised_loss
-from dusss_core.models.decoders import DecoderKind
+from dusss_core.models.decoders import Addition
 from dusss_core.sampling import two_stream_batches
 
 Batch = tuple[np.ndarray, np.ndarray]
@@ -69,11 +69,15 @@ class Objective(ABC):
     text: ClassVar[Literal["no", "train", "inference"]] = "no"
     """Whether it needs sentences: not at all, for text-guided masks in training, or at inference too."""
     coupled: ClassVar[bool] = False
-    """Whether the loss of one record depends on the others of its batch: then no noise can make it private."""
+    """Whether the loss of one record depends on the others of its batch, or on an earlier step's: then no noise can
+    make it private."""
+    coupling: ClassVar[str] = "mixes the records of a batch, and no noise hides one of them"
+    """How, where it is `coupled`: what a study with privacy is told."""
 
     @classmethod
-    def builds(cls, config: TrainingConfig) -> tuple[DecoderKind, ...]:
-        """Kinds of the decoders that the network gets beside its own."""
+    def builds(cls, config: TrainingConfig) -> tuple[Addition, ...]:
+        """What the network gets beside its own parts: further decoders by their kind, `pixel_heads`, or a `copy` of it
+        with another start."""
         return ()
 
     @classmethod

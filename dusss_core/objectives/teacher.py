@@ -22,7 +22,7 @@ class WithTeacher(Objective):
     def start(self) -> None:
         """The teacher starts as a copy of the first student that the site sees."""
         if self.teacher is not None:
-            load_tensors(self.teacher.model, self.host.student.state_dict())
+            self.teacher.become(self.host.student)
 
     def after_step(self, step: int, share_done: float) -> None:
         """Eq. 12."""

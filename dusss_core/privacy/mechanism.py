@@ -60,12 +60,9 @@ def reasons_against(config: TrainingConfig, phase: Phase, records: int) -> list[
 
 
 def _against_segment(config: TrainingConfig) -> Iterator[str]:
-    if objective_of(config).coupled:
+    if (objective := objective_of(config)).coupled:
         apart = ", ".join(name for name in TABLE if not objective_of(with_objective(config, name)).coupled)
-        yield (
-            f"method.objective: {config.method.objective} mixes the records of a batch, and no noise hides one of "
-            f"them: choose one of {apart}"
-        )
+        yield (f"method.objective: {config.method.objective} {objective.coupling}: choose one of {apart}")
     if config.student.norm != "group":
         yield "student.norm: batch mixes the records of a batch: set student.norm: group"
     if config.privacy.keep_features:

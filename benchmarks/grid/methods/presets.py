@@ -36,6 +36,10 @@ METHODS: dict[str, dict[str, Any]] = {
     # text-free methods: on the network of their papers, and on the student's own
     **{name: {"method": {"objective": name}, **_SMALL} for name in _PUBLISHED_SMALL},
     **{f"{name}_same": {"method": {"objective": name}} for name in _PUBLISHED_SMALL},
+    "ssnet": {"method": {"objective": "ssnet"}, **_SMALL},
+    "ssnet_same": {"method": {"objective": "ssnet"}},
+    "ucmt": {"method": {"objective": "ucmt"}, **_SMALL},
+    "ucmt_same": {"method": {"objective": "ucmt"}},
     # the rows of the paper's Table 2, all with the labels' supervision of the grounding decoder and its consistency
     **{f"table2_{name}": {"method": {"preset": "dusss", **switches}} for name, switches in _TABLE_2.items()},
     # the same to the letter, without both: nothing tells the decoder where a finding is
