@@ -12,6 +12,7 @@ from torch import nn
 from dusss_core.build import build_student
 from dusss_core.config import TrainingConfig
 from dusss_core.models.decoders import DecoderKind, Raise, raise_resolution
+from dusss_core.models.pixel_heads import PixelHeads
 from dusss_core.models.small_unet import SmallUNet
 from dusss_core.models.unet import UNet
 from dusss_core.objectives import TABLE, objective_of, with_objective
@@ -48,12 +49,53 @@ def study(objective: str, network: str, **changes) -> TrainingConfig:
         (1, 1, "cct", 3_711_924),
         (3, 1, "cct", 3_712_212),
         (3, 2, "cct", 3_712_792),
+        (1, 1, "ssnet", 1_819_475),
+        (3, 1, "ssnet", 1_819_763),
+        (1, 1, "ucmt", 2 * 1_813_329),
+        (3, 1, "ucmt", 2 * 1_813_617),
     ],
 )
 def test_the_small_unet_has_the_published_number_of_parameters(into, out, objective, parameters):
-    others = objective_of(study(objective, "small_unet")).builds(study(objective, "small_unet"))
+    config = study(objective, "small_unet")
     with torch.device("meta"):
-        assert count(SmallUNet(into, out, others=others)) == parameters
+        if out == 1:  # with two channels no study is built
+            config.image.channels = into
+            assert count(build_student(config)) == parameters
+        else:
+            assert count(SmallUNet(into, out, others=objective_of(config).builds(config))) == parameters
+
+
+def test_two_channels_with_the_heads_of_both_classes_and_two_copies_have_as_many_as_published():
+    with torch.device("meta"):
+        ssnet = SmallUNet(1, 2), PixelHeads(16, classes=2)
+        assert sum(map(count, ssnet)) == 1_821_926
+        assert 2 * count(SmallUNet(3, 2)) == 3_627_524
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_there_are_two_selectors_for_each_class_but_the_background(classes):
+    heads = build_student(study("ssnet", "unet", image={"size": 32, "classes": classes})).pixel_heads
+    assert len(heads.selectors) == len(heads.stored_selectors) == max(1, classes - 1)
+    projected, predicted = heads(torch.rand(2, 4, 7, 1))
+    assert projected.shape == predicted.shape == (2, 32, 7, 1)
+
+
+def test_pixels_are_compared_on_the_map_that_the_head_reads():
+    for network in ("unet", "small_unet", "encoder"):
+        student = started("ssnet", network, 1).eval()
+        x = torch.rand(2, 1, 32, 32)
+        with torch.no_grad():
+            logits, features = student.with_features(x)
+            assert torch.equal(logits, student(x)) and features.shape == (2, student.feature_width, 32, 32)
+            if network != "encoder":
+                assert torch.equal(student.head(features), logits)
+
+
+def test_public_weights_reach_the_way_down_of_both_copies(monkeypatch):
+    given = []
+    monkeypatch.setattr("dusss_core.build.load_encoder_weights", lambda encoder, *_: given.append(encoder))
+    student = started("ucmt", "encoder", 1, weights="imagenet")
+    assert given == [student.encoder, student.second.encoder]
 
 
 def test_the_papers_unet_has_as_many_as_the_paper_says():
@@ -70,8 +112,9 @@ def test_the_deployed_decoder_is_that_of_the_plain_network_whatever_is_built_bes
     plain, compared = build_student(with_objective(config, "dusss")), build_student(config)
     weights = plain.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in compared.state_dict().items() if name in weights)
-    assert all(name in weights or name.startswith("others.") for name in compared.state_dict())
-    assert len(compared.others) == len(objective_of(config).builds(config))
+    beside = ("others.", "pixel_heads.", "second.")
+    assert all(name in weights or name.startswith(beside) for name in compared.state_dict())
+    assert len(compared.others) == len([kind for kind in objective_of(config).builds(config) if kind in KINDS])
     x = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         wanted = plain.eval()(x)
@@ -148,10 +191,11 @@ def test_the_encoder_runs_once_for_all_decoders():
 
 def heads(student: nn.Module) -> list[nn.Module]:
     main = getattr(student.head, "pixel", student.head)
-    return [main, *(decoder.head for decoder in getattr(student, "others", ()))]
+    second = heads(student.second) if hasattr(student, "second") else []
+    return [main, *(decoder.head for decoder in getattr(student, "others", ())), *second]
 
 
-STUDENTS = [("dusss", "unet"), ("mcnet", "unet"), ("cct", "small_unet"), ("dusss", "encoder")]
+STUDENTS = [("dusss", "unet"), ("mcnet", "unet"), ("cct", "small_unet"), ("dusss", "encoder"), ("ucmt", "unet")]
 
 
 def started(objective: str, network: str, classes: int, **settings) -> nn.Module:
