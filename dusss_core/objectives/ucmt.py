@@ -15,10 +15,10 @@ over a patch, in the first step.
 w(t) is WEIGHT times a ramp over RAMP of the phase. Both students are parts of the network that is trained and travel;
 the first is deployed. Pictures with masks are among the others too, without their masks, as published.
 
-Departures: L_sup in all terms (published: Dice alone); both strong views are made of the picture, not the second of the
-first; patches are read before any is replaced, so that none is passed on that was itself replaced; the teacher averages
-the first student alone (published: 99 % of it and 1 % of the second); the second step is one of the schedule's, so that
-every method has as many; a teacher never leaves a site, so a student is deployed (published: the teacher).
+Departures: L_sup in all terms (published: Dice alone); both strong views are made of the picture, not the second of
+the first; the teacher averages the first student alone (published: 99 % of it and 1 % of the second); the second step
+is one of the schedule's, so that every method has as many; a teacher never leaves a site, so a student is deployed
+(published: the teacher, of the epoch with the lowest training loss).
 """
 
 from __future__ import annotations

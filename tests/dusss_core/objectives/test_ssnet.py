@@ -339,6 +339,17 @@ def test_nearness_teaches_network_prediction_and_both_selectors(monkeypatch):
     assert reached == {"stem", "down", "up"} | heads
 
 
+def test_a_selector_teaches_itself_and_not_what_it_looks_at(monkeypatch):
+    trainer = site(config_of("ssnet"), pictures())
+    monkeypatch.setattr(ssnet, "class_distance", lambda f, s, weight, other: (weight[0, 0], torch.ones(())))
+    monkeypatch.setattr(ssnet, "adversarial_distance", lambda network, x, logits, noise: logits.new_zeros(()))
+    monkeypatch.setattr(trainer.objective, "supervised", lambda logits, mask: logits.new_zeros(()))
+    trainer.student.train()
+    trainer.losses((trainer.labelled, trainer.unlabelled[:1]), draw(), 1.0)[0].backward()
+    reached = {name for name, value in trainer.student.named_parameters() if value.grad is not None}
+    assert reached and all(name.startswith("pixel_heads.selectors.") for name in reached)
+
+
 def test_a_site_without_labels_learns_to_be_smooth_and_hands_the_heads_on():
     config, train = config_of("ssnet"), pictures(labelled=0)
     moved = changed(initial_shared(config, Phase.SEGMENT), trained(config, train))

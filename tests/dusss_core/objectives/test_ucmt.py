@@ -59,12 +59,11 @@ def test_one_patch_on_a_grid_of_two_by_two_by_hand():
     assert torch.equal(mixed[..., 2:, :], lower) and torch.equal(mixed[..., :2, :], lower)
 
 
-def test_a_patch_that_is_replaced_is_never_passed_on_but_as_it_was():
+def test_patches_come_from_the_other_students_order_as_they_were():
     # the least certain patch of the first student, 0, is the most certain one of the second
     first, second = torch.tensor([[0.9, 0.5, 0.4, 0.1]]), torch.tensor([[0.1, 0.8, 0.6, 0.7]])
-    source = exchanged(first, second, top=1)
-    assert source.tolist() == [[0, 3, 2, 3]]
-    # two each: 0 and 1 of the first become 2 and 3 of the second's order, read before they are written
+    assert exchanged(first, second, top=1).tolist() == [[0, 3, 2, 3]]
+    # two each
     both = exchanged(torch.tensor([[4.0, 3.0, 2.0, 1.0]]), torch.tensor([[1.0, 2.0, 3.0, 4.0]]), top=2)
     assert both.tolist() == [[1, 0, 3, 2]]
 
