@@ -163,11 +163,10 @@ def unit(values: Tensor) -> Tensor:
 
 @contextmanager
 def untracked(network: nn.Module) -> Iterator[None]:
-    """Inside, batch normalisation leaves its running statistics as they are; the batch's own are used as before."""
+    """Inside, batch normalisation answers as before and leaves its running statistics as they are."""
     layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
     for layer in layers:
-        # in evaluation mode it would normalise with the batch's statistics
-        layer.track_running_stats = not layer.training
+        layer.track_running_stats = False
     try:
         yield
     finally:

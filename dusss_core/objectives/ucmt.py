@@ -72,9 +72,7 @@ class UCMT(WithTeacher):
     """Two networks of which the first is deployed, and a teacher."""
 
     coupled = True
-    coupling = (
-        "takes every batch for two steps, so that records without a draw of their own are learnt from in the second"
-    )
+    coupling = "takes every batch for two steps, and a draw of records is paid for once"
 
     def __init__(self, host: Host):
         super().__init__(host)

@@ -61,9 +61,17 @@ def test_what_this_release_cannot_do_is_declined_and_nothing_is_imported_by_name
 
 @pytest.mark.parametrize(
     ("objective", "millions"),
-    [("dusss", 1.813329), ("mcnet_v1", 2.576754), ("mcnet", 3.209619), ("cct", 3.711924), ("bcp", 1.813329)],
+    [
+        ("dusss", 1.813329),
+        ("mcnet_v1", 2.576754),
+        ("mcnet", 3.209619),
+        ("cct", 3.711924),
+        ("bcp", 1.813329),
+        ("ssnet", 1.819475),
+        ("ucmt", 3.626658),
+    ],
 )
-def test_the_decoders_that_an_objective_compares_count_as_parameters(fake, site_file, objective, millions):
+def test_what_an_objective_builds_beside_the_network_counts_as_parameters(fake, site_file, objective, millions):
     study = study_of(objective, student={"network": "small_unet"})
     settings = client.door.policy._networks(study)
     assert client.door.policy._parameters("student", settings) == round(millions * 1e6)

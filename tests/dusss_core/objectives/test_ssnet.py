@@ -191,7 +191,8 @@ def test_smoothness_is_float32_under_autocast():
     trainer = site(config, pictures())
     seen = []
     trainer.student.head.register_forward_hook(lambda _, inputs, answer: seen.append(answer.dtype))
-    trainer.losses((trainer.labelled, trainer.unlabelled), draw(), LATE)
+    with trainer.autocast():  # that of a caller is not heard either
+        trainer.losses((trainer.labelled, trainer.unlabelled), draw(), LATE)
     assert seen == [torch.bfloat16, torch.float32, torch.float32]
 
 
