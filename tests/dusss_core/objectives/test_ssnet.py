@@ -191,9 +191,11 @@ def test_smoothness_is_float32_under_autocast():
     trainer = site(config, pictures())
     seen = []
     trainer.student.head.register_forward_hook(lambda _, inputs, answer: seen.append(answer.dtype))
-    with trainer.autocast():  # that of a caller is not heard either
-        trainer.losses((trainer.labelled, trainer.unlabelled), draw(), LATE)
-    assert seen == [torch.bfloat16, torch.float32, torch.float32]
+    trainer.losses((trainer.labelled, trainer.unlabelled), draw(), LATE)
+    x = torch.rand(2, 1, 32, 32, generator=draw())
+    with trainer.autocast():
+        adversarial_distance(trainer.student, x, torch.zeros(2, 1, 32, 32), x - 0.5)
+    assert seen == [torch.bfloat16, *[torch.float32] * 4]
 
 
 # ---- pixels ----

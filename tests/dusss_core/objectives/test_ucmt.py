@@ -333,5 +333,4 @@ def test_neither_step_waits_for_its_device(monkeypatch):
 
 def test_a_study_with_privacy_is_told_that_a_batch_is_taken_twice():
     reason = why_not(private_config(method={"objective": "ucmt"}), Phase.SEGMENT, 2000)
-    assert "ucmt takes every batch for two steps, and a draw of records is paid for once" in reason and "choose one of dusss" in reason
-    assert "mixes the records" not in reason
+    assert "ucmt takes every batch for two steps, and a draw of records is paid for once: choose one of dusss" in reason
