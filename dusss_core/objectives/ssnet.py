@@ -90,7 +90,7 @@ class SSNet(Objective):
             total, figures["supervised"] = total + supervised, supervised.detach()
         if weight := self.unlabelled_weight(share_done):
             noise = torch.rand(x.shape, generator=device_generator(draw, x.device), device=x.device) - 0.5
-            smooth = adversarial_distance(host.student, x, logits.detach(), noise.to(x))
+            smooth = adversarial_distance(host.student, x, logits, noise.to(x))
             total, figures["smooth"] = total + weight * smooth, smooth.detach()
             if mask is not None:
                 near = self._nearness(features, hard_labels(logits), mask, draw)
@@ -147,9 +147,10 @@ def adversarial_distance(network: nn.Module, x: Tensor, logits: Tensor, noise: T
     In float32 whatever the study's autocast. Running statistics of the network stay as they are.
 
     Args:
-        x: B x C x H x W, normalised. logits: what the network answers, without gradient.
+        x: B x C x H x W, normalised. logits: what the network answers, which gets no gradient.
         noise: as `x`; the direction that is started from, of any length.
     """
+    logits = logits.detach()
     with untracked(network):
         start = unit(noise).requires_grad_()
         [uphill] = torch.autograd.grad(dice_distance(logits, network(x + PROBE * start)).sum(), start)

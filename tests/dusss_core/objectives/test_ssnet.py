@@ -155,6 +155,14 @@ def test_a_picture_is_moved_by_exactly_the_radius_uphill():
     assert found.item() == pytest.approx(dice_distance(answer, network(x + moved)).mean().item(), rel=1e-4)
 
 
+def test_the_answer_that_is_started_from_is_not_drawn_to_the_moved_one():
+    network = nn.Conv2d(1, 1, 1)
+    x = torch.rand(2, 1, 8, 8, generator=draw())
+    answer = torch.zeros(2, 1, 8, 8, requires_grad=True)
+    adversarial_distance(network, x, answer, x - 0.5).backward()
+    assert answer.grad is None and network.weight.grad.abs().max() > 0
+
+
 def test_an_answer_that_never_changes_is_smooth():
     network = nn.Conv2d(1, 1, 1)
     nn.init.zeros_(network.weight)
