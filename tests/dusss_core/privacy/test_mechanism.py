@@ -47,7 +47,7 @@ def test_pretraining_needs_records(kind, fewest):
             "method.objective: bcp mixes the records of a batch, and no noise hides one of them: choose one of dusss, "
             "mean_teacher_mse, mcnet, mcnet_v1, cct",
         ),
-        (Phase.SEGMENT, {"method": {"objective": "ssnet"}}, "method.objective: ssnet mixes the records of a batch, and"),
+        (Phase.SEGMENT, {"method": {"objective": "ssnet"}}, "ssnet mixes the records of a batch, and no noise"),
         (Phase.SEGMENT, {"local_norm": True}, "set local_norm: false"),
         (Phase.PRETRAIN, {"local_norm": True}, "set local_norm: false"),
         (Phase.SEGMENT, {"image": {"size": 32, "mode": "tile"}}, "use resize"),
