@@ -31,6 +31,7 @@ def supervised_loss(
     weight: Tensor | None = None,
     region: Tensor | None = None,
     places: Tensor | None = None,
+    sure: Tensor | None = None,
 ) -> Tensor:
     """L_sup, Eq. 14 (whose leading minus is a misprint): mean cross-entropy, and soft Dice if asked for.
 
@@ -42,13 +43,18 @@ def supervised_loss(
         region: H x W, bool: the pixels that count, at least one; None: all.
         places: int64, where `region` is True in H x W rows laid end to end. To count them a device would be waited for;
             None: it is.
+        sure: B x H x W, bool: the pixels of each record that cost anything, in place of `region`. The mean is still that
+            of all pixels: a record with three sure ones counts for little. None: all.
     """
     if logits.shape[1] == 1:
         target = (mask > 0).to(logits.dtype)[:, None]
         pixels = F.binary_cross_entropy_with_logits(logits, target, reduction="none").squeeze(1)
     else:
         pixels = F.cross_entropy(logits, mask.long(), reduction="none")
-    if region is None:
+    if sure is not None:
+        per_record = (pixels * sure).mean(dim=(1, 2))
+        region = sure[:, None]
+    elif region is None:
         per_record = pixels.mean(dim=(1, 2))
     else:
         places = region.flatten().nonzero().squeeze(1) if places is None else places

@@ -24,6 +24,7 @@ TABLE = {
     "mcnet_v1": ("mcnet", "MCNetV1"),
     "cct": ("cct", "CCT"),
     "bcp": ("bcp", "BCP"),
+    "fixmatch": ("fixmatch", "FixMatch"),
 }
 """Name -> module of this folder, and its class."""
 
