@@ -19,6 +19,8 @@ ObjectiveName = Literal[
     "cct",
     "bcp",
     "fixmatch",
+    "unimatch",
+    "fedsemidg",
 ]
 """The methods of step 2, as `dusss_core.objectives` has them."""
 IMAGENET = "imagenet"

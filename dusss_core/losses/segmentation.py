@@ -43,8 +43,8 @@ def supervised_loss(
         region: H x W, bool: the pixels that count, at least one; None: all.
         places: int64, where `region` is True in H x W rows laid end to end. To count them a device would be waited for;
             None: it is.
-        sure: B x H x W, bool: the pixels of each record that cost anything, in place of `region`. The mean is still that
-            of all pixels: a record with three sure ones counts for little. None: all.
+        sure: B x H x W, bool: the pixels of each record that cost anything, in place of `region`. The mean is still
+            that of all pixels: a record with three sure ones counts for little. None: all.
     """
     if logits.shape[1] == 1:
         target = (mask > 0).to(logits.dtype)[:, None]

@@ -25,6 +25,8 @@ TABLE = {
     "cct": ("cct", "CCT"),
     "bcp": ("bcp", "BCP"),
     "fixmatch": ("fixmatch", "FixMatch"),
+    "unimatch": ("unimatch", "UniMatch"),
+    "fedsemidg": ("fedsemidg", "FedSemiDG"),
 }
 """Name -> module of this folder, and its class."""
 

@@ -48,8 +48,8 @@ class FixMatch(Objective):
         return total, figures
 
     def unlabelled_weight(self, share_done: float) -> float:
-        """Beside masks it is `weight_semi` throughout. Without any, whatever the student is sure of satisfies it, right or
-        wrong: there it comes in over `segment.rampup`."""
+        """Beside masks it is `weight_semi` throughout. Without any, whatever the student is sure of satisfies it, right
+        or wrong: there it comes in over `segment.rampup`."""
         return self.settings.weight_semi * sigmoid_rampup(share_done, self.settings.rampup)
 
 
