@@ -81,7 +81,8 @@ def why_not(method: str, study: StudyConfig, site_files: Sequence[Path]) -> str 
             "read pictures without paying"
         )
     try:
-        with_method(study, method)
+        if method not in ALONE:
+            with_method(study, method)
     except UserError as error:
         return error.problem
     return None

@@ -52,9 +52,11 @@ def config_of(
 
 
 def site(config: TrainingConfig, train: Split, shared: dict[str, torch.Tensor] | None = None) -> Segmenter:
-    """A site in its first round; text-guided masks are the true ones, blurred, where the method takes any."""
+    """A site in its first round; text-guided masks are the true ones, blurred, where the method takes any and pictures
+    have sentences."""
     logits = (4 * (train.masks[:, None] > 0).astype(np.float16) - 2).repeat(config.image.classes, 1)
-    trainer = Segmenter(config, "a", train, train, text_logits=logits if config.method.text_mask else None)
+    guided = config.method.text_mask and train.has_text.any()
+    trainer = Segmenter(config, "a", train, train, text_logits=logits if guided else None)
     trainer.load_shared(shared or initial_shared(config, Phase.SEGMENT))
     return trainer
 
@@ -79,6 +81,11 @@ def with_other_unlabelled_pictures(split: Split) -> Split:
     """The same site with other pictures, where there is no mask."""
     images = np.where(split.labelled[:, None, None, None], split.images, 255 - split.images)
     return replace(split, images=images)
+
+
+def without_sentences(split: Split) -> Split:
+    """The same site, where nobody wrote a report."""
+    return replace(split, sentence=np.full_like(split.sentence, -1))
 
 
 def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
