@@ -79,14 +79,13 @@ def test_the_global_model_of_the_round_stays_a_teacher_until_the_next():
     assert all(torch.equal(fixed[name], value) for name, value in came.items())
     moved = {name for name, value in trainer.student.named_parameters() if not torch.equal(value, came[name])}
     assert moved and all(not torch.equal(own[name], came[name]) for name in moved)
-    before = {name: value.clone() for name, value in own.items()}
     new = {name: value + 1 for name, value in trainer.shared().items() if value.is_floating_point()}
     trainer.load_shared({**trainer.shared(), **new})
-    trainer.objective.before_round()
-    fixed = trainer.objective.fixed.model.state_dict()
+    trainer.train_round(2)
+    fixed, own = trainer.objective.fixed.model.state_dict(), trainer.objective.teacher.model.state_dict()
     assert all(torch.equal(fixed[name], value) for name, value in new.items())
-    # the other one is the site's own, whatever comes
-    assert all(torch.equal(value, before[name]) for name, value in trainer.objective.teacher.model.state_dict().items())
+    # the other one is the site's own: on its way from the models before
+    assert all(not torch.equal(own[name], new[name]) for name in moved)
 
 
 def test_the_threshold_stays_at_the_site_and_a_new_phase_starts_without_one():
@@ -102,6 +101,12 @@ def test_the_threshold_stays_at_the_site_and_a_new_phase_starts_without_one():
     trainer.step = 0
     trainer.load_shared(trainer.shared())
     assert trainer.objective.threshold == UNKNOWN
+
+
+@pytest.mark.parametrize(("share_done", "ramp"), [(0.0, math.exp(-5)), (0.1, math.exp(-5 / 4)), (0.2, 1), (1.0, 1)])
+def test_where_no_mask_holds_it_the_teachers_come_in_over_the_ramp_up(share_done, ramp):
+    trainer = site(config_of(NAME, weight_semi=0.5, rampup=0.2), pictures(labelled=0))
+    assert trainer.pace(share_done) == pytest.approx(0.5 * ramp)
 
 
 def test_both_teachers_count_as_memory_that_is_kept():

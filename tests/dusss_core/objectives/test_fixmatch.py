@@ -135,6 +135,12 @@ def test_an_unsure_student_learns_from_masks_alone():
     assert losses[0] == losses[1] and losses[0][0] == losses[0][1]
 
 
+@pytest.mark.parametrize(("share_done", "ramp"), [(0.0, math.exp(-5)), (0.1, math.exp(-5 / 4)), (0.2, 1), (1.0, 1)])
+def test_where_no_mask_holds_it_what_it_is_sure_of_comes_in_over_the_ramp_up(share_done, ramp):
+    trainer = site(config_of(NAME, weight_semi=0.5, rampup=0.2), pictures(labelled=0))
+    assert trainer.pace(share_done) == pytest.approx(0.5 * ramp)
+
+
 def test_on_labelled_pictures_it_is_supervised_training():
     losses = []
     for name in (NAME, "supervised"):

@@ -127,8 +127,16 @@ def test_features_are_dropped_of_unlabelled_pictures_at_every_level(monkeypatch)
     assert seen == [(len(other), 0.5)] * 5
 
 
-def test_labels_get_no_gradient():
+@pytest.mark.parametrize(("share_done", "ramp"), [(0.0, math.exp(-5)), (0.1, math.exp(-5 / 4)), (0.2, 1), (1.0, 1)])
+def test_where_no_mask_holds_it_what_it_is_sure_of_comes_in_over_the_ramp_up(share_done, ramp):
+    trainer = site(config_of(NAME, weight_semi=0.5, rampup=0.2), pictures(labelled=0))
+    assert trainer.pace(share_done) == pytest.approx(0.5 * ramp)
+
+
+def test_the_weak_view_labels_and_gets_no_gradient_for_it(monkeypatch):
     trainer = site(config_of(NAME, norm="group"), pictures())
+    labelling = []
+    monkeypatch.setattr(unimatch, "sure_labels", lambda z: labelling.append(z.detach().clone()) or sure_labels(z))
     _, other, none = parts(trainer)
     given = []
     decode = trainer.student.decode
@@ -143,5 +151,9 @@ def test_labels_get_no_gradient():
     trainer.student.decode = watched
     loss, _ = trainer.losses((none, other), draw(), 0.5)
     loss.backward()
+    weak, dropped = given[0].detach().split(len(other))
+    assert not torch.equal(weak, dropped)
+    [asked] = labelling
+    assert torch.equal(asked, weak)
     weak, dropped = given[0].grad.split(len(other))
     assert weak.abs().max() == 0 and dropped.abs().max() > 0

@@ -81,10 +81,11 @@ def test_every_objective_goes_on_after_a_kill_with_layers_that_stay_at_the_sites
     assert finals(tmp_path / "killed") == finals(tmp_path / "straight")
 
     simulate(study_of(name, secure_aggregation=True, secure_threshold=2), tmp_path / "secure", reporter=quiet)
+    # after one round: AdamW makes more of what the sum rounds off with each step
     plain, secure = (
-        read_model(tmp_path / run / "checkpoints" / "student.safetensors") for run in ("straight", "secure")
+        read_model(tmp_path / run / "checkpoints" / "segment-0001.safetensors") for run in ("straight", "secure")
     )
     assert plain.keys() == secure.keys()
     assert not any("running_mean" in key for key in plain)  # FedBN: normalisation layers did not travel
     for key, value in plain.items():
-        torch.testing.assert_close(secure[key], value, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(secure[key], value, rtol=1e-5, atol=1e-5)
