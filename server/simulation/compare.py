@@ -90,7 +90,7 @@ def why_not(method: str, study: StudyConfig, site_files: Sequence[Path]) -> str 
 
 def with_method(study: StudyConfig, name: str) -> StudyConfig:
     """The study with a preset (`with_preset`), another method of step 2, or another method of step 1 before DuSSS' own
-    step 2. All else stays the study's, its network among it.
+    step 2. All else stays the study's, its network too, but for a method that has one of its own.
 
     Raises:
         UserError: the method does not go with what stays.
@@ -98,13 +98,30 @@ def with_method(study: StudyConfig, name: str) -> StudyConfig:
     if name in PRESETS:
         return with_preset(study, name)
     values = study.model_dump()
-    method = {key: value for key, value in values["method"].items() if key not in ("teacher", "text_mask")}
+    # what a method has no use for follows from its name
+    of_another = {"teacher", "text_mask"} if name in objectives.TABLE else _SWITCHES
+    method = {key: value for key, value in values["method"].items() if key not in of_another}
     if name in objectives.TABLE:
-        # whether it has a teacher and text-guided masks follows from its name
         values["method"] = {**method, "preset": "dusss", "objective": name}
+        if own := _own_network(study, name):
+            values["student"] |= {"network": own, "encoder": None, "weights": None}
     else:
         values["method"] = {**method, "preset": "dusss", "objective": "dusss", "pretraining": name}
     return configfile.parse(StudyConfig, values, f"study '{study.study}' as {name}")
+
+
+_SWITCHES = frozenset({"teacher", "text_mask", "sss", "dcl", "ltg"})
+"""Of the methods of `dusss`, in either step."""
+
+
+def _own_network(study: StudyConfig, name: str) -> str | None:
+    """The network that a method of step 2 is built for, where it does not work on the study's: the one that is called
+    as its module is, or its only one."""
+    fitting = objectives.objective_of(objectives.with_objective(study, name)).networks
+    if study.student.kind in fitting:
+        return None
+    called, kinds = objectives.TABLE[name][0], fitting - {"encoder"}
+    return called if called in kinds else next(iter(kinds)) if len(kinds) == 1 else None
 
 
 def with_preset(study: StudyConfig, preset: str) -> StudyConfig:
@@ -112,9 +129,9 @@ def with_preset(study: StudyConfig, preset: str) -> StudyConfig:
     are on unless the preset turns one off. All else stays the study's, so that the figures differ by the preset alone.
     """
     values = study.model_dump()
-    both_paths = {"objective": "dusss", "teacher": True, "text_mask": True}
-    if preset == "dusss":
-        both_paths["pretraining"] = "dusss"
+    both_paths: dict[str, Any] = {"objective": "dusss", "teacher": True, "text_mask": True}
+    if study.method.pretraining != "dusss":
+        both_paths |= {"pretraining": "dusss", "sss": True, "dcl": True, "ltg": True}
     values["method"] = {**values["method"], **both_paths, **PRESETS[preset], "preset": preset}
     for section, literal in (PAPER_BEYOND_METHOD if preset == "paper" else {}).items():
         values[section] |= literal

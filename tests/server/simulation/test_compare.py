@@ -9,6 +9,9 @@ import yaml
 
 from dusss_core import objectives, pretraining
 from dusss_core.config import PAPER_BEYOND_METHOD, PRESETS, MethodConfig
+from dusss_core.errors import UserError
+from dusss_core.objectives.bcp import BCP
+from dusss_core.objectives.mcnet import MCNet
 from server.runs.runfolder import read_study
 from server.simulation.compare import METHODS, why_not, with_method, with_preset
 from server.simulation.simulate import simulate
@@ -98,6 +101,22 @@ def test_a_method_of_step_2_that_is_compared_is_the_study_with_another_objective
     assert compared.method.sss is False
 
 
+def test_a_method_with_a_network_of_its_own_brings_it(monkeypatch):
+    study = make_study(student={"encoder": "test_resnet", "width": 8}, method={"preset": "mean_teacher"})
+    assert with_method(study, "bcp").student == study.student
+    monkeypatch.setattr(BCP, "networks", frozenset({"small_unet"}))
+    student = with_method(study, "bcp").student
+    assert (student.network, student.encoder, student.width) == ("small_unet", None, 8)
+    # of several none is chosen, unless it has the name of the method's module
+    with pytest.raises(UserError, match="mcnet does not work on encoder"):
+        with_method(study, "mcnet")
+    monkeypatch.setitem(objectives.TABLE, "mcnet", ("small_unet", "MCNet"))
+    monkeypatch.setattr(objectives, "objective_of", lambda config: MCNet)
+    assert with_method(study, "mcnet").student.network == "small_unet"
+    # on a network that it works on it stays
+    assert with_method(make_study(), "mcnet").student.network == "unet"
+
+
 def test_a_study_of_another_method_is_compared_with_dusss():
     method = with_method(make_study(method={"objective": "bcp"}), "dusss").method
     assert (method.objective, method.pretraining, method.teacher, method.text_mask) == ("dusss", "dusss", True, True)
@@ -108,7 +127,8 @@ def test_a_method_of_step_1_comes_before_the_projects_own_step_2(monkeypatch):
     monkeypatch.setattr("server.simulation.compare.configfile.parse", lambda kind, values, name: values["method"])
     method = with_method(make_study(method={"objective": "bcp"}), "another")
     assert (method["objective"], method["pretraining"]) == ("dusss", "another")
-    assert "teacher" not in method and "text_mask" not in method  # as they are for dusss
+    # whether these are on follows from its name
+    assert not {"teacher", "text_mask", "sss", "dcl", "ltg"} & method.keys()
 
 
 def results_of(tmp_path, study, quiet, methods, **more):
