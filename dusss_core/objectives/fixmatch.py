@@ -4,14 +4,15 @@
     y = likeliest class in the weak view, where its probability is at least CONFIDENCE
 
 C is the cost of labelled pictures, CE + Dice, of the sure pixels alone; its CE is divided by all of them, so that a
-picture with three sure ones counts for little. There is no teacher and no ramp: the student itself labels, without
-gradient and in evaluation mode, and until it is sure of something nothing is heard.
+picture with three sure ones counts for little. There is no teacher and no ramp: the student itself labels, in the pass
+in which it learns and without gradient, and until it is sure of something nothing is heard. (In evaluation mode it was
+sure of nearly half of the pixels from the start, by running statistics that fit nothing yet.)
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dusss_core.augment import strong_view, weak_view
 from dusss_core.losses import probabilities, sigmoid_rampup, supervised_loss
@@ -26,23 +27,23 @@ class FixMatch(Objective):
 
     def losses(self, batch: Batch, draw: torch.Generator, share_done: float) -> tuple[Tensor, Values]:
         host, settings, (labelled, unlabelled) = self.host, self.settings, batch
-        views, mask = [], None
-        if len(labelled):
+        n, views, mask = len(labelled), [], None
+        if n:
             view, mask = self.weak_views((labelled, unlabelled[:0]), draw)
             views.append(view)
         if len(unlabelled):
             picture = host.geometry(len(unlabelled), draw).apply(host.pictures(unlabelled))
-            with host.autocast():
-                label, sure = sure_labels(predicted(host.student, host.normalise(weak_view(picture, draw))))
-            views.append(strong_view(picture, draw, settings.strong))
+            views += [weak_view(picture, draw), strong_view(picture, draw, settings.strong)]
         with host.autocast():
             logits = host.student(host.normalise(torch.cat(views))).float()
+        plain, weak, strong = logits.split([n, len(unlabelled), len(unlabelled)])
         total, figures = logits.new_zeros(()), {}
         if mask is not None:
-            supervised = self.supervised(logits[: len(labelled)], mask)
+            supervised = self.supervised(plain, mask)
             total, figures["supervised"] = total + supervised, supervised.detach()
         if len(unlabelled):
-            semi = supervised_loss(logits[len(labelled) :], label, dice=settings.dice, sure=sure)
+            label, sure = sure_labels(weak)
+            semi = supervised_loss(strong, label, dice=settings.dice, sure=sure)
             total = total + settings.weight_semi * semi
             figures["semi"], figures["confident"] = semi.detach(), sure.float().mean()
         return total, figures
@@ -51,18 +52,6 @@ class FixMatch(Objective):
         """Beside masks it is `weight_semi` throughout. Without any, whatever the student is sure of satisfies it, right
         or wrong: there it comes in over `segment.rampup`."""
         return self.settings.weight_semi * sigmoid_rampup(share_done, self.settings.rampup)
-
-
-@torch.no_grad()
-def predicted(network: nn.Module, x: Tensor) -> Tensor:
-    """Logits B x classes x H x W without gradient, in evaluation mode: no dropout, and no picture has a say in the
-    label of another. The network is left in the mode that it was in."""
-    training = network.training
-    network.eval()
-    try:
-        return network(x)
-    finally:
-        network.train(training)
 
 
 def sure_labels(logits: Tensor) -> tuple[Tensor, Tensor]:

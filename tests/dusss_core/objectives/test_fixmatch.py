@@ -9,7 +9,7 @@ import torch
 
 from dusss_core.losses import supervised_loss
 from dusss_core.objectives import fixmatch
-from dusss_core.objectives.fixmatch import CONFIDENCE, predicted, sure_labels
+from dusss_core.objectives.fixmatch import CONFIDENCE, sure_labels
 from tests.dusss_core.gradients import assert_same_as_reference
 from tests.dusss_core.objectives.sites import config_of, draw, parts, pictures, site
 
@@ -42,6 +42,17 @@ def test_a_sure_pixel_costs_its_cross_entropy_over_all_pixels():
     assert with_dice.item() == pytest.approx(math.log(2) / 4 + 0.2)
 
 
+def test_a_class_of_which_no_pixel_is_sure_is_not_called_absent():
+    """Else all pictures whose finding the student is not sure of yet would teach that there is none."""
+    sure = torch.tensor([[[True, False, False, False]]])
+    z = logit(0.5, 0.5, 0.5, 0.5)
+    background, foreground = torch.tensor([[[0, 1, 1, 1]]]), torch.tensor([[[1, 0, 0, 0]]])
+    assert supervised_loss(z, background, dice=True, sure=sure).item() == pytest.approx(math.log(2) / 4)
+    assert supervised_loss(z, foreground, dice=True, sure=sure).item() == pytest.approx(math.log(2) / 4 + 0.2)
+    # of a mask it is asked: there a class is absent
+    assert supervised_loss(z, 0 * background, dice=True).item() == pytest.approx(math.log(2) + 1 - 1 / 3)
+
+
 @pytest.mark.parametrize("classes", [1, 3])
 def test_the_cost_of_sure_pixels_has_the_gradients_of_a_naive_one(classes):
     sure = torch.rand(2, 3, 2, generator=draw(1)) < 0.5
@@ -56,6 +67,8 @@ def test_the_cost_of_sure_pixels_has_the_gradients_of_a_naive_one(classes):
             cost = -sum(whole[mask[b, y, x], y, x].log() for y in range(3) for x in range(2) if sure[b, y, x]) / 6
             dice = 0.0
             for c in range(1, len(whole)):
+                if not (truth[c] * sure[b]).any():
+                    continue
                 overlap = (whole[c] * truth[c] * sure[b]).sum()
                 dice += 1 - (2 * overlap + 1) / (((whole[c] + truth[c]) * sure[b]).sum() + 1)
             total = total + cost + dice / (len(whole) - 1)
@@ -76,32 +89,31 @@ def test_limits_no_sure_pixel_costs_nothing_and_all_sure_ones_cost_what_a_mask_c
     assert whole.item() == pytest.approx(supervised_loss(z, mask, dice=dice).item())
 
 
-def test_the_student_labels_without_gradient_in_evaluation_mode_and_goes_on_as_before():
-    trainer = site(config_of(NAME, network="small_unet"), pictures())
-    x = torch.randn(4, 1, 32, 32, generator=draw())
-    buffers = [value.clone() for value in trainer.student.buffers()]
-    for training in (True, False):
-        trainer.student.train(training)
-        together, alone = predicted(trainer.student, x), predicted(trainer.student, x[:1])
-        assert trainer.student.training is training and not together.requires_grad
-        # no dropout, and no other picture has a say
-        torch.testing.assert_close(together[:1], alone)
-    assert all(torch.equal(old, new) for old, new in zip(buffers, trainer.student.buffers(), strict=True))
-
-
-def test_the_weak_view_is_labelled_and_the_strong_one_learns_from_it(monkeypatch):
+def test_the_weak_view_labels_without_gradient_and_the_strong_one_learns_from_it(monkeypatch):
     trainer = site(config_of(NAME, norm="group"), pictures())
-    _, other, none = parts(trainer)
+    labelled, other, _ = parts(trainer)
+    labelling, shown, answers = [], [], []
     monkeypatch.setattr(fixmatch, "weak_view", lambda picture, generator: torch.zeros_like(picture))
     monkeypatch.setattr(fixmatch, "strong_view", lambda picture, generator, strength: torch.ones_like(picture))
-    seen = []
-    trainer.student.register_forward_pre_hook(
-        lambda network, inputs: seen.append((network.training, inputs[0].unique().tolist()))
-    )
-    trainer.student.train()
+    monkeypatch.setattr(fixmatch, "sure_labels", lambda z: labelling.append(z) or sure_labels(z))
+
+    def seen(_, inputs, output):
+        output.retain_grad()
+        shown.append(inputs[0])
+        answers.append(output)
+
+    trainer.student.register_forward_hook(seen)
+    loss, _ = trainer.losses((labelled, other), draw(), 0.5)
+    loss.backward()
+    # one pass, as published: labelled, weak, strong
+    [x], [z] = shown, answers
     mean, std = trainer.config.image.mean, trainer.config.image.std
-    trainer.losses((none, other), draw(), 0.5)
-    assert seen == [(False, [-mean / std]), (True, [(1 - mean) / std])]
+    sizes = [len(labelled), len(other), len(other)]
+    _, weak, strong = x.split(sizes)
+    assert weak.unique().tolist() == [-mean / std] and strong.unique().tolist() == [(1 - mean) / std]
+    assert torch.equal(labelling[0], z.split(sizes)[1])
+    _, weak, strong = z.grad.split(sizes)
+    assert weak.abs().max() == 0 and strong.abs().max() > 0
 
 
 def test_labels_lie_where_their_pixels_are(monkeypatch):
