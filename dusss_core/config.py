@@ -11,7 +11,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-ObjectiveName = Literal["dusss", "mean_teacher_mse", "mcnet", "mcnet_v1", "cct", "bcp", "ssnet", "ucmt"]
+ObjectiveName = Literal[
+    "dusss",
+    "mean_teacher_mse",
+    "mcnet",
+    "mcnet_v1",
+    "cct",
+    "bcp",
+    "ssnet",
+    "ucmt",
+    "fixmatch",
+    "unimatch",
+    "fedsemidg",
+]
 """The methods of step 2, as `dusss_core.objectives` has them."""
 IMAGENET = "imagenet"
 """In place of a path: weights that an installed package holds."""

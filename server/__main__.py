@@ -35,7 +35,8 @@ def _parser() -> argparse.ArgumentParser:
         "--compare",
         default="",
         metavar="METHOD,...",
-        help="also train local, centralized, mean_teacher, supervised, clip or paper",
+        help="also train, on the same sites: local, centralized, a preset (mean_teacher, supervised, ...), or any "
+        "method.objective or method.pretraining (bcp, cct, ...)",
     )
     simulate.add_argument("--resume", action="store_true", help="go on with the run that is in --out")
     simulate.add_argument("--force", action="store_true", help="delete the run that is in --out")

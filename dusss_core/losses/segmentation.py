@@ -31,6 +31,7 @@ def supervised_loss(
     weight: Tensor | None = None,
     region: Tensor | None = None,
     places: Tensor | None = None,
+    sure: Tensor | None = None,
 ) -> Tensor:
     """L_sup, Eq. 14 (whose leading minus is a misprint): mean cross-entropy, and soft Dice if asked for.
 
@@ -42,20 +43,26 @@ def supervised_loss(
         region: H x W, bool: the pixels that count, at least one; None: all.
         places: int64, where `region` is True in H x W rows laid end to end. To count them a device would be waited for;
             None: it is.
+        sure: B x H x W, bool: the pixels of each record that cost anything, in place of `region`. The mean is still
+            that of all pixels: a record with three sure ones counts for little. Of a class without a sure pixel no Dice
+            is asked: it may well be in the picture, and would be called absent. None: all.
     """
     if logits.shape[1] == 1:
         target = (mask > 0).to(logits.dtype)[:, None]
         pixels = F.binary_cross_entropy_with_logits(logits, target, reduction="none").squeeze(1)
     else:
         pixels = F.cross_entropy(logits, mask.long(), reduction="none")
-    if region is None:
+    if sure is not None:
+        per_record = (pixels * sure).mean(dim=(1, 2))
+        region = sure[:, None]
+    elif region is None:
         per_record = pixels.mean(dim=(1, 2))
     else:
         places = region.flatten().nonzero().squeeze(1) if places is None else places
         per_record = pixels.flatten(1).index_select(1, places).mean(dim=1)
     if dice:
         truth = (mask > 0)[:, None] if logits.shape[1] == 1 else F.one_hot(mask.long(), logits.shape[1]).movedim(-1, 1)
-        per_record = per_record + _soft_dice_loss(logits, truth.to(logits.dtype), region)
+        per_record = per_record + _soft_dice_loss(logits, truth.to(logits.dtype), region, shown_only=sure is not None)
     return _weighted_mean(per_record, torch.ones_like(per_record) if weight is None else weight)
 
 
@@ -185,8 +192,14 @@ def _pseudo_label_costs(logits: Tensor, target: Tensor, confidence: float, dice:
     return cost, sure.to(pixels.dtype).mean(dim=(1, 2))
 
 
-def _soft_dice_loss(logits: Tensor, target: Tensor, region: Tensor | None = None, smooth: float = 1.0) -> Tensor:
-    """1 - soft Dice, averaged over the foreground classes: B. Both are B x C x H x W, the target in [0, 1]."""
+def _soft_dice_loss(
+    logits: Tensor, target: Tensor, region: Tensor | None = None, smooth: float = 1.0, *, shown_only: bool = False
+) -> Tensor:
+    """1 - soft Dice, averaged over the foreground classes: B. Both are B x C x H x W, the target in [0, 1].
+
+    Args:
+        shown_only: a class that the target does not show in the region costs nothing, whatever is predicted.
+    """
     predicted = probabilities(logits)
     if region is not None:
         predicted, target = predicted * region, target * region
@@ -194,7 +207,10 @@ def _soft_dice_loss(logits: Tensor, target: Tensor, region: Tensor | None = None
         predicted, target = predicted[:, 1:], target[:, 1:]
     overlap = (predicted * target).sum(dim=(2, 3))
     size = predicted.sum(dim=(2, 3)) + target.sum(dim=(2, 3))
-    return (1 - (2 * overlap + smooth) / (size + smooth)).mean(dim=1)
+    cost = 1 - (2 * overlap + smooth) / (size + smooth)
+    if shown_only:
+        cost = cost * (target.sum(dim=(2, 3)) > 0)
+    return cost.mean(dim=1)
 
 
 def _weighted_mean(values: Tensor, weight: Tensor) -> Tensor:

@@ -26,6 +26,9 @@ TABLE = {
     "bcp": ("bcp", "BCP"),
     "ssnet": ("ssnet", "SSNet"),
     "ucmt": ("ucmt", "UCMT"),
+    "fixmatch": ("fixmatch", "FixMatch"),
+    "unimatch": ("unimatch", "UniMatch"),
+    "fedsemidg": ("fedsemidg", "FedSemiDG"),
 }
 """Name -> module of this folder, and its class."""
 

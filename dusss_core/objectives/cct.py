@@ -90,10 +90,10 @@ def feature_noise(x: Tensor, draw: torch.Generator) -> Tensor:
     return x * factor.to(x)
 
 
-def feature_dropout(x: Tensor, draw: torch.Generator) -> Tensor:
-    """Whole channels left out, the others scaled up."""
-    kept = torch.rand(*x.shape[:2], 1, 1, generator=draw) >= DROPOUT
-    return x * sent(x.device, kept / (1 - DROPOUT))[0].to(x)
+def feature_dropout(x: Tensor, draw: torch.Generator, share: float = DROPOUT) -> Tensor:
+    """Whole channels of B x C x H x W left out, each with probability `share`, the others scaled up."""
+    kept = torch.rand(*x.shape[:2], 1, 1, generator=draw) >= share
+    return x * sent(x.device, kept / (1 - share))[0].to(x)
 
 
 def feature_drop(x: Tensor, draw: torch.Generator) -> Tensor:

@@ -96,7 +96,10 @@ class Objective(ABC):
         self.config, self.settings = host.config, host.settings
 
     def start(self) -> None:  # noqa: B027 (most have nothing to do)
-        """The first student has arrived, before any step."""
+        """The first student has arrived, before any step. What `state` gives is as in a new process after this."""
+
+    def before_round(self) -> None:  # noqa: B027 (most have nothing to do)
+        """The student is the round's global model, before any step of the round."""
 
     def batches(self, steps: int, draw: torch.Generator) -> Iterator[Batch]:
         """`steps` batches, drawn with `draw`."""
@@ -118,7 +121,8 @@ class Objective(ABC):
         """Weight of what unlabelled records teach beside what labelled ones do.
 
         AdamW does not see the scale of a loss: at a site where nothing but this is left, the learning rate is
-        multiplied by it (but by 1 at most), so that young targets move such a site as little as any other.
+        multiplied by it (but by 1 at most), so that young targets move such a site as little as any other. Where the
+        loss has no ramp-up, it has one here.
         """
 
     def after_step(self, step: int, share_done: float) -> None:  # noqa: B027 (most have nothing to do)
@@ -135,6 +139,10 @@ class Objective(ABC):
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:  # noqa: B027 (most have nothing to do)
         """Take back what `state` gave."""
+
+    def kept(self) -> Iterator[Tensor]:
+        """All that it holds in memory; `state` and what a round makes anew."""
+        yield from self.state().values()
 
     # What several methods do alike.
 

@@ -75,12 +75,16 @@ class Segmenter(PhaseTrainer):
 
     def kept(self) -> Iterator[Tensor]:
         yield from super().kept()
-        yield from self.objective.state().values()
+        yield from self.objective.kept()
 
     def load_shared(self, tensors: dict[str, Tensor]) -> None:
         super().load_shared(tensors)
         if self.step == 0:
             self.objective.start()
+
+    def train_round(self, round: int) -> dict[str, float]:
+        self.objective.before_round()
+        return super().train_round(round)
 
     def private(self, *, copies: bool = True) -> dict[str, Tensor]:
         objective = {f"objective.{name}": value for name, value in self.objective.state().items()}

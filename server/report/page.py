@@ -81,6 +81,7 @@ def page(run: Run) -> dict[str, Any]:
         "not_used": _not_used(run),
         "methods": [_method_name(method) for method in _methods(run)],
         "comparisons": _comparison_charts(run),
+        "not_compared": _not_compared(run),
         "pseudo": _pseudo_labels(run),
         "curves": [_phase_curves(run, phase) for phase in run.phases],
         "traffic": _traffic(run),
@@ -205,8 +206,19 @@ def _pseudo_labels(run: Run) -> Markup | None:
 
 def _methods(run: Run) -> list[str]:
     found = mapping(run.summary.get("compare"))
+    found = {method: result for method, result in found.items() if "reason" not in mapping(result)}
     known = [method for method in METHODS if method in found]
     return ["federated", *known, *sorted(set(found) - set(METHODS))]
+
+
+def _not_compared(run: Run) -> list[dict[str, str]]:
+    """Methods that could not run, and why."""
+    found = {name: mapping(result) for name, result in mapping(run.summary.get("compare")).items()}
+    return [
+        {"method": _method_name(name), "reason": str(result["reason"])}
+        for name, result in found.items()
+        if "reason" in result
+    ]
 
 
 def _method_name(method: str) -> str:

@@ -26,7 +26,7 @@ from server.rounds.roster import Roster
 from server.rounds.secure import SecureCollector
 from server.rounds.selection import NOTHING_TO_CHOOSE_BY, Selection, weighted_mean
 from server.rounds.spool import Spool
-from server.rounds.summary import evaluation_figures, make_summary
+from server.rounds.summary import evaluation_figures, make_summary, without_own_layers
 from server.runs.checkpoints import Checkpoint
 from server.runs.events import PlainReporter, Reporter
 from server.runs.runfolder import ALL_SITES, RunFolder, log, nested
@@ -356,6 +356,8 @@ class Coordinator:
             evaluate_seconds=time.perf_counter() - started,
             before=self._run.summary() or {},
         )
+        if missing := without_own_layers(self._study, replies):
+            self._say(f"warning: {missing}")
         write_json(self._run.summary_path, summary)
         self._reporter.on_evaluated(*evaluation_figures(replies, summary))
         self._reporter.on_study_end(summary["seconds"]["total"], str(self._run.folder))

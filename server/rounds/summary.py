@@ -92,6 +92,18 @@ def evaluation_figures(
     return {name: reply.metrics for name, reply in replies.items() if reply.accepted}, overall_figures
 
 
+def without_own_layers(study: StudyConfig, replies: Mapping[str, Reply]) -> str | None:
+    """Which sites have no test figures since they have no layers to test with, in words; None: each has its own."""
+    tested = {name: any(key.startswith("test.") for key in reply.metrics) for name, reply in replies.items()}
+    missing = sorted(name for name, reply in replies.items() if reply.accepted and not tested[name])
+    if not study.local_norm or not missing:
+        return None
+    return (
+        f"no test figures of {', '.join(missing)}: with local_norm a model has the site's own normalisation layers, "
+        "and a site that takes no part in training has none; means are over the other sites"
+    )
+
+
 def _scores(site: Site, metrics: Mapping[str, float]) -> dict[str, Any]:
     figures = {name: metrics.get(f"test.{name}") for name in ("dice", "iou", "hd95")}
     if "n_records" in site.counts:  # differential privacy: no true count leaves the site

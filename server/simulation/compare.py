@@ -1,7 +1,8 @@
 """What the federation is worth: the same study trained in other ways, on the same sites, tested on the same pictures.
 
 local: each site alone. centralized: all sites' data in one place. Any preset of the method (mean_teacher,
-supervised, clip, paper): the federation with that preset. Each lives in OUT/compare/METHOD and is resumed by itself.
+supervised, clip, paper), any method of step 2 (bcp, cct, ...) or of step 1: the federation with that method. Each
+lives in OUT/compare/METHOD and is resumed by itself. One that cannot run has a reason in place of figures.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dusss_core import objectives, pretraining
 from dusss_core.config import PAPER_BEYOND_METHOD, PRESETS
 from dusss_core.errors import UserError
 from dusss_core.files import write_json, write_tensors
@@ -20,8 +22,12 @@ from server.rounds.summary import overall
 from server.runs.events import Reporter
 from server.simulation.local import LocalSite, load_local, pool, train_locally
 from server.study.config import StudyConfig, study_digest
+from sites.config import load_site
 
-METHODS = ("local", "centralized", *(name for name in PRESETS if name != "dusss"))
+ALONE = ("local", "centralized")
+"""Methods without a federation."""
+METHODS = tuple(dict.fromkeys([*ALONE, *PRESETS, *objectives.TABLE, *pretraining.TABLE]))
+"""All that `--compare` knows."""
 
 RunFederation = Callable[[StudyConfig, Path, str], dict[str, Any]]
 """Runs a study's federation in a folder under a method's name and returns its summary."""
@@ -49,8 +55,8 @@ def compare(
         {"dice_mean", "dice_weighted", "dice_worst", "sites": {name: {"dice", "iou", "hd95", "n_test"}}}
     """
     folder = Path(out) / "compare" / method
-    if method in PRESETS:
-        return _figures(federate(with_preset(study, method), folder, method)["sites"])
+    if method not in ALONE:
+        return _figures(federate(with_method(study, method), folder, method)["sites"])
     path = folder / "result.json"
     digest = _digest(method, study, site_files)
     done = _read(path, digest)
@@ -66,12 +72,66 @@ def compare(
     return _figures(done["sites"])
 
 
+def why_not(method: str, study: StudyConfig, site_files: Sequence[Path]) -> str | None:
+    """Why `method` cannot be compared, as far as settings tell before anything is trained; None: nothing is known."""
+    private = [site.site for site in map(load_site, site_files) if site.privacy.epsilon is not None]
+    if private:
+        return (
+            f"{', '.join(private)}: with differential privacy; another method would spend the budget a second time, or "
+            "read pictures without paying"
+        )
+    try:
+        if method not in ALONE:
+            with_method(study, method)
+    except UserError as error:
+        return error.problem
+    return None
+
+
+def with_method(study: StudyConfig, name: str) -> StudyConfig:
+    """The study with a preset (`with_preset`), another method of step 2, or another method of step 1 before DuSSS' own
+    step 2. All else stays the study's, its network too, but for a method that has one of its own.
+
+    Raises:
+        UserError: the method does not go with what stays.
+    """
+    if name in PRESETS:
+        return with_preset(study, name)
+    values = study.model_dump()
+    # what a method has no use for follows from its name
+    of_another = {"teacher", "text_mask"} if name in objectives.TABLE else _SWITCHES
+    method = {key: value for key, value in values["method"].items() if key not in of_another}
+    if name in objectives.TABLE:
+        values["method"] = {**method, "preset": "dusss", "objective": name}
+        if own := _own_network(study, name):
+            values["student"] |= {"network": own, "encoder": None, "weights": None}
+    else:
+        values["method"] = {**method, "preset": "dusss", "objective": "dusss", "pretraining": name}
+    return configfile.parse(StudyConfig, values, f"study '{study.study}' as {name}")
+
+
+_SWITCHES = frozenset({"teacher", "text_mask", "sss", "dcl", "ltg"})
+"""Of the methods of `dusss`, in either step."""
+
+
+def _own_network(study: StudyConfig, name: str) -> str | None:
+    """The network that a method of step 2 is built for, where it does not work on the study's: the one that is called
+    as its module is, or its only one."""
+    fitting = objectives.objective_of(objectives.with_objective(study, name)).networks
+    if study.student.kind in fitting:
+        return None
+    called, kinds = objectives.TABLE[name][0], fitting - {"encoder"}
+    return called if called in kinds else next(iter(kinds)) if len(kinds) == 1 else None
+
+
 def with_preset(study: StudyConfig, preset: str) -> StudyConfig:
     """The study with another preset of the method: what the preset names wins over what the study sets, and both paths
     are on unless the preset turns one off. All else stays the study's, so that the figures differ by the preset alone.
     """
     values = study.model_dump()
-    both_paths = {"objective": "dusss", "teacher": True, "text_mask": True}
+    both_paths: dict[str, Any] = {"objective": "dusss", "teacher": True, "text_mask": True}
+    if study.method.pretraining != "dusss":
+        both_paths |= {"pretraining": "dusss", "sss": True, "dcl": True, "ltg": True}
     values["method"] = {**values["method"], **both_paths, **PRESETS[preset], "preset": preset}
     for section, literal in (PAPER_BEYOND_METHOD if preset == "paper" else {}).items():
         values[section] |= literal

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from dusss_core.errors import UserError
 from dusss_core.files import write_json
-from server.rounds.coordinator import Coordinator
+from server.rounds.coordinator import Coordinator, RoundFailed
 from server.runs.events import PlainReporter, Reporter
 from server.runs.runfolder import alone, check_run, open_run, read_study
-from server.simulation.compare import check_methods, compare
+from server.simulation.compare import check_methods, compare, why_not
 from server.simulation.materialise import forget_sums, materialise, simulation_of
 from server.simulation.outside import add_outside_figures
 from server.simulation.privacy import check_sites, describe, has_budget, plan_noise
@@ -38,7 +38,8 @@ def simulate(
         out: folder of the run.
         engine: inprocess: sites work one after another in this process, or side by side in `simulation.workers`
             processes. ray: on Flower's simulation.
-        compare_with: comma-separated methods of `server.simulation.compare`.
+        compare_with: comma-separated methods of `server.simulation.compare`; one that cannot run gives its reason in
+            the summary, and the others go on.
         resume: go on with the run in `out`, if there is one.
         force: delete the run in `out`; the simulated sites stay if they are the same.
         site_files: sites that are there already; None: those that the study's `simulation` part describes.
@@ -94,12 +95,24 @@ def _simulate(
         run = open_run(folder, other, resume=again, force=force and method == "federated")
         return _federate(other, run, site_files, engine, reporter, method)
 
+    def compared(method: str) -> dict[str, Any]:
+        if method in unfit:
+            return {"reason": unfit[method]}
+        try:
+            return compare(method, study, out, site_files, federate, reporter)
+        except (UserError, RoundFailed) as error:
+            reporter.on_message(f"{method}: not compared: {error}")
+            return {"reason": getattr(error, "problem", str(error))}
+
+    # told before hours of training
+    unfit = {method: reason for method in methods if (reason := why_not(method, study, site_files))}
+    for method, reason in unfit.items():
+        reporter.on_message(f"{method}: not compared: {reason}")
     try:
         summary = federate(study, out, "federated")
         summary = add_outside_figures(summary, study, out, site_files, reporter)
         for method in methods:
-            result = compare(method, study, out, site_files, federate, reporter)
-            summary["compare"] = {**summary["compare"], method: result}
+            summary["compare"] = {**summary["compare"], method: compared(method)}
             write_json(out / "summary.json", summary)
     finally:
         reporter.close()

@@ -10,7 +10,7 @@ from dusss_core.phases import Phase
 if TYPE_CHECKING:
     from benchmarks.grid.trial import Trained, Trial
 
-_PUBLISHED_SMALL = ("cct", "bcp", "mcnet", "mcnet_v1")
+_PUBLISHED_SMALL = ("cct", "bcp", "mcnet", "mcnet_v1", "unimatch")
 """Objectives that were published with the small U-Net."""
 _SMALL = {"student": {"network": "small_unet"}}
 """The network that the method was published with; without it, the student's own."""
@@ -33,6 +33,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "paper": {"method": {"preset": "paper"}},
     "dusss": {"method": {"preset": "dusss"}},
     "mean_teacher_mse": {"method": {"objective": "mean_teacher_mse"}},
+    "fixmatch": {"method": {"objective": "fixmatch"}},
+    "fedsemidg": {"method": {"objective": "fedsemidg"}},
     # text-free methods: on the network of their papers, and on the student's own
     **{name: {"method": {"objective": name}, **_SMALL} for name in _PUBLISHED_SMALL},
     **{f"{name}_same": {"method": {"objective": name}} for name in _PUBLISHED_SMALL},

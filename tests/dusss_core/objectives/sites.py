@@ -24,6 +24,15 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 """Name -> the study's `method`: every objective, and what the switches of `dusss` make of it."""
 
+SURE = {"mask_bias": -4.0}
+"""A student that calls nearly every pixel background from the start, with a probability of 0.98."""
+STUDENTS: dict[str, dict[str, Any]] = {
+    # they learn from pixels of which the student is sure, which after a few steps it is of none
+    "fixmatch": SURE,
+    "unimatch": SURE,
+}
+"""Name -> what the method needs of the study's `student` to hear anything of the few pictures here."""
+
 
 def config_of(
     name: str, *, network: str = "unet", norm: str = "batch", classes: int = 1, **segment: Any
@@ -32,7 +41,7 @@ def config_of(
     method = METHODS[name]
     kinds = objective_of(make_config(method=method)).networks
     kind = network if network in kinds else min(kinds)
-    student = {"encoder": "test_resnet"} if kind == "encoder" else {"network": kind}
+    student = {**STUDENTS.get(name, {}), **({"encoder": "test_resnet"} if kind == "encoder" else {"network": kind})}
     values = {"rounds": 2, "batch": 8, "optimizer": {"lr": 1e-2}, **segment}
     return make_config(
         method=method,
@@ -43,9 +52,11 @@ def config_of(
 
 
 def site(config: TrainingConfig, train: Split, shared: dict[str, torch.Tensor] | None = None) -> Segmenter:
-    """A site in its first round; text-guided masks are the true ones, blurred, where the method takes any."""
+    """A site in its first round; text-guided masks are the true ones, blurred, where the method takes any and pictures
+    have sentences."""
     logits = (4 * (train.masks[:, None] > 0).astype(np.float16) - 2).repeat(config.image.classes, 1)
-    trainer = Segmenter(config, "a", train, train, text_logits=logits if config.method.text_mask else None)
+    guided = config.method.text_mask and train.has_text.any()
+    trainer = Segmenter(config, "a", train, train, text_logits=logits if guided else None)
     trainer.load_shared(shared or initial_shared(config, Phase.SEGMENT))
     return trainer
 
@@ -70,6 +81,11 @@ def with_other_unlabelled_pictures(split: Split) -> Split:
     """The same site with other pictures, where there is no mask."""
     images = np.where(split.labelled[:, None, None, None], split.images, 255 - split.images)
     return replace(split, images=images)
+
+
+def without_sentences(split: Split) -> Split:
+    """The same site, where nobody wrote a report."""
+    return replace(split, sentence=np.full_like(split.sentence, -1))
 
 
 def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:

@@ -18,9 +18,10 @@ from dusss_core.config import ObjectiveName, StudentConfig
 from dusss_core.files import digest_of_tensors, read_tensors, write_tensors
 from dusss_core.losses import cosine_lr
 from dusss_core.models.ema import Teacher
-from dusss_core.objectives import TABLE, objective_of
+from dusss_core.objectives import TABLE, objective_of, with_objective
 from dusss_core.objectives.objective import Objective
 from dusss_core.phases import Phase
+from dusss_core.privacy.mechanism import reasons_against
 from dusss_core.training import can_train, initial_shared
 from tests.dusss_core.objectives.sites import (
     METHODS,
@@ -32,6 +33,7 @@ from tests.dusss_core.objectives.sites import (
     site,
     trained,
     with_other_unlabelled_pictures,
+    without_sentences,
 )
 
 
@@ -116,6 +118,34 @@ class TestEveryMethod:
         for number in (1, 2):
             assert math.isfinite(trainer.train_round(number)["loss"])
         assert changed(before, trainer.shared())
+
+    @pytest.mark.parametrize("labelled", [0, 4])
+    def test_a_site_without_sentences_trains_from_what_its_pictures_teach(self, name, labelled):
+        config, train = config_of(name), without_sentences(pictures(labelled=labelled))
+        kind, reason = objective_of(config), can_train(config, Phase.SEGMENT, train)
+        if not labelled and (kind.alone(config) is None or kind.learns_from(config) != "all"):
+            assert "the site has no labelled pictures" in reason
+            return
+        assert reason is None
+        trainer = site(config, train)
+        assert trainer.text_logits is None and not trainer.guided.any()
+        assert len(trainer.unlabelled) == (12 - labelled if kind.learns_from(config) == "all" else 0)
+        before = trainer.shared()
+        for number in (1, 2):
+            assert math.isfinite(trainer.train_round(number)["loss"])
+        assert changed(before, trainer.shared())
+
+    def test_private_training_is_refused_with_the_reason_where_records_meet(self, name):
+        config = config_of(name, norm="group")
+        reasons = reasons_against(config, Phase.SEGMENT, 1000)
+        met = [reason for reason in reasons if reason.startswith(f"method.objective: {config.method.objective} ")]
+        if not objective_of(config).coupled:
+            assert not met
+            return
+        [reason] = met
+        offered = reason.rpartition("choose one of ")[2].split(", ")
+        apart = {other for other in TABLE if not objective_of(with_objective(config, other)).coupled}
+        assert set(offered) == apart and config.method.objective not in offered
 
     def test_equal_seeds_are_equal_runs_whatever_else_draws_random_numbers(self, name):
         config, train = config_of(name, network="small_unet", batch=4), pictures(n=4, labelled=2)

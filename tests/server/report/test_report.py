@@ -86,6 +86,18 @@ def test_without_comparisons_one_chart_shows_all_sites(tmp_path):
     assert len(described) == 1 and all(site in described[0] for site in SITES)
 
 
+def test_a_method_that_could_not_run_has_its_reason_in_place_of_a_bar(tmp_path):
+    folder = write_run(tmp_path / "run")
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["compare"]["mcnet"] = {"reason": "mcnet does not work on <encoder>"}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    text, page = report_of(folder)
+    assert "Not compared: mcnet: mcnet does not work on &lt;encoder&gt;" in text
+    described = [svg["aria-label"] for svg in page.named("svg") if svg["aria-label"].startswith("Test Dice")]
+    assert described and not any("mcnet" in label for label in described)
+    assert all("Data pooled" in label for label in described)
+
+
 def test_the_page_asks_for_nothing_from_outside(tmp_path):
     text, page = report_of(write_run(tmp_path / "run"))
     assert not {"script", "link", "img", "iframe", "object", "base", "form"} & {tag for tag, _ in page.elements}

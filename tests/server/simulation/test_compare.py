@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import pytest
+import json
 
+import pytest
+import yaml
+
+from dusss_core import objectives, pretraining
 from dusss_core.config import PAPER_BEYOND_METHOD, PRESETS, MethodConfig
+from dusss_core.errors import UserError
+from dusss_core.objectives.bcp import BCP
+from dusss_core.objectives.mcnet import MCNet
 from server.runs.runfolder import read_study
-from server.simulation.compare import METHODS, with_preset
+from server.simulation.compare import METHODS, why_not, with_method, with_preset
 from server.simulation.simulate import simulate
 from sites.manifest import read_manifest
 from tests.server.conftest import HOSPITALS, make_study
+from tests.server.unreliable import Listener
 
 
 def test_every_method_is_trained_on_the_training_pictures_alone(fake, quiet, tmp_path, monkeypatch):
@@ -72,3 +80,123 @@ def test_a_preset_is_compared_as_a_federation_of_its_own_settings(fake, quiet, t
     compared, _ = read_study(tmp_path / "compare" / "mean_teacher")
     assert (federated.method.teacher, federated.method.text_mask) == (False, True)
     assert (compared.method.teacher, compared.method.text_mask) == (True, False)
+
+
+def test_every_method_of_either_step_is_known_by_one_word_that_means_one_thing():
+    assert {*PRESETS, *objectives.TABLE, *pretraining.TABLE} < set(METHODS)
+    presets, first, second = (set(names) - {"dusss"} for names in (PRESETS, pretraining.TABLE, objectives.TABLE))
+    assert not presets & first and not presets & second and not first & second
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name in objectives.TABLE])
+def test_a_method_of_step_2_that_is_compared_is_the_study_with_another_objective(name):
+    study = make_study(
+        method={"preset": "mean_teacher", "sss": False}, federation={"select": "last"}, segment__weight_semi=0.5
+    )
+    compared = with_method(study, name)
+    fresh = MethodConfig(objective=name)
+    asked = {"objective", "teacher", "text_mask", "pretraining"}
+    assert compared.method.model_dump(include=asked) == fresh.model_dump(include=asked)
+    assert compared.model_dump(exclude={"method"}) == study.model_dump(exclude={"method"})
+    assert compared.method.sss is False
+
+
+def test_a_method_with_a_network_of_its_own_brings_it(monkeypatch):
+    study = make_study(student={"encoder": "test_resnet", "width": 8}, method={"preset": "mean_teacher"})
+    assert with_method(study, "bcp").student == study.student
+    monkeypatch.setattr(BCP, "networks", frozenset({"small_unet"}))
+    student = with_method(study, "bcp").student
+    assert (student.network, student.encoder, student.width) == ("small_unet", None, 8)
+    # of several none is chosen, unless it has the name of the method's module
+    with pytest.raises(UserError, match="mcnet does not work on encoder"):
+        with_method(study, "mcnet")
+    monkeypatch.setitem(objectives.TABLE, "mcnet", ("small_unet", "MCNet"))
+    monkeypatch.setattr(objectives, "objective_of", lambda config: MCNet)
+    assert with_method(study, "mcnet").student.network == "small_unet"
+    # on a network that it works on it stays
+    assert with_method(make_study(), "mcnet").student.network == "unet"
+
+
+def test_a_study_of_another_method_is_compared_with_dusss():
+    method = with_method(make_study(method={"objective": "bcp"}), "dusss").method
+    assert (method.objective, method.pretraining, method.teacher, method.text_mask) == ("dusss", "dusss", True, True)
+
+
+def test_a_method_of_step_1_comes_before_the_projects_own_step_2(monkeypatch):
+    monkeypatch.setitem(pretraining.TABLE, "another", ("dusss", "Dusss"))
+    monkeypatch.setattr("server.simulation.compare.configfile.parse", lambda kind, values, name: values["method"])
+    method = with_method(make_study(method={"objective": "bcp"}), "another")
+    assert (method["objective"], method["pretraining"]) == ("dusss", "another")
+    # whether these are on follows from its name
+    assert not {"teacher", "text_mask", "sss", "dcl", "ltg"} & method.keys()
+
+
+def results_of(tmp_path, study, quiet, methods, **more):
+    summary = simulate(study, tmp_path, reporter=quiet, compare_with=methods, **more)
+    assert summary["compare"] == json.loads((tmp_path / "summary.json").read_text())["compare"]
+    assert list(summary["compare"]) == methods.split(",")
+    return summary["compare"]
+
+
+def test_one_word_runs_another_method_on_the_same_sites(fake, quiet, tmp_path):
+    found = results_of(tmp_path, make_study(), quiet, "bcp,fixmatch")
+    for name, result in found.items():
+        assert set(result["sites"]) == {"alder", "birch"} and result["dice_mean"] > 0
+        compared, _ = read_study(tmp_path / "compare" / name)
+        assert compared.method.objective == name
+        assert not (tmp_path / "compare" / name / "sites").exists()
+
+
+def test_a_method_that_does_not_work_on_the_network_says_so_at_the_start_and_the_others_go_on(fake, tmp_path):
+    told = Listener()
+    study = make_study(student={"encoder": "test_resnet"}, method={"preset": "mean_teacher"})
+    found = results_of(tmp_path, study, told, "mcnet,local,bcp")
+    assert "mcnet does not work on encoder" in found["mcnet"]["reason"]
+    assert found["local"]["dice_mean"] > 0 and found["bcp"]["dice_mean"] > 0
+    [message] = [text for text in told.messages if text.startswith("mcnet: not compared: ")]
+    # before the federation has trained anything
+    assert told.messages.index(message) == 0
+
+
+def test_a_method_that_needs_sentences_where_no_site_has_any_says_so_and_the_others_go_on(fake, quiet, tmp_path):
+    mute = [{**hospital, "text_missing": 1.0} for hospital in HOSPITALS]
+    found = results_of(tmp_path, make_study(mute, method={"preset": "supervised"}), quiet, "dusss,mean_teacher")
+    assert "no site can take part in the pretrain phase" in found["dusss"]["reason"]
+    assert "alder: the site has no sentences" in found["dusss"]["reason"]
+    assert found["mean_teacher"]["dice_mean"] > 0
+
+
+def with_limits(tmp_path, quiet, **sections):
+    """Site files of a simulation with more in them."""
+    simulate(make_study(method={"preset": "supervised"}), tmp_path / "made", reporter=quiet)
+    files = sorted((tmp_path / "made" / "sites").glob("*/site.yaml"))
+    for file in files:
+        values = yaml.safe_load(file.read_text())
+        for section, given in sections.items():
+            values[section] = {**values.get(section, {}), **given}
+        file.write_text(yaml.safe_dump(values))
+    return files
+
+
+def test_a_method_that_every_site_forbids_says_so_and_the_others_go_on(fake, quiet, tmp_path):
+    files = with_limits(tmp_path, quiet, limits={"objectives": ["dusss", "bcp"]})
+    study = make_study(method={"preset": "supervised"})
+    found = results_of(tmp_path / "run", study, quiet, "mcnet,bcp", site_files=files)
+    assert "this site takes no part in studies of objective mcnet (limits.objectives)" in found["mcnet"]["reason"]
+    assert found["bcp"]["dice_mean"] > 0
+
+
+def test_private_sites_train_no_second_method(fake, quiet, tmp_path):
+    files = with_limits(tmp_path, quiet, privacy={"epsilon": 8.0, "records": 16})
+    for method in ("local", "bcp", "mean_teacher"):
+        reason = why_not(method, make_study(), files)
+        assert reason.startswith("alder, birch: with differential privacy") and "a second time" in reason
+
+
+def test_what_could_not_run_is_tried_again_and_what_did_is_not(fake, quiet, tmp_path, monkeypatch):
+    mute = [{**hospital, "text_missing": 1.0} for hospital in HOSPITALS]
+    study = make_study(mute, method={"preset": "supervised"})
+    first = results_of(tmp_path, study, quiet, "clip,mean_teacher")
+    monkeypatch.setattr(fake.Segmenter, "train_round", None)
+    again = results_of(tmp_path, study, quiet, "clip,mean_teacher", resume=True)
+    assert again == first and "reason" in again["clip"]
