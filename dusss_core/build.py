@@ -99,7 +99,7 @@ def build_vlm(config: TrainingConfig) -> VisionLanguageModel:
             settings.mask_bias,
             settings.cell_dim if settings.cells else 0,
         )
-        more = pretraining_of(config).modules(config)
+        more = pretraining_of(config).modules(config, image, width)
         return VisionLanguageModel(image, text, grounding, config.pretrain.temperature, encoder, more)
 
 

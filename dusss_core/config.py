@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 ObjectiveName = Literal["dusss", "mean_teacher_mse", "mcnet", "mcnet_v1", "cct", "bcp"]
 """The methods of step 2, as `dusss_core.objectives` has them."""
+PretrainingName = Literal["dusss", "mgca"]
+"""The methods of step 1, as `dusss_core.pretraining` has them."""
 IMAGENET = "imagenet"
 """In place of a path: weights that an installed package holds."""
 AUTO = "auto"
@@ -65,8 +67,10 @@ class MethodConfig(Strict):
     objective: ObjectiveName = "dusss"
     """What the student learns from in step 2: a file of `dusss_core/objectives`. dusss: the method, and all that its
     switches below make of it; the others use no text, and none of these switches."""
-    pretraining: Literal["dusss"] = "dusss"
-    """What the vision-language model learns from in step 1: a file of `dusss_core/pretraining`."""
+    pretraining: PretrainingName = "dusss"
+    """What the vision-language model learns from in step 1: a file of `dusss_core/pretraining`. Others than dusss have
+    no `sss`, no `dcl`, no `negatives` beyond the batch; `ltg`, off there, can train the grounding decoder beside them.
+    """
     sss: bool = True
     """Semantic-similarity supervision under uncertainty, Eq. 1 to 5. Off: plain cosine."""
     dcl: bool = True
@@ -106,6 +110,8 @@ class MethodConfig(Strict):
                 values = {**preset, **values}
             if values.get("objective", "dusss") != "dusss":
                 values = {**_WITHOUT_TEXT, **values}
+            if values.get("pretraining", "dusss") != "dusss":
+                values = {**_WITHOUT_DUAL, **values}
         return values
 
     @model_validator(mode="after")
@@ -117,9 +123,24 @@ class MethodConfig(Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _switches_are_of_the_pretraining(self) -> MethodConfig:
+        if self.pretraining == "dusss":
+            return self
+        wrong = [name for name in ("sss", "dcl") if getattr(self, name)]
+        wrong += ["negatives: site"] if self.negatives == "site" else []
+        if wrong:
+            raise ValueError(
+                f"pretraining: {self.pretraining} has no {wrong[0]}, which is of pretraining: dusss: leave it out"
+            )
+        return self
+
 
 _WITHOUT_TEXT = {"text_mask": False, "teacher": False}
 """Of an objective that is not `dusss`: it has no text-guided masks, and its teacher is its own affair."""
+
+_WITHOUT_DUAL = {"sss": False, "dcl": False, "ltg": False}
+"""Of a pretraining that is not `dusss`, where the study says nothing else."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "dusss": {},
