@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 ObjectiveName = Literal["dusss", "mean_teacher_mse", "mcnet", "mcnet_v1", "cct", "bcp"]
 """The methods of step 2, as `dusss_core.objectives` has them."""
-PretrainingName = Literal["dusss", "mgca"]
+PretrainingName = Literal["dusss", "mgca", "cmitm"]
 """The methods of step 1, as `dusss_core.pretraining` has them."""
 IMAGENET = "imagenet"
 """In place of a path: weights that an installed package holds."""

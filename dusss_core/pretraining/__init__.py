@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 TABLE = {
     "dusss": ("dusss", "Dusss"),
     "mgca": ("mgca", "MGCA"),
+    "cmitm": ("cmitm", "CMITM"),
 }
 """Name -> module of this folder, and its class."""
 
