@@ -13,10 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 ObjectiveName = Literal["dusss", "mean_teacher_mse", "mcnet", "mcnet_v1", "cct", "bcp"]
 """The methods of step 2, as `dusss_core.objectives` has them."""
-PretrainingName = Literal["dusss", "mgca", "cmitm"]
+PretrainingName = Literal["dusss", "mgca", "cmitm", "asg"]
 """The methods of step 1, as `dusss_core.pretraining` has them."""
 IMAGENET = "imagenet"
 """In place of a path: weights that an installed package holds."""
+VLM = "vlm"
+"""In place of a path: the image tower of step 1."""
 AUTO = "auto"
 """Chosen at each site, by its device."""
 
@@ -228,7 +230,9 @@ class StudentConfig(Strict):
     after a short training. There start near the share of foreground: -2 for an eighth."""
     weights: str | None = None
     """Public weights to start from: the path of a safetensors file, the student of a run on public or synthetic
-    pictures; or `imagenet` for the encoder tf_efficientnet_lite0 (as `vlm.weights`)."""
+    pictures; or `imagenet` for the encoder tf_efficientnet_lite0 (as `vlm.weights`). Or `vlm`: the encoder starts from
+    the image tower of step 1, which is then trained for that if for nothing else; what lies deeper than the tower's
+    patches starts as the tower did (`vlm.weights`)."""
 
     @property
     def kind(self) -> Literal["unet", "small_unet", "encoder"]:
@@ -245,6 +249,8 @@ class StudentConfig(Strict):
     def _imagenet_is_of_an_encoder(self) -> StudentConfig:
         if self.weights == IMAGENET and self.encoder is None:
             raise ValueError("weights: imagenet is for an encoder: set encoder: tf_efficientnet_lite0")
+        if self.weights == VLM and self.encoder is None:
+            raise ValueError("weights: vlm is for an encoder: set encoder to the network of vlm.image_encoder")
         return self
 
 
@@ -307,6 +313,26 @@ class UncertaintyConfig(Strict):
     """Weight of the mean squared log sigma, against inflated uncertainty."""
 
 
+class ZonesConfig(Strict):
+    """Where in a picture lies what its sentences call upper, lower, left and right; for `method.pretraining: asg`.
+
+    Public constants, measured once on masks of the training split (docs/method.md).
+    """
+
+    left: Literal["left", "right"] = "left"
+    """The half of the picture that sentences call left: the picture's own, or the patient's."""
+    upper_until: float = Field(0.4, gt=0, lt=1)
+    """Where the upper zone ends and the middle one begins, as a share of the picture's height."""
+    lower_from: float = Field(0.55, gt=0, lt=1)
+    """Where the middle zone ends and the lower one begins."""
+
+    @model_validator(mode="after")
+    def _from_above(self) -> ZonesConfig:
+        if self.upper_until >= self.lower_from:
+            raise ValueError(f"upper_until: {self.upper_until:g} is not above lower_from: {self.lower_from:g}")
+        return self
+
+
 class PretrainConfig(PhaseConfig):
     """Step 1: vision-language pretraining."""
 
@@ -325,6 +351,7 @@ class PretrainConfig(PhaseConfig):
     """Weight of the label supervision of the grounding decoder."""
     weight_consistency: float = Field(20.0, ge=0)
     """Weight of `method.grounding_consistency`."""
+    zones: ZonesConfig = ZonesConfig()
     flip: bool = True
     """Left-right flips, with left and right exchanged in the sentence."""
 

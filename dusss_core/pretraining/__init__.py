@@ -23,6 +23,7 @@ TABLE = {
     "dusss": ("dusss", "Dusss"),
     "mgca": ("mgca", "MGCA"),
     "cmitm": ("cmitm", "CMITM"),
+    "asg": ("asg", "ASG"),
 }
 """Name -> module of this folder, and its class."""
 
