@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
-from dusss_core.config import IMAGENET, TrainingConfig
+from dusss_core.config import IMAGENET, VLM, TrainingConfig
 from dusss_core.errors import UserError
 from dusss_core.models.encoder_student import EncoderStudent
 from dusss_core.models.grounding import GroundingDecoder
@@ -37,6 +38,8 @@ def build(config: TrainingConfig, phase: Phase) -> Student | VisionLanguageModel
 def build_student(config: TrainingConfig) -> Student:
     """The student with the study's initial weights, and with the decoders that the study's objective compares.
 
+    With `student.weights: vlm` that is before step 1: `start_from_tower` gives it the tower that has been trained.
+
     Raises:
         UserError: unknown encoder, an objective that does not work on the network, or public weights that are missing
             or do not fit.
@@ -56,7 +59,10 @@ def build_student(config: TrainingConfig) -> Student:
             )
     if settings.mask_bias is not None:
         _start_from_background(student, settings.mask_bias)
-    if settings.weights == IMAGENET:
+    if settings.weights == VLM:
+        if config.vlm.weights:
+            load_encoder_weights(student.encoder, settings.encoder, config.vlm.weights, "vlm")
+    elif settings.weights == IMAGENET:
         load_encoder_weights(student.encoder, settings.encoder, IMAGENET, "student")
     elif settings.weights:
         load_student_weights(student, settings.weights)
@@ -101,6 +107,24 @@ def build_vlm(config: TrainingConfig) -> VisionLanguageModel:
         )
         more = pretraining_of(config).modules(config, image, width)
         return VisionLanguageModel(image, text, grounding, config.pretrain.temperature, encoder, more)
+
+
+def start_from_tower(student: Student, vlm: Mapping[str, Tensor]) -> None:
+    """Give the student's encoder the weights and statistics of the image tower in `vlm`, a model of step 1.
+
+    Raises:
+        UserError: the tower is another network.
+    """
+    prefix = "image.encoder."
+    tower = {name.removeprefix(prefix): value for name, value in vlm.items() if name.startswith(prefix)}
+    own = student.encoder.state_dict()
+    odd = sorted(name for name, value in tower.items() if name not in own or own[name].shape != value.shape)
+    if odd or not tower:
+        raise UserError(
+            f"student.weights: vlm: the image tower is no part of the student's encoder ({len(odd)} tensors differ)",
+            "set student.encoder to the network of vlm.image_encoder",
+        )
+    student.encoder.load_state_dict(tower, strict=False)
 
 
 @torch.no_grad()

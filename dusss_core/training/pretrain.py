@@ -184,14 +184,17 @@ class Pretrainer(PhaseTrainer):
         return cost
 
     def validate(self) -> dict[str, float]:
-        """ "dice" of the text-guided masks where masks exist, and the cross-modal "loss"."""
+        """ "dice" of the text-guided masks where masks exist, and the cross-modal "loss".
+
+        No "dice" where no text-guided mask is used: the decoder is nobody's then, and would choose the model.
+        """
         keep = np.flatnonzero(self.val.has_text)
         if not len(keep):
             return {}
         val = self.val.select(keep)
         figures = {"loss": self._validation_loss(val)}
         masked = np.flatnonzero(val.masked)
-        if len(masked):
+        if len(masked) and self.config.method.text_mask:
             val = val.select(masked)
             logits = ground_split(self.config, self.vlm, val, self.text, self.device)
             figures["dice"] = score_logits(self.config, logits, val)["dice"]

@@ -71,7 +71,9 @@ def with_preset(study: StudyConfig, preset: str) -> StudyConfig:
     are on unless the preset turns one off. All else stays the study's, so that the figures differ by the preset alone.
     """
     values = study.model_dump()
-    both_paths = {"objective": "dusss", "teacher": True, "text_mask": True}
+    both_paths: dict[str, Any] = {"objective": "dusss", "teacher": True, "text_mask": True}
+    if study.method.pretraining != "dusss":
+        both_paths |= {"pretraining": "dusss", "sss": True, "dcl": True, "ltg": True}
     values["method"] = {**values["method"], **both_paths, **PRESETS[preset], "preset": preset}
     for section, literal in (PAPER_BEYOND_METHOD if preset == "paper" else {}).items():
         values[section] |= literal
