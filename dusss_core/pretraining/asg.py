@@ -9,9 +9,8 @@ from these is alike, 0.8 of the same sentence and 0.2 of the cosine of their lab
 
 Where it departs from the paper, whose boxes, rules and labels were never released: regions are six zones of the
 picture, and labels what `dusss_core.text.zones` reads from the sentence, 18 words in place of 40 findings. Words are
-matched with all six zones, since a sentence that names one zone would else teach nothing; zones that the same words
-name are positives of each other. Where a study's pictures have their zones, `pretrain.zones` says. Zones and labels
-stay at the site, and are mirrored with the picture.
+matched with all six zones, since a sentence that names one zone would else teach nothing. Where a study's pictures have
+their zones, `pretrain.zones` says. Zones and labels stay at the site, and are mirrored with the picture.
 """
 
 from __future__ import annotations
@@ -177,21 +176,20 @@ def _as_long_as(parts: Tensor, length: int) -> Tensor:
 @full_precision
 def zone_loss(zones: Tensor, words: Tensor, parts: Tensor) -> Tensor:
     """L_ARSA: InfoNCE within each picture, both ways, averaged over its named zones, then over pictures with any: a
-    scalar. At equal similarity words cost ln 6, and zones ln of the number of named ones.
+    scalar. At equal similarity words cost ln 6, and zones ln of the number of named ones. Zones that the same words
+    name have the same vector of words, and lose which of them it is: a constant.
 
     Args:
         zones, words: B x 6 x D, length 1. parts: B x 6 x L bool, which tokens name a zone.
     """
     named = parts.any(dim=2)
-    same = (parts[:, :, None] == parts[:, None]).all(dim=3) & named[:, :, None] & named[:, None]
-    count = same.sum(dim=2).clamp(min=1)
     scores = zones @ words.transpose(1, 2) / TEMPERATURE
     # a column of words that name nothing is no candidate; where no zone is named all are, and nothing is counted
     candidates = named[:, None, :] | ~named.any(dim=1)[:, None, None]
-    to_words = scores.masked_fill(~candidates, -torch.inf).logsumexp(dim=2, keepdim=True) - scores
-    to_zones = scores.logsumexp(dim=1, keepdim=True) - scores
-    each = torch.where(same, to_words, 0).sum(dim=2) / count + torch.where(same, to_zones, 0).sum(dim=1) / count
-    of_picture = each.sum(dim=1) / 2 / named.sum(dim=1).clamp(min=1)
+    own = scores.diagonal(dim1=1, dim2=2)
+    to_words = scores.masked_fill(~candidates, -torch.inf).logsumexp(dim=2) - own
+    to_zones = scores.logsumexp(dim=1) - own
+    of_picture = torch.where(named, (to_words + to_zones) / 2, 0).sum(dim=1) / named.sum(dim=1).clamp(min=1)
     return of_picture.sum() / named.any(dim=1).sum().clamp(min=1)
 
 
