@@ -72,3 +72,11 @@ def test_a_preset_is_compared_as_a_federation_of_its_own_settings(fake, quiet, t
     compared, _ = read_study(tmp_path / "compare" / "mean_teacher")
     assert (federated.method.teacher, federated.method.text_mask) == (False, True)
     assert (compared.method.teacher, compared.method.text_mask) == (True, False)
+
+
+def test_a_preset_is_compared_with_its_own_step_1_whatever_the_studys_is():
+    study = make_study(method={"pretraining": "mgca"})
+    for preset, parts in (("paper", True), ("clip", False)):
+        method = with_preset(study, preset).method
+        assert method.pretraining == "dusss"
+        assert {method.sss, method.dcl, method.ltg} == {parts}
