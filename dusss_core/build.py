@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import get_args
 
 import torch
+from torch import Tensor
 
-from dusss_core.config import IMAGENET, TrainingConfig
+from dusss_core.config import IMAGENET, VLM, TrainingConfig
 from dusss_core.errors import UserError
 from dusss_core.models.decoders import DecoderKind
 from dusss_core.models.encoder_student import EncoderStudent
@@ -44,6 +45,8 @@ def build_student(config: TrainingConfig) -> Student:
     further decoders (`others`), then `pixel_heads`, then `second`, a copy of the network alone. All of it is the
     student's: it is trained, travels and is averaged. `forward` is the network's own.
 
+    With `student.weights: vlm` that is before step 1: `start_from_tower` gives it the tower that has been trained.
+
     Raises:
         UserError: unknown encoder, an objective that does not work on the network, or public weights that are missing
             or do not fit.
@@ -63,9 +66,11 @@ def build_student(config: TrainingConfig) -> Student:
     if settings.mask_bias is not None:
         for network in networks:
             _start_from_background(network, settings.mask_bias)
-    if settings.weights == IMAGENET:
-        for network in networks:
-            load_encoder_weights(network.encoder, settings.encoder, IMAGENET, "student")
+    if settings.weights in (IMAGENET, VLM):
+        named = "vlm" if settings.weights == VLM else "student"
+        if public := getattr(config, named).weights:
+            for network in networks:
+                load_encoder_weights(network.encoder, settings.encoder, public, named)
     elif settings.weights:
         load_student_weights(student, settings.weights)
     return student
@@ -107,8 +112,29 @@ def build_vlm(config: TrainingConfig) -> VisionLanguageModel:
             settings.mask_bias,
             settings.cell_dim if settings.cells else 0,
         )
-        more = pretraining_of(config).modules(config)
+        more = pretraining_of(config).modules(config, image, width)
         return VisionLanguageModel(image, text, grounding, config.pretrain.temperature, encoder, more)
+
+
+def start_from_tower(student: Student, vlm: Mapping[str, Tensor]) -> None:
+    """Give the student's encoder, and its copy's, the weights and statistics of the image tower in `vlm`, a model of
+    step 1.
+
+    Raises:
+        UserError: the tower is another network.
+    """
+    prefix = "image.encoder."
+    tower = {name.removeprefix(prefix): value for name, value in vlm.items() if name.startswith(prefix)}
+    own = student.encoder.state_dict()
+    odd = sorted(name for name, value in tower.items() if name not in own or own[name].shape != value.shape)
+    if odd or not tower:
+        raise UserError(
+            f"student.weights: vlm: the image tower is no part of the student's encoder ({len(odd)} tensors differ)",
+            "set student.encoder to the network of vlm.image_encoder",
+        )
+    for network in (student, getattr(student, "second", None)):
+        if network is not None:
+            network.encoder.load_state_dict(tower, strict=False)
 
 
 def _network(config: TrainingConfig, others: Sequence[DecoderKind] = ()) -> Student:

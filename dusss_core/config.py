@@ -25,8 +25,12 @@ ObjectiveName = Literal[
     "fedsemidg",
 ]
 """The methods of step 2, as `dusss_core.objectives` has them."""
+PretrainingName = Literal["dusss", "mgca", "cmitm", "asg"]
+"""The methods of step 1, as `dusss_core.pretraining` has them."""
 IMAGENET = "imagenet"
 """In place of a path: weights that an installed package holds."""
+VLM = "vlm"
+"""In place of a path: the image tower of step 1."""
 AUTO = "auto"
 """Chosen at each site, by its device."""
 
@@ -77,8 +81,10 @@ class MethodConfig(Strict):
     objective: ObjectiveName = "dusss"
     """What the student learns from in step 2: a file of `dusss_core/objectives`. dusss: the method, and all that its
     switches below make of it; the others use no text, and none of these switches."""
-    pretraining: Literal["dusss"] = "dusss"
-    """What the vision-language model learns from in step 1: a file of `dusss_core/pretraining`."""
+    pretraining: PretrainingName = "dusss"
+    """What the vision-language model learns from in step 1: a file of `dusss_core/pretraining`. Others than dusss have
+    no `sss`, no `dcl`, no `negatives` beyond the batch; `ltg`, off there, can train the grounding decoder beside them.
+    """
     sss: bool = True
     """Semantic-similarity supervision under uncertainty, Eq. 1 to 5. Off: plain cosine."""
     dcl: bool = True
@@ -118,6 +124,8 @@ class MethodConfig(Strict):
                 values = {**preset, **values}
             if values.get("objective", "dusss") != "dusss":
                 values = {**_WITHOUT_TEXT, **values}
+            if values.get("pretraining", "dusss") != "dusss":
+                values = {**_WITHOUT_DUAL, **values}
         return values
 
     @model_validator(mode="after")
@@ -129,9 +137,24 @@ class MethodConfig(Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _switches_are_of_the_pretraining(self) -> MethodConfig:
+        if self.pretraining == "dusss":
+            return self
+        wrong = [name for name in ("sss", "dcl") if getattr(self, name)]
+        wrong += ["negatives: site"] if self.negatives == "site" else []
+        if wrong:
+            raise ValueError(
+                f"pretraining: {self.pretraining} has no {wrong[0]}, which is of pretraining: dusss: leave it out"
+            )
+        return self
+
 
 _WITHOUT_TEXT = {"text_mask": False, "teacher": False}
 """Of an objective that is not `dusss`: it has no text-guided masks, and its teacher is its own affair."""
+
+_WITHOUT_DUAL = {"sss": False, "dcl": False, "ltg": False}
+"""Of a pretraining that is not `dusss`, where the study says nothing else."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "dusss": {},
@@ -219,7 +242,9 @@ class StudentConfig(Strict):
     after a short training. There start near the share of foreground: -2 for an eighth."""
     weights: str | None = None
     """Public weights to start from: the path of a safetensors file, the student of a run on public or synthetic
-    pictures; or `imagenet` for the encoder tf_efficientnet_lite0 (as `vlm.weights`)."""
+    pictures; or `imagenet` for the encoder tf_efficientnet_lite0 (as `vlm.weights`). Or `vlm`: the encoder starts from
+    the image tower of step 1, which is then trained for that if for nothing else; what lies deeper than the tower's
+    patches starts as the tower did (`vlm.weights`)."""
 
     @property
     def kind(self) -> Literal["unet", "small_unet", "encoder"]:
@@ -236,6 +261,8 @@ class StudentConfig(Strict):
     def _imagenet_is_of_an_encoder(self) -> StudentConfig:
         if self.weights == IMAGENET and self.encoder is None:
             raise ValueError("weights: imagenet is for an encoder: set encoder: tf_efficientnet_lite0")
+        if self.weights == VLM and self.encoder is None:
+            raise ValueError("weights: vlm is for an encoder: set encoder to the network of vlm.image_encoder")
         return self
 
 
@@ -298,6 +325,26 @@ class UncertaintyConfig(Strict):
     """Weight of the mean squared log sigma, against inflated uncertainty."""
 
 
+class ZonesConfig(Strict):
+    """Where in a picture lies what its sentences call upper, lower, left and right; for `method.pretraining: asg`.
+
+    Public constants, measured once on masks of the training split (docs/method.md).
+    """
+
+    left: Literal["left", "right"] = "left"
+    """The half of the picture that sentences call left: the picture's own, or the patient's."""
+    upper_until: float = Field(0.4, gt=0, lt=1)
+    """Where the upper zone ends and the middle one begins, as a share of the picture's height."""
+    lower_from: float = Field(0.55, gt=0, lt=1)
+    """Where the middle zone ends and the lower one begins."""
+
+    @model_validator(mode="after")
+    def _from_above(self) -> ZonesConfig:
+        if self.upper_until >= self.lower_from:
+            raise ValueError(f"upper_until: {self.upper_until:g} is not above lower_from: {self.lower_from:g}")
+        return self
+
+
 class PretrainConfig(PhaseConfig):
     """Step 1: vision-language pretraining."""
 
@@ -316,6 +363,7 @@ class PretrainConfig(PhaseConfig):
     """Weight of the label supervision of the grounding decoder."""
     weight_consistency: float = Field(20.0, ge=0)
     """Weight of `method.grounding_consistency`."""
+    zones: ZonesConfig = ZonesConfig()
     flip: bool = True
     """Left-right flips, with left and right exchanged in the sentence."""
 

@@ -4,9 +4,10 @@
 is looked up, never imported. A new method is a file with a subclass of `PretrainingMethod`, a line in TABLE, and its
 name in `MethodConfig.pretraining`.
 
-`PretrainingMethod` (method.py) says what a method declares and what it is given: `Seen`, what the model makes of a
-batch. Views, the text bank, label supervision of the grounding decoder, schedule and validation belong to the trainer
-of step 1, for every method alike.
+`PretrainingMethod` (method.py) says what a method declares and what it is given: `Shown`, a batch while the model looks
+at it, and `Seen`, what the model makes of it. What the published methods share is in alignment.py. Views, the text
+bank, label supervision of the grounding decoder, schedule and validation belong to the trainer of step 1, for every
+method alike.
 """
 
 from __future__ import annotations
@@ -18,7 +19,12 @@ if TYPE_CHECKING:
     from dusss_core.config import TrainingConfig
     from dusss_core.pretraining.method import PretrainingMethod
 
-TABLE = {"dusss": ("dusss", "Dusss")}
+TABLE = {
+    "dusss": ("dusss", "Dusss"),
+    "mgca": ("mgca", "MGCA"),
+    "cmitm": ("cmitm", "CMITM"),
+    "asg": ("asg", "ASG"),
+}
 """Name -> module of this folder, and its class."""
 
 

@@ -18,7 +18,6 @@ from dusss_core.losses.contrastive import (
     temperature_scale,
 )
 from dusss_core.losses.similarity import Embedding, saturation, sigma_regulariser, supervised_similarity
-from dusss_core.losses.text_guided import text_guided_loss
 from dusss_core.pretraining.method import PretrainingMethod, Seen
 
 
@@ -48,11 +47,7 @@ class Dusss(PretrainingMethod):
                 vlm.log_scale,
                 method.pairs,
             )
-        if method.ltg:
-            parts["ltg"] = settings.weight_ltg * text_guided_loss(
-                seen.pooled(), seen.grounding.text.float(), same, vlm.log_scale_ltg, method.pairs
-            )
-        return parts
+        return parts | self.text_guided(seen)
 
     def _cross_modal(self, seen: Seen, same: Tensor) -> Tensor:
         """L_cmc, Eq. 8: a sentence is told from the batch's pictures, a picture from the site's sentences if they are

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from dusss_core.config import PretrainConfig, TrainingConfig
+from dusss_core.losses.contrastive import same_sentence
 from dusss_core.losses.similarity import Embedding
-from dusss_core.losses.text_guided import masked_pool
+from dusss_core.losses.text_guided import masked_pool, text_guided_loss
 from dusss_core.models.grounding import Grounding
+from dusss_core.models.image_tower import ImageFeatures, ImageTower
+from dusss_core.models.text_tower import TextFeatures
 from dusss_core.models.vlm import VisionLanguageModel
 
 
@@ -22,6 +27,27 @@ class Sentences(NamedTuple):
     """K int64, as that of the records."""
     log_count: Tensor
     """K, log of the number of training records that have the sentence."""
+
+
+class Shown(NamedTuple):
+    """B records as the model is shown them, and what it makes of them."""
+
+    picture: Tensor
+    """B x C x H x W, the weak view as the network takes it."""
+    image: ImageFeatures
+    """Of the weak view; the last level holds the patches."""
+    text: TextFeatures
+    """Of the sentence, mirrored where the picture is."""
+    tokens: Tensor
+    """B x L x E, the sentence's token features as they come from the text bank; `text.mask` says which are real."""
+    sentence: Tensor
+    """B int64, on the CPU: the record's sentence, by its number at the site."""
+    flipped: Tensor
+    """B bool, on the CPU: picture and sentence are mirrored."""
+    draw: torch.Generator
+    """Of the round."""
+    share_done: float
+    """Of the phase, lies behind, in [0, 1]."""
 
 
 class Seen(NamedTuple):
@@ -48,6 +74,8 @@ class Seen(NamedTuple):
 
     sentences: Sentences | None = None
     """Those that a picture's own is told from; None: those of the batch."""
+    own: Any = None
+    """What the method's `look` gave."""
 
     def pooled(self) -> Tensor:
         """v_t of Eq. 11: pixel features under the text-guided mask, B x G."""
@@ -66,8 +94,13 @@ class PretrainingMethod(ABC):
     private."""
 
     @classmethod
-    def modules(cls, config: TrainingConfig) -> nn.Module | None:
-        """What it trains beside the towers and the grounding decoder; it travels with them."""
+    def modules(cls, config: TrainingConfig, image: ImageTower, width: int) -> nn.Module | None:
+        """What it trains beside the towers and the grounding decoder; it travels with them, and step 2 does not ask it.
+
+        Args:
+            image: the image tower that it will see.
+            width: E of the token features.
+        """
         return None
 
     @classmethod
@@ -78,6 +111,13 @@ class PretrainingMethod(ABC):
     def __init__(self, config: TrainingConfig, vlm: VisionLanguageModel):
         self.config, self.vlm = config, vlm
         self.settings: PretrainConfig = config.pretrain
+
+    def read(self, sentences: Sequence[str]) -> None:  # noqa: B027 (most do not read)
+        """The site's sentences in words, once, before the first batch; by their numbers at the site."""
+
+    def look(self, shown: Shown) -> Any:
+        """What else it makes of a batch, under the trainer's autocast: `Seen.own`."""
+        return None
 
     @abstractmethod
     def similarity(self, a: Embedding, b: Embedding) -> Tensor:
@@ -94,6 +134,15 @@ class PretrainingMethod(ABC):
     def figures(self, seen: Seen) -> dict[str, Tensor]:
         """What else is worth reporting of a batch: 0-dimensional and float32, where it was computed."""
         return {}
+
+    def text_guided(self, seen: Seen) -> dict[str, Tensor]:
+        """Eq. 11, which trains the grounding decoder without masks; nothing without `method.ltg`."""
+        if not self.config.method.ltg:
+            return {}
+        same = same_sentence(seen.identity, seen.identity)
+        text = seen.grounding.text.float()
+        loss = text_guided_loss(seen.pooled(), text, same, self.vlm.log_scale_ltg, self.config.method.pairs)
+        return {"ltg": self.settings.weight_ltg * loss}
 
 
 def foreground(logits: Tensor) -> Tensor:

@@ -66,6 +66,24 @@ def embedding_width(config: TextConfig) -> int:
     return _width(_read_config(_folder_of(config.encoder)))
 
 
+def token_spans(config: TextConfig, sentences: Sequence[str]) -> list[list[tuple[int, int]]]:
+    """Of each sentence's tokens the characters that they stand for, as `TextEncoder.tokenize` cuts it; empty spans for
+    tokens that stand for none.
+
+    Raises:
+        UserError: the encoder can not be found or loaded.
+    """
+    folder = _folder_of(config.encoder)
+    if not sentences:
+        return []
+    try:
+        tokenizer = _tokenizer(folder)
+        cut = tokenizer(list(sentences), truncation=True, max_length=config.max_tokens, return_offsets_mapping=True)
+    except Exception as error:  # transformers raises what it likes for a folder that it can not read
+        raise _not_a_bert(config.encoder, folder, error) from error
+    return [[tuple(span) for span in spans] for spans in cut["offset_mapping"]]
+
+
 class TextEncoder(nn.Module):
     """A BERT that turns sentences into token features.
 
@@ -254,17 +272,14 @@ def _load(name: str, folder: Path) -> tuple[Any, nn.Module]:
 
     local = {"local_files_only": True, "trust_remote_code": False}
     settings = _read_config(folder)
-    known = settings.get("model_type") in transformers.CONFIG_MAPPING
-    tokenizer_class = transformers.AutoTokenizer
-    if known:
+    if settings.get("model_type") in transformers.CONFIG_MAPPING:
         model_class, config = transformers.AutoModel, transformers.AutoConfig.from_pretrained(folder, **local)
     else:
         # a BERT under a name of its own (CXR-BERT): its folder's code is not run, its weights are a BERT's
         model_class, config = transformers.BertModel, transformers.BertConfig.from_dict(settings)
-        tokenizer_class = transformers.BertTokenizer
     try:
         with _quiet(transformers):
-            tokenizer = tokenizer_class.from_pretrained(folder, **local)
+            tokenizer = _tokenizer(folder)
             model, report = model_class.from_pretrained(
                 folder,
                 config=config,
@@ -274,10 +289,7 @@ def _load(name: str, folder: Path) -> tuple[Any, nn.Module]:
                 local_files_only=True,
             )
     except Exception as error:  # transformers raises what it likes for a folder that it can not read
-        raise UserError(
-            f"vlm.text.encoder: {name}: {folder} could not be loaded as a BERT: {_first_line(error)}",
-            "name a whole BERT folder: config.json, tokenizer, model.safetensors",
-        ) from error
+        raise _not_a_bert(name, folder, error) from error
     missing = [key for key in report["missing_keys"] if "pooler" not in key and "position_ids" not in key]
     if missing or report.get("mismatched_keys"):
         raise UserError(
@@ -288,6 +300,22 @@ def _load(name: str, folder: Path) -> tuple[Any, nn.Module]:
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # never used, and untrained in many releases
     return tokenizer, model
+
+
+def _tokenizer(folder: Path) -> Any:
+    """The tokenizer of a local folder; a BERT's where the model has a name of its own."""
+    import transformers
+
+    known = _read_config(folder).get("model_type") in transformers.CONFIG_MAPPING
+    kind = transformers.AutoTokenizer if known else transformers.BertTokenizer
+    return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def _not_a_bert(name: str, folder: Path, error: Exception) -> UserError:
+    return UserError(
+        f"vlm.text.encoder: {name}: {folder} could not be loaded as a BERT: {_first_line(error)}",
+        "name a whole BERT folder: config.json, tokenizer, model.safetensors",
+    )
 
 
 def _add_adapters(bert: nn.Module, config: TextConfig) -> None:

@@ -18,7 +18,7 @@ from dusss_core.losses.segmentation import pseudo_label_loss, supervised_loss
 from dusss_core.models.text_tower import TextFeatures
 from dusss_core.phases import Phase
 from dusss_core.pretraining import pretraining_of
-from dusss_core.pretraining.method import Seen, Sentences
+from dusss_core.pretraining.method import Seen, Sentences, Shown
 from dusss_core.records import Split
 from dusss_core.sampling import two_stream_batches
 from dusss_core.seeds import generator
@@ -75,6 +75,7 @@ class Pretrainer(PhaseTrainer):
         self.labelled = np.flatnonzero(supervised)
         self.other = np.flatnonzero(with_text & ~supervised)
         self.method = pretraining_of(config)(config, self.vlm)
+        self.method.read(train.sentences)
         self.wordings = self._wordings()
         self.consistent = config.method.grounding_consistency and bool(len(self.labelled))
         self.handed_on = handed_on(config, self.phase, len(self.labelled))
@@ -85,7 +86,7 @@ class Pretrainer(PhaseTrainer):
         )
 
     def losses(self, batch, draw, share_done) -> tuple[Tensor, dict[str, Tensor]]:
-        seen = self._look(batch, draw)
+        seen = self._look(batch, draw, share_done)
         parts = self._contrasts(seen)
         if len(batch[0]):
             parts["grounding"] = self.settings.weight_grounding * supervised_loss(
@@ -97,7 +98,7 @@ class Pretrainer(PhaseTrainer):
         figures = {name: value.detach() for name, value in parts.items()}
         return sum(parts.values()), {**figures, **self.method.figures(seen)}
 
-    def _look(self, batch: tuple[np.ndarray, np.ndarray], draw: torch.Generator) -> Seen:
+    def _look(self, batch: tuple[np.ndarray, np.ndarray], draw: torch.Generator, share_done: float = 0.0) -> Seen:
         """Augment a batch, labelled records first, and encode it."""
         labelled, other = batch
         positions = np.concatenate([labelled, other])
@@ -114,8 +115,10 @@ class Pretrainer(PhaseTrainer):
         with self.autocast():
             x = self.normalise(weak_view(picture, draw))
             image = self.vlm.encode_image(x)
-            text = self._text(sentence, geometry.flipped)
+            tokens, real = self._tokens(sentence, geometry.flipped)
+            text = self.vlm.encode_text(tokens, real)
             grounding = self.vlm.ground(x, image, text)
+            own = self.method.look(Shown(x, image, text, tokens, sentence, geometry.flipped, draw, share_done))
             if self.method.other_views(self.config) or self.consistent:
                 x = self.normalise(strong_view(picture, draw, self.settings.strong))
                 other_image, other_text = self.vlm.encode_image(x), self._text(sentence, geometry.flipped, view)
@@ -136,6 +139,7 @@ class Pretrainer(PhaseTrainer):
             identity,
             sentence,
             sentences,
+            own,
         )
 
     def _wordings(self) -> _Wordings | None:
@@ -180,14 +184,17 @@ class Pretrainer(PhaseTrainer):
         return cost
 
     def validate(self) -> dict[str, float]:
-        """ "dice" of the text-guided masks where masks exist, and the cross-modal "loss"."""
+        """ "dice" of the text-guided masks where masks exist, and the cross-modal "loss".
+
+        No "dice" where no text-guided mask is used: the decoder is nobody's then, and would choose the model.
+        """
         keep = np.flatnonzero(self.val.has_text)
         if not len(keep):
             return {}
         val = self.val.select(keep)
         figures = {"loss": self._validation_loss(val)}
         masked = np.flatnonzero(val.masked)
-        if len(masked):
+        if len(masked) and self.config.method.text_mask:
             val = val.select(masked)
             logits = ground_split(self.config, self.vlm, val, self.text, self.device)
             figures["dice"] = score_logits(self.config, logits, val)["dice"]
@@ -213,8 +220,13 @@ class Pretrainer(PhaseTrainer):
         return total / len(val)
 
     def _text(self, sentence: Tensor, mirrored: Tensor | None = None, view: Tensor | None = None) -> TextFeatures:
+        return self.vlm.encode_text(*self._tokens(sentence, mirrored, view))
+
+    def _tokens(
+        self, sentence: Tensor, mirrored: Tensor | None = None, view: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         tokens, mask = self.text.features(sentence, mirrored=mirrored, view=view)
-        return self.vlm.encode_text(tokens.to(self.device), mask.to(self.device))
+        return tokens.to(self.device), mask.to(self.device)
 
 
 class _Wordings(NamedTuple):

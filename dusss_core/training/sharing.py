@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
-from dusss_core.build import build
-from dusss_core.config import TrainingConfig
+from dusss_core.build import build, start_from_tower
+from dusss_core.config import VLM, TrainingConfig
 from dusss_core.models.weights import shared_tensors
 from dusss_core.objectives import objective_of
 from dusss_core.phases import Phase
@@ -36,9 +38,16 @@ def handed_on(config: TrainingConfig, phase: Phase, n_labelled: int) -> tuple[st
     return () if decoder_has_masks else ("grounding.",)
 
 
-def initial_shared(config: TrainingConfig, phase: Phase) -> dict[str, Tensor]:
-    """The first global model of a phase: seeded weights, those that travel."""
-    return shared_tensors(build(config, phase), config.local_norm)
+def initial_shared(config: TrainingConfig, phase: Phase, vlm: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The first global model of a phase: seeded weights, those that travel.
+
+    Args:
+        vlm: the final model of step 1, for `student.weights: vlm`.
+    """
+    model = build(config, phase)
+    if phase == Phase.SEGMENT and config.student.weights == VLM and vlm is not None:
+        start_from_tower(model, vlm)
+    return shared_tensors(model, config.local_norm)
 
 
 def _without_labels(config: TrainingConfig, train: Split) -> str | None:

@@ -104,7 +104,7 @@ class Coordinator:
                     "finish the run with --resume, then evaluate it",
                 )
             self._gather()
-            if (vlm := self._run.checkpoints.final(Phase.PRETRAIN)) is not None:
+            if (vlm := self._run.checkpoints.final(Phase.PRETRAIN)) is not None and self._study.method.text_mask:
                 self._messages.hold_vlm(vlm)
             return self._evaluate(student)
 
@@ -127,7 +127,7 @@ class Coordinator:
         final = None
         for phase, rounds in phases.items():
             final = self._run.checkpoints.final(phase) or self._run_phase(phase, rounds)
-            if phase == Phase.PRETRAIN:
+            if phase == Phase.PRETRAIN and self._study.method.text_mask:
                 self._messages.hold_vlm(final)
         return self._evaluate(final)
 
@@ -187,7 +187,9 @@ class Coordinator:
             from dusss_core.training import initial_shared
 
             self._messages.resume({})
-            return Checkpoint(phase, 0, initial_shared(self._study, phase)), aggregator, selection
+            vlm = self._run.checkpoints.final(Phase.PRETRAIN)
+            start = initial_shared(self._study, phase, vlm.model if vlm else None)
+            return Checkpoint(phase, 0, start), aggregator, selection
         self._messages.resume(last.reference)
         aggregator.load_state(last.server)
         selection.restore(last.selection)

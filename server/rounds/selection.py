@@ -77,5 +77,6 @@ def weighted_mean(pairs: Iterable[tuple[float, float | None]]) -> float | None:
 
 
 NOTHING_TO_CHOOSE_BY = (
-    "no site has validation pictures with masks: the last round's model is final, and no patience ends the phase"
+    "there is no validation Dice (no site has validation pictures with masks, or nothing uses text-guided masks): the "
+    "last round's model is final, and no patience ends the phase"
 )

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from client.door.machine import resolve_device
-from dusss_core.config import TrainingConfig
 from dusss_core.files import with_prefix
 from dusss_core.phases import Phase
 from dusss_core.records import Split
@@ -68,7 +67,7 @@ def train_locally(study: StudyConfig, site: LocalSite, reporter: Reporter | None
     config = study.training()
     reporter = reporter or Reporter()
     train, val = site.splits["train"], site.splits["val"]
-    text = _text(config, site)
+    text = _text(study, site)
     common = {"device": site.device, "progress": lambda *step: reporter.on_site_step(site.name, *step)}
     result = LocalResult(student=training.initial_shared(study, Phase.SEGMENT))
     masks = None
@@ -79,10 +78,12 @@ def train_locally(study: StudyConfig, site: LocalSite, reporter: Reporter | None
             trainer = training.Pretrainer(config, site.name, train, val, text, **common)
         else:
             trainer = training.Segmenter(config, site.name, train, val, text_logits=masks, **common)
-        model = _train_phase(study, phase, rounds, trainer, site, reporter)
+        start = training.initial_shared(study, phase, result.vlm)
+        model = _train_phase(study, phase, rounds, trainer, site, reporter, start)
         if phase == Phase.PRETRAIN:
             result.vlm = model
-            masks = training.text_guided_masks(config, model, train, text, site.device)
+            if config.method.text_mask:
+                masks = training.text_guided_masks(config, model, train, text, site.device)
         else:
             result.student = model
     return result
@@ -96,13 +97,17 @@ def pool(name: str, sites: Sequence[LocalSite]) -> LocalSite:
 
 
 def _train_phase(
-    study: StudyConfig, phase: Phase, rounds: int, trainer, site: LocalSite, reporter: Reporter
+    study: StudyConfig,
+    phase: Phase,
+    rounds: int,
+    trainer,
+    site: LocalSite,
+    reporter: Reporter,
+    start: dict[str, Tensor],
 ) -> dict[str, Tensor]:
-    from dusss_core.training import initial_shared
-
     n_val = int(site.splits["val"].masked.sum())
     selection = Selection(phase, phase.settings(study).patience)
-    trainer.load_shared(initial_shared(study, phase))
+    trainer.load_shared(start)
     last = best = _whole(trainer)
     reporter.on_phase(phase, rounds, 1)
     round = 0
@@ -134,10 +139,10 @@ def _observe(selection: Selection, round: int, n_val: int, metrics: dict[str, fl
     return last if selection.best_round == round else best
 
 
-def _text(config: TrainingConfig, site: LocalSite):
-    if not config.method.text_mask or config.vlm.text.tuning != "frozen":
+def _text(study: StudyConfig, site: LocalSite):
+    if Phase.PRETRAIN not in study.phases() or study.vlm.text.tuning != "frozen":
         return None
-    return build_text_bank(site.splits["train"].sentences, config.vlm.text, site.text_cache, site.device)
+    return build_text_bank(site.splits["train"].sentences, study.vlm.text, site.text_cache, site.device)
 
 
 def _whole(trainer) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from dusss_core.errors import UserError
 from dusss_core.files import write_json
+from dusss_core.phases import Phase
 from server.rounds.coordinator import Coordinator, RoundFailed
 from server.runs.events import PlainReporter, Reporter
 from server.runs.runfolder import alone, check_run, open_run, read_study
@@ -168,7 +169,7 @@ def _coordinator(
         grid = workers.WorkerGrid(app, site_files, reporter, workers=simulation.workers, threads=simulation.threads)
     else:
         grid = inprocess.InProcessGrid(app, site_files, reporter)
-    if study.method.text_mask:
+    if Phase.PRETRAIN in study.phases():
         import timm  # noqa: F401, takes a second or two; workers that have just been started need as long
 
     try:

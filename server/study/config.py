@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import model_validator
 
-from dusss_core.config import Strict, TrainingConfig
+from dusss_core.config import VLM, Strict, TrainingConfig
 from dusss_core.errors import UserError
 from dusss_core.objectives import misfit
 from dusss_core.phases import Phase
@@ -52,6 +52,15 @@ class StudyConfig(TrainingConfig):
         return self
 
     @model_validator(mode="after")
+    def _the_student_can_take_the_tower(self) -> StudyConfig:
+        if self.student.weights == VLM and self.student.encoder != self.vlm.image_encoder:
+            raise ValueError(
+                f"student.weights: vlm with student.encoder: {self.student.encoder} and vlm.image_encoder: "
+                f"{self.vlm.image_encoder}: they must be the same network"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _objective_fits_the_network(self) -> StudyConfig:
         if reason := misfit(self):
             raise ValueError(reason)
@@ -67,8 +76,9 @@ class StudyConfig(TrainingConfig):
         return TrainingConfig.model_validate(values)
 
     def phases(self) -> dict[Phase, int]:
-        """Rounds by phase, in order; no pretraining where its masks would not be used."""
-        wanted = [phase for phase in Phase if self.method.text_mask or not phase.reads_sentences]
+        """Rounds by phase, in order; no pretraining where neither its masks nor its image tower would be used."""
+        pretrained = self.method.text_mask or self.student.weights == VLM
+        wanted = [phase for phase in Phase if pretrained or not phase.reads_sentences]
         return {phase: phase.settings(self).rounds for phase in wanted}
 
 

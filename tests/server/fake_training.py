@@ -47,7 +47,7 @@ def with_own_statistics(config, phase, tensors, *rest):
     return tensors
 
 
-def initial_shared(config, phase):
+def initial_shared(config, phase, vlm=None):
     draw = generator(config.seed, "init", phase)
     tensors = {
         "body.weight": torch.randn(3, 4, generator=draw),

@@ -16,7 +16,7 @@ from dusss_core.errors import UserError
 if TYPE_CHECKING:
     from benchmarks.grid.trial import Trained, Trial
 
-MODULES = ("presets",)
+MODULES = ("presets", "transfer")
 """Modules of this folder; each has METHODS, the names that it answers to, and `run`."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +11,16 @@ from dusss_core.phases import Phase
 if TYPE_CHECKING:
     from benchmarks.grid.trial import Trained, Trial
 
-_PUBLISHED_SMALL = ("cct", "bcp", "mcnet", "mcnet_v1", "unimatch")
+_PUBLISHED_SMALL = ("cct", "bcp", "mcnet", "mcnet_v1", "ssnet", "ucmt", "unimatch")
 """Objectives that were published with the small U-Net."""
+_PRETRAINING = ("mgca", "cmitm", "asg")
+"""Published methods of step 1."""
 _SMALL = {"student": {"network": "small_unet"}}
 """The network that the method was published with; without it, the student's own."""
 
 
+_WITHOUT_LABELS = {"preset": "paper", "ltg": True, "pairs": "multi_positive"}
+"""Equal sentences stay positives of each other: with one sentence a picture most negatives would be false."""
 _TABLE_2 = {
     f"{sss:d}{dcl:d}{ltg:d}": {"sss": sss, "dcl": dcl, "ltg": ltg}
     for sss in (False, True)
@@ -38,10 +43,10 @@ METHODS: dict[str, dict[str, Any]] = {
     # text-free methods: on the network of their papers, and on the student's own
     **{name: {"method": {"objective": name}, **_SMALL} for name in _PUBLISHED_SMALL},
     **{f"{name}_same": {"method": {"objective": name}} for name in _PUBLISHED_SMALL},
-    "ssnet": {"method": {"objective": "ssnet"}, **_SMALL},
-    "ssnet_same": {"method": {"objective": "ssnet"}},
-    "ucmt": {"method": {"objective": "ucmt"}, **_SMALL},
-    "ucmt_same": {"method": {"objective": "ucmt"}},
+    # published methods of step 1 in place of DuSSS' own, then text-guided masks and step 2 as `dusss` has them
+    **{name: {"method": {"pretraining": name}} for name in _PRETRAINING},
+    # the same without labels in step 1, as `paper`: Eq. 11 trains the grounding decoder, which nothing else would
+    **{f"{name}_paper": {"method": {**_WITHOUT_LABELS, "pretraining": name}} for name in _PRETRAINING},
     # the rows of the paper's Table 2, all with the labels' supervision of the grounding decoder and its consistency
     **{f"table2_{name}": {"method": {"preset": "dusss", **switches}} for name, switches in _TABLE_2.items()},
     # the same to the letter, without both: nothing tells the decoder where a finding is
@@ -62,17 +67,23 @@ METHODS: dict[str, dict[str, Any]] = {
 
 def run(trial: Trial) -> Trained:
     """Train the federation with the method's switches."""
+    return train(trial, METHODS[trial.cell.method])
+
+
+def train(trial: Trial, changes: Mapping[str, Any]) -> Trained:
+    """Train the cell's federation with `changes` of its study."""
     from benchmarks.grid.trial import Trained
     from server.runs.checkpoints import read_model
     from server.simulation.simulate import simulate
 
-    study = trial.study(METHODS[trial.cell.method])
+    study = trial.study(changes)
     summary = simulate(study, trial.folder, resume=True, reporter=trial.clock, site_files=trial.sites)
     checkpoints = trial.folder / "checkpoints"
+    with_masks = study.method.text_mask and Phase.PRETRAIN in summary["rounds"]
     return Trained(
         study=study,
         student=read_model(checkpoints / "student.safetensors"),
-        vlm=read_model(checkpoints / "vlm.safetensors") if Phase.PRETRAIN in summary["rounds"] else None,
+        vlm=read_model(checkpoints / "vlm.safetensors") if with_masks else None,
         val=_validation(trial.folder, summary["rounds"][Phase.SEGMENT]["final"]),
         hidden_text_dice=summary["pseudo"]["text_dice_mean"],
         seconds=summary["seconds"]["total"],

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from dusss_core import pretraining
 from dusss_core.config import PrivateTrainingConfig
 from dusss_core.errors import NotFinite
 from dusss_core.phases import Phase
@@ -47,6 +48,7 @@ PRETRAINING = {
     "three classes": {"image": {"size": 32, "classes": 3}},
     "paper": {"method": {"preset": "paper"}},
     "FedProx": {"prox_mu": 0.1},
+    **{name: {"method": {"pretraining": name}} for name in pretraining.TABLE if name != "dusss"},
 }
 
 

@@ -200,3 +200,11 @@ def test_what_could_not_run_is_tried_again_and_what_did_is_not(fake, quiet, tmp_
     monkeypatch.setattr(fake.Segmenter, "train_round", None)
     again = results_of(tmp_path, study, quiet, "clip,mean_teacher", resume=True)
     assert again == first and "reason" in again["clip"]
+
+
+def test_a_preset_is_compared_with_its_own_step_1_whatever_the_studys_is():
+    study = make_study(method={"pretraining": "mgca"})
+    for preset, parts in (("paper", True), ("clip", False)):
+        method = with_preset(study, preset).method
+        assert method.pretraining == "dusss"
+        assert {method.sss, method.dcl, method.ltg} == {parts}

@@ -7,6 +7,7 @@ import torch
 
 from client.work.workbench import Workbench
 from dusss_core.objectives import TABLE
+from dusss_core.pretraining import TABLE as PRETRAININGS
 from server.runs.checkpoints import read_model
 from server.simulation.local import load_local, train_locally
 from server.simulation.simulate import simulate
@@ -45,6 +46,13 @@ def test_a_federation_of_one_is_plain_training_with_the_true_method(quiet, tmp_p
 @pytest.mark.parametrize("objective", [name for name in TABLE if name != "dusss"])
 def test_a_federation_of_one_is_plain_training_with_every_objective(quiet, tmp_path, objective):
     study = make_study(HOSPITALS[:1], method={"objective": objective})
+    simulate(study, tmp_path, reporter=quiet)
+    _assert_equal(tmp_path, study)
+
+
+@pytest.mark.parametrize("pretraining", [name for name in PRETRAININGS if name != "dusss"])
+def test_a_federation_of_one_is_plain_training_with_every_method_of_step_1(quiet, tmp_path, pretraining):
+    study = make_study(HOSPITALS[:1], method={"pretraining": pretraining})
     simulate(study, tmp_path, reporter=quiet)
     _assert_equal(tmp_path, study)
 
