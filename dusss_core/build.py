@@ -7,22 +7,25 @@ from contextlib import contextmanager
 
 import torch
 
-from dusss_core.config import IMAGENET, TrainingConfig
+from dusss_core.config import IMAGENET, TEXT_NETWORKS, TrainingConfig
 from dusss_core.errors import UserError
+from dusss_core.models.early_fusion import EarlyFusion
 from dusss_core.models.encoder_student import EncoderStudent
 from dusss_core.models.grounding import GroundingDecoder
 from dusss_core.models.image_tower import ImageTower
+from dusss_core.models.lvit import LViT
 from dusss_core.models.public_weights import load_encoder_weights, load_student_weights
 from dusss_core.models.small_unet import SmallUNet
 from dusss_core.models.text_tower import TextTower
 from dusss_core.models.unet import UNet
+from dusss_core.models.vilt import ViLT
 from dusss_core.models.vlm import VisionLanguageModel
 from dusss_core.objectives import misfit, objective_of
 from dusss_core.phases import Phase
 from dusss_core.pretraining import pretraining_of
 from dusss_core.seeds import derive_seed
 
-Student = UNet | SmallUNet | EncoderStudent
+Student = UNet | SmallUNet | EncoderStudent | EarlyFusion | LViT | ViLT
 
 
 def build(config: TrainingConfig, phase: Phase) -> Student | VisionLanguageModel:
@@ -50,6 +53,8 @@ def build_student(config: TrainingConfig) -> Student:
             student = UNet(image.channels, image.classes, settings.width, settings.norm, others)
         elif settings.kind == "small_unet":
             student = SmallUNet(image.channels, image.classes, settings.norm, others)
+        elif settings.kind in TEXT_NETWORKS:
+            student = _with_text(config)
         else:
             student = EncoderStudent(
                 settings.encoder, image.channels, image.classes, image.size, settings.width, settings.norm
@@ -101,6 +106,19 @@ def build_vlm(config: TrainingConfig) -> VisionLanguageModel:
         )
         more = pretraining_of(config).modules(config)
         return VisionLanguageModel(image, text, grounding, config.pretrain.temperature, encoder, more)
+
+
+def _with_text(config: TrainingConfig) -> EarlyFusion | LViT | ViLT:
+    """A student that can be given a sentence."""
+    from dusss_core.text.encoder import embedding_width
+
+    settings, image, text = config.student, config.image, config.vlm.text
+    common = (image.channels, image.classes, settings.width, settings.norm, image.size, embedding_width(text))
+    if settings.kind == "early_fusion":
+        return EarlyFusion(*common)
+    if settings.kind == "lvit":
+        return LViT(*common, tokens=settings.text_tokens)
+    return ViLT(*common, words=text.max_tokens, layers=settings.layers, patch=settings.patch)
 
 
 @torch.no_grad()
