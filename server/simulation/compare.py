@@ -121,7 +121,8 @@ def scores_on_test(study: StudyConfig, student: dict, site: LocalSite) -> dict[s
     from dusss_core.training import evaluate_student
 
     config = study.training()
-    scores = evaluate_student(config, student, site.splits["test"], site.device, told_on(config, site, "test"))
+    test = site.splits["test"]
+    scores = evaluate_student(config, student, test, site.device, told_on(config, site, test.sentences))
     told = {name: value for name, value in scores.items() if name.startswith("text_")}
     return {"n_test": int(scores["n"]), **{name: scores.get(name) for name in ("dice", "iou", "hd95")}, **told}
 

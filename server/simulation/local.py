@@ -136,17 +136,16 @@ def _observe(selection: Selection, round: int, n_val: int, metrics: dict[str, fl
     return last if selection.best_round == round else best
 
 
-def told_on(config: TrainingConfig, site: LocalSite, split: str) -> TextBank | None:
-    """Features of the sentences of a split, for a student that is given them; None for any other."""
+def told_on(config: TrainingConfig, site: LocalSite, sentences: Sequence[str]) -> TextBank | None:
+    """Features of a split's sentences, for a student that is given them; None for any other."""
     if not reads_sentences(config):
         return None
-    sentences = site.splits[split].sentences
     return build_text_bank(sentences, config.vlm.text, site.text_cache, site.device, augmented=False)
 
 
 def _text(config: TrainingConfig, site: LocalSite):
     if not config.method.text_mask:
-        return told_on(config, site, "train")
+        return told_on(config, site, site.splits["train"].sentences)
     if config.vlm.text.tuning != "frozen":
         return None
     return build_text_bank(site.splits["train"].sentences, config.vlm.text, site.text_cache, site.device)

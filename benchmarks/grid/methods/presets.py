@@ -16,6 +16,9 @@ _SMALL = {"student": {"network": "small_unet"}}
 """The network that the method was published with; without it, the student's own."""
 
 
+_WITH_TEXT = {"early_fusion": "early_fusion", "lvit": "lvit", "vilt": "supervised_with_text"}
+"""Network that is given sentences -> the objective that it is published with (vilt: none is known)."""
+
 _TABLE_2 = {
     f"{sss:d}{dcl:d}{ltg:d}": {"sss": sss, "dcl": dcl, "ltg": ltg}
     for sss in (False, True)
@@ -36,6 +39,21 @@ METHODS: dict[str, dict[str, Any]] = {
     # text-free methods: on the network of their papers, and on the student's own
     **{name: {"method": {"objective": name}, **_SMALL} for name in _PUBLISHED_SMALL},
     **{f"{name}_same": {"method": {"objective": name}} for name in _PUBLISHED_SMALL},
+    # students that are given sentences; with the sentence of every fifth training picture withheld; and the control of
+    # each network, which never gets one
+    **{
+        name: {"method": {"objective": objective}, "student": {"network": name}}
+        for name, objective in _WITH_TEXT.items()
+    },
+    **{
+        f"{name}_dropout": {"method": {"objective": objective}, "student": {"network": name, "text_dropout": 0.2}}
+        for name, objective in _WITH_TEXT.items()
+    },
+    **{
+        f"supervised_{name}": {"method": {"preset": "supervised"}, "student": {"network": name}} for name in _WITH_TEXT
+    },
+    "lvit_supervised": {"method": {"objective": "supervised_with_text"}, "student": {"network": "lvit"}},
+    "lvit_balanced": {"method": {"objective": "lvit_balanced"}, "student": {"network": "lvit"}},
     # the rows of the paper's Table 2, all with the labels' supervision of the grounding decoder and its consistency
     **{f"table2_{name}": {"method": {"preset": "dusss", **switches}} for name, switches in _TABLE_2.items()},
     # the same to the letter, without both: nothing tells the decoder where a finding is

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from dusss_core.config import ObjectiveName, TrainingConfig
-from dusss_core.objectives import TABLE, objective_of
+from dusss_core.objectives import TABLE, objective_of, reads_sentences
 from dusss_core.phases import Phase
 from dusss_core.records import Split
 from dusss_core.training import Segmenter, initial_shared
-from tests.dusss_core.conftest import make_config, make_split
+from tests.dusss_core.conftest import FakeBank, make_config, make_split
 
 METHODS: dict[str, dict[str, Any]] = {
     # a name that the settings lack is a test's to find
@@ -45,7 +45,8 @@ def config_of(
 def site(config: TrainingConfig, train: Split, shared: dict[str, torch.Tensor] | None = None) -> Segmenter:
     """A site in its first round; text-guided masks are the true ones, blurred, where the method takes any."""
     logits = (4 * (train.masks[:, None] > 0).astype(np.float16) - 2).repeat(config.image.classes, 1)
-    trainer = Segmenter(config, "a", train, train, text_logits=logits if config.method.text_mask else None)
+    text = FakeBank() if reads_sentences(config) else None
+    trainer = Segmenter(config, "a", train, train, text_logits=logits if config.method.text_mask else None, text=text)
     trainer.load_shared(shared or initial_shared(config, Phase.SEGMENT))
     return trainer
 
