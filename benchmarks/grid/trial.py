@@ -142,8 +142,8 @@ def _figures(trained: Trained, split: Split, site: LocalSite, *, distances: bool
     from dusss_core.phases import Phase
     from dusss_core.runtime import runtime_of
     from dusss_core.text.bank import build_text_bank
-    from server.simulation.local import told_on
     from dusss_core.training import text_guided_masks, told_logits
+    from server.simulation.local import told_on
 
     config, device = trained.study.training(), site.device
     model = build_student(config).to(device)

@@ -9,6 +9,8 @@ built here.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -48,16 +50,16 @@ class LViT(nn.Module):
         widths, patches = [width * level for level in LEVELS], self.side**2
         self.stem = conv_block(in_channels, width, norm)
         into = [*widths, widths[-1]]
-        self.down = nn.ModuleList([double_conv(a, b, norm) for a, b in zip(into[:-1], into[1:], strict=True)])
+        self.down = nn.ModuleList([double_conv(a, b, norm) for a, b in pairwise(into)])
         # down the chain the sentence gets as wide as each level is; only the last is used
         chain = [text_width, *widths[::-1]]
-        self.text = nn.ModuleList(nn.Conv1d(a, b, 3, padding=1) for a, b in zip(chain[:-1], chain[1:], strict=True))
+        self.text = nn.ModuleList(nn.Conv1d(a, b, 3, padding=1) for a, b in pairwise(chain))
         self.stretch = _conv_1d(tokens, patches, norm)
         self.look = nn.ModuleList(
             _Look(channels, patch, patches) for channels, patch in zip(widths, PATCHES, strict=True)
         )
-        self.tokens_down = nn.ModuleList(_conv_1d(b, a, norm) for a, b in zip(widths[:-1], widths[1:], strict=True))
-        self.tokens_up = nn.ModuleList(_conv_1d(b, a, norm) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.tokens_down = nn.ModuleList(_conv_1d(b, a, norm) for a, b in pairwise(widths))
+        self.tokens_up = nn.ModuleList(_conv_1d(b, a, norm) for a, b in pairwise(widths))
         self.blocks_up = nn.ModuleList(_block(channels) for channels in widths)
         self.back = nn.ModuleList(
             nn.Sequential(nn.Conv2d(channels, channels, 1), make_norm(norm, channels), nn.ReLU()) for channels in widths

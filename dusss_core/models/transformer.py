@@ -26,7 +26,12 @@ class Block(nn.Module):
         self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         after = [nn.GELU()] if activation_after else []
         self.mlp = nn.Sequential(
-            nn.Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * dim, dim), *after, nn.Dropout(dropout)
+            nn.Linear(dim, 4 * dim),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(4 * dim, dim),
+            *after,
+            nn.Dropout(dropout),
         )
 
     def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:

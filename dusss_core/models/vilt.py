@@ -62,8 +62,7 @@ class ViLT(nn.Module):
         widths = [dim, *(width * min(1 << (steps - i - 1), 8) for i in range(1, steps)), width]
         laterals = [0] * (steps - 2) + [in_channels, in_channels]
         self.up = nn.ModuleList(
-            DecoderStep(a, lateral, b, norm)
-            for a, b, lateral in zip(widths[:-1], widths[1:], laterals, strict=True)
+            DecoderStep(a, lateral, b, norm) for a, b, lateral in zip(widths[:-1], widths[1:], laterals, strict=True)
         )
         self.head = nn.Conv2d(width, out_channels, 1)
         self.others = nn.ModuleList()

@@ -67,8 +67,7 @@ class LViT(SupervisedWithText):
         kinds = [positions for positions in batch if len(positions)]
         views, geometries = zip(*(self.told_view(positions, draw) for positions in kinds), strict=True)
         told = [
-            host.words(positions, draw, geometry.flipped)
-            for positions, geometry in zip(kinds, geometries, strict=True)
+            host.words(positions, draw, geometry.flipped) for positions, geometry in zip(kinds, geometries, strict=True)
         ]
         with host.autocast():
             logits = host.student(host.normalise(torch.cat(views)), joined(told)).float()
@@ -149,7 +148,8 @@ class Bank:
     """P of each unlabelled record, with 8 bits a pixel, and how often it was visited.
 
     Args:
-        epi: N x C x H x W uint8, 255 for a probability of 1. visits: N int64. Of an earlier process; None: no visit yet.
+        epi, visits: of an earlier process, N x C x H x W uint8, 255 for a probability of 1, and N int64; None: there
+            was no visit yet.
     """
 
     def __init__(self, epi: Tensor | None = None, visits: Tensor | None = None):

@@ -24,7 +24,6 @@ from dusss_core.training.evaluation import score_model
 from dusss_core.training.resident import Resident
 from dusss_core.training.sharing import handed_on
 from dusss_core.training.trainer import PhaseTrainer, Progress
-from dusss_core.transfer import sent
 
 OUTSIDE = -8.0
 """Mask logit of a finding where a shifted or turned picture shows nothing: that is background."""

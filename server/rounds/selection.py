@@ -67,7 +67,9 @@ class Selection:
                 setattr(self, key, value)
 
     def _score(self, sites: list[tuple[float, Mapping[str, float]]]) -> float | None:
-        scores = (weighted_mean([(count, metrics.get(name)) for count, metrics in sites if count > 0]) for name in CRITERIA)
+        scores = (
+            weighted_mean([(count, metrics.get(name)) for count, metrics in sites if count > 0]) for name in CRITERIA
+        )
         return next((score for score in scores if score is not None), None)
 
 

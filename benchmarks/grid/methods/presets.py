@@ -49,9 +49,7 @@ METHODS: dict[str, dict[str, Any]] = {
         f"{name}_dropout": {"method": {"objective": objective}, "student": {"network": name, "text_dropout": 0.2}}
         for name, objective in _WITH_TEXT.items()
     },
-    **{
-        f"supervised_{name}": {"method": {"preset": "supervised"}, "student": {"network": name}} for name in _WITH_TEXT
-    },
+    **{f"supervised_{name}": {"method": {"preset": "supervised"}, "student": {"network": name}} for name in _WITH_TEXT},
     "lvit_supervised": {"method": {"objective": "supervised_with_text"}, "student": {"network": "lvit"}},
     "lvit_balanced": {"method": {"objective": "lvit_balanced"}, "student": {"network": "lvit"}},
     # the rows of the paper's Table 2, all with the labels' supervision of the grounding decoder and its consistency
