@@ -30,8 +30,7 @@ def config_of(
 ) -> TrainingConfig:
     """A tiny study of that method; where it does not work on `network`, on one that it does work on."""
     method = METHODS[name]
-    kinds = objective_of(make_config(method=method)).networks
-    kind = network if network in kinds else min(kinds)
+    kind = network_for(method, network)
     student = {"encoder": "test_resnet"} if kind == "encoder" else {"network": kind}
     values = {"rounds": 2, "batch": 8, "optimizer": {"lr": 1e-2}, **segment}
     return make_config(
@@ -40,6 +39,12 @@ def config_of(
         student={"width": 4, "norm": norm, **student},
         segment=values,
     )
+
+
+def network_for(method: dict[str, Any], network: str = "unet") -> str:
+    """`network` if that method works on it, else the first that it works on."""
+    kinds = objective_of(make_config(method=method)).networks
+    return network if network in kinds else min(kinds)
 
 
 def site(config: TrainingConfig, train: Split, shared: dict[str, torch.Tensor] | None = None) -> Segmenter:
