@@ -25,12 +25,15 @@ def test_the_loss_has_the_gradient_of_its_equation():
     drawn, picture = (torch.rand(1, 3, 2, 2, generator=generator) for _ in range(2))
 
     def reference(drawn, picture):
-        return sum(
-            (drawn[0, c, i, j] - picture[0, c, i, j] * float(mask[0, i, j] > 0)).abs()
-            for c in range(3)
-            for i in range(2)
-            for j in range(2)
-        ) / 12
+        return (
+            sum(
+                (drawn[0, c, i, j] - picture[0, c, i, j] * float(mask[0, i, j] > 0)).abs()
+                for c in range(3)
+                for i in range(2)
+                for j in range(2)
+            )
+            / 12
+        )
 
     assert_same_as_reference(lambda a, b: drawing_loss(a, b, mask), reference, drawn, picture)
 

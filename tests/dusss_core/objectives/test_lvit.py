@@ -204,7 +204,7 @@ def test_records_without_a_sentence_have_no_template():
     trainer = site(config_of("lvit", rampup=0), some)
     labelled, other, _ = parts(trainer)
     told, silent = other[other < 8], other[other >= 8]
-    masks, there = trainer.objective._closest(other)
+    _, there = trainer.objective._closest(other)
     assert there.tolist() == [1.0] * len(told) + [0.0] * len(silent)
     _, found = trainer.losses((labelled, silent), draw(), 0.9)
     assert found["lv"] == 0 and found["pseudo"] > 0
