@@ -198,7 +198,7 @@ def test_every_network_that_is_given_sentences_has_a_row_a_fair_one_and_a_contro
 
 
 def test_a_network_names_its_size_and_peak_learning_rate_once_a_profile_for_every_method(data, monkeypatch):
-    own = {"student": {"layers": 3}, "segment": {"optimizer": {"lr": 5e-4}}}
+    own = {"student": {"layers": 3, "patch": 16}, "segment": {"optimizer": {"lr": 5e-4}}}
     monkeypatch.setitem(NETWORKS, ("polypgen", "cpu"), {"vilt": own})
 
     def study_of(name, **changes):

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from server.report.page import page
+from server.report.page import page, write_report
 from server.runs.events import PlainReporter
 from server.runs.runfiles import read_run
 from server.simulation.simulate import simulate
@@ -55,4 +55,4 @@ def test_figures_with_the_sentence_are_in_every_place_beside_those_without(run):
     assert "val" in read_run(folder).rounds[0] and "text_dice" in read_run(folder).rounds[0]["val"]
     shown = page(read_run(folder))
     assert shown["told"] and "Dice with the sentence, mean" in [tile["name"] for tile in shown["headline"]]
-    assert "Dice with the sentence" in (folder / "report.html").read_text()
+    assert "Dice with the sentence" in write_report(folder).read_text()
