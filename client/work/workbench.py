@@ -162,8 +162,8 @@ class Workbench:
         self._allowed.language()
         if self.config.vlm.text.tuning != "frozen":
             return None
-        cache, wordings = self.site.state_dir / "cache" / "text", self.config.method.text_mask
-        return build_text_bank(self.data.sentences, self.config.vlm.text, cache, self.device, augmented=wordings)
+        cache = self.site.state_dir / "cache" / "text"
+        return build_text_bank(self.data.sentences, self.config.vlm.text, cache, self.device)
 
     @property
     def told(self):
