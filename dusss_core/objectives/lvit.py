@@ -10,8 +10,9 @@ site: the bank of P, and the masks.
 
 After n visits alpha is min(1 - 1 / (n + 1), BETA): BETA alone, once an epoch in hundreds of epochs, would hardly move
 in the few rounds of a federation. The bank has 8 bits a pixel, rounded up or down at random by what is left over: to
-the nearest, a mean of many visits would stand still. Departures: w(t) is ramped up over `segment.rampup`; L_sup and
-L_pseudo are the harness's, but in `lvit_balanced`, whose L_sup is that of the published code.
+the nearest, a mean of many visits would stand still. Departures: w(t) is ramped up over the whole phase, since a mean of
+early answers calls everything background and holds the student to it; L_sup and L_pseudo are the harness's, but in
+`lvit_balanced`, whose L_sup is that of the published code.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ class LViT(SupervisedWithText):
         return total, figures
 
     def unlabelled_weight(self, share_done: float) -> float:
-        return self.settings.weight_semi * sigmoid_rampup(share_done, self.settings.rampup)
+        return self.settings.weight_semi * sigmoid_rampup(share_done, 1.0)
 
     def state(self) -> dict[str, Tensor]:
         return self.bank.state()
