@@ -136,6 +136,12 @@ def measure(cell: Cell, data: Path, work: Path, clock: Clock, overrides: tuple[s
             **_val_figures(val),
             # of the models and in the weights by which the final round was chosen
             **{name: mean([some.val.get(name) for some in trained]) for name in ("dice", "iou")},
+            # of a student that is given sentences: with them
+            **{
+                name: mean([some.val.get(name) for some in trained])
+                for name in ("text_dice", "text_iou")
+                if name in trained[0].val
+            },
         },
         **({"same_pictures": True} if same_test_for_all_seeds(cell) else {}),
         **_test_figures(test, mean([some.hidden_text_dice for some in trained])),
@@ -156,15 +162,14 @@ def _val_figures(pictures: BySite) -> dict[str, Any]:
 
 def _test_figures(pictures: BySite, hidden_text_dice: float | None) -> dict[str, Any]:
     """Of the official test where there is one, else of all sites' own."""
-    import numpy as np
-
     tested, names = _counting(pictures), ("dice", "iou", "hd95")
     student, text, merged = (_of(pictures, tested, kind) for kind in (STUDENT, TEXT_MASK, WITH_SENTENCE))
-    # the federations of a site are tested on the same pictures, so a picture is one figure in a paired test
-    single = np.concatenate([np.mean([some[STUDENT]["dice"] for some in pictures[site]], axis=0) for site in tested])
-    of_text = summary(text)
+    of_text, single = summary(text), _thousandths(pictures, tested, STUDENT)
+    told = {}
+    if merged and not text:  # of a student that is given sentences: with them
+        told["text_dice"] = summary(merged)["dice"]
     return {
-        "test": {**summary(student, names), "n": len(single), "area_by_size": area_by_size(student)},
+        "test": {**summary(student, names), **told, "n": len(single), "area_by_size": area_by_size(student)},
         "text_mask": {
             "dice": hidden_text_dice,
             "test_dice": of_text.pop("dice"),
@@ -173,9 +178,18 @@ def _test_figures(pictures: BySite, hidden_text_dice: float | None) -> dict[str,
         },
         "with_sentence": {**summary(merged), "area_by_size": area_by_size(merged)},
         "sites": {site: summary(_of(pictures, [site], STUDENT), names) for site in pictures},
-        # in thousandths
-        "test_dice_per_picture": [int(value) for value in np.rint(1000 * single)],
+        "test_dice_per_picture": single,
+        **({"test_text_dice_per_picture": _thousandths(pictures, tested, WITH_SENTENCE)} if told else {}),
     }
+
+
+def _thousandths(pictures: BySite, tested: Iterable[str], kind: str) -> list[int]:
+    """Dice of each picture, in thousandths."""
+    import numpy as np
+
+    # the federations of a site are tested on the same pictures, so a picture is one figure in a paired test
+    single = [np.mean([some[kind]["dice"] for some in pictures[site]], axis=0) for site in tested]
+    return [int(value) for value in np.rint(1000 * np.concatenate(single))]
 
 
 def _of(pictures: BySite, sites: Iterable[str], kind: str) -> list[Figures]:

@@ -9,24 +9,27 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from dusss_core.config import IMAGENET, VLM, TrainingConfig
+from dusss_core.config import IMAGENET, TEXT_NETWORKS, VLM, TrainingConfig
 from dusss_core.errors import UserError
 from dusss_core.models.decoders import DecoderKind
+from dusss_core.models.early_fusion import EarlyFusion
 from dusss_core.models.encoder_student import EncoderStudent
 from dusss_core.models.grounding import GroundingDecoder
 from dusss_core.models.image_tower import ImageTower
+from dusss_core.models.lvit import LViT
 from dusss_core.models.pixel_heads import PixelHeads
 from dusss_core.models.public_weights import load_encoder_weights, load_student_weights
 from dusss_core.models.small_unet import SmallUNet
 from dusss_core.models.text_tower import TextTower
 from dusss_core.models.unet import UNet
+from dusss_core.models.vilt import ViLT
 from dusss_core.models.vlm import VisionLanguageModel
 from dusss_core.objectives import misfit, objective_of
 from dusss_core.phases import Phase
 from dusss_core.pretraining import pretraining_of
 from dusss_core.seeds import derive_seed
 
-Student = UNet | SmallUNet | EncoderStudent
+Student = UNet | SmallUNet | EncoderStudent | EarlyFusion | LViT | ViLT
 
 
 def build(config: TrainingConfig, phase: Phase) -> Student | VisionLanguageModel:
@@ -143,7 +146,22 @@ def _network(config: TrainingConfig, others: Sequence[DecoderKind] = ()) -> Stud
         return UNet(image.channels, image.classes, settings.width, settings.norm, others)
     if settings.kind == "small_unet":
         return SmallUNet(image.channels, image.classes, settings.norm, others)
+    if settings.kind in TEXT_NETWORKS:
+        return _with_text(config)
     return EncoderStudent(settings.encoder, image.channels, image.classes, image.size, settings.width, settings.norm)
+
+
+def _with_text(config: TrainingConfig) -> EarlyFusion | LViT | ViLT:
+    """A student that can be given a sentence."""
+    from dusss_core.text.encoder import embedding_width
+
+    settings, image, text = config.student, config.image, config.vlm.text
+    common = (image.channels, image.classes, settings.width, settings.norm, image.size, embedding_width(text))
+    if settings.kind == "early_fusion":
+        return EarlyFusion(*common)
+    if settings.kind == "lvit":
+        return LViT(*common, tokens=settings.text_tokens)
+    return ViLT(*common, words=text.max_tokens, layers=settings.layers, patch=settings.patch)
 
 
 @torch.no_grad()

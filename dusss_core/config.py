@@ -23,8 +23,14 @@ ObjectiveName = Literal[
     "fixmatch",
     "unimatch",
     "fedsemidg",
+    "early_fusion",
+    "supervised_with_text",
+    "lvit",
+    "lvit_balanced",
 ]
 """The methods of step 2, as `dusss_core.objectives` has them."""
+TEXT_NETWORKS = ("early_fusion", "lvit", "vilt")
+"""Students that can be given a sentence beside the picture."""
 PretrainingName = Literal["dusss", "mgca", "cmitm", "asg"]
 """The methods of step 1, as `dusss_core.pretraining` has them."""
 IMAGENET = "imagenet"
@@ -80,7 +86,8 @@ class MethodConfig(Strict):
     """A named set of the switches below; keys that are given as well win over it."""
     objective: ObjectiveName = "dusss"
     """What the student learns from in step 2: a file of `dusss_core/objectives`. dusss: the method, and all that its
-    switches below make of it; the others use no text, and none of these switches."""
+    switches below make of it; the others have no step 1, and none of these switches. early_fusion,
+    supervised_with_text, lvit and lvit_balanced give the student sentences, in training and where it is used."""
     pretraining: PretrainingName = "dusss"
     """What the vision-language model learns from in step 1: a file of `dusss_core/pretraining`. Others than dusss have
     no `sss`, no `dcl`, no `negatives` beyond the batch; `ltg`, off there, can train the grounding decoder beside them.
@@ -226,14 +233,16 @@ class VLMConfig(Strict):
 class StudentConfig(Strict):
     """The network that is deployed, and its twin the EMA teacher."""
 
-    network: Literal["unet", "small_unet"] = "unet"
+    network: Literal["unet", "small_unet", "early_fusion", "lvit", "vilt"] = "unet"
     """unet: the paper's. small_unet: that of most published semi-supervised methods, 1.8 million parameters whatever
-    `width` says, with dropout on the way down."""
+    `width` says, with dropout on the way down. early_fusion, lvit and vilt can be given a sentence beside the picture,
+    by objectives that do so; it speaks of the whole picture, so it does not fit a tile (`image.mode: tile`)."""
     encoder: str | None = None
     """None: `network`. A timm model by name that supports `features_only`: it is the way down, with a decoder
     of its own on the way up; such as tf_efficientnet_lite0 with `weights: imagenet`."""
     width: int = Field(64, ge=4)
-    """Channels at full resolution; 64 is the paper's 14,751,873 parameters at 3 -> 1 channels (without `encoder`)."""
+    """Channels at full resolution; 64 is the paper's 14,751,873 parameters at 3 -> 1 channels (without `encoder`). The
+    tokens of vilt are 12 times as wide."""
     norm: Literal["batch", "group"] = "batch"
     """Normalisation layers."""
     mask_bias: float | None = None
@@ -246,8 +255,19 @@ class StudentConfig(Strict):
     the image tower of step 1, which is then trained for that if for nothing else; what lies deeper than the tower's
     patches starts as the tower did (`vlm.weights`)."""
 
+    text_dropout: float = Field(0.0, ge=0, le=1)
+    """Share of the training pictures whose sentence is withheld, of a student that is given sentences. At 0 (published)
+    it has never seen a picture alone, and its figures without a sentence say so; 0.2 is fair to both; at 1 it gets
+    none, in training."""
+    text_tokens: int = Field(10, ge=1)
+    """Tokens of a sentence that lvit reads (published: 10). The text encoder has seen all of them."""
+    layers: int = Field(12, ge=1)
+    """Transformer blocks of vilt."""
+    patch: Literal[16, 32] = 32
+    """Pixels per patch of vilt."""
+
     @property
-    def kind(self) -> Literal["unet", "small_unet", "encoder"]:
+    def kind(self) -> Literal["unet", "small_unet", "early_fusion", "lvit", "vilt", "encoder"]:
         """What is built: `network`, or a student with an `encoder`."""
         return self.network if self.encoder is None else "encoder"
 
@@ -463,6 +483,15 @@ class TrainingConfig(Strict):
     """FedBN: normalisation layers stay at the site."""
     prox_mu: float = Field(0.0, ge=0)
     """FedProx: weight of half the squared distance from the round's global model; set by `federation.strategy`."""
+
+    @model_validator(mode="after")
+    def _patches_fill_the_picture(self) -> TrainingConfig:
+        if self.student.kind == "vilt" and self.image.size % self.student.patch:
+            raise ValueError(
+                f"student.patch: {self.student.patch} does not divide image.size: {self.image.size}: use patch: 16, or "
+                "another size"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -43,7 +43,7 @@ def predict_logits(
         clamped.
     """
     device = torch.device(device)
-    with _evaluating(model):
+    with evaluating(model):
 
         def logits_of(block: np.ndarray) -> np.ndarray:
             inputs = to_input(torch.from_numpy(np.array(block)).to(device), image)
@@ -77,7 +77,7 @@ def _window(model: nn.Module, image: ImageConfig, batch: int) -> Callable[[Tenso
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, restored module by module: a frozen part of a training model stays as it is."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -21,6 +21,7 @@ from dusss_core import augment
 from dusss_core.build import build_student
 from dusss_core.config import TrainingConfig
 from dusss_core.inference import predict_logits
+from dusss_core.objectives import reads_sentences
 from dusss_core.phases import Phase
 from dusss_core.records import Split
 from dusss_core.seeds import generator
@@ -116,7 +117,8 @@ def _trainer(config, phase, train: Split, val: Split, text: Any, device: torch.d
         trainer = Pretrainer(config, "check", train, val, text(device), device=device)
     else:
         logits = made_up_text_logits(train) if config.method.text_mask else None
-        trainer = Segmenter(config, "check", train, val, text_logits=logits, device=device)
+        told = text(device) if reads_sentences(config) else None
+        trainer = Segmenter(config, "check", train, val, text_logits=logits, text=told, device=device)
     trainer.load_shared(trainer.shared())
     trainer.settings.batch = _BATCH
     return trainer

@@ -122,6 +122,7 @@ class Run:
     def all(self) -> None:
         """Do what is not left out."""
         from benchmarks.gpu.train import settings
+        from dusss_core.objectives import reads_sentences
 
         arguments = self.arguments
         with tempfile.TemporaryDirectory() as scratch:
@@ -148,7 +149,8 @@ class Run:
                 if "steps" not in left_out:
                     self._steps()
             if "train" not in left_out:
-                self._train(config, bank(self.device) if config.method.text_mask else None)
+                reads = config.method.text_mask or reads_sentences(config)
+                self._train(config, bank(self.device) if reads else None)
         self.result["finished"] = "test" in self.result
         self.save()
 

@@ -147,7 +147,7 @@ def settings(packed: Packed, folder: Path, method: str, labels: float, public_we
 
     cell = Cell("qata", labels, method, SITE, "gpu", packed.seed)
     # on CUDA auto is what the profile says, and cuDNN may try which of its kernels is the fastest
-    values = {**merged(cell.base(), METHODS[method]), "runtime": "auto"}
+    values = {**cell.values(METHODS[method]), "runtime": "auto"}
     if public_weights:
         own = {"image_encoder": IMAGENET_ENCODER, "weights": str(packed.folder / ENCODER)}
         values = merged(values, {"vlm": own})
@@ -258,7 +258,7 @@ class Training:
                     "seconds": round(time.monotonic() - began, 2),
                 }
                 self.say(f"text-guided masks: {self.record['text_guided_masks']}")
-            trainer = Segmenter(self.config, SITE, train, val, text_logits=masks, device=self.device)
+            trainer = Segmenter(self.config, SITE, train, val, text_logits=masks, text=self.text, device=self.device)
         return trainer
 
     def _round(self, trainer: Any, shared: dict[str, Tensor], round: int) -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -333,14 +333,15 @@ def test(
     config: TrainingConfig, state: dict[str, dict[str, Tensor]], split: Any, text: Any, device: Any
 ) -> dict[str, Any]:
     """Figures on the official test pictures, named as the accuracy grid's files do: the student, which sees the picture
-    alone, the text-guided mask, and the sum of both logits."""
+    alone, the text-guided mask, and the sum of both logits; or a student that is given sentences, with them."""
     import numpy as np
 
     from dusss_core.build import build_student
     from dusss_core.inference import predict_logits
     from dusss_core.models.weights import load_tensors
+    from dusss_core.objectives import reads_sentences
     from dusss_core.runtime import runtime_of
-    from dusss_core.training import text_guided_masks
+    from dusss_core.training import text_guided_masks, told_logits
     from dusss_core.training.evaluation import scores_of_logits
 
     runtime = runtime_of(config, Phase.SEGMENT, device)
@@ -352,6 +353,9 @@ def test(
         "test": {"dice": _rounded(single["dice"]), "iou": _rounded(single["iou"]), "n": len(split)},
         "test_dice_per_picture": [int(value) for value in np.rint(1000 * single["dice"])],
     }
+    if reads_sentences(config):
+        told = told_logits(config, model, split, text, device)
+        found["with_sentence"] = {"dice": _rounded(scores_of_logits(config, told, split).per_image()["dice"])}
     if "vlm" in state:
         guided = text_guided_masks(config, state["vlm"], split, text, device)
         for name, some in (("text_mask", guided), ("with_sentence", logits.astype(np.float32) + guided)):

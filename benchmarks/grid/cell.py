@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dusss_core.config import merged
 from dusss_core.errors import UserError
 
 PROFILES = ("cpu", "cpu_imagenet", "full", "gpu")
@@ -83,6 +85,12 @@ class Cell:
         """The study before method and setting have their say."""
         study = copy.deepcopy(DATASETS[self.dataset][self.profile])
         return {**study, "study": f"{self.dataset}_{self.profile}", "seed": self.seed}
+
+    def values(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """The study with a method's changes, and with what its network changes of the profile (NETWORKS)."""
+        values = merged(self.base(), changes)
+        network = values["student"].get("network")
+        return merged(merged(self.base(), NETWORKS.get((self.dataset, self.profile), {}).get(network, {})), changes)
 
     def source(self) -> dict[str, Any]:
         """The data set as `simulation.data` and `simulation.partition` name it, sites not yet chosen."""
@@ -200,5 +208,14 @@ _POLYPGEN = {
         "runtime": {"channels_last": True},
     },
 }
+_SMALL_VILT = {"student": {"layers": 6, "patch": 16}}
+NETWORKS: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
+    ("qata", "cpu"): {"vilt": _SMALL_VILT},
+    ("polypgen", "cpu"): {"vilt": _SMALL_VILT},
+    ("monuseg", "cpu"): {"vilt": _SMALL_VILT},
+}
+"""Data set and profile -> what a network changes there, whatever method trains it: its size, and a peak learning rate
+(`segment.optimizer.lr`) where the profile's is too high for it. That is chosen once, on validation pictures at 25 % of
+the labels with seed 0, from 1, 1/2, 1/4 and 1/8 of the profile's; none has been chosen yet."""
 DATASETS: dict[str, dict[str, Any]] = {"qata": _QATA, "monuseg": _MONUSEG, "polypgen": _POLYPGEN}
 """Schedules of a profile are the same for every method, so that a difference between methods is theirs."""

@@ -100,15 +100,16 @@ def make_study(
     simulation = {"data": cell.source()["data"], "partition": partition_of(cell)}
     if cell.small:
         simulation |= {"workers": 2, "threads": 1}
-    values = {**cell.base(), "data": {"root": str(data_root)}, "simulation": simulation}
-    values = merged(values, changes or {})
+    values = {**cell.values(changes or {}), "data": {"root": str(data_root)}}
+    values = merged(values, {"simulation": simulation})
     return configfile.parse(StudyConfig, values, f"the study of {cell.name}", overrides)
 
 
 def figures_on(split: str, trained: Trained, sites: Sequence[Path]) -> dict[str, dict[str, Figures]]:
     """Figures of each picture with a mask in the sites' `split`: by site, and there by whose masks they are. "hd95" is
     the student's on test pictures alone; text-guided masks and sums are those of the pictures with a sentence, and of
-    methods that have a vision-language model."""
+    methods that have a vision-language model. Of a student that is given sentences WITH_SENTENCE is its own answer to
+    both, on all pictures: to the picture alone where there is no sentence."""
     from server.simulation.local import load_local
 
     found = {}
@@ -141,7 +142,8 @@ def _figures(trained: Trained, split: Split, site: LocalSite, *, distances: bool
     from dusss_core.phases import Phase
     from dusss_core.runtime import runtime_of
     from dusss_core.text.bank import build_text_bank
-    from dusss_core.training import text_guided_masks
+    from dusss_core.training import text_guided_masks, told_logits
+    from server.simulation.local import told_on
 
     config, device = trained.study.training(), site.device
     model = build_student(config).to(device)
@@ -149,6 +151,9 @@ def _figures(trained: Trained, split: Split, site: LocalSite, *, distances: bool
     runtime = runtime_of(config, Phase.SEGMENT, device)
     logits = predict_logits(model, split.images, config.image, device, runtime.eval_batch, amp=runtime.amp)
     figures = {STUDENT: _measured(config, logits, split, distances=distances)}
+    if (bank := told_on(config, site, split.sentences)) is not None:
+        figures[WITH_SENTENCE] = _measured(config, told_logits(config, model, split, bank, device), split)
+        return figures
     told = split.has_text.nonzero()[0]
     if trained.vlm is not None and len(told):
         split = split.select(told)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from client.declined import Declined
 from client.door.request import Allowed, Request
-from dusss_core.config import TrainingConfig
+from dusss_core.config import TEXT_NETWORKS, TrainingConfig
 from dusss_core.phases import Phase
 from sites.config import SiteConfig
 
@@ -34,7 +34,10 @@ def judge(site: SiteConfig, request: Request) -> Allowed:
     return Allowed(
         max_steps=site.limits.max_steps_per_round,
         still=partial(check_hours, site),
-        language=partial(check_language, site, request.training),
+        # without step 1 no vision-language model is built, whatever its size
+        language=partial(
+            check_language if request.training.method.text_mask else check_encoder, site, request.training
+        ),
     )
 
 
@@ -83,9 +86,11 @@ def check_student(site: SiteConfig, training: TrainingConfig) -> None:
     """Refuse a student that is larger than the site allows, before it is built.
 
     Raises:
-        Declined: with the limit.
+        Declined: with the limit; the student reads features of a text encoder that the site does not allow.
         UserError: this release cannot build the student.
     """
+    if training.student.kind in TEXT_NETWORKS:
+        check_encoder(site, training)  # its features' width is read from this machine's disk, or from a hub
     _check_size(site, _parameters("student", _networks(training)))
 
 
@@ -98,9 +103,18 @@ def check_language(site: SiteConfig, training: TrainingConfig) -> None:
         Declined: with the limit.
         UserError: this release cannot build the model.
     """
+    check_encoder(site, training)
+    _check_size(site, _parameters("vlm", _networks(training)))
+
+
+def check_encoder(site: SiteConfig, training: TrainingConfig) -> None:
+    """Refuse a text encoder that the site does not allow.
+
+    Raises:
+        Declined: with the limit.
+    """
     if training.vlm.text.encoder not in site.limits.text_encoders:
         raise Declined("the study names a text encoder that this site does not allow (limits.text_encoders)")
-    _check_size(site, _parameters("vlm", _networks(training)))
 
 
 def check_training(site: SiteConfig, request: Request) -> None:

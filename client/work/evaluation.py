@@ -61,8 +61,8 @@ def _test(request: Judged, bench: Workbench) -> dict[str, float]:
     student, found = request.model, {}
     local = state.local_layers(Phase.SEGMENT, request.round)
     if student is not None and (local or not config.local_norm):
-        student = with_own_statistics(config, Phase.SEGMENT, {**student, **local}, train, None, device)
-        found |= prefixed("test", evaluate_student(config, student, test, device))
+        student = with_own_statistics(config, Phase.SEGMENT, {**student, **local}, train, bench.told, device)
+        found |= prefixed("test", evaluate_student(config, student, test, device, bench.told))
     hidden = (train.masked & ~train.labelled & train.has_text).nonzero()[0]
     newest = state.newest(Phase.SEGMENT, before=10**9) if len(hidden) else None
     if newest is not None and (teacher := with_prefix(newest[0], "objective.teacher.")):

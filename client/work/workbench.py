@@ -23,6 +23,7 @@ from client.door.request import Judged
 from client.work import observe
 from dusss_core import training
 from dusss_core.files import digest_of_tensors, write_atomically
+from dusss_core.objectives import reads_sentences
 from dusss_core.phases import Phase
 from dusss_core.records import Split
 from dusss_core.text.bank import build_text_bank
@@ -164,6 +165,15 @@ class Workbench:
         cache = self.site.state_dir / "cache" / "text"
         return build_text_bank(self.data.sentences, self.config.vlm.text, cache, self.device)
 
+    @property
+    def told(self):
+        """Token features of the site's sentences, for a student that is given them; None for any other.
+
+        Raises:
+            Declined: as `text`.
+        """
+        return self.text if reads_sentences(self.config) else None
+
     def trainer(self, request: Judged):
         """The phase's trainer with the site's private state of the newest round before `request.round`.
 
@@ -258,6 +268,8 @@ class Workbench:
             common["heir_of"] = heir_of.trainer if not phase.reads_sentences or self.text is not None else None
         if phase.reads_sentences:
             return kind(self.config, self.site.site, train, val, self.text, **common)
+        if (told := self.told) is not None:
+            common["text"] = told
         return kind(self.config, self.site.site, train, val, text_logits=masks, **common)
 
     def _step_made(self, step: int, steps: int, loss: float) -> None:

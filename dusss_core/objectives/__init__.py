@@ -13,6 +13,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from dusss_core.config import TEXT_NETWORKS
+
 if TYPE_CHECKING:
     from dusss_core.config import TrainingConfig
     from dusss_core.objectives.objective import Objective
@@ -29,6 +31,10 @@ TABLE = {
     "fixmatch": ("fixmatch", "FixMatch"),
     "unimatch": ("unimatch", "UniMatch"),
     "fedsemidg": ("fedsemidg", "FedSemiDG"),
+    "early_fusion": ("early_fusion", "EarlyFusion"),
+    "supervised_with_text": ("supervised_with_text", "SupervisedWithText"),
+    "lvit": ("lvit", "LViT"),
+    "lvit_balanced": ("lvit", "LViTBalanced"),
 }
 """Name -> module of this folder, and its class."""
 
@@ -39,12 +45,25 @@ def objective_of(config: TrainingConfig) -> type[Objective]:
     return getattr(import_module(f"dusss_core.objectives.{module}"), name)
 
 
+def reads_sentences(config: TrainingConfig) -> bool:
+    """Whether the student is given sentences, in training and where it is used; `dusss` shows any student pictures
+    alone."""
+    if config.method.objective == "dusss" or config.student.kind not in TEXT_NETWORKS:
+        return False
+    return objective_of(config).text == "inference"
+
+
 def misfit(config: TrainingConfig) -> str | None:
     """Why the study's objective and network do not go together; None if they do."""
     if config.method.objective == "dusss":
         return None  # it asks nothing of a network but logits; and the usual study needs no torch to be read
     objective, network = objective_of(config), config.student.kind
     if network in objective.networks:
+        if reads_sentences(config) and config.vlm.text.tuning != "frozen":
+            return (
+                f"method.objective: {config.method.objective} reads features of a frozen text encoder: set "
+                f"vlm.text.tuning: frozen (now {config.vlm.text.tuning})"
+            )
         return None
     fitting = ", ".join(name for name in TABLE if network in objective_of(with_objective(config, name)).networks)
     return (

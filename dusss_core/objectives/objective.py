@@ -15,7 +15,10 @@ from dusss_core.augment import Geometry, weak_view
 from dusss_core.config import SegmentConfig, TrainingConfig
 from dusss_core.losses import supervised_loss
 from dusss_core.models.decoders import Addition
+from dusss_core.models.words import Words
+from dusss_core.records import Split
 from dusss_core.sampling import two_stream_batches
+from dusss_core.text.bank import TextBank
 
 Batch = tuple[np.ndarray, np.ndarray]
 """Positions of labelled and of unlabelled training records; either may be empty."""
@@ -36,9 +39,19 @@ class Host(Protocol):
     steps_per_round: int
     guided: np.ndarray
     """N bool: training records with a text-guided mask."""
+    train: Split
+    text: TextBank | None
+    """Features of the site's sentences, where the student is given them."""
 
     def geometry(self, count: int, draw: torch.Generator) -> Geometry:
         """A draw of flips, turns, rotation, scale and shift for so many pictures."""
+
+    def geometry_told(self, positions: np.ndarray, draw: torch.Generator) -> Geometry:
+        """As `geometry`, for a student that is given sentences: pictures are moved only as their sentences can be."""
+
+    def words(self, positions: np.ndarray, draw: torch.Generator, mirrored: Tensor | None) -> Words:
+        """What the student is told of these records: their sentences, those of mirrored pictures (B bool, on the CPU)
+        mirrored; nothing for records without one, and where `student.text_dropout` withholds it."""
 
     def pictures(self, positions: np.ndarray) -> Tensor:
         """B x C x H x W in [0, 1], not yet normalised."""
@@ -67,7 +80,8 @@ class Objective(ABC):
     networks: ClassVar[frozenset[str]] = frozenset({"unet", "small_unet", "encoder"})
     """Kinds of `student.network` that it can work on; `encoder`: a student with `student.encoder`."""
     text: ClassVar[Literal["no", "train", "inference"]] = "no"
-    """Whether it needs sentences: not at all, for text-guided masks in training, or at inference too."""
+    """Whether it needs sentences: not at all, for text-guided masks in training, or at inference too, where the student
+    itself is given them."""
     coupled: ClassVar[bool] = False
     """Whether the loss of one record depends on the others of its batch, or on an earlier step's: then no noise can
     make it private."""

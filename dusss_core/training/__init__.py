@@ -4,7 +4,7 @@ A trainer holds one site's share of one phase: `load_shared` takes the round's g
 `shared` is what may travel, `private` is what may not.
 """
 
-from dusss_core.training.evaluation import evaluate_logits, evaluate_student, text_guided_masks
+from dusss_core.training.evaluation import evaluate_logits, evaluate_student, text_guided_masks, told_logits
 from dusss_core.training.pretrain import Pretrainer
 from dusss_core.training.segment import Segmenter
 from dusss_core.training.sharing import can_train, handed_on, initial_shared
@@ -19,5 +19,6 @@ __all__ = [
     "handed_on",
     "initial_shared",
     "text_guided_masks",
+    "told_logits",
     "with_own_statistics",
 ]

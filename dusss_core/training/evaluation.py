@@ -13,7 +13,10 @@ from dusss_core.config import AUTO, TrainingConfig
 from dusss_core.inference import predict_logits, to_input
 from dusss_core.metrics import Scores, to_classes
 from dusss_core.models import VisionLanguageModel
+from dusss_core.models.told import Told
 from dusss_core.models.weights import load_tensors
+from dusss_core.models.words import Words
+from dusss_core.objectives import reads_sentences
 from dusss_core.phases import Phase
 from dusss_core.records import Split
 from dusss_core.runtime import MOST_EVAL_PICTURES, runtime_of
@@ -28,6 +31,7 @@ def evaluate_student(
     student: dict[str, Tensor],
     split: Split,
     device: str | torch.device = "cpu",
+    text: TextBank | None = None,
     *,
     distances: bool = True,
 ) -> dict[str, float]:
@@ -35,17 +39,19 @@ def evaluate_student(
 
     Args:
         student: a whole student's tensors (under FedBN with a site's own normalisation layers).
+        text: features of the split's sentences, where the student is given them; elsewhere not looked at.
         distances: with HD95, which takes most of the time.
 
     Returns:
-        {"dice", "iou", "hd95", "n"}; only "n": 0 where no record has a mask.
+        {"dice", "iou", "hd95", "n"}; only "n": 0 where no record has a mask. Of a student that is given sentences also
+        "text_dice", "text_iou", "text_hd95": with the sentence, over the records that have one.
     """
     split = split.select(np.flatnonzero(split.masked))
     if not len(split):
         return {"n": 0.0}
     model = build_student(config).to(device, memory_format=runtime_of(config, Phase.SEGMENT, device).memory_format)
     load_tensors(model, student)
-    return score_model(config, model, split, device, distances=distances)
+    return score_model(config, model, split, device, text, distances=distances)
 
 
 def text_guided_masks(
@@ -94,13 +100,44 @@ def score_model(
     model: nn.Module,
     split: Split,
     device: str | torch.device,
+    text: TextBank | None = None,
     *,
     distances: bool = True,
 ) -> dict[str, float]:
-    """Mean figures of a network that sees the picture alone, over a split whose records all have masks."""
+    """Mean figures of a student over a split whose records all have masks: "dice", "iou", perhaps "hd95" of the picture
+    alone. Where it is given sentences, and `text` has their features, "text_dice" and so on with the sentence, over the
+    records that have one."""
     runtime = runtime_of(config, Phase.SEGMENT, device)
     logits = predict_logits(model, split.images, config.image, device, runtime.eval_batch, amp=runtime.amp)
-    return score_logits(config, logits, split, distances=distances)
+    figures = score_logits(config, logits, split, distances=distances)
+    told = np.flatnonzero(split.has_text)
+    if text is not None and len(told) and reads_sentences(config):
+        split = split.select(told)
+        with_text = score_logits(config, told_logits(config, model, split, text, device), split, distances=distances)
+        figures |= {f"text_{name}": value for name, value in with_text.items() if name != "n"}
+    return figures
+
+
+def told_logits(
+    config: TrainingConfig, model: nn.Module, split: Split, text: TextBank, device: str | torch.device
+) -> Logits:
+    """Logits of a student that is given each picture's sentence (or nothing, where there is none), as
+    `predict_logits`."""
+    runtime = runtime_of(config, Phase.SEGMENT, device)
+
+    def predicted(positions: np.ndarray, pictures: Logits) -> Logits:
+        tokens, mask = text.features(torch.from_numpy(split.sentence[positions]))
+        told = Told(model, Words(tokens.to(device), mask.to(device)))
+        return predict_logits(told, pictures, config.image, device, runtime.eval_batch, amp=runtime.amp)
+
+    everybody, images = np.arange(len(split)), split.images
+    whole = isinstance(images, np.ndarray) and images.shape[2:] == (config.image.size, config.image.size)
+    # windows of one picture share its sentence
+    batches = np.split(everybody, everybody[runtime.eval_batch :: runtime.eval_batch]) if whole else everybody[:, None]
+    if isinstance(images, np.ndarray):
+        parts = [predicted(positions, images[positions]) for positions in batches]
+        return np.concatenate(parts) if parts else predict_logits(model, images, config.image, device, 1)
+    return [predicted(positions, [images[positions[0]]])[0] for positions in batches]
 
 
 def score_logits(config: TrainingConfig, logits: Logits, split: Split, *, distances: bool = False) -> dict[str, float]:

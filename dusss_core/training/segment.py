@@ -14,10 +14,12 @@ from dusss_core.build import build_student
 from dusss_core.config import TrainingConfig
 from dusss_core.files import with_prefix
 from dusss_core.models.weights import on_cpu
-from dusss_core.objectives import objective_of
+from dusss_core.models.words import Words
+from dusss_core.objectives import objective_of, reads_sentences
 from dusss_core.objectives.objective import Batch, Values
 from dusss_core.phases import Phase
 from dusss_core.records import Split
+from dusss_core.text.bank import TextBank
 from dusss_core.training.evaluation import score_model
 from dusss_core.training.resident import Resident
 from dusss_core.training.sharing import handed_on
@@ -33,6 +35,8 @@ class Segmenter(PhaseTrainer):
     Args:
         text_logits: N x classes x H x W, float16, text-guided masks of the training split as logits, NaN for records
             without text; None where the method or the site has none.
+        text: features of the site's sentences; needed where the student is given them
+            (`dusss_core.objectives.reads_sentences`), elsewhere not looked at.
     """
 
     phase = Phase.SEGMENT
@@ -45,6 +49,7 @@ class Segmenter(PhaseTrainer):
         val: Split,
         *,
         text_logits: np.ndarray | None = None,
+        text: TextBank | None = None,
         device: str | torch.device = "cpu",
         progress: Progress | None = None,
         heir_of: Segmenter | None = None,
@@ -62,6 +67,7 @@ class Segmenter(PhaseTrainer):
             heir_of=heir_of,
         )
         self.student = self.model
+        self.text = text if reads_sentences(config) else None
         self.text_logits = text_logits if config.method.text_mask else None
         guided = ~np.isnan(text_logits[:, 0, 0, 0]) if self.text_logits is not None else np.zeros(len(train), bool)
         self.guided = guided
@@ -107,18 +113,36 @@ class Segmenter(PhaseTrainer):
         self.objective.after_step(self.step, share_done)
 
     def validate(self) -> dict[str, float]:
-        """ "dice" and "iou" of the student on validation pictures with masks."""
+        """ "dice" and "iou" of the student on validation pictures with masks; of a student that is given sentences also
+        "text_dice" and "text_iou", with them."""
         val = self.val.select(np.flatnonzero(self.val.masked))
         if not len(val):
             return {}
-        scores = score_model(self.config, self.student, val, self.device, distances=False)
-        return {"dice": scores["dice"], "iou": scores["iou"]}
+        scores = score_model(self.config, self.student, val, self.device, self.text, distances=False)
+        return {name: value for name, value in scores.items() if name != "n"}
 
     # What the objective is lent, beside pictures, masks, normalise and autocast (`dusss_core.objectives.objective`).
 
     def geometry(self, count: int, draw: torch.Generator) -> Geometry:
         """A draw of flips, turns, rotation, scale and shift for so many pictures."""
         return Geometry.draw(count, draw, flip=self.settings.flip, turns=self.settings.turns)
+
+    def geometry_told(self, positions: np.ndarray, draw: torch.Generator) -> Geometry:
+        """As `geometry`, but that a picture is mirrored or turned only where its sentence can be."""
+        sentence = torch.from_numpy(self.train.sentence[positions])
+        flip = self.text.may_flip(sentence) & self.settings.flip
+        turns = self.text.may_turn(sentence) if self.settings.turns else False
+        return Geometry.draw(len(positions), draw, flip=flip, turns=turns)
+
+    def words(self, positions: np.ndarray, draw: torch.Generator, mirrored: Tensor | None = None) -> Words:
+        """Token features of the records' sentences, B x L x E, mirrored where B bool `mirrored` says so; nothing for
+        records without a sentence, and for a share `student.text_dropout` of the others, drawn with `draw`."""
+        sentence = torch.from_numpy(self.train.sentence[positions])
+        if share := self.config.student.text_dropout:
+            withheld = torch.rand(len(sentence), generator=draw) < share
+            sentence = torch.where(withheld, -1, sentence)
+        tokens, mask = self.text.features(sentence, mirrored=mirrored)
+        return Words(tokens.to(self.device), mask.to(self.device))
 
     def text_masks(self, positions: np.ndarray, geometry: Geometry) -> Tensor | None:
         """Text-guided masks as logits, B x classes x H x W float32, moved as their pictures; NaN for records without

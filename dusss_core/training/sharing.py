@@ -9,7 +9,7 @@ from torch import Tensor
 from dusss_core.build import build, start_from_tower
 from dusss_core.config import VLM, TrainingConfig
 from dusss_core.models.weights import shared_tensors
-from dusss_core.objectives import objective_of
+from dusss_core.objectives import objective_of, reads_sentences
 from dusss_core.phases import Phase
 from dusss_core.records import Split
 
@@ -20,6 +20,8 @@ def can_train(config: TrainingConfig, phase: Phase, train: Split) -> str | None:
         return "the site has no training pictures"
     if not phase.usable(train).any():
         return "the site has no sentences"
+    if phase == Phase.SEGMENT and reads_sentences(config) and not train.has_text.any():
+        return f"the site has no sentences, and method.objective {config.method.objective} gives them to the student"
     if phase == Phase.SEGMENT and not train.labelled.any():
         return _without_labels(config, train)
     return None

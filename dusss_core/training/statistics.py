@@ -20,6 +20,8 @@ from dusss_core.config import TrainingConfig
 from dusss_core.inference import to_input
 from dusss_core.models import VisionLanguageModel
 from dusss_core.models.weights import load_tensors, local_tensors
+from dusss_core.models.words import Words
+from dusss_core.objectives import reads_sentences
 from dusss_core.phases import Phase
 from dusss_core.records import Split
 from dusss_core.seeds import generator
@@ -42,7 +44,7 @@ def estimate_statistics(
 
     Args:
         train: the site's training split; of pretraining, records with text are used.
-        text: features of its sentences, for pretraining.
+        text: features of its sentences, for pretraining and for a student that is given them.
     """
     usable = phase.usable(train).nonzero()[0]
     if not config.local_norm or len(usable) < 2 or not isinstance(train.images, np.ndarray):
@@ -52,13 +54,13 @@ def estimate_statistics(
 
     def show(positions: np.ndarray) -> None:
         x = to_input(torch.from_numpy(np.ascontiguousarray(train.images[positions])).to(device), config.image)
-        if not phase.reads_sentences:
+        if not phase.reads_sentences and (text is None or not reads_sentences(config)):
             model(x)
-        elif _in_image_tower_alone(model):
+        elif phase.reads_sentences and _in_image_tower_alone(model):
             model.encode_image(x)
         else:
-            tokens, mask = text.features(torch.from_numpy(train.sentence[positions]))
-            model(x, tokens.to(device), mask.to(device))
+            tokens, mask = (part.to(device) for part in text.features(torch.from_numpy(train.sentence[positions])))
+            model(x, tokens, mask) if phase.reads_sentences else model(x, Words(tokens, mask))
 
     _estimate(model, show, np.array_split(chosen, max(1, len(chosen) // _BATCH)))
 

@@ -34,6 +34,7 @@ SCALARS = {
     "train.loss": "Training loss",
     "val.loss": "Validation loss",
     "val.dice": "Validation Dice",
+    "val.text_dice": "Validation Dice with the sentence",
     "pseudo.text_dice": "Pseudo-labels: text-guided mask",
     "pseudo.teacher_dice": "Pseudo-labels: teacher",
     "pseudo.merged_dice": "Pseudo-labels: merged target",
@@ -77,6 +78,7 @@ def page(run: Run) -> dict[str, Any]:
         "headline": _headline(run),
         "sentence": _sentence(run),
         "sites": _site_rows(run),
+        "told": any(row["text_dice"] is not None for row in _site_rows(run)),
         "outside": _outside_rows(run),
         "not_used": _not_used(run),
         "methods": [_method_name(method) for method in _methods(run)],
@@ -126,6 +128,8 @@ def _headline(run: Run) -> list[dict[str, str]]:
         ("HD95, mean", show_figure(hd95, 1), "pixels, smaller is better"),
         ("Dice, text masks", show_figure(number(text_mask.get("dice_mean"))), "pseudo-labels from sentences"),
     ]
+    if (told := number(overall.get("text_dice_mean"))) is not None:
+        tiles.insert(1, ("Dice with the sentence, mean", show_figure(told), "the student is given it"))
     return [{"name": name, "value": value, "note": note} for name, value, note in tiles]
 
 
@@ -159,7 +163,7 @@ def _site_rows(run: Run) -> list[dict[str, Any]]:
     rows = []
     for name in [*(name for name in run.sites if name not in outside), *sorted(outside)]:
         site = mapping(outside[name]) if name in outside else results.get(name, {})
-        keys = ("n_labeled", "n_unlabeled", "n_test", "dice", "iou", "hd95")
+        keys = ("n_labeled", "n_unlabeled", "n_test", "dice", "iou", "hd95", "text_dice")
         row: dict[str, Any] = {key: number(site.get(key)) for key in keys}
         local = _dice_of(run, "local", name)
         row["over_local"] = row["dice"] - local if row["dice"] is not None and local is not None else None

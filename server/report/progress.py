@@ -203,7 +203,7 @@ class _SiteState:
         self.step, self.steps, self.loss, self.status = 0, 0, None, status
 
 
-_FIGURES = {"train.loss": "loss", "val.loss": "val loss", "val.dice": "Dice"}
+_FIGURES = {"train.loss": "loss", "val.loss": "val loss", "val.dice": "Dice", "val.text_dice": "with the sentence"}
 _STYLES = {"trains": "cyan", "works": "cyan", "done": "green", "left out": "yellow"}
 _COLUMNS = (
     ("test.dice", "Dice", 4),
@@ -211,6 +211,7 @@ _COLUMNS = (
     ("test.hd95", "HD95", 2),
     ("test.n", "pictures", 0),
 )
+_WITH_TEXT = ("test.text_dice", "Dice with the sentence", 4)
 
 
 def _redirect_log_handlers(streams: Mapping[TextIO, TextIO]) -> list[tuple[logging.StreamHandler, TextIO]]:
@@ -233,13 +234,17 @@ def _redirect_log_handlers(streams: Mapping[TextIO, TextIO]) -> list[tuple[loggi
 def _result_table(title: str, sites: Mapping[str, Mapping[str, float]], overall: Mapping[str, float]) -> Table:
     table = Table(title=Text(f"{title}: test pictures"), title_justify="left")
     table.add_column("site")
-    for _, heading, _ in _COLUMNS:
+    # of a student that is given sentences: with them
+    told = [_WITH_TEXT] if overall.get("text_dice_mean") is not None else []
+    columns = [*_COLUMNS, *told]
+    for _, heading, _ in columns:
         table.add_column(heading, justify="right")
     for site, metrics in sites.items():
-        table.add_row(Text(site), *(_figure(metrics.get(name), digits) for name, _, digits in _COLUMNS))
+        table.add_row(Text(site), *(_figure(metrics.get(name), digits) for name, _, digits in columns))
     table.add_section()
-    table.add_row("mean", _figure(overall.get("dice_mean"), 4), _figure(overall.get("iou_mean"), 4), "", "")
-    table.add_row("worst", _figure(overall.get("dice_worst"), 4), "", "", "")
+    means, worst = ([_figure(overall.get(f"text_dice_{kind}"), 4) for _ in told] for kind in ("mean", "worst"))
+    table.add_row("mean", _figure(overall.get("dice_mean"), 4), _figure(overall.get("iou_mean"), 4), "", "", *means)
+    table.add_row("worst", _figure(overall.get("dice_worst"), 4), "", "", "", *worst)
     return table
 
 

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 
 from dusss_core.phases import Phase
 
-CRITERION = "val.dice"
-"""What the best round is chosen by. Where no site has validation masks there is nothing to choose by: the validation
+CRITERIA = ("val.text_dice", "val.dice")
+"""What the best round is chosen by: the first that any site sends. A student that is given sentences is chosen by its
+figures with them. Where no site has validation masks there is nothing to choose by: the validation
 loss of step 1 is a contrast within small batches, moves by less than its noise, and would choose at random. Then the
 last round's model is taken, and no phase ends early."""
 
@@ -66,7 +67,10 @@ class Selection:
                 setattr(self, key, value)
 
     def _score(self, sites: list[tuple[float, Mapping[str, float]]]) -> float | None:
-        return weighted_mean([(count, metrics.get(CRITERION)) for count, metrics in sites if count > 0])
+        scores = (
+            weighted_mean([(count, metrics.get(name)) for count, metrics in sites if count > 0]) for name in CRITERIA
+        )
+        return next((score for score in scores if score is not None), None)
 
 
 def weighted_mean(pairs: Iterable[tuple[float, float | None]]) -> float | None:

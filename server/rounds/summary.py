@@ -75,12 +75,14 @@ def overall(sites: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
     dice = [site["dice"] for site in tested.values()]
     iou = [site["iou"] for site in tested.values() if site.get("iou") is not None]
     hd95 = [site["hd95"] for site in tested.values() if site.get("hd95") is not None]
+    told = [site["text_dice"] for site in tested.values() if site.get("text_dice") is not None]
     return {
         "dice_weighted": weighted_mean([(site["n_test"], site["dice"]) for site in tested.values()]),
         "dice_mean": fmean(dice) if dice else None,
         "dice_worst": min(dice, default=None),
         "iou_mean": fmean(iou) if iou else None,
         "hd95_mean": fmean(hd95) if hd95 else None,
+        **({"text_dice_mean": fmean(told), "text_dice_worst": min(told)} if told else {}),
     }
 
 
@@ -106,6 +108,9 @@ def without_own_layers(study: StudyConfig, replies: Mapping[str, Reply]) -> str 
 
 def _scores(site: Site, metrics: Mapping[str, float]) -> dict[str, Any]:
     figures = {name: metrics.get(f"test.{name}") for name in ("dice", "iou", "hd95")}
+    # of a student that is given sentences: with them
+    told = {name: metrics.get(f"test.{name}") for name in ("text_dice", "text_iou", "text_hd95")}
+    figures |= {name: value for name, value in told.items() if value is not None}
     if "n_records" in site.counts:  # differential privacy: no true count leaves the site
         return {
             "n_records": site.counts["n_records"],

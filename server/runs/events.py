@@ -92,9 +92,14 @@ class PlainReporter(Reporter):
     def on_evaluated(self, sites: Mapping[str, Mapping[str, float]], overall: Mapping[str, float]) -> None:
         for site, metrics in sites.items():
             if "test.dice" in metrics:
-                self._say(f"test {site}: Dice {metrics['test.dice']:.4f}")
+                told = metrics.get("test.text_dice")
+                with_text = "" if told is None else f", with the sentence {told:.4f}"
+                self._say(f"test {site}: Dice {metrics['test.dice']:.4f}{with_text}")
         if overall.get("dice_mean") is not None:
             self._say(f"test: mean Dice {overall['dice_mean']:.4f}, worst {overall['dice_worst']:.4f}")
+        if overall.get("text_dice_mean") is not None:
+            mean, worst = overall["text_dice_mean"], overall["text_dice_worst"]
+            self._say(f"test, with the sentence: mean Dice {mean:.4f}, worst {worst:.4f}")
 
     def on_study_end(self, seconds: float, folder: str) -> None:
         self._say(f"done in {seconds:.0f} s: {folder}")
@@ -106,4 +111,9 @@ class PlainReporter(Reporter):
         print(f"[{time.monotonic() - self._started:7.1f} s] {text}", file=self._stream or sys.stdout, flush=True)
 
 
-_SHOWN = {"train.loss": "loss", "val.loss": "val loss", "val.dice": "Dice"}
+_SHOWN = {
+    "train.loss": "loss",
+    "val.loss": "val loss",
+    "val.dice": "Dice",
+    "val.text_dice": "with the sentence",
+}

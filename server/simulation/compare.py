@@ -20,7 +20,7 @@ from dusss_core.files import write_json, write_tensors
 from feddusss import configfile
 from server.rounds.summary import overall
 from server.runs.events import Reporter
-from server.simulation.local import LocalSite, load_local, pool, train_locally
+from server.simulation.local import LocalSite, load_local, pool, told_on, train_locally
 from server.study.config import StudyConfig, study_digest
 from sites.config import load_site
 
@@ -176,15 +176,21 @@ def _train(study: StudyConfig, site: LocalSite, path: Path, reporter: Reporter) 
 
 
 def scores_on_test(study: StudyConfig, student: dict, site: LocalSite) -> dict[str, Any]:
-    """Figures of a student on a site's test pictures: {"n_test", "dice", "iou", "hd95"}, None where there is none."""
+    """Figures of a student on a site's test pictures: {"n_test", "dice", "iou", "hd95"}, None where there is none; of
+    a student that is given sentences also {"text_dice", "text_iou", "text_hd95"}."""
     from dusss_core.training import evaluate_student
 
-    scores = evaluate_student(study.training(), student, site.splits["test"], site.device)
-    return {"n_test": int(scores["n"]), **{name: scores.get(name) for name in ("dice", "iou", "hd95")}}
+    config = study.training()
+    test = site.splits["test"]
+    scores = evaluate_student(config, student, test, site.device, told_on(config, site, test.sentences))
+    told = {name: value for name, value in scores.items() if name.startswith("text_")}
+    return {"n_test": int(scores["n"]), **{name: scores.get(name) for name in ("dice", "iou", "hd95")}, **told}
 
 
 def _figures(sites: dict[str, dict[str, Any]]) -> dict[str, Any]:
     kept = {name: {key: site.get(key) for key in ("dice", "iou", "hd95", "n_test")} for name, site in sites.items()}
+    for name, site in sites.items():
+        kept[name] |= {key: value for key, value in site.items() if key.startswith("text_")}
     return {**overall(kept), "sites": kept}
 
 

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from client.door.machine import resolve_device
+from dusss_core.config import TrainingConfig
 from dusss_core.files import with_prefix
+from dusss_core.objectives import reads_sentences
 from dusss_core.phases import Phase
 from dusss_core.records import Split
-from dusss_core.text.bank import build_text_bank
+from dusss_core.text.bank import TextBank, build_text_bank
 from server.rounds.selection import NOTHING_TO_CHOOSE_BY, Selection
 from server.runs.events import Reporter
 from server.study.config import StudyConfig
@@ -68,6 +70,7 @@ def train_locally(study: StudyConfig, site: LocalSite, reporter: Reporter | None
     reporter = reporter or Reporter()
     train, val = site.splits["train"], site.splits["val"]
     text = _text(study, site)
+    told = {"text": text} if reads_sentences(config) else {}
     common = {"device": site.device, "progress": lambda *step: reporter.on_site_step(site.name, *step)}
     result = LocalResult(student=training.initial_shared(study, Phase.SEGMENT))
     masks = None
@@ -77,7 +80,7 @@ def train_locally(study: StudyConfig, site: LocalSite, reporter: Reporter | None
         if phase == Phase.PRETRAIN:
             trainer = training.Pretrainer(config, site.name, train, val, text, **common)
         else:
-            trainer = training.Segmenter(config, site.name, train, val, text_logits=masks, **common)
+            trainer = training.Segmenter(config, site.name, train, val, text_logits=masks, **told, **common)
         start = training.initial_shared(study, phase, result.vlm)
         model = _train_phase(study, phase, rounds, trainer, site, reporter, start)
         if phase == Phase.PRETRAIN:
@@ -139,8 +142,17 @@ def _observe(selection: Selection, round: int, n_val: int, metrics: dict[str, fl
     return last if selection.best_round == round else best
 
 
-def _text(study: StudyConfig, site: LocalSite):
-    if Phase.PRETRAIN not in study.phases() or study.vlm.text.tuning != "frozen":
+def told_on(config: TrainingConfig, site: LocalSite, sentences: Sequence[str]) -> TextBank | None:
+    """Features of a split's sentences, for a student that is given them; None for any other."""
+    if not reads_sentences(config):
+        return None
+    return build_text_bank(sentences, config.vlm.text, site.text_cache, site.device, augmented=False)
+
+
+def _text(study: StudyConfig, site: LocalSite) -> TextBank | None:
+    if Phase.PRETRAIN not in study.phases():
+        return told_on(study.training(), site, site.splits["train"].sentences)
+    if study.vlm.text.tuning != "frozen":
         return None
     return build_text_bank(site.splits["train"].sentences, study.vlm.text, site.text_cache, site.device)
 

@@ -71,6 +71,17 @@ def test_the_file_of_a_cell_that_was_trained(data, tmp_path):
     assert "| wrong_sentence, 50 % |" in tables.tables([result])
 
 
+@pytest.mark.slow
+def test_the_file_of_a_cell_whose_student_is_given_sentences(data, tmp_path):
+    cell = Cell("polypgen", 1.0, "early_fusion", "centralized", "cpu", 1)
+    result = json.loads(json.dumps(accuracy.measure(cell, data, tmp_path / "work", Clock(None), SMALL)))
+    assert result["test"]["text_dice"] == result["with_sentence"]["dice"] is not None
+    assert len(result["test_text_dice_per_picture"]) == len(result["test_dice_per_picture"]) == 12
+    assert 0 <= result["val"]["text_dice"] <= 1 and result["val"]["with_sentence"]["dice"] is not None
+    assert result["text_mask"]["dice"] is None
+    assert "| early_fusion, 100 % |" in tables.tables([result])
+
+
 def _figures(dice: float, n: int) -> dict[str, np.ndarray]:
     """As if each picture had 100 pixels of a finding, and as many were found."""
     found = {"overlap": 100 * dice, "predicted": 100, "true": 100, "pixels": 1000}
@@ -100,6 +111,7 @@ def test_figures_are_those_of_the_sites_whose_pictures_count(data, tmp_path, mon
     if setting == "local":
         assert result["federations"] == {site: _DICE[site] for site in counting}
     assert result["val"]["pooled_dice"] == 0.9 and result["with_sentence"]["dice"] is None
+    assert "text_dice" not in result["test"] and "test_text_dice_per_picture" not in result
 
 
 _DICE = {"c1": 0.1, "c2": 0.2, "c3": 0.3, "c4": 0.4, "c5": 0.5, "c6": 0.6, "official_test": 0.7}

@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.grid.cell import DATASETS, PROFILES, Cell
+from benchmarks.grid.cell import DATASETS, NETWORKS, PROFILES, Cell
 from benchmarks.grid.hospitals import groups_of_sites, partition_of, same_test_for_all_seeds
 from benchmarks.grid.methods import find_method
 from benchmarks.grid.methods.presets import METHODS
 from benchmarks.grid.sentences import CONSTANT, others
 from benchmarks.grid.trial import make_study
-from dusss_core.config import MethodConfig
+from dusss_core.config import TEXT_NETWORKS, MethodConfig, merged
 from dusss_core.errors import UserError
+from dusss_core.objectives import reads_sentences
 from dusss_core.text.wording import may_flip, wordings
 from sites.manifest import Record, read_manifest, write_manifest
 from sites.partition import PartitionConfig, partition
@@ -181,6 +182,44 @@ def test_all_rows_of_table_2_differ_in_its_switches_alone():
         supervised = prefix == "table2"
         assert (others[0]["grounding_supervision"], others[0]["grounding_consistency"]) == (supervised, supervised)
     assert METHODS["table2_111"]["method"] == {"preset": "dusss", "sss": True, "dcl": True, "ltg": True}
+
+
+def test_every_network_that_is_given_sentences_has_a_row_a_fair_one_and_a_control(data):
+    for network in TEXT_NETWORKS:
+        given, fair, control = (
+            make_study(Cell("polypgen", 0.1, name, "federated", "cpu", 1), data, changes=METHODS[name])
+            for name in (network, f"{network}_dropout", f"supervised_{network}")
+        )
+        assert {study.student.network for study in (given, fair, control)} == {network}
+        assert [reads_sentences(study) for study in (given, fair, control)] == [True, True, False]
+        assert (given.student.text_dropout, fair.student.text_dropout) == (0, 0.2)
+        assert {study.segment.optimizer.lr for study in (given, fair, control)} == {given.segment.optimizer.lr}
+        assert list(control.phases()) == ["segment"]
+
+
+def test_a_network_names_its_size_and_peak_learning_rate_once_a_profile_for_every_method(data, monkeypatch):
+    own = {"student": {"layers": 3, "patch": 16}, "segment": {"optimizer": {"lr": 5e-4}}}
+    monkeypatch.setitem(NETWORKS, ("polypgen", "cpu"), {"vilt": own})
+
+    def study_of(name, **changes):
+        cell = Cell("polypgen", 0.1, name, "federated", "cpu", 1)
+        return make_study(cell, data, changes=merged(METHODS[name], changes))
+
+    for name in ("vilt", "vilt_dropout", "supervised_vilt"):
+        assert (study_of(name).segment.optimizer.lr, study_of(name).student.layers) == (5e-4, 3)
+        assert study_of(name).segment.rounds == study_of("supervised").segment.rounds
+    for name in ("lvit", "supervised", "dusss"):
+        assert study_of(name).segment.optimizer.lr == 4e-3 and study_of(name).student.layers == 12
+    # what the method itself says wins
+    assert study_of("vilt", segment={"optimizer": {"lr": 0.1}}).segment.optimizer.lr == 0.1
+
+
+def test_vilt_is_small_on_two_cores_and_of_full_size_on_a_gpu(data):
+    sizes = {}
+    for profile in ("cpu", "gpu"):
+        study = make_study(Cell("qata", 0.1, "vilt", "centralized", profile, 1), data, changes=METHODS["vilt"])
+        sizes[profile] = (12 * study.student.width, study.student.layers, study.student.patch)
+    assert sizes == {"cpu": (192, 6, 16), "gpu": (768, 12, 32)}
 
 
 def test_the_full_profile_draws_nothing_from_the_official_split():

@@ -27,6 +27,9 @@ class FakeBank:
     def may_flip(self, indices):
         return torch.ones(len(indices), dtype=torch.bool)
 
+    def may_turn(self, indices):
+        return indices < 0
+
     def identity(self, indices, mirrored=None):
         indices = indices.cpu()
         return indices.clamp(min=0) if mirrored is None else (indices.clamp(min=0) + mirrored.cpu().long()) % 2
@@ -36,7 +39,9 @@ class FakeBank:
         tokens = self.table[self.identity(indices, mirrored)]
         if view is not None:
             tokens = tokens + self.wording[view.cpu()]
-        return tokens, torch.ones(tokens.shape[:2], dtype=torch.bool)
+        there = indices >= 0
+        mask = there[:, None] | (torch.arange(tokens.shape[1]) == 0)
+        return tokens * there[:, None, None], mask
 
 
 def make_split(n=12, labelled=4, with_text=None, seed=0, size=32):

@@ -161,7 +161,7 @@ def text_guided_masks(config, vlm, split, text, device="cpu"):
     return logits
 
 
-def evaluate_student(config, student, split, device="cpu", *, distances=True):
+def evaluate_student(config, student, split, device="cpu", text=None, *, distances=True):
     if not len(split):
         return {"n": 0.0}
     dice = _score(student["body.weight"], split.images)

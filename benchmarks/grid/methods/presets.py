@@ -15,12 +15,20 @@ _PUBLISHED_SMALL = ("cct", "bcp", "mcnet", "mcnet_v1", "ssnet", "ucmt", "unimatc
 """Objectives that were published with the small U-Net."""
 _PRETRAINING = ("mgca", "cmitm", "asg")
 """Published methods of step 1."""
-_SMALL = {"student": {"network": "small_unet"}}
+
+
+def _on(network: str, **more: Any) -> dict[str, Any]:
+    """That network in place of the profile's student."""
+    return {"student": {"network": network, "encoder": None, "weights": None, **more}}
+
+
+_SMALL = _on("small_unet")
 """The network that the method was published with; without it, the student's own."""
-
-
 _WITHOUT_LABELS = {"preset": "paper", "ltg": True, "pairs": "multi_positive"}
 """Equal sentences stay positives of each other: with one sentence a picture most negatives would be false."""
+_WITH_TEXT = {"early_fusion": "early_fusion", "lvit": "lvit", "vilt": "supervised_with_text"}
+"""Network that is given sentences -> the objective that it is published with (vilt: none is known)."""
+
 _TABLE_2 = {
     f"{sss:d}{dcl:d}{ltg:d}": {"sss": sss, "dcl": dcl, "ltg": ltg}
     for sss in (False, True)
@@ -47,6 +55,16 @@ METHODS: dict[str, dict[str, Any]] = {
     **{name: {"method": {"pretraining": name}} for name in _PRETRAINING},
     # the same without labels in step 1, as `paper`: Eq. 11 trains the grounding decoder, which nothing else would
     **{f"{name}_paper": {"method": {**_WITHOUT_LABELS, "pretraining": name}} for name in _PRETRAINING},
+    # students that are given sentences; with the sentence of every fifth training picture withheld; and the control of
+    # each network, which never gets one
+    **{name: {"method": {"objective": objective}, **_on(name)} for name, objective in _WITH_TEXT.items()},
+    **{
+        f"{name}_dropout": {"method": {"objective": objective}, **_on(name, text_dropout=0.2)}
+        for name, objective in _WITH_TEXT.items()
+    },
+    **{f"supervised_{name}": {"method": {"preset": "supervised"}, **_on(name)} for name in _WITH_TEXT},
+    "lvit_supervised": {"method": {"objective": "supervised_with_text"}, **_on("lvit")},
+    "lvit_balanced": {"method": {"objective": "lvit_balanced"}, **_on("lvit")},
     # the rows of the paper's Table 2, all with the labels' supervision of the grounding decoder and its consistency
     **{f"table2_{name}": {"method": {"preset": "dusss", **switches}} for name, switches in _TABLE_2.items()},
     # the same to the letter, without both: nothing tells the decoder where a finding is

@@ -329,6 +329,24 @@ def test_a_text_encoder_is_not_read_for_masks_either(fake, site_file, bait, kind
     check_files(files, site_file, bait)
 
 
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_a_text_encoder_is_not_read_for_a_student_that_is_given_sentences_either(fake, site_file, bait, kind):
+    student = {"network": "early_fusion", "width": 4}
+    study = make_study(
+        method={"objective": "early_fusion"}, student=student, vlm__text__encoder=str(bait), pretrain__rounds=0
+    ).training()
+    with touched() as files:
+        assert "limits.text_encoders" in declined(answer(kind, make_content(study=study, what="test"), site_file))
+    check_files(files, site_file, bait)
+
+
+def test_a_student_that_is_given_sentences_needs_no_room_for_a_vision_language_model(fake, site_file):
+    limit(site_file, max_parameters_m=0.5)
+    student = {"network": "early_fusion", "width": 4}
+    study = make_study(method={"objective": "early_fusion"}, student=student, vlm__image_encoder="resnet18").training()
+    assert declined(answer("evaluate", make_content(study=study, what="test"), site_file)) is None
+
+
 def test_without_sentences_a_site_takes_no_part_in_pretraining(fake, site_file):
     limit(site_file, text=False)
     assert answer("query", make_content(), site_file).metric_records["metrics"]["n_text"] == 0

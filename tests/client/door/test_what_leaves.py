@@ -30,15 +30,21 @@ def answers(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("method", ["stand-in", "true method"])
+GIVEN_SENTENCES = {"method": {"objective": "lvit"}, "student": {"width": 4, "network": "lvit"}}
+"""The student is given sentences, and the site remembers what it said of each picture."""
+
+
+@pytest.mark.parametrize("method", ["stand-in", "true method", "given sentences"])
 def test_no_answer_carries_anything_private(request, answers, tmp_path, method):
     if method == "stand-in":
         request.getfixturevalue("fake")
     # at least two steps per round: after its first step the teacher equals the student (Eq. 12)
     hospitals = [{**hospital, "train": 16} for hospital in HOSPITALS]
-    simulate(make_study(hospitals), tmp_path, reporter=Reporter())
+    study = make_study(hospitals, **(GIVEN_SENTENCES if method == "given sentences" else {}))
+    simulate(study, tmp_path, reporter=Reporter())
     kinds = [reply.metadata.message_type for reply in answers]
-    assert kinds.count("query") == 2 and kinds.count("train") == 8 and kinds.count("evaluate") >= 2
+    rounds = sum(study.phases().values())
+    assert kinds.count("query") == 2 and kinds.count("train") == 2 * rounds and kinds.count("evaluate") >= 2
     everything = [message_to_proto(reply).SerializeToString() for reply in answers]
 
     for site in ("alder", "birch"):
@@ -49,8 +55,8 @@ def test_no_answer_carries_anything_private(request, answers, tmp_path, method):
         leaked = [word for word in words for sent in everything if word.encode() in sent]
         assert not leaked
 
-        kept = 0
-        for path in (tmp_path / "sites" / site / "state").rglob("*-00000[12].safetensors"):
+        kept, state = 0, tmp_path / "sites" / site / "state"
+        for path in [*state.rglob("*-00000[12].safetensors"), *state.rglob("text_*.safetensors")]:
             for name, tensor in read_tensors(path)[0].items():
                 if name.startswith(("objective.", "optimizer.")):
                     assert not any(name.encode() in sent for sent in everything), name

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from dusss_core.config import ObjectiveName, TrainingConfig
-from dusss_core.objectives import TABLE, objective_of
+from dusss_core.objectives import TABLE, objective_of, reads_sentences
 from dusss_core.phases import Phase
 from dusss_core.records import Split
 from dusss_core.training import Segmenter, initial_shared
-from tests.dusss_core.conftest import make_config, make_split
+from tests.dusss_core.conftest import FakeBank, make_config, make_split
 
 METHODS: dict[str, dict[str, Any]] = {
     # a name that the settings lack is a test's to find
@@ -39,8 +39,7 @@ def config_of(
 ) -> TrainingConfig:
     """A tiny study of that method; where it does not work on `network`, on one that it does work on."""
     method = METHODS[name]
-    kinds = objective_of(make_config(method=method)).networks
-    kind = network if network in kinds else min(kinds)
+    kind = network_for(method, network)
     student = {**STUDENTS.get(name, {}), **({"encoder": "test_resnet"} if kind == "encoder" else {"network": kind})}
     values = {"rounds": 2, "batch": 8, "optimizer": {"lr": 1e-2}, **segment}
     return make_config(
@@ -51,12 +50,19 @@ def config_of(
     )
 
 
+def network_for(method: dict[str, Any], network: str = "unet") -> str:
+    """`network` if that method works on it, else the first that it works on."""
+    kinds = objective_of(make_config(method=method)).networks
+    return network if network in kinds else min(kinds)
+
+
 def site(config: TrainingConfig, train: Split, shared: dict[str, torch.Tensor] | None = None) -> Segmenter:
     """A site in its first round; text-guided masks are the true ones, blurred, where the method takes any and pictures
     have sentences."""
     logits = (4 * (train.masks[:, None] > 0).astype(np.float16) - 2).repeat(config.image.classes, 1)
     guided = config.method.text_mask and train.has_text.any()
-    trainer = Segmenter(config, "a", train, train, text_logits=logits if guided else None)
+    text = FakeBank() if reads_sentences(config) else None
+    trainer = Segmenter(config, "a", train, train, text_logits=logits if guided else None, text=text)
     trainer.load_shared(shared or initial_shared(config, Phase.SEGMENT))
     return trainer
 

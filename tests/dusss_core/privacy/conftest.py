@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from dusss_core.objectives import reads_sentences
 from dusss_core.phases import Phase
 from dusss_core.privacy.pretrain import PrivatePretrainer
 from dusss_core.privacy.randomness import Randomness
@@ -49,7 +50,8 @@ def private_config(**changes):
 
 
 def segmenter(config, train, logits=None, kind=PrivateSegmenter, records=10):
-    trainer = kind(config, "a", train, train, text_logits=logits, records=records)
+    text = FakeBank() if reads_sentences(config) else None
+    trainer = kind(config, "a", train, train, text_logits=logits, text=text, records=records)
     trainer.load_shared(initial_shared(config, Phase.SEGMENT))
     return trainer
 

@@ -13,6 +13,7 @@ from dusss_core.privacy.pretrain import PrivatePretrainer
 from dusss_core.privacy.segment import PrivateSegmenter
 from dusss_core.records import Split
 from tests.dusss_core.conftest import SENTENCES, make_split
+from tests.dusss_core.objectives.sites import network_for
 from tests.dusss_core.privacy.conftest import Fixed, pretrainer, private_config, released_sum, segmenter
 
 ROUNDING = 1e-3
@@ -132,7 +133,7 @@ APART = [name for name in TABLE if not objective_of(private_config(method={"obje
 
 def objective_config(name, clip, network="unet"):
     """Of a study of two rounds of one step: in the second, unlabelled pictures are heard in every method."""
-    student = {"width": 4, "norm": "group", "network": network}
+    student = {"width": 4, "norm": "group", "network": network_for({"objective": name}, network)}
     segment = {"rounds": 2, "rampup": 0, "strong": 0}
     return private_config(privacy={"clip": clip}, method={"objective": name}, student=student, segment=segment)
 

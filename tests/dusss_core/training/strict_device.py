@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dusss_core import augment
-from dusss_core.objectives import cct, mean_teacher_mse, ssnet
+from dusss_core.objectives import cct, lvit, mean_teacher_mse, ssnet
 from dusss_core.training import resident, trainer
 from dusss_core.transfer import Figures
 
@@ -36,7 +36,7 @@ def strict(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
     adam, autocast = trainer.AdamW, torch.autocast
     monkeypatch.setattr(Figures, "read", arrive)
     monkeypatch.setattr(resident, "free_memory", lambda device: math.inf)
-    for module in (augment, cct, mean_teacher_mse, ssnet):  # meta has no generator, and asks for none
+    for module in (augment, cct, lvit, mean_teacher_mse, ssnet):  # meta has no generator, and asks for none
         monkeypatch.setattr(module, "device_generator", lambda draw, device: draw)
     monkeypatch.setattr(trainer, "AdamW", lambda *args, **kwargs: adam(*args, **{**kwargs, "fused": False}))
     monkeypatch.setattr(torch, "autocast", lambda kind, **how: autocast("cpu" if kind == STRICT.type else kind, **how))

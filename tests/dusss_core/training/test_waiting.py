@@ -11,6 +11,7 @@ import torch
 from dusss_core import pretraining
 from dusss_core.config import PrivateTrainingConfig
 from dusss_core.errors import NotFinite
+from dusss_core.objectives import reads_sentences
 from dusss_core.phases import Phase
 from dusss_core.privacy.pretrain import PrivatePretrainer
 from dusss_core.privacy.public import public_captions
@@ -40,7 +41,8 @@ def test_no_step_of_any_method_waits_for_its_device(name, classes, monkeypatch):
     config, train = config_of(name, classes=classes), pictures(n=8, classes=classes)
     logits = np.zeros((len(train), classes, 32, 32), np.float16) if config.method.text_mask else None
     read = strict(monkeypatch)
-    trains_without_waiting(Segmenter(config, "a", train, train, text_logits=logits, device=STRICT), read)
+    text = made_up_text(train.sentences, STRICT) if reads_sentences(config) else None
+    trains_without_waiting(Segmenter(config, "a", train, train, text_logits=logits, text=text, device=STRICT), read)
 
 
 PRETRAINING = {

@@ -17,6 +17,14 @@ def test_the_best_round_is_that_of_the_highest_dice():
     assert (selection.best_round, selection.exhausted, selection.chooses) == (2, True, True)
 
 
+def test_a_student_that_is_given_sentences_is_chosen_by_its_figures_with_them():
+    selection = Selection(Phase.SEGMENT, patience=2)
+    for round, (told, alone) in enumerate([(0, 0), (0.2, 0.9), (0.5, 0.1), (0.4, 0.8)]):
+        sites = [(10, {"val.dice": alone, "val.text_dice": told}), (10, {"val.dice": alone})]
+        selection.observe(round, sites)
+    assert selection.best_round == 2
+
+
 def test_a_loss_at_chance_chooses_nothing_and_ends_no_phase():
     selection = Selection(Phase.PRETRAIN, patience=1)
     for round, loss in enumerate([2.31, 2.30, 2.33, 2.29, 2.35]):

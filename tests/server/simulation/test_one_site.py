@@ -11,6 +11,7 @@ from dusss_core.pretraining import TABLE as PRETRAININGS
 from server.runs.checkpoints import read_model
 from server.simulation.local import load_local, train_locally
 from server.simulation.simulate import simulate
+from tests.dusss_core.objectives.sites import network_for
 from tests.server.conftest import HOSPITALS, make_study
 
 
@@ -45,7 +46,8 @@ def test_a_federation_of_one_is_plain_training_with_the_true_method(quiet, tmp_p
 
 @pytest.mark.parametrize("objective", [name for name in TABLE if name != "dusss"])
 def test_a_federation_of_one_is_plain_training_with_every_objective(quiet, tmp_path, objective):
-    study = make_study(HOSPITALS[:1], method={"objective": objective})
+    student = {"width": 4, "network": network_for({"objective": objective})}
+    study = make_study(HOSPITALS[:1], method={"objective": objective}, student=student)
     simulate(study, tmp_path, reporter=quiet)
     _assert_equal(tmp_path, study)
 

@@ -9,6 +9,7 @@ from dusss_core.objectives import TABLE
 from dusss_core.phases import Phase
 from server.simulation.compare import with_preset
 from server.study.config import StudyConfig, find_study, load_study
+from tests.dusss_core.objectives.sites import network_for
 from tests.server.conftest import make_study
 
 
@@ -64,7 +65,7 @@ def test_a_mistake_is_told_with_file_and_key(tmp_path, text, message):
 
 @pytest.mark.parametrize("name", TABLE)
 def test_every_objective_is_a_study_without_pretraining_but_for_the_projects_own(name):
-    study = make_study(method={"objective": name})
+    study = make_study(method={"objective": name}, student={"network": network_for({"objective": name})})
     assert (Phase.PRETRAIN in study.phases()) == (name == "dusss")
     assert StudyConfig.model_validate(study.model_dump()) == study
     assert study.training().method.objective == name
