@@ -244,13 +244,31 @@ class Workbench:
             self.config, Phase.PRETRAIN, whole, self.split("train"), self.text, self.device
         )
 
+    def fine_tuned(self, request: Judged, student: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The final student, whole, after this site's own steps on it.
+
+        Raises:
+            Declined: the site's hours are over; it has not been given the VLM.
+            NotFinite: the loss is not finite.
+        """
+        return training.fine_tuned(
+            self.config,
+            self.site.site,
+            self.split("train"),
+            student,
+            text_logits=self._training_masks(request),
+            device=self.device,
+            progress=self._step_made,
+        )
+
     def _training_masks(self, request: Judged) -> np.ndarray | None:
         return self.text_masks(request) if self.config.method.text_mask else None
 
     def _build_trainer(self, phase: Phase, masks: np.ndarray | None, heir_of: _Seat | None):
         train, val = self.split("train"), self.split("val")
         common = {"device": self.device, "progress": self._step_made}
-        kind = {Phase.PRETRAIN: training.Pretrainer, Phase.SEGMENT: training.Segmenter}[phase]
+        segmenter = training.Segmenter if self.config.personal.kind == "none" else training.PersonalSegmenter
+        kind = {Phase.PRETRAIN: training.Pretrainer, Phase.SEGMENT: segmenter}[phase]
         if self.site.privacy.epsilon is not None:
             kind, common = _private(phase), {**common, "records": self.site.privacy.records}
         elif heir_of is not None and (heir_of.phase, heir_of.device) == (phase, self.device):

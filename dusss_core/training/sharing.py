@@ -6,7 +6,7 @@ from torch import Tensor
 
 from dusss_core.build import build
 from dusss_core.config import TrainingConfig
-from dusss_core.models.weights import shared_tensors
+from dusss_core.models.weights import Head, shared_tensors
 from dusss_core.objectives import objective_of
 from dusss_core.phases import Phase
 from dusss_core.records import Split
@@ -38,7 +38,12 @@ def handed_on(config: TrainingConfig, phase: Phase, n_labelled: int) -> tuple[st
 
 def initial_shared(config: TrainingConfig, phase: Phase) -> dict[str, Tensor]:
     """The first global model of a phase: seeded weights, those that travel."""
-    return shared_tensors(build(config, phase), config.local_norm)
+    return shared_tensors(build(config, phase), config.local_norm, own_head(config, phase))
+
+
+def own_head(config: TrainingConfig, phase: Phase) -> Head:
+    """What of the phase's network is each site's own, beside normalisation layers under FedBN."""
+    return config.personal.own_head if phase == Phase.SEGMENT else "none"
 
 
 def _without_labels(config: TrainingConfig, train: Split) -> str | None:

@@ -350,6 +350,7 @@ class Coordinator:
         summary = make_summary(
             self._study,
             self._run.digest,
+            self._run.run_key,
             self._roster.all(),
             {name: reply.metrics for name, reply in replies.items() if reply.accepted},
             {phase: final for phase, final in finals.items() if final is not None},

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import model_validator
 
-from dusss_core.config import Strict, TrainingConfig
+from dusss_core.config import IMAGENET, Strict, TrainingConfig
 from dusss_core.errors import UserError
 from dusss_core.objectives import misfit
 from dusss_core.phases import Phase
@@ -49,6 +49,12 @@ class StudyConfig(TrainingConfig):
         for name, part in (("vlm", self.vlm), ("student", self.student)):
             if part.weights is not None and self.local_norm:
                 raise ValueError(f"{name}.weights with local_norm: their normalisation layers would reach no site")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_reach_every_head(self) -> StudyConfig:
+        if self.personal.own_head != "none" and self.student.weights not in (None, IMAGENET):
+            raise ValueError("student.weights with personal: fedrep: the head of the file would reach no site")
         return self
 
     @model_validator(mode="after")

@@ -1,0 +1,100 @@
+"""The student that is this site's own (`personal` in a study's settings): kept here, tested here, never sent.
+
+Ditto, APFL: of the students after each round the one that scored best on this site's own validation pictures, the later
+of equals; without such pictures the last one. FedRep: the final student with this site's head. Fine-tuning: what this
+site makes of the final student when it is asked to test it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from client.declined import Declined
+from client.door.request import Judged
+from client.state.store import write_log
+from client.work.workbench import Workbench
+from dusss_core.errors import NotFinite
+from dusss_core.phases import Phase
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dusss_core.training.trainer import PhaseTrainer
+
+
+def offer(request: Judged, trainer: PhaseTrainer, figures: Mapping[str, float]) -> None:
+    """Keep this site's student of the round before, which has just been validated, if it is the best so far.
+
+    Args:
+        figures: of `trainer.validate`.
+
+    Raises:
+        UserError: the disk is full, or does not allow writing.
+    """
+    if request.phase != Phase.SEGMENT or not request.training.personal.beside or "personal_dice" not in figures:
+        return
+    student = trainer.personal_student()
+    if student is not None:
+        request.state.offer_personal(request.round - 1, student, figures["personal_dice"])
+
+
+def figures(request: Judged, bench: Workbench, student: dict[str, Tensor], tested: Mapping[str, float]) -> dict:
+    """What this site's own student scores on the test pictures, and on the validation pictures that chose it.
+
+    Args:
+        student: the final student, whole.
+        tested: what that one scores on the test pictures.
+
+    Returns:
+        "personal.NAME" for each of its figures; "personal.val_dice"; "personal.round", of which it is. Nothing where
+        this site has no student of its own, or may not make one now: its own log says why.
+    """
+    from dusss_core.training import evaluate_student
+
+    config, device = request.training, bench.device
+    own = _own(request, bench, student)
+    if own is None:
+        return {}
+    tensors, round = own
+    same = config.personal.kind == "fedrep"
+    scores = tested if same else evaluate_student(config, tensors, bench.split("test"), device)
+    val = evaluate_student(config, tensors, bench.split("val"), device, distances=False)
+    found = {f"personal.{name}": value for name, value in scores.items() if name != "n"}
+    return {**found, **({"personal.val_dice": val["dice"]} if "dice" in val else {}), "personal.round": round}
+
+
+def _own(request: Judged, bench: Workbench, student: dict[str, Tensor]) -> tuple[dict[str, Tensor], int] | None:
+    """This site's own student and its round, kept in any case."""
+    from dusss_core.training import student_after
+
+    config, state, kind = request.training, request.state, request.training.personal.kind
+    if kind == "fedrep":
+        own = student, request.round
+    elif kind == "finetune":
+        tuned = _fine_tuned(request, bench, student)
+        own = (tuned, request.round) if tuned is not None else None
+    else:
+        chosen = state.personal() if bench.split("val").masked.any() else None
+        if chosen is not None:
+            return chosen
+        newest = state.newest(Phase.SEGMENT, before=10**9)
+        own = newest and (student_after(config, newest[0], student, bench.split("train"), bench.device), newest[1])
+    if own is not None:
+        state.save_personal(own[1], own[0])
+    return own
+
+
+def _fine_tuned(request: Judged, bench: Workbench, student: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    """The final student after this site's own steps; None where the site does not train now, and why in its log."""
+    from dusss_core.training import can_train
+
+    config = request.training
+    try:
+        request.allowed.fine_tuning()
+        if reason := can_train(config, Phase.SEGMENT, bench.split("train")):
+            raise Declined(reason)
+        return bench.fine_tuned(request, student)
+    except (Declined, NotFinite) as why:
+        write_log(request.site.state_dir, f"the final student was not fine-tuned here: {why}")
+        return None
