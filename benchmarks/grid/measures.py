@@ -20,8 +20,9 @@ from statistics import fmean
 
 import numpy as np
 
-STUDENT, TEXT_MASK, WITH_SENTENCE = "student", "text_mask", "with_sentence"
-"""Whose masks: the student's, which sees the picture alone; text-guided ones; those of the sum of both logits."""
+STUDENT, TEXT_MASK, WITH_SENTENCE, PERSONAL = "student", "text_mask", "with_sentence", "personal"
+"""Whose masks: the student's, which sees the picture alone; text-guided ones; those of the sum of both logits; those of
+the student that is a site's own."""
 Figures = Mapping[str, np.ndarray]
 """Of N pictures, each value N long: "dice", "iou", perhaps "hd95", and the pixels that `count_pixels` counts."""
 

@@ -359,6 +359,9 @@ class Coordinator:
         )
         write_json(self._run.summary_path, summary)
         self._reporter.on_evaluated(*evaluation_figures(replies, summary))
+        if (own := summary.get("personal", {})).get("dice_mean") is not None:
+            told = f"mean Dice {own['dice_mean']:.4f}, worst {own['dice_worst']:.4f}"
+            self._say(f"students of the sites' own ({own['kind']}): {told}")
         self._reporter.on_study_end(summary["seconds"]["total"], str(self._run.folder))
         return summary
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 _PUBLISHED_SMALL = ("cct", "bcp", "mcnet", "mcnet_v1")
 """Objectives that were published with the small U-Net."""
+_PERSONAL = ("ditto", "fedrep", "apfl", "finetune")
+"""Ways to a student of the site's own."""
 _SMALL = {"student": {"network": "small_unet"}}
 """The network that the method was published with; without it, the student's own."""
 
@@ -33,6 +35,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "paper": {"method": {"preset": "paper"}},
     "dusss": {"method": {"preset": "dusss"}},
     "mean_teacher_mse": {"method": {"objective": "mean_teacher_mse"}},
+    # supervised training, and a student of each site's own
+    **{f"supervised_{kind}": {"method": {"preset": "supervised"}, "personal": {"kind": kind}} for kind in _PERSONAL},
     # text-free methods: on the network of their papers, and on the student's own
     **{name: {"method": {"objective": name}, **_SMALL} for name in _PUBLISHED_SMALL},
     **{f"{name}_same": {"method": {"objective": name}} for name in _PUBLISHED_SMALL},
@@ -56,7 +60,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 def run(trial: Trial) -> Trained:
     """Train the federation with the method's switches."""
-    from benchmarks.grid.trial import Trained
+    from benchmarks.grid.trial import Trained, personal_students
     from server.runs.checkpoints import read_model
     from server.simulation.simulate import simulate
 
@@ -65,6 +69,7 @@ def run(trial: Trial) -> Trained:
     checkpoints = trial.folder / "checkpoints"
     return Trained(
         study=study,
+        personal=personal_students(study, trial.folder, trial.sites),
         student=read_model(checkpoints / "student.safetensors"),
         vlm=read_model(checkpoints / "vlm.safetensors") if Phase.PRETRAIN in summary["rounds"] else None,
         val=_validation(trial.folder, summary["rounds"][Phase.SEGMENT]["final"]),
