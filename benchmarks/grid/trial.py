@@ -180,12 +180,11 @@ def _figures(trained: Trained, split: Split, site: LocalSite, *, distances: bool
         load_tensors(model, student)
         return predict_logits(model, split.images, config.image, device, runtime.eval_batch, amp=runtime.amp)
 
-    figures = {}
+    logits = logits_of(trained.student_at(site.name))
+    figures = {STUDENT: _measured(config, logits, split, distances=distances)}
     if site.name in trained.personal:
         own = logits_of(trained.personal[site.name])
         figures[PERSONAL] = _measured(config, own, split, distances=distances)
-    logits = logits_of(trained.student_at(site.name))
-    figures[STUDENT] = _measured(config, logits, split, distances=distances)
     told = split.has_text.nonzero()[0]
     if trained.vlm is not None and len(told):
         split = split.select(told)

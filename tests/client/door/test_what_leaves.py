@@ -30,13 +30,22 @@ def answers(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("method", ["stand-in", "true method"])
+PERSONAL = {
+    "ditto": {"kind": "ditto"},
+    "fedrep": {"kind": "fedrep", "head": "decoder"},
+    "apfl": {"kind": "apfl"},
+    "finetune": {"kind": "finetune", "steps": 2, "lr_ratio": 1},
+}
+"""Settings of a student that is a site's own."""
+
+
+@pytest.mark.parametrize("method", ["stand-in", "true method", *PERSONAL])
 def test_no_answer_carries_anything_private(request, answers, tmp_path, method):
     if method == "stand-in":
         request.getfixturevalue("fake")
     # at least two steps per round: after its first step the teacher equals the student (Eq. 12)
     hospitals = [{**hospital, "train": 16} for hospital in HOSPITALS]
-    simulate(make_study(hospitals), tmp_path, reporter=Reporter())
+    simulate(make_study(hospitals, personal=PERSONAL.get(method, "none")), tmp_path, reporter=Reporter())
     kinds = [reply.metadata.message_type for reply in answers]
     assert kinds.count("query") == 2 and kinds.count("train") == 8 and kinds.count("evaluate") >= 2
     everything = [message_to_proto(reply).SerializeToString() for reply in answers]
@@ -49,10 +58,20 @@ def test_no_answer_carries_anything_private(request, answers, tmp_path, method):
         leaked = [word for word in words for sent in everything if word.encode() in sent]
         assert not leaked
 
+        own = 0
+        for path in (tmp_path / "sites" / site / "state").rglob("segment-personal-*.safetensors"):
+            for name, tensor in read_tensors(path)[0].items():
+                # of FedRep's student the head alone is the site's own
+                stays = method != "fedrep" or name.startswith(("head.", "up."))
+                if stays and tensor.numel() >= 16 and tensor.float().std() > 0:
+                    own += 1
+                    assert not any(tensor.numpy().tobytes() in sent for sent in everything), name
+        assert (own > 10) == (method in PERSONAL)
+
         kept = 0
         for path in (tmp_path / "sites" / site / "state").rglob("*-00000[12].safetensors"):
             for name, tensor in read_tensors(path)[0].items():
-                if name.startswith(("objective.", "optimizer.")):
+                if name.startswith(("objective.", "optimizer.", "personal.")):
                     assert not any(name.encode() in sent for sent in everything), name
                 if tensor.numel() >= 4 and tensor.float().std() > 0:  # a constant could be anywhere by chance
                     kept += 1
