@@ -102,9 +102,11 @@ class PersonalSegmenter(Segmenter):
             yield batch
 
     def validate(self) -> dict[str, float]:
-        """As `Segmenter`, and the same of what is deployed at this site: "personal_dice", "personal_iou"."""
+        """As `Segmenter`, and "personal_dice", "personal_iou" of the site's own student; with FedRep they are the same,
+        since the student has the site's head."""
         figures = super().validate()
-        return {**figures, **_as_own(figures if self.own is None else self.own.validate())}
+        own = self.own.validate() if self.own is not None else {}
+        return {**figures, **_as_own(figures if self.config.personal.kind == "fedrep" else own)}
 
     def personal_student(self) -> dict[str, Tensor] | None:
         """What is deployed at this site, whole, after `load_shared`; None before it has been trained, and where it is
