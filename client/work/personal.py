@@ -14,7 +14,7 @@ from client.declined import Declined
 from client.door.request import Judged
 from client.state.store import write_log
 from client.work.workbench import Workbench
-from dusss_core.errors import NotFinite
+from dusss_core.errors import UserError
 from dusss_core.phases import Phase
 
 if TYPE_CHECKING:
@@ -69,20 +69,17 @@ def _own(request: Judged, bench: Workbench, student: dict[str, Tensor]) -> tuple
     from dusss_core.training import student_after
 
     config, state, kind = request.training, request.state, request.training.personal.kind
-    if kind == "fedrep":
-        own = student, request.round
-    elif kind == "finetune":
-        tuned = _fine_tuned(request, bench, student)
-        own = (tuned, request.round) if tuned is not None else None
+    if kind in ("fedrep", "finetune"):
+        own, round = (student if kind == "fedrep" else _fine_tuned(request, bench, student)), request.round
     else:
-        chosen = state.personal() if bench.split("val").masked.any() else None
-        if chosen is not None:
+        if bench.split("val").masked.any() and (chosen := state.personal()) is not None:
             return chosen
-        newest = state.newest(Phase.SEGMENT, before=10**9)
-        own = newest and (student_after(config, newest[0], student, bench.split("train"), bench.device), newest[1])
-    if own is not None:
-        state.save_personal(own[1], own[0])
-    return own
+        private, round = state.newest(Phase.SEGMENT, before=10**9) or ({}, 0)
+        own = student_after(config, private, student, bench.split("train"), bench.device)
+    if own is None:
+        return None
+    state.save_personal(round, own)
+    return own, round
 
 
 def _fine_tuned(request: Judged, bench: Workbench, student: dict[str, Tensor]) -> dict[str, Tensor] | None:
@@ -95,6 +92,6 @@ def _fine_tuned(request: Judged, bench: Workbench, student: dict[str, Tensor]) -
         if reason := can_train(config, Phase.SEGMENT, bench.split("train")):
             raise Declined(reason)
         return bench.fine_tuned(request, student)
-    except (Declined, NotFinite) as why:
+    except (Declined, UserError) as why:
         write_log(request.site.state_dir, f"the final student was not fine-tuned here: {why}")
         return None

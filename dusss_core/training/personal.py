@@ -36,6 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from dusss_core.config import PersonalConfig, TrainingConfig
+from dusss_core.errors import UserError
 from dusss_core.files import with_prefix
 from dusss_core.models.weights import head_names, load_tensors, on_cpu
 from dusss_core.objectives.objective import Batch, Values
@@ -44,6 +45,7 @@ from dusss_core.records import Split
 from dusss_core.seeds import global_seed
 from dusss_core.training.optimizer import AdamW
 from dusss_core.training.segment import Segmenter
+from dusss_core.training.sharing import no_own_student
 from dusss_core.training.statistics import estimate_statistics, with_own_statistics
 from dusss_core.training.trainer import Steps, exhausted
 
@@ -53,12 +55,14 @@ _OWN, _STUDENT, _ALPHA = "personal.", "student.", "alpha"
 class PersonalSegmenter(Segmenter):
     """Trains the student as `Segmenter` does, and what the site has of its own: v of Ditto and APFL, or FedRep's head.
 
-    The figures of v have the names of the student's with `personal_` before them.
+    The figures of v have the names of the student's with `personal_` before them. A site that has nothing to learn v
+    from (`no_own_student`) trains the global student alone.
     """
 
     def __init__(self, config: TrainingConfig, *args: Any, heir_of: PersonalSegmenter | None = None, **kwargs: Any):
         super().__init__(config, *args, heir_of=heir_of, **kwargs)
         kind = {"ditto": Ditto, "apfl": Mixture}.get(config.personal.kind)
+        kind = kind if no_own_student(config, self.train) is None else None
         self.own: Beside | None = kind and kind(self, None if heir_of is None else heir_of.own)
         in_head = head_names(self.model, config.personal.own_head)
         parts: dict[bool, list[nn.Parameter]] = {True: [], False: []}
@@ -160,12 +164,6 @@ class Beside(Segmenter):
     def _text_logits(self):
         return self.of._text_logits
 
-    def _not_trained_here(self) -> Iterator[tuple[Tensor, str]]:
-        """What a site without labels does not train: it has it from the global student."""
-        for name, parameter in self.of.model.named_parameters():
-            if name.startswith(self.handed_on):
-                yield parameter.detach(), name
-
 
 class Ditto(Beside):
     """v of Ditto. Its steps are those of training alone, with the pull of `lambda / 2 |v - w|^2` (as FedProx has it) in
@@ -182,8 +180,6 @@ class Ditto(Beside):
     def meet(self) -> None:
         if self.step == 0:
             self.load_shared(self.of.model.state_dict())
-            return
-        load_tensors(self.model, {name: value for value, name in self._not_trained_here()})
 
     def anchor(self) -> list[Tensor]:
         return [parameter.detach() for parameter in self.of.model.parameters() if parameter.requires_grad]
@@ -236,8 +232,6 @@ class Mixture(Beside):
             for name, value in first.items():
                 self.v[name].copy_(value)
             return
-        for value, name in self._not_trained_here():
-            self.v[name].copy_(value)
         self._mix(self.of.model.state_dict())
         if self.of.config.local_norm:
             estimate_statistics(self.of.config, self.phase, self.model, self.train, None, self.device)
@@ -345,8 +339,11 @@ def fine_tuned(
         student: a whole student's tensors (under FedBN with the site's own layers).
 
     Raises:
+        UserError: the site has nothing to learn it from.
         NotFinite: the loss is not finite.
     """
+    if reason := no_own_student(config, train):
+        raise UserError(reason)
     personal, optimizer = config.personal, config.segment.optimizer
     optimizer = optimizer.model_copy(update={"lr": personal.lr_ratio * optimizer.lr})
     alone = _alone(config, segment=config.segment.model_copy(update={"rounds": 1, "optimizer": optimizer}))
@@ -363,15 +360,16 @@ def student_after(
     student: Mapping[str, Tensor],
     train: Split,
     device: str | torch.device = "cpu",
-) -> dict[str, Tensor]:
-    """What is deployed at a site with the private state `private`, where the global student is `student` (both whole).
+) -> dict[str, Tensor] | None:
+    """What is deployed at a site with the private state `private`, where the global student is `student`, both whole;
+    None where the site has no student of its own.
 
     For sites that have no validation pictures to choose by.
     """
     own = with_prefix(private, _OWN)
     v = with_prefix(own, _STUDENT)
     if config.personal.kind != "apfl" or not v:
-        return v
+        return v or None
     mixed = {name: _mixed(v[name], value, own[_ALPHA]) for name, value in student.items()}
     return with_own_statistics(config, Phase.SEGMENT, mixed, train, None, device)
 

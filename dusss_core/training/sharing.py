@@ -23,6 +23,19 @@ def can_train(config: TrainingConfig, phase: Phase, train: Split) -> str | None:
     return None
 
 
+def no_own_student(config: TrainingConfig, train: Split) -> str | None:
+    """Why a site with this training split can have no student (or head) of its own; None if it can.
+
+    Without a mask, of a person or from a sentence, it would learn from its own guesses, which nothing holds: the global
+    student has the other sites for that.
+    """
+    guided = config.method.text_mask and train.has_text.any() and not handed_on(config, Phase.SEGMENT, 0)
+    if train.labelled.any() or guided:
+        return None
+    kind = config.personal.kind
+    return f"the site has neither labelled pictures nor text-guided masks, and personal: {kind} needs some"
+
+
 def handed_on(config: TrainingConfig, phase: Phase, n_labelled: int) -> tuple[str, ...]:
     """Prefixes of the parameters that a site with so many labelled pictures hands on as they came.
 
@@ -53,4 +66,4 @@ def _without_labels(config: TrainingConfig, train: Split) -> str | None:
         return "the site has no labelled pictures and the method uses no others"
     if objective.alone(config) is None:
         return f"the site has no labelled pictures, and method.objective {config.method.objective} needs some"
-    return None
+    return no_own_student(config, train) if config.personal.own_head != "none" else None

@@ -43,8 +43,9 @@ PERSONAL = {
 def test_no_answer_carries_anything_private(request, answers, tmp_path, method):
     if method == "stand-in":
         request.getfixturevalue("fake")
-    # at least two steps per round: after its first step the teacher equals the student (Eq. 12)
-    hospitals = [{**hospital, "train": 16} for hospital in HOSPITALS]
+    # at least two steps per round: after its first step the teacher equals the student (Eq. 12); and three, since what
+    # batch norm has seen in the first two is what it has seen in Ditto's student, which nothing pulls at first
+    hospitals = [{**hospital, "train": 24} for hospital in HOSPITALS]
     simulate(make_study(hospitals, personal=PERSONAL.get(method, "none")), tmp_path, reporter=Reporter())
     kinds = [reply.metadata.message_type for reply in answers]
     assert kinds.count("query") == 2 and kinds.count("train") == 8 and kinds.count("evaluate") >= 2
@@ -58,8 +59,8 @@ def test_no_answer_carries_anything_private(request, answers, tmp_path, method):
         leaked = [word for word in words for sent in everything if word.encode() in sent]
         assert not leaked
 
-        own = 0
-        for path in (tmp_path / "sites" / site / "state").rglob("segment-personal-*.safetensors"):
+        own, files = 0, list((tmp_path / "sites" / site / "state").rglob("*.safetensors"))
+        for path in (path for path in files if "-personal-" in path.name):
             for name, tensor in read_tensors(path)[0].items():
                 # of FedRep's student the head alone is the site's own
                 stays = method != "fedrep" or name.startswith(("head.", "up."))
@@ -69,11 +70,13 @@ def test_no_answer_carries_anything_private(request, answers, tmp_path, method):
         assert (own > 10) == (method in PERSONAL)
 
         kept = 0
-        for path in (tmp_path / "sites" / site / "state").rglob("*-00000[12].safetensors"):
+        for path in (path for path in files if path.match("*-00000[12].safetensors") and "-personal-" not in path.name):
             for name, tensor in read_tensors(path)[0].items():
                 if name.startswith(("objective.", "optimizer.", "personal.")):
                     assert not any(name.encode() in sent for sent in everything), name
-                if tensor.numel() >= 4 and tensor.float().std() > 0:  # a constant could be anywhere by chance
+                # a constant could be anywhere by chance, and so could a few numbers that steps of equal length moved
+                fewest = 16 if name.startswith("personal.") else 4
+                if tensor.numel() >= fewest and tensor.float().std() > 0:
                     kept += 1
                     assert not any(tensor.numpy().tobytes() in sent for sent in everything), name
         assert kept > 2

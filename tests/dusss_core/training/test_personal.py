@@ -7,13 +7,14 @@ import torch
 from torch import nn
 
 from dusss_core.config import TrainingConfig
+from dusss_core.errors import UserError
 from dusss_core.files import digest_of_tensors, read_tensors, write_tensors
 from dusss_core.models.weights import head_names, shared_tensors
-from dusss_core.objectives import objective_of
 from dusss_core.phases import Phase
 from dusss_core.training import (
     PersonalSegmenter,
     Segmenter,
+    can_train,
     evaluate_student,
     fine_tuned,
     initial_shared,
@@ -173,16 +174,25 @@ class TestWhatStays:
         assert digest_of_tensors(straight.private()) == digest_of_tensors(resumed.private())
 
 
-@pytest.mark.parametrize("kind", ["ditto", "apfl"])
 @pytest.mark.parametrize("name", ["cct", "mean_teacher"])
-def test_a_site_without_labels_takes_what_it_does_not_train_from_the_global_student(name, kind):
-    config, train = with_personal(config_of(name), kind=kind), pictures(labelled=0)
-    handed_on = objective_of(config).alone(config)
-    trainer = in_a_federation(personal_site(config, train))
-    now, own = trainer.model.state_dict(), trainer.personal_student()
-    parameters = {key for key, _ in trainer.model.named_parameters()}
-    same = {key for key in parameters if torch.allclose(now[key], own[key], atol=1e-7)}
-    assert same == {key for key in parameters if handed_on and key.startswith(handed_on)}
+def test_a_site_without_labels_has_no_student_of_its_own(name):
+    """It would learn from its own guesses; the global student is trained there as ever."""
+    train = pictures(labelled=0)
+    for kind in ("ditto", "apfl"):
+        trainer = in_a_federation(personal_site(with_personal(config_of(name), kind=kind), train))
+        assert trainer.own is None and trainer.personal_student() is None and "personal_dice" not in trainer.validate()
+    config = with_personal(config_of(name), kind="fedrep")
+    assert "personal: fedrep needs some" in can_train(config, Phase.SEGMENT, train)
+    assert can_train(with_personal(config_of(name), kind="fedrep", head="none"), Phase.SEGMENT, train) is None
+    with pytest.raises(UserError, match="neither labelled pictures nor text-guided masks"):
+        config = with_personal(config_of(name), kind="finetune")
+        fine_tuned(config, "a", train, initial_shared(config, Phase.SEGMENT))
+
+
+def test_a_site_whose_sentences_give_masks_has_one():
+    config, train = with_personal(config_of("dusss"), kind="ditto"), pictures(labelled=0)
+    assert in_a_federation(personal_site(config, train)).personal_student() is not None
+    assert can_train(with_personal(config, kind="fedrep"), Phase.SEGMENT, train) is None
 
 
 def distance(trainer: PersonalSegmenter) -> float:
