@@ -363,9 +363,9 @@ class PersonalConfig(Strict):
     head: Literal["output", "decoder", "none"] = "output"
     """fedrep: what stays at the site. output: the last layer, that of each decoder. decoder: the way up too. none:
     nothing, plain federation."""
-    head_share: float = Field(0.2, ge=0, lt=1)
+    head_share: float = Field(0.2, gt=0, lt=1)
     """fedrep: share of a round's steps, its first ones, in which the head alone is trained; in the others all the rest
-    is."""
+    is. Of two steps or more each gets one at least."""
     alpha: float = Field(0.5, ge=0, le=1)
     """apfl: share of the site's own student in the mixture. 0: the global student, 1: training alone."""
     learn_alpha: bool = False

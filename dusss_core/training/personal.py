@@ -69,7 +69,8 @@ class PersonalSegmenter(Segmenter):
         for name, parameter in self.model.named_parameters():
             parts[name in in_head].append(parameter)
         self._head, self._body = parts[True], parts[False]
-        self._head_steps = round(config.personal.head_share * self.steps_per_round) if self._head else 0
+        wanted = max(1, round(config.personal.head_share * self.steps_per_round)) if self._head else 0
+        self._head_steps = min(wanted, self.steps_per_round - 1)
         self._held: list[nn.Parameter] = []
 
     def kept(self) -> Iterator[Tensor]:

@@ -266,7 +266,7 @@ def test_alpha_stays_between_0_and_1():
 
 
 def test_fedrep_trains_the_head_first_and_then_the_rest():
-    """A round of 10 steps: in the first 0.2 of them the head alone moves, in the others all but the head."""
+    """In the first 0.2 of a round's steps the head alone moves, in the others all but the head."""
     config = with_personal(config_of("supervised", batch=2, rounds=1, epochs=2), kind="fedrep", head_share=0.2)
     trainer = personal_site(config, pictures())
     steps, seen = trainer.steps_per_round, []
@@ -279,6 +279,16 @@ def test_fedrep_trains_the_head_first_and_then_the_rest():
     assert 0 < heads < steps
     assert all(parts == {"head"} for parts in seen[:heads])
     assert all("head" not in parts and {"stem", "up"} <= parts for parts in seen[heads:])
+
+
+@pytest.mark.parametrize("share", [0.01, 0.99])
+def test_in_a_round_of_two_steps_head_and_body_have_one_each(share):
+    trainer = personal_site(with_personal(config_of("supervised"), kind="fedrep", head_share=share), pictures())
+    before = {key: value.clone() for key, value in trainer.model.named_parameters()}
+    assert trainer.steps_per_round == 2
+    trainer.train_round(1)
+    moved = {key.split(".")[0] for key, value in trainer.model.named_parameters() if not torch.equal(value, before[key])}
+    assert moved >= {"head", "stem", "up"}
 
 
 @pytest.mark.parametrize("kind", ["ditto", "apfl", "fedrep"])
