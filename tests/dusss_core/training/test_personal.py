@@ -287,7 +287,9 @@ def test_in_a_round_of_two_steps_head_and_body_have_one_each(share):
     before = {key: value.clone() for key, value in trainer.model.named_parameters()}
     assert trainer.steps_per_round == 2
     trainer.train_round(1)
-    moved = {key.split(".")[0] for key, value in trainer.model.named_parameters() if not torch.equal(value, before[key])}
+    moved = {
+        key.split(".")[0] for key, value in trainer.model.named_parameters() if not torch.equal(value, before[key])
+    }
     assert moved >= {"head", "stem", "up"}
 
 
