@@ -373,7 +373,8 @@ class PersonalConfig(Strict):
     alpha_lr: float = Field(0.01, gt=0)
     """apfl: learning rate of alpha."""
     steps: int = Field(50, ge=0)
-    """finetune: steps of each site on the final student. 0: the final student as it is."""
+    """finetune: steps of each site on the final student, but no more than its own file allows in a round
+    (`limits.max_epochs_per_round`, `limits.max_steps_per_round`). 0: the final student as it is."""
     lr_ratio: float = Field(0.1, gt=0, le=1)
     """finetune: peak learning rate, as a share of `segment.optimizer.lr`."""
 

@@ -34,7 +34,7 @@ def judge(site: SiteConfig, request: Request) -> Allowed:
     return Allowed(
         max_steps=site.limits.max_steps_per_round,
         still=partial(check_hours, site),
-        fine_tuning=partial(check_fine_tuning, site, request),
+        fine_tuning=partial(check_training, site, request),
         language=partial(check_language, site, request.training),
     )
 
@@ -129,20 +129,6 @@ def check_training(site: SiteConfig, request: Request) -> None:
     if limits.max_disk_gb is not None and _size(site.state_dir) > limits.max_disk_gb * 1e9:
         raise Declined(
             f"this site's private state takes more disk than it allows ({limits.max_disk_gb:g} GB, limits.max_disk_gb)"
-        )
-
-
-def check_fine_tuning(site: SiteConfig, request: Request) -> None:
-    """Refuse to train the final student on, which is asked for with its test, beyond the limits on training.
-
-    Raises:
-        Declined: with the limit and what was asked.
-    """
-    check_training(site, request)
-    steps, most = request.training.personal.steps, site.limits.max_steps_per_round
-    if most is not None and steps > most:
-        raise Declined(
-            f"{steps} steps of fine-tuning were asked for; this site allows {most} (limits.max_steps_per_round)"
         )
 
 

@@ -25,6 +25,7 @@ from dusss_core import training
 from dusss_core.files import digest_of_tensors, write_atomically
 from dusss_core.phases import Phase
 from dusss_core.records import Split
+from dusss_core.sampling import steps_per_epoch
 from dusss_core.text.bank import build_text_bank
 from sites.config import LimitsConfig
 from sites.dataset import SiteData
@@ -245,17 +246,20 @@ class Workbench:
         )
 
     def fine_tuned(self, request: Judged, student: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The final student, whole, after this site's own steps on it.
+        """The final student, whole, after this site's own steps on it: no more than it allows in a round.
 
         Raises:
             Declined: the site's hours are over; it has not been given the VLM.
             NotFinite: the loss is not finite.
         """
+        limits, train = self.site.limits, self.split("train")
+        passes = limits.max_epochs_per_round * steps_per_epoch(len(train), self.config.segment.batch)
         return training.fine_tuned(
             self.config,
             self.site.site,
-            self.split("train"),
+            train,
             student,
+            most_steps=min(passes, limits.max_steps_per_round or passes),
             text_logits=self._training_masks(request),
             device=self.device,
             progress=self._step_made,

@@ -329,6 +329,7 @@ def fine_tuned(
     train: Split,
     student: Mapping[str, Tensor],
     *,
+    most_steps: int | None = None,
     text_logits: np.ndarray | None = None,
     device: str | torch.device = "cpu",
     progress: Any = None,
@@ -338,6 +339,7 @@ def fine_tuned(
 
     Args:
         student: a whole student's tensors (under FedBN with the site's own layers).
+        most_steps: what the site allows; None: no limit.
 
     Raises:
         UserError: the site has nothing to learn it from.
@@ -349,7 +351,7 @@ def fine_tuned(
     optimizer = optimizer.model_copy(update={"lr": personal.lr_ratio * optimizer.lr})
     alone = _alone(config, segment=config.segment.model_copy(update={"rounds": 1, "optimizer": optimizer}))
     trainer = FineTuner(alone, site, train, train, text_logits=text_logits, device=device, progress=progress)
-    trainer.steps_per_round = personal.steps
+    trainer.steps_per_round = personal.steps if most_steps is None else min(personal.steps, most_steps)
     trainer.load_shared(dict(student))
     trainer.train_round(1)
     return on_cpu(trainer.student.state_dict(), copies=True)
