@@ -128,7 +128,11 @@ class PersonalSegmenter(Segmenter):
 
 
 class Beside(Segmenter):
-    """A student of the site's own beside the one that `of` trains: the same pictures, an objective of its own."""
+    """A student of the site's own beside the one that `of` trains: the same pictures, an objective of its own.
+
+    Where normalisation layers stay at the site (FedBN) their statistics are estimated anew before it is validated and
+    deployed, as those of the global student are.
+    """
 
     def __init__(self, of: Segmenter, heir_of: Beside | None, prox_mu: float = 0.0):
         self.of = of
@@ -136,9 +140,12 @@ class Beside(Segmenter):
         config = _alone(of.config, prox_mu=prox_mu)
         super().__init__(config, of.site, of.train, of.val, heir_of=heir_of, **data)
 
-    @abstractmethod
     def meet(self) -> None:
         """The round's global student has arrived at `of`. The first one is where v starts from."""
+        if self.step == 0:
+            self.load_shared(self.of.model.state_dict())
+        elif self.of.config.local_norm:  # as those of the global student
+            estimate_statistics(self.of.config, self.phase, self.model, self.train, None, self.device)
 
     @abstractmethod
     def begin(self, round: int) -> None:
@@ -170,17 +177,13 @@ class Ditto(Beside):
     """v of Ditto. Its steps are those of training alone, with the pull of `lambda / 2 |v - w|^2` (as FedProx has it) in
     the gradient.
 
-    At lambda 0 it is training alone, to the last bit. However large lambda is, AdamW moves a number by about the
-    learning rate a step: v stays within some learning rates of w.
+    At lambda 0 it is training alone, to the last bit (but for the statistics under FedBN). However large lambda is,
+    AdamW moves a number by about the learning rate a step: v stays within some learning rates of w.
     """
 
     def __init__(self, of: Segmenter, heir_of: Ditto | None):
         super().__init__(of, heir_of, prox_mu=of.config.personal.weight)
         self._figures: dict[str, float] = {}
-
-    def meet(self) -> None:
-        if self.step == 0:
-            self.load_shared(self.of.model.state_dict())
 
     def anchor(self) -> list[Tensor]:
         return [parameter.detach() for parameter in self.of.model.parameters() if parameter.requires_grad]
@@ -204,8 +207,7 @@ class Mixture(Beside):
     """APFL: `student` is the mixture m, `v` the site's part of it.
 
     Running statistics and other buffers of v are those that m followed while it was trained. What is validated and
-    deployed mixes them as it mixes weights, so that it is the global student at alpha 0; where normalisation layers
-    stay at the site (FedBN) they are estimated anew, as those of the global student are.
+    deployed mixes them as it mixes weights, so that it is the global student at alpha 0; but see `Beside`.
     """
 
     def __init__(self, of: Segmenter, heir_of: Mixture | None):
@@ -227,15 +229,13 @@ class Mixture(Beside):
 
     @torch.no_grad()
     def meet(self) -> None:
+        w = self.of.model.state_dict()
         if self.step == 0:
-            first = self.of.model.state_dict()
-            self.load_shared(first)
-            for name, value in first.items():
+            for name, value in w.items():
                 self.v[name].copy_(value)
-            return
-        self._mix(self.of.model.state_dict())
-        if self.of.config.local_norm:
-            estimate_statistics(self.of.config, self.phase, self.model, self.train, None, self.device)
+        else:
+            self._mix(w)
+        super().meet()
 
     def begin(self, round: int) -> None:
         load_tensors(self.model, {name: self.v[name].detach() for name, _ in self.model.named_buffers()})
@@ -354,7 +354,8 @@ def fine_tuned(
     trainer.steps_per_round = personal.steps if most_steps is None else min(personal.steps, most_steps)
     trainer.load_shared(dict(student))
     trainer.train_round(1)
-    return on_cpu(trainer.student.state_dict(), copies=True)
+    tuned = on_cpu(trainer.student.state_dict(), copies=True)
+    return with_own_statistics(config, Phase.SEGMENT, tuned, train, None, device)
 
 
 def student_after(
@@ -371,10 +372,11 @@ def student_after(
     """
     own = with_prefix(private, _OWN)
     v = with_prefix(own, _STUDENT)
-    if config.personal.kind != "apfl" or not v:
-        return v or None
-    mixed = {name: _mixed(v[name], value, own[_ALPHA]) for name, value in student.items()}
-    return with_own_statistics(config, Phase.SEGMENT, mixed, train, None, device)
+    if not v:
+        return None
+    if config.personal.kind == "apfl":
+        v = {name: _mixed(v[name], value, own[_ALPHA]) for name, value in student.items()}
+    return with_own_statistics(config, Phase.SEGMENT, v, train, None, device)
 
 
 def _mixed(v: Tensor, w: Tensor, alpha: Tensor) -> Tensor:

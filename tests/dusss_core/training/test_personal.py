@@ -19,6 +19,7 @@ from dusss_core.training import (
     fine_tuned,
     initial_shared,
     student_after,
+    with_own_statistics,
 )
 from tests.dusss_core.objectives.sites import METHODS, changed, config_of, pictures, site
 
@@ -301,6 +302,18 @@ def test_with_local_norm_normalisation_layers_stay_too(kind):
     plain = shared_tensors(trainer.model, True, "output" if kind == "fedrep" else "none")
     assert set(trainer.shared()) == set(plain) and not [key for key in plain if "running" in key]
     assert 0 <= trainer.validate()["personal_dice"] <= 1
+    if kind != "fedrep":  # with statistics that fit it, also where the site has no validation pictures
+        student = trainer.personal_student()
+        assert not changed(student, with_own_statistics(trainer.config, Phase.SEGMENT, student, train))
+        made = student_after(trainer.config, trainer.private(), trainer.model.state_dict(), train)
+        assert not changed(student, made)
+
+
+def test_fine_tuning_ends_with_statistics_that_fit_under_fedbn():
+    values = {**config_of("supervised").model_dump(), "local_norm": True, "personal": {"kind": "finetune", "steps": 3}}
+    config, train = TrainingConfig.model_validate(values), pictures()
+    tuned = fine_tuned(config, "a", train, site(config, train).model.state_dict())
+    assert not changed(tuned, with_own_statistics(config, Phase.SEGMENT, tuned, train))
 
 
 def test_apfls_mixture_at_alpha_0_is_the_global_student_with_the_sites_own_layers():
