@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.grid.cell import DATASETS, OWN_TEXT, PROFILES, Cell
-from benchmarks.grid.measures import STUDENT, TEXT_MASK, WITH_SENTENCE, Figures, area_by_size, mean, summary
+from benchmarks.grid.measures import PERSONAL, STUDENT, TEXT_MASK, WITH_SENTENCE, Figures, area_by_size, mean, summary
 from dusss_core.errors import UserError
 from feddusss import cli
 
@@ -145,6 +145,7 @@ def measure(cell: Cell, data: Path, work: Path, clock: Clock, overrides: tuple[s
         },
         **({"same_pictures": True} if same_test_for_all_seeds(cell) else {}),
         **_test_figures(test, mean([some.hidden_text_dice for some in trained])),
+        **_personal_figures(trained[0].study.personal.kind, val, test),
         # test Dice of each model, where there are several
         **({"federations": alone} if len(alone) > 1 else {}),
         "config": trained[0].study.model_dump(mode="json", exclude={"data", "deployment"}),
@@ -190,6 +191,30 @@ def _thousandths(pictures: BySite, tested: Iterable[str], kind: str) -> list[int
     # the federations of a site are tested on the same pictures, so a picture is one figure in a paired test
     single = [np.mean([some[kind]["dice"] for some in pictures[site]], axis=0) for site in tested]
     return [int(value) for value in np.rint(1000 * np.concatenate(single))]
+
+
+def _personal_figures(kind: str, val: BySite, test: BySite) -> dict[str, Any]:
+    """Of the students that are the sites' own, and of the shared one at the same sites: means over sites, each site
+    counting the same, and the worst site."""
+    sites = [site for site in sorted(test) if _of(test, [site], PERSONAL)]
+    if kind == "none":
+        return {}
+    own, shared = ({site: summary(_of(test, [site], whose)) for site in sites} for whose in (PERSONAL, STUDENT))
+    chosen = [summary(_of(val, [site], PERSONAL))["dice"] for site in sites if site in val]
+    return {
+        "personal": {
+            "kind": kind,
+            **_over_sites(own),
+            "val_dice_mean": mean(chosen),
+            "shared": _over_sites(shared),
+            "sites": own,
+        }
+    }
+
+
+def _over_sites(sites: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
+    dice = [figures["dice"] for figures in sites.values()]
+    return {"dice_mean": mean(dice), "dice_worst": min(dice, default=None)}
 
 
 def _of(pictures: BySite, sites: Iterable[str], kind: str) -> list[Figures]:

@@ -430,6 +430,50 @@ class RuntimeConfig(Strict):
         return dict.fromkeys(cls.model_fields, AUTO) if values == AUTO else values
 
 
+class PersonalConfig(Strict):
+    """What of the student is a site's own (step 2 alone): it is trained there, kept there, and never sent. `personal:
+    ditto` is short for `personal: {kind: ditto}`. docs/method.md has the equations."""
+
+    kind: Literal["none", "ditto", "fedrep", "apfl", "finetune"] = "none"
+    """none: the one global student. ditto: a student of the site's own beside it, held near it. fedrep: the student's
+    head is the site's own, the rest is global. apfl: a mixture of a student of the site's own and the global one.
+    finetune: after the last round each site trains the final student on, and keeps what comes of it."""
+    weight: float = Field(0.1, ge=0)
+    """ditto: lambda, the weight of half the squared distance from the round's global student. 0: training alone."""
+    head: Literal["output", "decoder", "none"] = "output"
+    """fedrep: what stays at the site. output: the last layer, that of each decoder. decoder: the way up too. none:
+    nothing, plain federation."""
+    head_share: float = Field(0.2, gt=0, lt=1)
+    """fedrep: share of a round's steps, its first ones, in which the head alone is trained; in the others all the rest
+    is. Of two steps or more each gets one at least."""
+    alpha: float = Field(0.5, ge=0, le=1)
+    """apfl: share of the site's own student in the mixture. 0: the global student, 1: training alone."""
+    learn_alpha: bool = False
+    """apfl: `alpha` is where the site starts from, and each step moves it down the gradient of the loss."""
+    alpha_lr: float = Field(0.01, gt=0)
+    """apfl: learning rate of alpha."""
+    steps: int = Field(50, ge=0)
+    """finetune: steps of each site on the final student, but no more than its own file allows in a round
+    (`limits.max_epochs_per_round`, `limits.max_steps_per_round`). 0: the final student as it is."""
+    lr_ratio: float = Field(0.1, gt=0, le=1)
+    """finetune: peak learning rate, as a share of `segment.optimizer.lr`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_kind_alone(cls, values: Any) -> Any:
+        return {"kind": values} if isinstance(values, str) else values
+
+    @property
+    def beside(self) -> bool:
+        """Whether a second student is trained beside the global one, in as many steps."""
+        return self.kind in ("ditto", "apfl")
+
+    @property
+    def own_head(self) -> Literal["output", "decoder", "none"]:
+        """What of the student's network does not travel."""
+        return self.head if self.kind == "fedrep" else "none"
+
+
 class PrivateTrainingConfig(Strict):
     """How a site trains that asks for differential privacy in its own file; other sites ignore it.
 
@@ -481,6 +525,8 @@ class TrainingConfig(Strict):
     privacy: PrivateTrainingConfig = PrivateTrainingConfig()
     local_norm: bool = False
     """FedBN: normalisation layers stay at the site."""
+    personal: PersonalConfig = PersonalConfig()
+    """What else of the student is a site's own."""
     prox_mu: float = Field(0.0, ge=0)
     """FedProx: weight of half the squared distance from the round's global model; set by `federation.strategy`."""
 

@@ -65,7 +65,7 @@ class LimitsConfig(Strict):
     max_epochs_per_round: int = Field(5, ge=1)
     """Local passes over the training pictures per round, at most."""
     max_steps_per_round: int | None = Field(None, ge=1)
-    """Optimizer steps per round, at most. null: no limit."""
+    """Optimizer steps per round, at most, with those of a student of its own (`personal`). null: no limit."""
     phases: list[Phase] = Field(default=list(Phase))
     """Phases that this site trains in. An empty list: the site only evaluates."""
     splits: list[SplitName] = Field(default=["train", "val", "test"])

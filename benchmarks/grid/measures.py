@@ -20,9 +20,9 @@ from statistics import fmean
 
 import numpy as np
 
-STUDENT, TEXT_MASK, WITH_SENTENCE = "student", "text_mask", "with_sentence"
+STUDENT, TEXT_MASK, WITH_SENTENCE, PERSONAL = "student", "text_mask", "with_sentence", "personal"
 """Whose masks: the student's, which sees the picture alone; text-guided ones; those of the sum of both logits, or of a
-student that is given sentences, with them."""
+student that is given sentences, with them; those of the student that is a site's own."""
 Figures = Mapping[str, np.ndarray]
 """Of N pictures, each value N long: "dice", "iou", perhaps "hd95", and the pixels that `count_pixels` counts."""
 

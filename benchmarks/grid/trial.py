@@ -11,14 +11,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.grid.cell import Cell
 from benchmarks.grid.hospitals import partition_of
-from benchmarks.grid.measures import STUDENT, TEXT_MASK, WITH_SENTENCE, Figures, count_pixels
+from benchmarks.grid.measures import PERSONAL, STUDENT, TEXT_MASK, WITH_SENTENCE, Figures, count_pixels
 from dusss_core.config import merged
+from dusss_core.errors import UserError
 from feddusss import configfile
 from server.runs.events import PlainReporter
 from server.study.config import StudyConfig
@@ -87,6 +88,20 @@ class Trained:
     """Of the text-guided masks on the unlabelled training pictures, mean over sites."""
     seconds: float
     """That training took, over all calls."""
+    personal: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
+    """By site: the student that is its own, whole."""
+
+    def student_at(self, site: str) -> dict[str, Tensor]:
+        """What of the federation is tested at a site: the shared student, with what of its layers the site keeps.
+
+        Raises:
+            UserError: the site has no such layers.
+        """
+        if self.study.personal.own_head == "none":
+            return self.student
+        if site not in self.personal:
+            raise UserError(f"{site}: the student has no head there", "choose another `personal`, or another data set")
+        return self.personal[site]
 
 
 def make_study(
@@ -121,6 +136,20 @@ def figures_on(split: str, trained: Trained, sites: Sequence[Path]) -> dict[str,
     return found
 
 
+def personal_students(study: StudyConfig, folder: Path, sites: Sequence[Path]) -> dict[str, dict[str, Tensor]]:
+    """The students that the sites of the run in `folder` keep as their own, by site."""
+    import json
+
+    from client.state.store import SiteState
+    from sites.config import load_site
+
+    if study.personal.kind == "none":
+        return {}
+    run_key = json.loads((folder / "run.json").read_text(encoding="utf-8"))["run_key"]
+    kept = {site.site: SiteState(site.state_dir, study.study, run_key).personal() for site in map(load_site, sites)}
+    return {name: own[0] for name, own in kept.items() if own is not None}
+
+
 def provenance() -> dict[str, Any]:
     """Commit, device and peak memory of this process and its children."""
     import torch
@@ -147,10 +176,17 @@ def _figures(trained: Trained, split: Split, site: LocalSite, *, distances: bool
 
     config, device = trained.study.training(), site.device
     model = build_student(config).to(device)
-    load_tensors(model, trained.student)
     runtime = runtime_of(config, Phase.SEGMENT, device)
-    logits = predict_logits(model, split.images, config.image, device, runtime.eval_batch, amp=runtime.amp)
+
+    def logits_of(student: dict[str, Tensor]) -> Logits:
+        load_tensors(model, student)
+        return predict_logits(model, split.images, config.image, device, runtime.eval_batch, amp=runtime.amp)
+
+    logits = logits_of(trained.student_at(site.name))
     figures = {STUDENT: _measured(config, logits, split, distances=distances)}
+    if site.name in trained.personal:
+        own = logits_of(trained.personal[site.name])
+        figures[PERSONAL] = _measured(config, own, split, distances=distances)
     if (bank := told_on(config, site, split.sentences)) is not None:
         figures[WITH_SENTENCE] = _measured(config, told_logits(config, model, split, bank, device), split)
         return figures

@@ -34,6 +34,7 @@ def judge(site: SiteConfig, request: Request) -> Allowed:
     return Allowed(
         max_steps=site.limits.max_steps_per_round,
         still=partial(check_hours, site),
+        fine_tuning=partial(check_training, site, request),
         # without step 1 no vision-language model is built, whatever its size
         language=partial(
             check_language if request.training.method.text_mask else check_encoder, site, request.training

@@ -72,6 +72,9 @@ class Allowed:
     """Optimizer steps per round, at most; None: no limit."""
     still: Callable[[], None]
     """To be called after each step: raises `Declined` when the site's hours are over."""
+    fine_tuning: Callable[[], None]
+    """To be called before the final student is trained on here (`personal: finetune`): raises `Declined` where the site
+    does not train so now."""
     language: Callable[[], None]
     """To be called before the text encoder is read or a vision-language model built: raises `Declined` where the site
     does not allow them."""

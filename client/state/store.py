@@ -3,7 +3,8 @@
     state_dir/lock                                       held while a message is worked on
     state_dir/log.txt                                    what this site did and why it declined; never leaves
     state_dir/studies/STUDY/RUN_KEY/PHASE-ROUND.safetensors
-    state_dir/studies/STUDY/RUN_KEY/PHASE-local-ROUND.safetensors    normalisation layers that stay here (FedBN)
+    state_dir/studies/STUDY/RUN_KEY/PHASE-local-ROUND.safetensors    layers that stay here (FedBN, FedRep)
+    state_dir/studies/STUDY/RUN_KEY/segment-personal-ROUND.safetensors    the site's own student, whole (`personal`)
     state_dir/studies/STUDY/RUN_KEY/PHASE-reference-ROUND.safetensors    the round's global model } federation.wire:
     state_dir/studies/STUDY/RUN_KEY/PHASE-lost-ROUND.safetensors         what updates have lost  } int8 or topk
     state_dir/studies/STUDY/RUN_KEY/PHASE-spare          an older round's state, which the next one is written over
@@ -11,8 +12,9 @@
     state_dir/studies/STUDY/RUN_KEY/text-masks-*.npy     made once per VLM and data
 
 The last two rounds of a phase are kept: a coordinator that died before it saved round r asks for round r again, and
-then the state of round r - 1 is needed. The local normalisation layers are kept for every round, since the final model
-of a phase may be that of any round, and belongs with the layers of that round.
+then the state of round r - 1 is needed. The local layers are kept for every round, since the final model of a phase may
+be that of any round, and belongs with the layers of that round. Of the site's own students the one is kept that scored
+best on the site's own validation pictures.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _LOCAL, _SPARE = "local.", "-spare"
+_PERSONAL = f"{Phase.SEGMENT}-personal"
 KEPT_ROUNDS = 2
 KEPT_RUNS = 8
 """Runs of one study whose state is kept: an older run may still be resumed."""
@@ -88,6 +91,47 @@ class SiteState:
         rounds = self._rounds(f"{phase}-local")
         chosen = [known for known in rounds if known <= round][-1:] or rounds[:1]
         return read_tensors(self._path(f"{phase}-local", chosen[0]))[0] if chosen else {}
+
+    def offer_personal(self, round: int, student: dict[str, Tensor], score: float) -> None:
+        """Keep the site's own student after `round` if none of an earlier round scored better; of equals the later.
+
+        What is known of later rounds, or of this one, is of rounds that are made again, and is dropped. Students of
+        which a coordinator that goes back by `KEPT_ROUNDS` could make the best one again are kept beside it.
+
+        Raises:
+            UserError: as `save`.
+        """
+        for later in self._rounds(_PERSONAL):
+            if later >= round:
+                self._path(_PERSONAL, later).unlink(missing_ok=True)
+        earlier = self._rounds(_PERSONAL)
+        if earlier and float(read_metadata(self._path(_PERSONAL, earlier[-1])).get("score", "-inf")) > score:
+            return
+        self._make_folder()
+        write_tensors(self._path(_PERSONAL, round), student, {"score": repr(score)})
+        for old in [known for known in earlier if known <= round - KEPT_ROUNDS][:-1]:
+            self._path(_PERSONAL, old).unlink(missing_ok=True)
+
+    def personal(self) -> tuple[dict[str, Tensor], int] | None:
+        """The site's own student, whole, and its round; None if there is none.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        rounds = self._rounds(_PERSONAL)
+        return (read_tensors(self._path(_PERSONAL, rounds[-1]))[0], rounds[-1]) if rounds else None
+
+    def save_personal(self, round: int, student: dict[str, Tensor]) -> None:
+        """Keep the site's own student that belongs with the final model, that of `round`, in place of any other.
+
+        Raises:
+            UserError: as `save`.
+        """
+        self._make_folder()
+        write_tensors(self._path(_PERSONAL, round), student)
+        for other in self._rounds(_PERSONAL):
+            if other != round:
+                self._path(_PERSONAL, other).unlink(missing_ok=True)
 
     def vlm_digest(self) -> str:
         """SHA-256 of the vision-language model that is held, or ''."""

@@ -10,6 +10,7 @@ from flwr.app import RecordDict
 
 from client.door.machine import raise_full
 from client.door.request import Judged
+from client.work import personal
 from client.work.training import keep_vlm, load_shared, prefixed
 from client.work.workbench import Workbench
 from dusss_core.files import with_prefix
@@ -46,10 +47,11 @@ def _validate(request: Judged, bench: Workbench) -> dict[str, float]:
         return {}
     trainer, round = bench.trainer(request)
     load_shared(trainer, request)
-    found = prefixed("val", trainer.validate())
+    found = trainer.validate()
+    personal.offer(request, trainer, found)
     if round:
         bench.trainer_at = (request.run_key, request.phase, round)
-    return found
+    return prefixed("val", found)
 
 
 def _test(request: Judged, bench: Workbench) -> dict[str, float]:
@@ -60,9 +62,13 @@ def _test(request: Judged, bench: Workbench) -> dict[str, float]:
     test, train = bench.split("test"), bench.split("train")
     student, found = request.model, {}
     local = state.local_layers(Phase.SEGMENT, request.round)
-    if student is not None and (local or not config.local_norm):
+    keeps_layers = config.local_norm or config.personal.own_head != "none"
+    if student is not None and (local or not keeps_layers):
         student = with_own_statistics(config, Phase.SEGMENT, {**student, **local}, train, bench.told, device)
-        found |= prefixed("test", evaluate_student(config, student, test, device, bench.told))
+        scores = evaluate_student(config, student, test, device, bench.told)
+        found |= prefixed("test", scores)
+        if config.personal.kind != "none":
+            found |= personal.figures(request, bench, student, scores)
     hidden = (train.masked & ~train.labelled & train.has_text).nonzero()[0]
     newest = state.newest(Phase.SEGMENT, before=10**9) if len(hidden) else None
     if newest is not None and (teacher := with_prefix(newest[0], "objective.teacher.")):

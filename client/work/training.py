@@ -12,6 +12,7 @@ from client.declined import Declined
 from client.door.machine import raise_full
 from client.door.request import Judged
 from client.privacy.ledger import note_unpaid
+from client.work import personal
 from client.work.workbench import Workbench
 from dusss_core.config import LEAST_BATCH
 from feddusss import compression, wire
@@ -65,15 +66,19 @@ class Round:
         """
         most = self.request.allowed.max_steps
         self._trainer, self._state_round = self._bench.trainer(self.request)
-        if most is not None and self._trainer.steps_per_round > most:
+        students = 2 if self.request.training.personal.beside else 1
+        if most is not None and students * self._trainer.steps_per_round > most:
             # the number of steps is left out, since it tells the number of pictures
             raise Declined(f"more steps per round than this site allows ({most}, limits.max_steps_per_round)")
         load_shared(self._trainer, self.request)
         try:
-            return prefixed("val", self._trainer.validate())
+            figures = self._trainer.validate()
         except (MemoryError, RuntimeError) as error:
             raise_full(error, "runtime.eval_batch", self._bench.eval_batch(self.request.phase))
             raise
+        if self.request.training.personal.beside:
+            personal.offer(self.request, self._trainer, figures)
+        return prefixed("val", figures)
 
     def train(self) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Train, and begin to keep the private state: `client.door.exit.settle` waits for that.

@@ -26,6 +26,7 @@ from dusss_core.files import digest_of_tensors, write_atomically
 from dusss_core.objectives import reads_sentences
 from dusss_core.phases import Phase
 from dusss_core.records import Split
+from dusss_core.sampling import steps_per_epoch
 from dusss_core.text.bank import build_text_bank
 from sites.config import LimitsConfig
 from sites.dataset import SiteData
@@ -254,13 +255,35 @@ class Workbench:
             self.config, Phase.PRETRAIN, whole, self.split("train"), self.text, self.device
         )
 
+    def fine_tuned(self, request: Judged, student: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The final student, whole, after this site's own steps on it: no more than it allows in a round.
+
+        Raises:
+            Declined: the site's hours are over; it has not been given the VLM.
+            NotFinite: the loss is not finite.
+        """
+        limits, train = self.site.limits, self.split("train")
+        passes = limits.max_epochs_per_round * steps_per_epoch(len(train), self.config.segment.batch)
+        return training.fine_tuned(
+            self.config,
+            self.site.site,
+            train,
+            student,
+            most_steps=min(passes, limits.max_steps_per_round or passes),
+            text_logits=self._training_masks(request),
+            text=self.told,
+            device=self.device,
+            progress=self._step_made,
+        )
+
     def _training_masks(self, request: Judged) -> np.ndarray | None:
         return self.text_masks(request) if self.config.method.text_mask else None
 
     def _build_trainer(self, phase: Phase, masks: np.ndarray | None, heir_of: _Seat | None):
         train, val = self.split("train"), self.split("val")
         common = {"device": self.device, "progress": self._step_made}
-        kind = {Phase.PRETRAIN: training.Pretrainer, Phase.SEGMENT: training.Segmenter}[phase]
+        segmenter = training.Segmenter if self.config.personal.kind == "none" else training.PersonalSegmenter
+        kind = {Phase.PRETRAIN: training.Pretrainer, Phase.SEGMENT: segmenter}[phase]
         if self.site.privacy.epsilon is not None:
             kind, common = _private(phase), {**common, "records": self.site.privacy.records}
         elif heir_of is not None and (heir_of.phase, heir_of.device) == (phase, self.device):

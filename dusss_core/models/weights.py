@@ -2,28 +2,48 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+Head = Literal["output", "decoder", "none"]
+"""Part of a student that is a site's own (FedRep): the last layer of each decoder; the whole way up; nothing."""
+_HEADS = {
+    "output": re.compile(r"(others\.\d+\.)?head\."),
+    "decoder": re.compile(r"(others\.\d+\.)?(head|up)\."),
+}
+"""Where it lies in every student (`dusss_core.models.decoders`, `encoder_student`)."""
 
-def shared_tensors(model: nn.Module, local_norm: bool, *, copies: bool = True) -> dict[str, Tensor]:
+
+def shared_tensors(
+    model: nn.Module, local_norm: bool, own_head: Head = "none", *, copies: bool = True
+) -> dict[str, Tensor]:
     """The trained tensors and buffers of `model`, on the CPU.
 
-    Frozen parameters do not travel; with `local_norm` (FedBN) neither do normalisation layers.
+    Frozen parameters do not travel; with `local_norm` (FedBN) neither do normalisation layers, nor does `own_head`.
 
     Args:
         copies: False: where the model lies on the CPU, its own tensors, which the next step changes.
     """
-    private = _private_names(model, local_norm)
+    private = _frozen_names(model) | _own_names(model, local_norm, own_head)
     return on_cpu({name: value for name, value in model.state_dict().items() if name not in private}, copies)
 
 
-def local_tensors(model: nn.Module, local_norm: bool, *, copies: bool = True) -> dict[str, Tensor]:
-    """The normalisation layers' tensors if they stay at the site, otherwise nothing; `copies` as `shared_tensors`."""
-    names = _norm_names(model) if local_norm else ()
+def local_tensors(
+    model: nn.Module, local_norm: bool, own_head: Head = "none", *, copies: bool = True
+) -> dict[str, Tensor]:
+    """The tensors of `model` that stay at the site: those of normalisation layers, of its own head, or none. `copies`
+    as `shared_tensors`."""
+    names = _own_names(model, local_norm, own_head)
     return on_cpu({name: value for name, value in model.state_dict().items() if name in names}, copies)
+
+
+def head_names(model: nn.Module, head: Head) -> set[str]:
+    """Names of the tensors of that part of a student, buffers among them."""
+    return set() if head == "none" else {name for name in model.state_dict() if _HEADS[head].match(name)}
 
 
 def load_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -50,9 +70,12 @@ def _copy(value: Tensor) -> Tensor:
     return there.clone() if there.device.type == "cpu" else there.cpu()
 
 
-def _private_names(model: nn.Module, local_norm: bool) -> set[str]:
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    return frozen | (_norm_names(model) if local_norm else set())
+def _frozen_names(model: nn.Module) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+
+
+def _own_names(model: nn.Module, local_norm: bool, own_head: Head) -> set[str]:
+    return (_norm_names(model) if local_norm else set()) | head_names(model, own_head)
 
 
 def _norm_names(model: nn.Module) -> set[str]:

@@ -54,6 +54,11 @@ def reasons_against(config: TrainingConfig, phase: Phase, records: int) -> list[
         found.append("the number of training records is not declared: declare at least 1")
     if config.local_norm:
         found.append("local_norm fits normalisation layers to the site's pictures without noise: set local_norm: false")
+    if config.personal.kind != "none" and phase == Phase.SEGMENT:
+        found.append(
+            f"personal: {config.personal.kind} trains a student of the site's own on its pictures without noise, which "
+            "no charge of the ledger covers: set personal: none"
+        )
     if config.image.mode == "tile":
         found.append("image.mode: tile makes many records of one picture, and each would be hidden alone: use resize")
     return [*found, *(_against_segment(config) if phase == Phase.SEGMENT else _against_pretrain(config, records))]

@@ -5,19 +5,23 @@ A trainer holds one site's share of one phase: `load_shared` takes the round's g
 """
 
 from dusss_core.training.evaluation import evaluate_logits, evaluate_student, text_guided_masks, told_logits
+from dusss_core.training.personal import PersonalSegmenter, fine_tuned, student_after
 from dusss_core.training.pretrain import Pretrainer
 from dusss_core.training.segment import Segmenter
 from dusss_core.training.sharing import can_train, handed_on, initial_shared
 from dusss_core.training.statistics import with_own_statistics
 
 __all__ = [
+    "PersonalSegmenter",
     "Pretrainer",
     "Segmenter",
     "can_train",
     "evaluate_logits",
     "evaluate_student",
+    "fine_tuned",
     "handed_on",
     "initial_shared",
+    "student_after",
     "text_guided_masks",
     "told_logits",
     "with_own_statistics",

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dusss_core.build import build, start_from_tower
 from dusss_core.config import VLM, TrainingConfig
-from dusss_core.models.weights import shared_tensors
+from dusss_core.models.weights import Head, shared_tensors
 from dusss_core.objectives import objective_of, reads_sentences
 from dusss_core.phases import Phase
 from dusss_core.records import Split
@@ -25,6 +25,19 @@ def can_train(config: TrainingConfig, phase: Phase, train: Split) -> str | None:
     if phase == Phase.SEGMENT and not train.labelled.any():
         return _without_labels(config, train)
     return None
+
+
+def no_own_student(config: TrainingConfig, train: Split) -> str | None:
+    """Why a site with this training split can have no student (or head) of its own; None if it can.
+
+    Without a mask, of a person or from a sentence, it would learn from its own guesses, which nothing holds: the global
+    student has the other sites for that.
+    """
+    guided = config.method.text_mask and train.has_text.any() and not handed_on(config, Phase.SEGMENT, 0)
+    if train.labelled.any() or guided:
+        return None
+    kind = config.personal.kind
+    return f"the site has neither labelled pictures nor text-guided masks, and personal: {kind} needs some"
 
 
 def handed_on(config: TrainingConfig, phase: Phase, n_labelled: int) -> tuple[str, ...]:
@@ -49,7 +62,12 @@ def initial_shared(config: TrainingConfig, phase: Phase, vlm: Mapping[str, Tenso
     model = build(config, phase)
     if phase == Phase.SEGMENT and config.student.weights == VLM and vlm is not None:
         start_from_tower(model, vlm)
-    return shared_tensors(model, config.local_norm)
+    return shared_tensors(model, config.local_norm, own_head(config, phase))
+
+
+def own_head(config: TrainingConfig, phase: Phase) -> Head:
+    """What of the phase's network is each site's own, beside normalisation layers under FedBN."""
+    return config.personal.own_head if phase == Phase.SEGMENT else "none"
 
 
 def _without_labels(config: TrainingConfig, train: Split) -> str | None:
@@ -59,4 +77,4 @@ def _without_labels(config: TrainingConfig, train: Split) -> str | None:
         return "the site has no labelled pictures and the method uses no others"
     if objective.alone(config) is None:
         return f"the site has no labelled pictures, and method.objective {config.method.objective} needs some"
-    return None
+    return no_own_student(config, train) if config.personal.own_head != "none" else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -26,10 +26,13 @@ from dusss_core.seeds import generator, global_seed
 from dusss_core.text.bank import TextBank
 from dusss_core.training.optimizer import AdamW
 from dusss_core.training.resident import Resident
+from dusss_core.training.sharing import own_head
 from dusss_core.training.statistics import estimate_statistics
 from dusss_core.transfer import Figures
 
 Progress = Callable[[int, int, float], None]
+Steps = Generator[None, None, dict[str, float]]
+"""A round in the making: goes on by a step each time; returns the round's figures."""
 
 
 class PhaseTrainer(ABC):
@@ -128,20 +131,21 @@ class PhaseTrainer(ABC):
         Args:
             copies: False: where the model lies on the CPU, its own tensors, which the next step changes.
         """
-        return shared_tensors(self.model, self.config.local_norm, copies=copies)
+        return shared_tensors(self.model, self.config.local_norm, own_head(self.config, self.phase), copies=copies)
 
     def shapes(self) -> dict[str, torch.Size]:
         """Names and shapes of what travels."""
         return {name: tensor.shape for name, tensor in self.shared(copies=False).items()}
 
     def private(self, *, copies: bool = True) -> dict[str, Tensor]:
-        """What stays at the site: optimiser moments, step counter, local normalisation layers; `copies` as `shared`."""
+        """What stays at the site: optimiser moments, step counter, local layers (FedBN, FedRep); `copies` as
+        `shared`."""
         moments = {
             f"optimizer.{index}.{name}": torch.as_tensor(value)
             for index, of_one in self.optimizer.state_dict()["state"].items()
             for name, value in of_one.items()
         }
-        local = local_tensors(self.model, self.config.local_norm, copies=copies)
+        local = local_tensors(self.model, self.config.local_norm, own_head(self.config, self.phase), copies=copies)
         return {
             "step": torch.tensor(self.step),
             **on_cpu(moments, copies),
@@ -185,13 +189,18 @@ class PhaseTrainer(ABC):
             NotFinite: the loss is not finite. The step has been made with it by then: `load_private` and `load_shared`
                 bring back a state that is whole.
         """
-        names = (self.config.seed, self.site, self.phase, round)
         # dropout, of a text encoder or of a network, draws from torch's global generator
-        with global_seed(*names, "layers", device=self.device):
-            return self._train_round(round, generator(*names))
+        with global_seed(*self.seed_names(round), "layers", device=self.device):
+            return exhausted(self.stepwise(round))
 
-    def _train_round(self, round: int, draw: torch.Generator) -> dict[str, float]:
-        anchor = [p.detach().clone() for p in self._trained] if self.config.prox_mu else []
+    def seed_names(self, round: int) -> tuple[object, ...]:
+        """What the randomness of a round is a function of."""
+        return self.config.seed, self.site, self.phase, round
+
+    def stepwise(self, round: int) -> Steps:
+        """`train_round`, stopping after each step. Layers that draw are the caller's to seed."""
+        draw = generator(*self.seed_names(round))
+        anchor = self.anchor() if self.config.prox_mu else []
         totals: dict[str, float] = defaultdict(float)
         steps = self.steps_per_round
         all_steps = max(1, self.settings.rounds * steps)
@@ -205,6 +214,7 @@ class PhaseTrainer(ABC):
             if not pace:
                 self.after_step(share_done)
                 self.step += 1
+                yield
                 continue
             for group in self.optimizer.param_groups:
                 group["lr"] = pace * cosine_lr(position, all_steps, self.settings.optimizer)
@@ -217,9 +227,14 @@ class PhaseTrainer(ABC):
             # on a device the step before is read once this one waits there: it always has work
             while len(unread) > (self.device.type != "cpu"):
                 self._note(unread.popleft(), totals)
+            yield
         for step in unread:
             self._note(step, totals)
         return {**{name: value / made for name, value in totals.items()}, "n_steps": float(steps)}
+
+    def anchor(self) -> list[Tensor]:
+        """What FedProx holds the trained parameters near: those of the round's global model."""
+        return [p.detach().clone() for p in self._trained]
 
     def set_gradients(
         self, batch: Any, draw: torch.Generator, share_done: float, anchor: list[Tensor]
@@ -317,6 +332,15 @@ class _Step(NamedTuple):
     number: int
     """Within the round, from 1."""
     figures: Figures
+
+
+def exhausted(steps: Steps) -> dict[str, float]:
+    """All steps that are left; the figures of the round."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
 
 
 def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:

@@ -30,11 +30,15 @@ METHODS = {
 }
 """What the methods are called on the page; a method that is not listed keeps its own name."""
 
+PERSONAL = {"ditto": "Ditto", "fedrep": "FedRep", "apfl": "APFL", "finetune": "fine-tuned"}
+"""What the ways to a student of the site's own are called on the page."""
+
 SCALARS = {
     "train.loss": "Training loss",
     "val.loss": "Validation loss",
     "val.dice": "Validation Dice",
     "val.text_dice": "Validation Dice with the sentence",
+    "val.personal_dice": "Validation Dice, sites' own students",
     "pseudo.text_dice": "Pseudo-labels: text-guided mask",
     "pseudo.teacher_dice": "Pseudo-labels: teacher",
     "pseudo.merged_dice": "Pseudo-labels: merged target",
@@ -79,6 +83,7 @@ def page(run: Run) -> dict[str, Any]:
         "sentence": _sentence(run),
         "sites": _site_rows(run),
         "told": any(row["text_dice"] is not None for row in _site_rows(run)),
+        "personal": bool(run.summary.get("personal")),
         "outside": _outside_rows(run),
         "not_used": _not_used(run),
         "methods": [_method_name(method) for method in _methods(run)],
@@ -127,10 +132,25 @@ def _headline(run: Run) -> list[dict[str, str]]:
         ("IoU, mean", show_figure(number(overall.get("iou_mean"))), "intersection over union"),
         ("HD95, mean", show_figure(hd95, 1), "pixels, smaller is better"),
         ("Dice, text masks", show_figure(number(text_mask.get("dice_mean"))), "pseudo-labels from sentences"),
+        *_personal_tiles(run),
     ]
     if (told := number(overall.get("text_dice_mean"))) is not None:
         tiles.insert(1, ("Dice with the sentence, mean", show_figure(told), "the student is given it"))
     return [{"name": name, "value": value, "note": note} for name, value, note in tiles]
+
+
+def _personal_tiles(run: Run) -> list[tuple[str, str, str]]:
+    """Of the students that are the sites' own, where the study has any."""
+    found = mapping(run.summary.get("personal"))
+    if not found:
+        return []
+    scored = {n: d for n, site in _results(run).items() if (d := number(site.get("personal_dice"))) is not None}
+    worst = min(scored, key=scored.__getitem__) if scored else ""
+    kind = PERSONAL.get(str(found.get("kind")), str(found.get("kind")))
+    return [
+        ("Dice, own students, mean", show_figure(number(found.get("dice_mean"))), kind),
+        ("Dice, own students, worst site", show_figure(number(found.get("dice_worst"))), worst),
+    ]
 
 
 def _sentence(run: Run) -> str:
@@ -168,6 +188,7 @@ def _site_rows(run: Run) -> list[dict[str, Any]]:
         local = _dice_of(run, "local", name)
         row["over_local"] = row["dice"] - local if row["dice"] is not None and local is not None else None
         row["text_mask"] = number(text_mask.get(name))
+        row["personal"] = number(site.get("personal_dice"))
         rows.append({"name": name, "outside": name in outside, **row})
     return rows
 

@@ -352,6 +352,7 @@ class Coordinator:
         summary = make_summary(
             self._study,
             self._run.digest,
+            self._run.run_key,
             self._roster.all(),
             {name: reply.metrics for name, reply in replies.items() if reply.accepted},
             {phase: final for phase, final in finals.items() if final is not None},
@@ -362,6 +363,9 @@ class Coordinator:
             self._say(f"warning: {missing}")
         write_json(self._run.summary_path, summary)
         self._reporter.on_evaluated(*evaluation_figures(replies, summary))
+        if (own := summary.get("personal", {})).get("dice_mean") is not None:
+            told = f"mean Dice {own['dice_mean']:.4f}, worst {own['dice_worst']:.4f}"
+            self._say(f"students of the sites' own ({own['kind']}): {told}")
         self._reporter.on_study_end(summary["seconds"]["total"], str(self._run.folder))
         return summary
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from dusss_core.phases import Phase
 from server.rounds.selection import weighted_mean
 from server.runs.checkpoints import Checkpoint, describe
 from server.study.config import StudyConfig
@@ -15,9 +16,14 @@ if TYPE_CHECKING:
     from server.rounds.roster import Site
 
 
+_FIGURES = ("dice", "iou", "hd95")
+"""Of a student on test pictures."""
+
+
 def make_summary(
     study: StudyConfig,
     config_digest: str,
+    run_key: str,
     sites: Sequence[Site],
     metrics: Mapping[str, Mapping[str, float]],
     finals: Mapping[str, Checkpoint],
@@ -28,6 +34,7 @@ def make_summary(
     """What summary.json holds.
 
     Args:
+        run_key: names the run; the sites keep what is their own by it.
         metrics: figures of the final student and of the text-guided masks, by site.
         finals: the final model of each phase.
         before: an earlier summary, whose comparisons are kept.
@@ -43,6 +50,7 @@ def make_summary(
         "sites": inside,
         **({"external_test": outside} if outside else {}),
         "global": overall(inside),
+        **({"personal": _personal(study, run_key, inside)} if study.personal.kind != "none" else {}),
         "text_mask": {
             "dice_mean": _mean_of(metrics, inside, "text_mask.dice"),
             **{site: metrics[site]["text_mask.dice"] for site in inside if "text_mask.dice" in metrics.get(site, {})},
@@ -86,6 +94,24 @@ def overall(sites: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
     }
 
 
+def _personal(study: StudyConfig, run_key: str, sites: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The sites' own students: over sites as `overall`, and where each lies."""
+    own = {
+        name: {"n_test": site["n_test"], **{figure: site.get(f"personal_{figure}") for figure in _FIGURES}}
+        for name, site in sites.items()
+    }
+    return {
+        "kind": study.personal.kind,
+        **overall(own),
+        "val_dice_mean": _mean(site.get("personal_val_dice") for site in sites.values()),
+        "files": {
+            name: f"studies/{study.study}/{run_key}/{Phase.SEGMENT}-personal-{site['personal_round']:06d}.safetensors"
+            for name, site in sites.items()
+            if site.get("personal_round") is not None
+        },
+    }
+
+
 def evaluation_figures(
     replies: Mapping[str, Reply], summary: Mapping[str, Any]
 ) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
@@ -107,10 +133,13 @@ def without_own_layers(study: StudyConfig, replies: Mapping[str, Reply]) -> str 
 
 
 def _scores(site: Site, metrics: Mapping[str, float]) -> dict[str, Any]:
-    figures = {name: metrics.get(f"test.{name}") for name in ("dice", "iou", "hd95")}
+    figures = {name: metrics.get(f"test.{name}") for name in _FIGURES}
     # of a student that is given sentences: with them
     told = {name: metrics.get(f"test.{name}") for name in ("text_dice", "text_iou", "text_hd95")}
     figures |= {name: value for name, value in told.items() if value is not None}
+    if "personal.round" in metrics:
+        figures |= {f"personal_{name}": metrics.get(f"personal.{name}") for name in (*_FIGURES, "val_dice")}
+        figures["personal_round"] = int(metrics["personal.round"])
     if "n_records" in site.counts:  # differential privacy: no true count leaves the site
         return {
             "n_records": site.counts["n_records"],
@@ -128,8 +157,12 @@ def _scores(site: Site, metrics: Mapping[str, float]) -> dict[str, Any]:
 
 
 def _mean_of(metrics: Mapping[str, Mapping[str, float]], sites: Mapping[str, Any], name: str) -> float | None:
-    values = [metrics[site][name] for site in sites if name in metrics.get(site, {})]
-    return fmean(values) if values else None
+    return _mean(metrics[site].get(name) for site in sites if site in metrics)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
 
 
 def _per_round(finals: Mapping[str, Checkpoint], key: str) -> dict[str, int]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from client.door.machine import resolve_device
-from dusss_core.config import TrainingConfig
+from dusss_core.config import PersonalConfig, TrainingConfig
 from dusss_core.files import with_prefix
 from dusss_core.objectives import reads_sentences
 from dusss_core.phases import Phase
@@ -66,6 +66,8 @@ def train_locally(study: StudyConfig, site: LocalSite, reporter: Reporter | None
     """
     from dusss_core import training
 
+    # there is one student, which is the site's own already
+    study = study.model_copy(update={"personal": PersonalConfig()})
     config = study.training()
     reporter = reporter or Reporter()
     train, val = site.splits["train"], site.splits["val"]

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import model_validator
 
-from dusss_core.config import VLM, Strict, TrainingConfig
+from dusss_core.config import IMAGENET, VLM, Strict, TrainingConfig
 from dusss_core.errors import UserError
 from dusss_core.objectives import misfit
 from dusss_core.phases import Phase
@@ -58,6 +58,12 @@ class StudyConfig(TrainingConfig):
                 f"student.weights: vlm with student.encoder: {self.student.encoder} and vlm.image_encoder: "
                 f"{self.vlm.image_encoder}: they must be the same network"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_reach_every_head(self) -> StudyConfig:
+        if self.personal.own_head != "none" and self.student.weights not in (None, IMAGENET):
+            raise ValueError("student.weights with personal: fedrep: the head of the file would reach no site")
         return self
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks import accuracy, tables
 from benchmarks.grid.cell import Cell
-from benchmarks.grid.measures import STUDENT
+from benchmarks.grid.measures import PERSONAL, STUDENT
 from benchmarks.grid.trial import Clock, Trained, make_study
 from sites.manifest import Record, write_manifest
 
@@ -82,6 +82,38 @@ def test_the_file_of_a_cell_whose_student_is_given_sentences(data, tmp_path):
     assert "| early_fusion, 100 % |" in tables.tables([result])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ditto", "fedrep", "apfl", "finetune"])
+def test_the_file_of_a_cell_whose_sites_have_students_of_their_own(kind, data, tmp_path):
+    cell = Cell("polypgen", 0.5, f"supervised_{kind}", "federated", "cpu", 1)
+    overrides = (*SMALL, "simulation.partition.labels_of=all", "segment.batch=2")
+    result = json.loads(json.dumps(accuracy.measure(cell, data, tmp_path / "work", Clock(None), overrides)))
+    own = result["personal"]
+    assert own["kind"] == kind and list(own["sites"]) == list(result["sites"])
+    dice = [site["dice"] for site in own["sites"].values()]
+    assert own["dice_mean"] == pytest.approx(sum(dice) / 6, abs=1e-4) and own["dice_worst"] == min(dice)
+    shared = [site["dice"] for site in result["sites"].values()]
+    assert own["shared"] == {"dice_mean": pytest.approx(sum(shared) / 6, abs=1e-4), "dice_worst": min(shared)}
+    told = json.loads(next((tmp_path / "work").rglob("summary.json")).read_text())
+    assert own["dice_mean"] == pytest.approx(told["personal"]["dice_mean"], abs=1e-3)
+    assert own["val_dice_mean"] == pytest.approx(told["personal"]["val_dice_mean"], abs=1e-3)
+    assert result["test"]["dice"] == pytest.approx(told["global"]["dice_mean"], abs=1e-3)
+
+
+def test_figures_of_the_sites_own_students_are_means_over_sites_and_the_worst_one(data, tmp_path, monkeypatch):
+    def figures_on(split, trained, files):
+        scores = {file.parent.name: _DICE[file.parent.name] for file in files}
+        return {site: {STUDENT: _figures(dice, 2), PERSONAL: _figures(dice / 2, 2)} for site, dice in scores.items()}
+
+    cell = Cell("polypgen", 0.5, "supervised", "federated", "cpu", 1)
+    trained = Trained(make_study(cell, data, ("personal=apfl",)), {}, None, {}, None, 1.0)
+    monkeypatch.setattr("benchmarks.grid.trial.figures_on", figures_on)
+    monkeypatch.setattr("benchmarks.grid.methods.find_method", lambda name: lambda trial: trained)
+    own = accuracy.measure(cell, data, tmp_path / "work", Clock(None))["personal"]
+    assert (own["kind"], own["dice_mean"], own["dice_worst"], own["val_dice_mean"]) == ("apfl", 0.175, 0.05, 0.175)
+    assert own["shared"] == {"dice_mean": 0.35, "dice_worst": 0.1} and own["sites"]["c6"]["dice"] == 0.3
+
+
 def _figures(dice: float, n: int) -> dict[str, np.ndarray]:
     """As if each picture had 100 pixels of a finding, and as many were found."""
     found = {"overlap": 100 * dice, "predicted": 100, "true": 100, "pixels": 1000}
@@ -107,7 +139,7 @@ def test_figures_are_those_of_the_sites_whose_pictures_count(data, tmp_path, mon
     assert {site: one["dice"] for site, one in result["sites"].items()} == {
         site: _DICE[site] for site in sorted({*result["sites"], *counting})
     }
-    assert ("federations" in result) == (setting == "local")
+    assert ("federations" in result) == (setting == "local") and "personal" not in result
     if setting == "local":
         assert result["federations"] == {site: _DICE[site] for site in counting}
     assert result["val"]["pooled_dice"] == 0.9 and result["with_sentence"]["dice"] is None

@@ -15,6 +15,8 @@ _PUBLISHED_SMALL = ("cct", "bcp", "mcnet", "mcnet_v1", "ssnet", "ucmt", "unimatc
 """Objectives that were published with the small U-Net."""
 _PRETRAINING = ("mgca", "cmitm", "asg")
 """Published methods of step 1."""
+_PERSONAL = ("ditto", "fedrep", "apfl", "finetune")
+"""Ways to a student of the site's own."""
 
 
 def _on(network: str, **more: Any) -> dict[str, Any]:
@@ -48,6 +50,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "mean_teacher_mse": {"method": {"objective": "mean_teacher_mse"}},
     "fixmatch": {"method": {"objective": "fixmatch"}},
     "fedsemidg": {"method": {"objective": "fedsemidg"}},
+    # supervised training, and a student of each site's own
+    **{f"supervised_{kind}": {"method": {"preset": "supervised"}, "personal": {"kind": kind}} for kind in _PERSONAL},
     # text-free methods: on the network of their papers, and on the student's own
     **{name: {"method": {"objective": name}, **_SMALL} for name in _PUBLISHED_SMALL},
     **{f"{name}_same": {"method": {"objective": name}} for name in _PUBLISHED_SMALL},
@@ -90,7 +94,7 @@ def run(trial: Trial) -> Trained:
 
 def train(trial: Trial, changes: Mapping[str, Any]) -> Trained:
     """Train the cell's federation with `changes` of its study."""
-    from benchmarks.grid.trial import Trained
+    from benchmarks.grid.trial import Trained, personal_students
     from server.runs.checkpoints import read_model
     from server.simulation.simulate import simulate
 
@@ -100,6 +104,7 @@ def train(trial: Trial, changes: Mapping[str, Any]) -> Trained:
     with_masks = study.method.text_mask and Phase.PRETRAIN in summary["rounds"]
     return Trained(
         study=study,
+        personal=personal_students(study, trial.folder, trial.sites),
         student=read_model(checkpoints / "student.safetensors"),
         vlm=read_model(checkpoints / "vlm.safetensors") if with_masks else None,
         val=_validation(trial.folder, summary["rounds"][Phase.SEGMENT]["final"]),

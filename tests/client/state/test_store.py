@@ -108,6 +108,36 @@ def test_layers_in_the_state_of_an_older_release_are_read(state):
     assert same(state.newest(Phase.SEGMENT, before=2)[0], {**state_of(1, numbers=1), **layers})
 
 
+def student(value: float) -> dict:
+    return {"head.weight": torch.full((3,), value)}
+
+
+def test_of_a_sites_own_students_the_best_is_kept_and_of_equals_the_later(state):
+    assert state.personal() is None
+    for round, score in ((1, 0.3), (2, 0.5), (3, 0.5), (4, 0.4), (5, 0.1)):
+        state.offer_personal(round, student(round), score)
+    tensors, round = state.personal()
+    assert round == 3 and same(tensors, student(3))
+
+
+def test_a_round_that_is_made_again_forgets_the_students_of_later_ones(state):
+    for round, score in ((1, 0.3), (2, 0.1), (3, 0.6), (4, 0.7)):
+        state.offer_personal(round, student(round), score)
+    state.offer_personal(3, student(30), 0.2)  # after another round 3 it is worse
+    assert state.personal()[1] == 1
+    state.offer_personal(4, student(40), 0.4)
+    assert same(state.personal()[0], student(40))
+
+
+def test_few_students_take_room_however_often_one_is_better(state):
+    for round in range(1, 9):
+        state.offer_personal(round, student(round), round / 10)
+    assert len([name for name in names(state) if "personal" in name]) <= 3
+    state.save_personal(7, student(70))
+    assert [name for name in names(state) if "personal" in name] == ["segment-personal-000007.safetensors"]
+    assert same(state.personal()[0], student(70))
+
+
 # What an answer waits for.
 
 

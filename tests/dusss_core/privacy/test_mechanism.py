@@ -37,6 +37,9 @@ def test_pretraining_needs_records(kind, fewest):
     assert why_not(config, Phase.SEGMENT, 1) is None
 
 
+OWN = ("ditto", "fedrep", "apfl", "finetune")
+
+
 @pytest.mark.parametrize(
     ("phase", "changes", "reason"),
     [
@@ -51,6 +54,7 @@ def test_pretraining_needs_records(kind, fewest):
         (Phase.SEGMENT, {"local_norm": True}, "set local_norm: false"),
         (Phase.PRETRAIN, {"local_norm": True}, "set local_norm: false"),
         (Phase.SEGMENT, {"image": {"size": 32, "mode": "tile"}}, "use resize"),
+        *((Phase.SEGMENT, {"personal": kind}, f"personal: {kind} trains a student of the site's own") for kind in OWN),
         (Phase.PRETRAIN, {"privacy": {"pretrain": "off"}}, "privacy.pretrain is off"),
         (Phase.PRETRAIN, {"vlm": {"text": {"tuning": "lora"}}}, "set it to frozen"),
     ],

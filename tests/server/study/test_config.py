@@ -54,6 +54,8 @@ def test_an_unknown_preset_names_the_known_ones(tmp_path, monkeypatch):
             "mean_teacher_mse, bcp",
         ),
         ("{local_norm: true, vlm: {weights: w.safetensors}}", "reach no site"),
+        ("{personal: fedrep, student: {weights: w.safetensors}}", "the head of the file would reach no site"),
+        ("personal: dito", r"'personal\.kind': .*\n  -> did you mean 'ditto'\?"),
     ],
 )
 def test_a_mistake_is_told_with_file_and_key(tmp_path, text, message):

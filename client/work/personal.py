@@ -1,0 +1,97 @@
+"""The student that is this site's own (`personal` in a study's settings): kept here, tested here, never sent.
+
+Ditto, APFL: of the students after each round the one that scored best on this site's own validation pictures, the later
+of equals; without such pictures the last one. FedRep: the final student with this site's head. Fine-tuning: what this
+site makes of the final student when it is asked to test it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from client.declined import Declined
+from client.door.request import Judged
+from client.state.store import write_log
+from client.work.workbench import Workbench
+from dusss_core.errors import UserError
+from dusss_core.phases import Phase
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dusss_core.training.trainer import PhaseTrainer
+
+
+def offer(request: Judged, trainer: PhaseTrainer, figures: Mapping[str, float]) -> None:
+    """Keep this site's student of the round before, which has just been validated, if it is the best so far.
+
+    Args:
+        figures: of `trainer.validate`.
+
+    Raises:
+        UserError: the disk is full, or does not allow writing.
+    """
+    if request.phase != Phase.SEGMENT or not request.training.personal.beside or "personal_dice" not in figures:
+        return
+    student = trainer.personal_student()
+    if student is not None:
+        request.state.offer_personal(request.round - 1, student, figures["personal_dice"])
+
+
+def figures(request: Judged, bench: Workbench, student: dict[str, Tensor], tested: Mapping[str, float]) -> dict:
+    """What this site's own student scores on the test pictures, and on the validation pictures that chose it.
+
+    Args:
+        student: the final student, whole.
+        tested: what that one scores on the test pictures.
+
+    Returns:
+        "personal.NAME" for each of its figures; "personal.val_dice"; "personal.round", of which it is. Nothing where
+        this site has no student of its own, or may not make one now: its own log says why.
+    """
+    from dusss_core.training import evaluate_student
+
+    config, device = request.training, bench.device
+    own = _own(request, bench, student)
+    if own is None:
+        return {}
+    tensors, round = own
+    same = config.personal.kind == "fedrep"
+    scores = tested if same else evaluate_student(config, tensors, bench.split("test"), device, bench.told)
+    val = evaluate_student(config, tensors, bench.split("val"), device, bench.told, distances=False)
+    found = {f"personal.{name}": value for name, value in scores.items() if name != "n"}
+    return {**found, **({"personal.val_dice": val["dice"]} if "dice" in val else {}), "personal.round": round}
+
+
+def _own(request: Judged, bench: Workbench, student: dict[str, Tensor]) -> tuple[dict[str, Tensor], int] | None:
+    """This site's own student and its round, kept in any case."""
+    from dusss_core.training import student_after
+
+    config, state, kind = request.training, request.state, request.training.personal.kind
+    if kind in ("fedrep", "finetune"):
+        own, round = (student if kind == "fedrep" else _fine_tuned(request, bench, student)), request.round
+    else:
+        if bench.split("val").masked.any() and (chosen := state.personal()) is not None:
+            return chosen
+        private, round = state.newest(Phase.SEGMENT, before=10**9) or ({}, 0)
+        own = student_after(config, private, student, bench.split("train"), bench.device, bench.told)
+    if own is None:
+        return None
+    state.save_personal(round, own)
+    return own, round
+
+
+def _fine_tuned(request: Judged, bench: Workbench, student: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    """The final student after this site's own steps; None where the site does not train now, and why in its log."""
+    from dusss_core.training import can_train
+
+    config = request.training
+    try:
+        request.allowed.fine_tuning()
+        if reason := can_train(config, Phase.SEGMENT, bench.split("train")):
+            raise Declined(reason)
+        return bench.fine_tuned(request, student)
+    except (Declined, UserError) as why:
+        write_log(request.site.state_dir, f"the final student was not fine-tuned here: {why}")
+        return None

@@ -1,0 +1,85 @@
+"""A site's own limits hold for the student that is its own, too."""
+
+from __future__ import annotations
+
+import pytest
+
+from client.answer import answer
+from client.work.workbench import forget
+from dusss_core.config import TrainingConfig
+from dusss_core.files import digest_of_tensors, read_tensors
+from dusss_core.phases import Phase
+from dusss_core.training import fine_tuned, initial_shared
+from feddusss import wire
+from sites.config import load_site
+from sites.dataset import SiteData
+from tests.client.conftest import declined, limit, make_content
+from tests.client.fake_private import make_private
+from tests.server.conftest import make_study
+
+
+@pytest.fixture(autouse=True)
+def no_other_workbenches():
+    forget()
+    yield
+    forget()
+
+
+def content(personal, **config):
+    """A message with the first student, as the true method makes it."""
+    study = make_study(method={"preset": "supervised"}, personal=personal, student__norm="group").training()
+    made = make_content(study=study, **config)
+    made["arrays"] = wire.pack(initial_shared(study, Phase.SEGMENT))
+    return made
+
+
+def told(reply) -> set[str]:
+    """Names of the figures of a site's own student."""
+    return {name for record in reply.metric_records.values() for name in record if "personal" in name}
+
+
+def own_students(site_file) -> list:
+    return list((site_file.parent / "state").rglob("segment-personal-*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("limits", "steps"),
+    [({}, 3), ({"max_steps_per_round": 1}, 1), ({"max_epochs_per_round": 1}, 2)],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else str(value),
+)
+def test_fine_tuning_has_no_more_steps_than_a_round_may_have(site_file, limits, steps):
+    """16 pictures, 8 a step: a pass has two steps."""
+    limit(site_file, **limits)
+    asked = content({"kind": "finetune", "steps": 3, "lr_ratio": 1}, what="test")
+    reply = answer("evaluate", asked, site_file)
+    assert declined(reply) is None and "test.dice" in reply["metrics"] and "personal.dice" in told(reply)
+    (file,) = own_students(site_file)
+    study = TrainingConfig.model_validate_json(asked["config"]["training"])
+    train = SiteData(load_site(site_file), study.image).split("train")
+    few = study.model_copy(update={"personal": study.personal.model_copy(update={"steps": steps})})
+    expected = fine_tuned(few, "alder", train, initial_shared(study, Phase.SEGMENT))
+    assert digest_of_tensors(read_tensors(file)[0]) == digest_of_tensors(expected)
+
+
+def test_a_site_that_only_evaluates_is_not_made_to_train(site_file):
+    limit(site_file, phases=[])
+    reply = answer("evaluate", content({"kind": "finetune", "steps": 3}, what="test"), site_file)
+    assert declined(reply) is None and "test.dice" in reply["metrics"] and not told(reply)
+    assert "not fine-tuned here: this site does not train" in (site_file.parent / "state" / "log.txt").read_text()
+
+
+def test_a_site_with_differential_privacy_alone_fine_tunes_nothing(site_file):
+    make_private(site_file)
+    reply = answer("evaluate", content({"kind": "finetune", "steps": 3}, what="test"), site_file)
+    assert declined(reply) is None and not told(reply) and not own_students(site_file)
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("none", 2), ("fedrep", 2), ("ditto", 4), ("apfl", 4)])
+def test_the_steps_of_both_students_count(site_file, kind, steps):
+    """16 pictures, 8 a step, one pass: two steps, and two more of a student beside the global one."""
+    own_file = site_file.read_text()
+    limit(site_file, max_steps_per_round=steps - 1)
+    assert "max_steps_per_round" in declined(answer("train", content(kind), site_file))
+    site_file.write_text(own_file)
+    limit(site_file, max_steps_per_round=steps)
+    assert declined(answer("train", content(kind), site_file)) is None
