@@ -173,6 +173,10 @@ class VLMConfig(Strict):
     knows places, as sentences do; such as 7. 0: the projection of the mean of all patches, D wide (paper)."""
     cell_dim: int = Field(16, ge=1, le=256)
     """Numbers of a cell."""
+    cells_read: float | None = Field(None, ge=0, le=1)
+    """Cells are read off the networks below, which learn from what trains the cells with this factor on its gradient
+    (0: nothing), and the grounding decoder does not see them. null: they teach these networks in full, and join the
+    decoder."""
     decoder_width: int = Field(64, ge=8, multiple_of=4)
     """Channels of the grounding decoder."""
     skips: bool = True
@@ -284,6 +288,12 @@ class UncertaintyConfig(Strict):
     """log sigma is clamped to at most this."""
     regulariser: float = Field(1e-3, ge=0)
     """Weight of the mean squared log sigma, against inflated uncertainty."""
+    weight_ambiguity: float = Field(0.0, ge=0)
+    """Weight of a loss that makes the 2-Wasserstein distance of a pair tell how many sentences fit about equally. The
+    Gaussians then learn from it alone, and teach the embeddings nothing. Not in private training with public
+    negatives. 0: the distance is what contrast makes of it (paper)."""
+    ambiguity_power: float = Field(3.0, gt=0)
+    """By how much an ambiguous pair's distance is raised over that of a plain one."""
 
 
 class PretrainConfig(PhaseConfig):
