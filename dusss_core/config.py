@@ -87,8 +87,9 @@ class MethodConfig(Strict):
     """No gradient of the contrastive losses through the uncertainty of Eq. 2 (see Eq. 18)."""
     negatives: Literal["site", "batch"] = "batch"
     """What a picture's sentence is told from in Eq. 6: all sentences of the site's training records, each as often as
-    records have it, or those of the batch (paper). Those of the batch too with a text encoder that is trained, with
-    other `pairs` than multi_positive, and in private training."""
+    records have it (of more than 512 those of the batch, and others by chance), or those of the batch (paper). Those of
+    the batch too with a text encoder that is trained, with other `pairs` than multi_positive, and in private training.
+    """
     pairs: Literal["multi_positive", "masked", "identity"] = "multi_positive"
     """Pairs with the same sentence: positives of each other, left out of the negatives, or (paper) negatives."""
     merge: Literal["logits", "probabilities"] = "logits"
