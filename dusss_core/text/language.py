@@ -23,7 +23,7 @@ _SIDES = re.compile(
 )
 _OTHERS = word_set(
     "el la los las del de en con sin un una le les des du dans avec sans et une der die das und im ist mit ohne eine "
-    "einer beiden il lo gli nel nella di da della os dos na em com sem het een van met zonder beide och med utan bez oraz"
+    "einer beiden il lo gli nel nella di da della os dos na em com sem het een van met zonder beide och med utan bez"
 )
 _ENGLISH = word_set(
     "the of in and is are was were with without no not at on there an a to for from by both left right upper lower one "
