@@ -241,8 +241,9 @@ def uncertainty(pairs: Pairs, split: Split, counts: dict[str, int]) -> dict[str,
     }
 
 
-def gradient_cosine(config, vlm, split: Split, bank: TextBank) -> float:
-    """Cosine of the image encoder's gradients of Eq. 8, within a batch, with SSS and with plain cosines."""
+def gradient_cosine(config, vlm, split: Split, bank: TextBank) -> float | None:
+    """Cosine of the image encoder's gradients of Eq. 8, within a batch, with SSS and with plain cosines; None where
+    contrast does not teach the encoder (`vlm.cells_read: 0`)."""
     import torch
 
     from dusss_core.inference import to_input
@@ -263,8 +264,11 @@ def gradient_cosine(config, vlm, split: Split, bank: TextBank) -> float:
             image, text, config.pretrain.uncertainty, sss=sss, detach_uncertainty=config.method.detach_uncertainty
         )
         cross_modal_loss(similarity, same, vlm.log_scale, config.method.pairs).backward()
-        found.append(torch.cat([p.grad.flatten() for p in vlm.image.encoder.parameters() if p.grad is not None]))
+        gradients = [p.grad.flatten() for p in vlm.image.encoder.parameters() if p.grad is not None]
+        found.append(torch.cat(gradients) if gradients else torch.zeros(0))
     vlm.zero_grad()
+    if not len(found[0]):
+        return None
     return float(torch.nn.functional.cosine_similarity(*found, dim=0))
 
 

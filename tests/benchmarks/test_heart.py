@@ -82,9 +82,11 @@ def test_an_uncertainty_that_grows_with_the_sentences_that_fit_knows_ambiguity(s
     assert figures["rank_correlation_with_ambiguity"] == pytest.approx(sign)
 
 
-def test_all_figures_of_a_model_are_numbers():
+@pytest.mark.parametrize("cells_read", [None, 0.0])
+def test_all_figures_of_a_model_are_numbers(cells_read):
     torch.manual_seed(0)
-    config = make_config()
+    config = make_config(vlm={**make_config().vlm.model_dump(), "cells": 3, "cells_read": cells_read})
     figures = heart.measure(config, build_vlm(config), make_split(n=8), FakeBank(), dict.fromkeys(SENTENCES, 4))
-    assert -1 <= figures["sss"]["gradient_cosine"] <= 1
+    cosine = figures["sss"]["gradient_cosine"]
+    assert cosine is None if cells_read == 0 else -1 <= cosine <= 1
     assert set(json.loads(json.dumps(figures, allow_nan=False))) == {"pictures", "retrieval", "masks", "sss"}
