@@ -171,6 +171,6 @@ def test_distances_learn_ambiguity_where_the_study_says_so(bank, negatives, cell
     start = initial_shared(config, Phase.PRETRAIN)
     trainer.load_shared(start)
     assert np.isfinite(trainer.train_round(1)["ambiguity"])
-    # weight decay alone moves no bias
     moved = trainer.shared()["text.cells.map.mu.bias"] - start["text.cells.map.mu.bias"]
-    assert moved.any()
+    # weight decay alone moves it by 1e-7
+    assert moved.abs().max() > 1e-4
