@@ -12,7 +12,9 @@ retrieval  by the similarity of step 1 alone: the rank of a picture's sentence a
 masks      text-guided masks: Dice for sentences of one side and of both, the share of a mask on the half of the
            picture that its sentence names, predicted over true area by the size of the finding;
 sss        D_SSS of Eq. 4: its standard deviation among the sentences of one picture, its rank correlation over
-           sentences with the number of training records that share them; the cosine between the gradients of the
+           sentences with the number of training records that share them; that of the uncertainty of Eq. 2 with
+           ambiguity, the number of sentences that fit a picture about equally (perplexity of p(sentence | picture) by
+           the model's own cosines), and with the rank of the true sentence; the cosine between the gradients of the
            encoder with and without SSS, on one batch.
 """
 
@@ -23,7 +25,7 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -40,6 +42,19 @@ if TYPE_CHECKING:
     from dusss_core.text.bank import TextBank
 
 BATCH = 64
+
+
+class Pairs(NamedTuple):
+    """N pictures with K sentences, N x K each."""
+
+    similarity: np.ndarray
+    """As contrast has it."""
+    d_sss: np.ndarray
+    """D_SSS of Eq. 4."""
+    uncertainty: np.ndarray
+    """Du of Eq. 2."""
+    logits: np.ndarray
+    """Cosines over the learned temperature."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -82,12 +97,12 @@ def measure(
         counts: training records by sentence.
     """
     vlm.eval()
-    similarity, d_sss = similarities(config, vlm, split, bank)
+    pairs = similarities(config, vlm, split, bank)
     return {
         "pictures": len(split),
-        "retrieval": retrieval(similarity, split, counts),
+        "retrieval": retrieval(pairs.similarity, split, counts),
         "masks": masks(config, vlm, split, bank),
-        "sss": uncertainty(d_sss, split, counts) | {"gradient_cosine": gradient_cosine(config, vlm, split, bank)},
+        "sss": uncertainty(pairs, split, counts) | {"gradient_cosine": gradient_cosine(config, vlm, split, bank)},
     }
 
 
@@ -103,27 +118,29 @@ def side_of(sentence: str) -> str:
     return named.pop() if len(named) == 1 else "both"
 
 
-def similarities(config, vlm, split: Split, bank: TextBank) -> tuple[np.ndarray, np.ndarray]:
-    """Similarity as contrast has it, and D_SSS, of the N pictures with the K distinct sentences: N x K each."""
+def similarities(config, vlm, split: Split, bank: TextBank) -> Pairs:
+    """The N pictures with the K distinct sentences."""
     import torch
 
     from dusss_core.inference import to_input
-    from dusss_core.losses.similarity import supervised_similarity
+    from dusss_core.losses.contrastive import temperature_scale
+    from dusss_core.losses.similarity import cosine, gaussian_distance, supervised_similarity
     from dusss_core.pretraining import pretraining_of
 
     method, device = pretraining_of(config)(config, vlm), next(vlm.parameters()).device
-    found: list[tuple[Tensor, Tensor]] = []
+    settings = config.pretrain.uncertainty
+    found: list[tuple[Tensor, ...]] = []
     with torch.inference_mode():
         tokens, mask = bank.features(torch.arange(len(split.sentences)))
         text = vlm.encode_text(tokens.to(device), mask.to(device)).embedding
         for start in range(0, len(split), BATCH):
             x = to_input(torch.from_numpy(split.images[start : start + BATCH].copy()).to(device), config.image)
             image = vlm.encode_image(x).embedding
-            _, d_sss = supervised_similarity(
-                image, text, config.pretrain.uncertainty, sss=True, detach_uncertainty=True
-            )
-            found.append((method.similarity(image, text).cpu(), d_sss.cpu()))
-    return tuple(torch.cat(some).float().numpy() for some in zip(*found, strict=True))
+            _, d_sss = supervised_similarity(image, text, settings, sss=True, detach_uncertainty=True)
+            distance = gaussian_distance(image.gaussian, text.gaussian, settings)
+            logits = cosine(image.semantic, text.semantic) * temperature_scale(vlm.log_scale)
+            found.append((method.similarity(image, text), d_sss, settings.scale * distance + settings.offset, logits))
+    return Pairs(*(torch.cat(some).cpu().float().numpy() for some in zip(*found, strict=True)))
 
 
 def retrieval(similarity: np.ndarray, split: Split, counts: dict[str, int]) -> dict[str, float]:
@@ -192,28 +209,41 @@ def masks(config, vlm, split: Split, bank: TextBank) -> dict[str, Any]:
     return figures | {"area_by_size": area_by_size([counted])}
 
 
-def uncertainty(d_sss: np.ndarray, split: Split, counts: dict[str, int]) -> dict[str, float]:
-    """Spread of D_SSS, and whether it knows which sentences many pictures share."""
+def uncertainty(pairs: Pairs, split: Split, counts: dict[str, int]) -> dict[str, float | None]:
+    """Spread of D_SSS, and whether it knows which sentences many pictures share and which pictures are ambiguous."""
     import numpy as np
+    from scipy.special import log_softmax
     from scipy.stats import spearmanr
 
-    own = d_sss[np.arange(len(d_sss)), split.sentence]
-    present = np.unique(split.sentence)
-    told = [own[split.sentence == k].mean() for k in present]
-    shared = [counts.get(split.sentences[k], 0) for k in present]
+    present, own = np.unique(split.sentence, return_inverse=True)
+    row = np.arange(len(own))
+
+    def by_sentence(values: np.ndarray) -> np.ndarray:
+        return np.array([values[own == k].mean() for k in range(len(present))])
+
+    def correlation(a: np.ndarray, b: np.ndarray) -> float | None:
+        """None where either is the same for all sentences."""
+        return float(spearmanr(a, b).statistic) if np.ptp(a) and np.ptp(b) else None
+
+    records = np.array([counts.get(split.sentences[k], 0) for k in present])
+    # a sentence that training lacks counts as if one record had it
+    log_p = log_softmax(pairs.logits[:, present] + np.log(np.maximum(1, records)), axis=1)
+    fitting = np.exp(-(np.exp(log_p) * log_p).sum(1))
+    rank = (pairs.similarity[:, present] > pairs.similarity[row, split.sentence][:, None]).mean(1)
+    own_d, own_u = (values[row, split.sentence] for values in (pairs.d_sss, pairs.uncertainty))
     return {
-        "median": float(np.median(d_sss)),
-        "spread_within_row": float(d_sss.std(1).mean()),
-        "spread_of_own": float(own.std()),
-        # None where either is the same for all sentences
-        "rank_correlation_with_records": (
-            float(spearmanr(told, shared).statistic) if np.ptp(told) and np.ptp(shared) else None
-        ),
+        "median": float(np.median(pairs.d_sss)),
+        "spread_within_row": float(pairs.d_sss.std(1).mean()),
+        "spread_of_own": float(own_d.std()),
+        "rank_correlation_with_records": correlation(by_sentence(own_d), records),
+        "rank_correlation_with_ambiguity": correlation(by_sentence(own_u), by_sentence(fitting)),
+        "rank_correlation_with_rank": correlation(by_sentence(own_u), by_sentence(rank)),
     }
 
 
-def gradient_cosine(config, vlm, split: Split, bank: TextBank) -> float:
-    """Cosine of the image encoder's gradients of Eq. 8, within a batch, with SSS and with plain cosines."""
+def gradient_cosine(config, vlm, split: Split, bank: TextBank) -> float | None:
+    """Cosine of the image encoder's gradients of Eq. 8, within a batch, with SSS and with plain cosines; None where
+    contrast does not teach the encoder (`vlm.cells_read: 0`)."""
     import torch
 
     from dusss_core.inference import to_input
@@ -234,8 +264,11 @@ def gradient_cosine(config, vlm, split: Split, bank: TextBank) -> float:
             image, text, config.pretrain.uncertainty, sss=sss, detach_uncertainty=config.method.detach_uncertainty
         )
         cross_modal_loss(similarity, same, vlm.log_scale, config.method.pairs).backward()
-        found.append(torch.cat([p.grad.flatten() for p in vlm.image.encoder.parameters() if p.grad is not None]))
+        gradients = [p.grad.flatten() for p in vlm.image.encoder.parameters() if p.grad is not None]
+        found.append(torch.cat(gradients) if gradients else torch.zeros(0))
     vlm.zero_grad()
+    if not len(found[0]):
+        return None
     return float(torch.nn.functional.cosine_similarity(*found, dim=0))
 
 

@@ -88,6 +88,8 @@ def build_vlm(config: TrainingConfig) -> VisionLanguageModel:
     from dusss_core.text.encoder import TextEncoder, embedding_width
 
     settings = config.vlm
+    gradient = 1.0 if settings.cells_read is None else settings.cells_read
+    watching = config.pretrain.uncertainty.weight_ambiguity > 0
     with _initialisation(config, Phase.PRETRAIN):
         image = ImageTower(
             settings.image_encoder,
@@ -97,12 +99,22 @@ def build_vlm(config: TrainingConfig) -> VisionLanguageModel:
             settings.dim,
             settings.cells,
             settings.cell_dim,
+            gradient=gradient,
+            watching=watching,
         )
         if settings.weights:
             load_encoder_weights(image.encoder, settings.image_encoder, settings.weights, "vlm")
         encoder = TextEncoder(settings.text) if settings.text.tuning != "frozen" else None
         width = encoder.width if encoder else embedding_width(settings.text)
-        text = TextTower(width, settings.dim, settings.cells, settings.cell_dim, query=settings.text.pooling == "query")
+        text = TextTower(
+            width,
+            settings.dim,
+            settings.cells,
+            settings.cell_dim,
+            query=settings.text.pooling == "query",
+            gradient=gradient,
+            watching=watching,
+        )
         grounding = GroundingDecoder(
             image.channels,
             image.strides,
@@ -113,7 +125,7 @@ def build_vlm(config: TrainingConfig) -> VisionLanguageModel:
             settings.skips,
             settings.cross_attention,
             settings.mask_bias,
-            settings.cell_dim if settings.cells else 0,
+            settings.cell_dim if settings.cells and settings.cells_read is None else 0,
         )
         more = pretraining_of(config).modules(config, image, width)
         return VisionLanguageModel(image, text, grounding, config.pretrain.temperature, encoder, more)

@@ -112,8 +112,9 @@ class MethodConfig(Strict):
     """No gradient of the contrastive losses through the uncertainty of Eq. 2 (see Eq. 18)."""
     negatives: Literal["site", "batch"] = "batch"
     """What a picture's sentence is told from in Eq. 6: all sentences of the site's training records, each as often as
-    records have it, or those of the batch (paper). Those of the batch too with a text encoder that is trained, with
-    other `pairs` than multi_positive, and in private training."""
+    records have it (of more than 512 those of the batch, and others by chance), or those of the batch (paper). Those of
+    the batch too with a text encoder that is trained, with other `pairs` than multi_positive, and in private training.
+    """
     pairs: Literal["multi_positive", "masked", "identity"] = "multi_positive"
     """Pairs with the same sentence: positives of each other, left out of the negatives, or (paper) negatives."""
     merge: Literal["logits", "probabilities"] = "logits"
@@ -215,6 +216,10 @@ class VLMConfig(Strict):
     knows places, as sentences do; such as 7. 0: the projection of the mean of all patches, D wide (paper)."""
     cell_dim: int = Field(16, ge=1, le=256)
     """Numbers of a cell."""
+    cells_read: float | None = Field(None, ge=0, le=1)
+    """Cells are read off the networks below, which learn from what trains the cells with this factor on its gradient
+    (0: nothing), and the grounding decoder does not see them. null: they teach these networks in full, and join the
+    decoder."""
     decoder_width: int = Field(64, ge=8, multiple_of=4)
     """Channels of the grounding decoder."""
     skips: bool = True
@@ -343,6 +348,12 @@ class UncertaintyConfig(Strict):
     """log sigma is clamped to at most this."""
     regulariser: float = Field(1e-3, ge=0)
     """Weight of the mean squared log sigma, against inflated uncertainty."""
+    weight_ambiguity: float = Field(0.0, ge=0)
+    """Weight of a loss that makes the 2-Wasserstein distance of a pair tell how many sentences fit about equally. The
+    Gaussians then learn from it alone, and teach the embeddings nothing. Not in private training with public
+    negatives. 0: the distance is what contrast makes of it (paper)."""
+    ambiguity_power: float = Field(3.0, gt=0)
+    """By how much an ambiguous pair's distance is raised over that of a plain one."""
 
 
 class ZonesConfig(Strict):

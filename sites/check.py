@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dusss_core.errors import UserError
+from dusss_core.text.language import is_english
 from sites.config import SiteConfig, load_site
 from sites.manifest import SPLITS, Problem, Record, labelled_by_fraction, raise_problems, read_manifest
 from sites.packing import Progress, console_progress, in_order
@@ -208,25 +209,40 @@ def _check_text(report: Report, records: Sequence[Record]) -> None:
         "without": len(records) - len(with_text),
         "distinct": len(set(with_text)),
     }
+
+    def say(level: str, message: str, remedy: str = "") -> None:
+        report.findings.append(Finding(level, "text", message, remedy))
+
     train = [record for record in records if record.split == "train"]
-    if train and not any(record.text for record in train):
-        report.findings.append(
-            Finding(
-                "warning",
-                "text",
-                "no training record has text: the site trains with the teacher alone",
-                "fill the column text if there are reports",
-            )
+    sentences = {record.text for record in train if record.text}
+    if train and not sentences:
+        say(
+            "warning",
+            "no training record has text: the site trains with the teacher alone",
+            "fill the column text if there are reports",
         )
         return
-    report.findings.append(
-        Finding(
-            "ok",
-            "text",
-            f"{len(with_text)} records with text, {len(records) - len(with_text)} "
-            f"without; {len(set(with_text))} different sentences",
-        )
+    silent = len(records) - len(with_text)
+    say(
+        "ok",
+        f"{len(with_text)} records with text, {silent} without"
+        f"{', which learn from the teacher alone' if silent else ''}; {len(set(with_text))} different sentences",
     )
+    if len(sentences) == 1:
+        say(
+            "warning",
+            "all training records have the same sentence: contrast cannot learn what it says, and text-guided masks "
+            "know the site's labelled pictures alone",
+            "give each record its own sentence",
+        )
+    foreign = [record for record in records if record.text and not is_english(record.text)]
+    if foreign:
+        say(
+            "warning",
+            f"{len(foreign)} sentences are not in English: left and right are not known in them, so that their "
+            f"pictures are not mirrored, nor are they said in other words: {_rows(foreign)}",
+            "translate them, or choose a vlm.text.encoder of their language",
+        )
 
 
 def _look_at_all(records: Sequence[Record], progress: Progress) -> tuple[list[Look], list[Problem]]:

@@ -68,6 +68,13 @@ def wasserstein2(mu_a: Tensor, log_sigma_a: Tensor, mu_b: Tensor, log_sigma_b: T
 
 
 @full_precision
+def gaussian_distance(a: Gaussian, b: Gaussian, config: UncertaintyConfig) -> Tensor:
+    """Eq. 1 as Eq. 2 has it: of Gaussians whose log sigma is held between the bounds of `config`, B x K."""
+    low, high = config.log_sigma_min, config.log_sigma_max
+    return wasserstein2(a.mu, a.log_sigma.clamp(low, high), b.mu, b.log_sigma.clamp(low, high))
+
+
+@full_precision
 def supervised_similarity(
     a: Embedding, b: Embedding, config: UncertaintyConfig, *, sss: bool, detach_uncertainty: bool
 ) -> tuple[Tensor, Tensor]:
@@ -83,14 +90,7 @@ def supervised_similarity(
     similarity = cosine(a.semantic, b.semantic)
     if not sss:
         return similarity, torch.ones_like(similarity)
-    low, high = config.log_sigma_min, config.log_sigma_max
-    distance = wasserstein2(
-        a.gaussian.mu,
-        a.gaussian.log_sigma.clamp(low, high),
-        b.gaussian.mu,
-        b.gaussian.log_sigma.clamp(low, high),
-    )
-    uncertainty = config.scale * distance + config.offset
+    uncertainty = config.scale * gaussian_distance(a.gaussian, b.gaussian, config) + config.offset
     if detach_uncertainty:
         uncertainty = uncertainty.detach()
     d_sss = torch.exp(-config.constraint * uncertainty / _distance(similarity))

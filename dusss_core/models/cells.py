@@ -32,10 +32,12 @@ class _Map(nn.Module):
 
     Args:
         size: numbers in a map. dim: D of the Gaussian.
+        watching: as of EmbeddingHead.
     """
 
-    def __init__(self, size: int, dim: int):
+    def __init__(self, size: int, dim: int, watching: bool):
         super().__init__()
+        self.watching = watching
         self.mu = nn.Linear(size, dim)
         self.log_sigma = nn.Linear(size, dim)
 
@@ -43,7 +45,8 @@ class _Map(nn.Module):
         flat = raw.float().flatten(1)
         semantic = F.normalize(flat, dim=-1)
         cells = semantic * flat.shape[1] ** 0.5
-        return Placed(Embedding(semantic, Gaussian(self.mu(cells), self.log_sigma(cells))), cells.view_as(raw))
+        seen = cells.detach() if self.watching else cells
+        return Placed(Embedding(semantic, Gaussian(self.mu(seen), self.log_sigma(seen))), cells.view_as(raw))
 
 
 class PictureCells(nn.Module):
@@ -52,34 +55,46 @@ class PictureCells(nn.Module):
     Args:
         in_width: channels of the patch features. dim: D of the Gaussian.
         cells: cells along a side. cell_dim: d, numbers of a cell.
+        gradient: factor on the gradient that goes on to the patch features.
+        watching: as of EmbeddingHead.
     """
 
-    def __init__(self, in_width: int, dim: int, cells: int, cell_dim: int):
+    def __init__(
+        self, in_width: int, dim: int, cells: int, cell_dim: int, gradient: float = 1.0, *, watching: bool = False
+    ):
         super().__init__()
-        self.cells = cells
+        self.cells, self.gradient = cells, gradient
         self.norm = nn.LayerNorm(in_width)
         self.project = nn.Linear(in_width, cell_dim)
-        self.map = _Map(cells * cells * cell_dim, dim)
+        self.map = _Map(cells * cells * cell_dim, dim, watching)
 
     def forward(self, patches: Tensor) -> Placed:
         """Embed patch features, B x C x H x W."""
-        pooled = resample(patches.float(), self.cells)
+        pooled = resample(scale_gradient(patches.float(), self.gradient), self.cells)
         return self.map(self.project(self.norm(pooled.permute(0, 2, 3, 1))).permute(0, 3, 1, 2))
 
 
 class SentenceCells(nn.Module):
     """What a sentence says of each cell. Arguments as PictureCells; `in_width` is that of the pooled sentence."""
 
-    def __init__(self, in_width: int, dim: int, cells: int, cell_dim: int):
+    def __init__(
+        self, in_width: int, dim: int, cells: int, cell_dim: int, gradient: float = 1.0, *, watching: bool = False
+    ):
         super().__init__()
-        self.shape = (cell_dim, cells, cells)
+        self.shape, self.gradient = (cell_dim, cells, cells), gradient
         size = cell_dim * cells * cells
         self.place = nn.Sequential(nn.Linear(in_width, 2 * in_width), nn.GELU(), nn.Linear(2 * in_width, size))
-        self.map = _Map(size, dim)
+        self.map = _Map(size, dim, watching)
 
     def forward(self, sentence: Tensor) -> Placed:
         """Embed pooled sentences, B x D."""
-        return self.map(self.place(sentence.float()).unflatten(1, self.shape))
+        sentence = scale_gradient(sentence.float(), self.gradient)
+        return self.map(self.place(sentence).unflatten(1, self.shape))
+
+
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """x, whose gradient is `factor` times what comes back."""
+    return x if factor == 1 else x.detach() + factor * (x - x.detach()) if factor else x.detach()
 
 
 def resample(x: Tensor, side: int) -> Tensor:

@@ -14,15 +14,18 @@ class EmbeddingHead(nn.Module):
     Args:
         in_width: width of the global feature.
         dim: D.
+        watching: the Gaussian is read off the feature and teaches it nothing (`pretrain.uncertainty.weight_ambiguity`).
     """
 
-    def __init__(self, in_width: int, dim: int):
+    def __init__(self, in_width: int, dim: int, *, watching: bool = False):
         super().__init__()
+        self.watching = watching
         self.semantic = nn.Sequential(nn.Linear(in_width, dim), nn.GELU(), nn.Linear(dim, dim))
         self.mu = nn.Linear(in_width, dim)
         self.log_sigma = nn.Linear(in_width, dim)
 
     def forward(self, feature: Tensor) -> Embedding:
         feature = feature.float()
-        gaussian = Gaussian(self.mu(feature), self.log_sigma(feature))
+        seen = feature.detach() if self.watching else feature
+        gaussian = Gaussian(self.mu(seen), self.log_sigma(seen))
         return Embedding(F.normalize(self.semantic(feature).float(), dim=-1), gaussian)

@@ -34,22 +34,36 @@ class ImageTower(nn.Module):
         dim: D.
         cells: cells along a side of an embedding that keeps places; 0: the mean of the patch features.
         cell_dim: d, numbers of a cell.
+        gradient: factor on the gradient that goes from the cells to the encoder.
+        watching: as of EmbeddingHead.
 
     Raises:
         UserError: timm does not know the name, or the model has no feature maps.
     """
 
     def __init__(
-        self, name: str, in_channels: int, size: int, patch_stride: int, dim: int, cells: int = 0, cell_dim: int = 16
+        self,
+        name: str,
+        in_channels: int,
+        size: int,
+        patch_stride: int,
+        dim: int,
+        cells: int = 0,
+        cell_dim: int = 16,
+        *,
+        gradient: float = 1.0,
+        watching: bool = False,
     ):
         super().__init__()
         self.encoder, self.strides, self.channels = build_encoder(
             name, in_channels, size, coarsest=patch_stride, setting="vlm.image_encoder"
         )
-        self.cells = PictureCells(self.channels[-1], dim, cells, cell_dim) if cells else None
+        self.cells = (
+            PictureCells(self.channels[-1], dim, cells, cell_dim, gradient, watching=watching) if cells else None
+        )
         if not cells:
             self.norm = nn.LayerNorm(self.channels[-1])
-            self.head = EmbeddingHead(self.channels[-1], dim)
+            self.head = EmbeddingHead(self.channels[-1], dim, watching=watching)
 
     def forward(self, image: Tensor) -> ImageFeatures:
         """Embed B normalised pictures, B x C x H x W."""

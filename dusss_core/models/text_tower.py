@@ -39,9 +39,21 @@ class TextTower(nn.Module):
         cells: cells along a side of an embedding that keeps places; 0: none.
         cell_dim: d, numbers of a cell.
         query: a learned query pools the tokens; else their mean.
+        gradient: factor on the gradient that goes from the cells to what is below them.
+        watching: as of EmbeddingHead.
     """
 
-    def __init__(self, in_width: int, dim: int, cells: int = 0, cell_dim: int = 16, *, query: bool = False):
+    def __init__(
+        self,
+        in_width: int,
+        dim: int,
+        cells: int = 0,
+        cell_dim: int = 16,
+        *,
+        query: bool = False,
+        gradient: float = 1.0,
+        watching: bool = False,
+    ):
         super().__init__()
         self.project = nn.Sequential(nn.LayerNorm(in_width), nn.Linear(in_width, dim), nn.GELU(), nn.Linear(dim, dim))
         self.pool = None
@@ -49,9 +61,9 @@ class TextTower(nn.Module):
             self.query = nn.Parameter(torch.zeros(1, 1, dim))
             self.pool = nn.MultiheadAttention(dim, num_heads=4, batch_first=True)
         self.norm = nn.LayerNorm(dim)
-        self.cells = SentenceCells(dim, dim, cells, cell_dim) if cells else None
+        self.cells = SentenceCells(dim, dim, cells, cell_dim, gradient, watching=watching) if cells else None
         if not cells:
-            self.head = EmbeddingHead(dim, dim)
+            self.head = EmbeddingHead(dim, dim, watching=watching)
         # drawn last, as it always was: the initial weights of older studies stay
         if query:
             nn.init.normal_(self.query, std=dim**-0.5)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dusss_core.config import TrainingConfig
+from dusss_core.losses.ambiguity import ambiguity, ambiguity_loss
 from dusss_core.losses.contrastive import (
     cross_modal_loss,
     info_nce,
@@ -17,7 +18,14 @@ from dusss_core.losses.contrastive import (
     same_sentence,
     temperature_scale,
 )
-from dusss_core.losses.similarity import Embedding, saturation, sigma_regulariser, supervised_similarity
+from dusss_core.losses.similarity import (
+    Embedding,
+    cosine,
+    gaussian_distance,
+    saturation,
+    sigma_regulariser,
+    supervised_similarity,
+)
 from dusss_core.pretraining.method import PretrainingMethod, Seen
 
 
@@ -47,7 +55,28 @@ class Dusss(PretrainingMethod):
                 vlm.log_scale,
                 method.pairs,
             )
-        return parts | self.text_guided(seen)
+        parts |= self.text_guided(seen)
+        if method.sss and settings.uncertainty.weight_ambiguity:
+            parts["ambiguity"] = settings.uncertainty.weight_ambiguity * self._ambiguity(seen, same)
+        return parts
+
+    def _ambiguity(self, seen: Seen, same: Tensor) -> Tensor:
+        """The distances of Eq. 1 tell how many of the site's sentences, else of the batch's, fit about equally."""
+        settings, known = self.settings.uncertainty, seen.sentences
+        if known is None:
+            # equal sentences are one that fits, not several
+            text, log_count, distinct = seen.text, None, ~same.tril(diagonal=-1).any(dim=1)
+        else:
+            text, log_count, distinct = known.text, known.log_count, None
+        target = ambiguity(
+            cosine(seen.image.semantic, text.semantic),
+            temperature_scale(self.vlm.log_scale),
+            settings.ambiguity_power,
+            columns=distinct,
+            log_weights=log_count,
+        )
+        distance = gaussian_distance(seen.image.gaussian, text.gaussian, settings)
+        return ambiguity_loss(distance, target, distinct)
 
     def _cross_modal(self, seen: Seen, same: Tensor) -> Tensor:
         """L_cmc, Eq. 8: a sentence is told from the batch's pictures, a picture from the site's sentences if they are

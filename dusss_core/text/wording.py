@@ -2,7 +2,7 @@
 
 Pure functions of strings. A wording may drop words that say nothing, exchange true synonyms and reorder
 clauses that do not lean on each other. It never touches a side, a place, a number, a negation or the name of
-a finding; where that is in doubt, the sentence stays as it is. English is assumed.
+a finding; where that is in doubt, and in other languages than English, the sentence stays as it is.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterable
 
 from dusss_core.seeds import derive_seed
+from dusss_core.text.language import is_english
+from dusss_core.text.language import word_set as _set
 
 
 def wordings(sentence: str, count: int, seed_names: Iterable[object] = ()) -> list[str]:
@@ -24,6 +26,8 @@ def wordings(sentence: str, count: int, seed_names: Iterable[object] = ()) -> li
         seed_names: names that the random draws derive from, besides the sentence.
     """
     found: list[str] = []
+    if not is_english(sentence):
+        return [sentence] * count
     for number in range(count):
         rng = random.Random(derive_seed("wording", *seed_names, sentence, number))
         drawn = (_reword(sentence, rng) for _ in range(_ATTEMPTS))
@@ -56,9 +60,9 @@ def names_a_place(sentence: str) -> bool:
 def may_flip(sentence: str) -> bool:
     """Whether `mirror(sentence)` describes the flipped picture.
 
-    False where a side hides in an abbreviation or on a clock face.
+    False where a side hides in an abbreviation, on a clock face or in another language.
     """
-    return _OPAQUE_SIDE.search(sentence) is None
+    return _OPAQUE_SIDE.search(sentence) is None and is_english(sentence)
 
 
 def may_turn(sentence: str) -> bool:
@@ -67,10 +71,6 @@ def may_turn(sentence: str) -> bool:
 
 
 # ---- vocabulary ----
-
-
-def _set(words: str) -> frozenset[str]:
-    return frozenset(words.split())
 
 
 _WORD = re.compile(r"[^\W_]+(?:[-'’][^\W_]+)*")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -108,7 +109,8 @@ class Pretrainer(PhaseTrainer):
         picture = geometry.apply(self.pictures(positions))
         # a mirrored picture contradicts its sentence unless the sentence is mirrored too; "left" mirrored says the same
         # as "right"
-        (identity,) = sent(self.device, self.text.identity(sentence, geometry.flipped))
+        own = self.text.identity(sentence, geometry.flipped)
+        (identity,) = sent(self.device, own)
         view = torch.randint(1, self.config.vlm.text.views + 1, (len(positions),), generator=draw)
         other_image = other_text = other_grounding = mask = sentences = None
 
@@ -125,7 +127,7 @@ class Pretrainer(PhaseTrainer):
                 if self.consistent:
                     other_grounding = self.vlm.ground(x, other_image, other_text)
             if self.wordings is not None:
-                sentences = self._sentences()
+                sentences = self._sentences(own, draw)
         if len(labelled):
             mask = geometry.apply_mask(self.masks(positions))[: len(labelled)]
         return Seen(
@@ -159,11 +161,15 @@ class Pretrainer(PhaseTrainer):
             0, place, torch.arange(len(place)), "amin", include_self=False
         )
         total = torch.zeros(len(identity)).index_add(0, place, count)
-        return _Wordings(sentence[first], mirrored[first], *sent(self.device, identity, total.log()))
+        return _Wordings(sentence[first], mirrored[first], identity, total.log())
 
-    def _sentences(self) -> Sentences:
-        text = self._text(self.wordings.sentence, self.wordings.mirrored)
-        return Sentences(text.embedding, self.wordings.identity, self.wordings.log_count)
+    def _sentences(self, own: Tensor, draw: torch.Generator) -> Sentences:
+        """What a batch, whose words are `own`, is told from."""
+        told = self.wordings
+        if len(told.sentence) > MOST_SENTENCES:
+            told = told.some(own, MOST_SENTENCES, draw)
+        text = self._text(told.sentence, told.mirrored)
+        return Sentences(text.embedding, *sent(self.device, told.identity, told.log_count))
 
     def _contrasts(self, seen: Seen) -> dict[str, Tensor]:
         """The losses between records: within the batch here, private training has others."""
@@ -229,13 +235,28 @@ class Pretrainer(PhaseTrainer):
         return tokens.to(self.device), mask.to(self.device)
 
 
+MOST_SENTENCES = 512
+"""Of those of a site that a step encodes anew: memory and time do not grow with the site's reports."""
+
+
 class _Wordings(NamedTuple):
-    """K sentences of a site in the words that training shows them in."""
+    """K sentences of a site in the words that training shows them in; on the CPU, where a step's share is drawn."""
 
     sentence: Tensor
-    """K int64, numbers at the site, on the CPU like `mirrored`."""
+    """K int64, numbers at the site."""
     mirrored: Tensor
     """K bool."""
     identity: Tensor
-    """K int64, as in Seen, on the device like `log_count`."""
+    """K int64, as in Seen."""
     log_count: Tensor
+    """K, log of the records that have them; in a draw, each of the others also stands for those that are left out."""
+
+    def some(self, own: Tensor, most: int, draw: torch.Generator) -> _Wordings:
+        """At most `most`, or those with an identity among `own` where these are more: these, and others by chance."""
+        needed = torch.isin(self.identity, own)
+        others = (~needed).nonzero().squeeze(1)
+        taken = others[torch.randperm(len(others), generator=draw)[: max(0, most - int(needed.sum()))]]
+        log_count = self.log_count.clone()
+        log_count[taken] += math.log(len(others) / max(1, len(taken)))
+        place = torch.cat([needed.nonzero().squeeze(1), taken])
+        return _Wordings(self.sentence[place], self.mirrored[place], self.identity[place], log_count[place])

@@ -56,18 +56,37 @@ def test_a_mask_on_the_other_side_is_not_on_the_named_one(monkeypatch, mirrored)
     assert (figures["dice"] == pytest.approx(1)) != mirrored
 
 
-def test_ambiguity_is_told_by_the_sign_of_the_rank_correlation():
+def pairs_of(d_sss, uncertainty=None, logits=None):
+    nothing = np.zeros_like(d_sss)
+    logits = nothing if logits is None else logits
+    return heart.Pairs(logits, d_sss, nothing if uncertainty is None else uncertainty, logits)
+
+
+def test_the_number_of_records_is_told_by_the_sign_of_the_rank_correlation():
     split = split_of([0, 1, 2])
     counts = dict(zip(split.sentences, (1, 5, 9), strict=True))
-    figures = heart.uncertainty(np.array([[0.9, 0.5, 0.5], [0.5, 0.6, 0.5], [0.5, 0.5, 0.1]]), split, counts)
+    d_sss = np.array([[0.9, 0.5, 0.5], [0.5, 0.6, 0.5], [0.5, 0.5, 0.1]])
+    figures = heart.uncertainty(pairs_of(d_sss), split, counts)
     assert figures["rank_correlation_with_records"] == pytest.approx(-1)
-    constant = heart.uncertainty(np.full((3, 3), 0.5), split, counts)
+    constant = heart.uncertainty(pairs_of(np.full((3, 3), 0.5)), split, counts)
     assert (constant["spread_within_row"], constant["rank_correlation_with_records"]) == (0, None)
 
 
-def test_all_figures_of_a_model_are_numbers():
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_uncertainty_that_grows_with_the_sentences_that_fit_knows_ambiguity(sign):
+    split = split_of([0, 1, 2])
+    # one sentence fits the first picture, two the second, three the third
+    logits = np.array([[9.0, 0, 0], [9, 9, 0], [9, 9, 9]])
+    uncertainty = sign * np.array([[1.0, 0, 0], [0, 2, 0], [0, 0, 3]])
+    figures = heart.uncertainty(pairs_of(np.full((3, 3), 0.5), uncertainty, logits), split, {})
+    assert figures["rank_correlation_with_ambiguity"] == pytest.approx(sign)
+
+
+@pytest.mark.parametrize("cells_read", [None, 0.0])
+def test_all_figures_of_a_model_are_numbers(cells_read):
     torch.manual_seed(0)
-    config = make_config()
+    config = make_config(vlm={**make_config().vlm.model_dump(), "cells": 3, "cells_read": cells_read})
     figures = heart.measure(config, build_vlm(config), make_split(n=8), FakeBank(), dict.fromkeys(SENTENCES, 4))
-    assert -1 <= figures["sss"]["gradient_cosine"] <= 1
+    cosine = figures["sss"]["gradient_cosine"]
+    assert cosine is None if cells_read == 0 else -1 <= cosine <= 1
     assert set(json.loads(json.dumps(figures, allow_nan=False))) == {"pictures", "retrieval", "masks", "sss"}

@@ -227,3 +227,17 @@ def test_one_error_is_not_called_errors(capsys):
     report.findings += [Finding("error", "train", "none"), Finding("warning", "val", "none")]
     print_report(report)
     assert "(1 error, 1 warning)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Finding.", "contrast cannot learn what it says"),
+        ("Sombra en el pulmón izquierdo.", "8 sentences are not in English"),
+    ],
+)
+def test_what_sentences_cannot_teach_is_a_warning(tmp_path, capsys, text, words):
+    rows = [{**row, "text": text} for row in rows_of(tmp_path, 8, SPLITS)]
+    code, report = check(capsys, write_site(tmp_path, rows))
+    assert code == 0 and "warning" in levels(report, "text") and words in said(report)
+    assert "warning" not in levels(check(capsys, write_site(tmp_path, rows_of(tmp_path, 8, SPLITS)))[1], "text")

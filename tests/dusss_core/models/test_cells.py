@@ -50,3 +50,33 @@ def test_a_text_guided_mask_depends_on_what_contrast_trains_only_with_cells(cell
     vlm(image, tokens, torch.ones(2, 4, dtype=torch.bool)).sum().backward()
     semantic = vlm.image.cells.project if cells else vlm.image.head.semantic[0]
     assert (semantic.weight.grad is not None and bool(semantic.weight.grad.abs().sum() > 0)) == (cells > 0)
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.1, 1.0])
+def test_what_is_read_off_teaches_the_networks_below_by_its_factor(factor):
+    def gradients(read):
+        vlm = {**make_config().vlm.model_dump(), "cells": 3, "cells_read": read}
+        model = build_vlm(make_config(vlm=vlm))
+        draw = torch.Generator().manual_seed(0)
+        image = model.encode_image(torch.rand(2, 1, 32, 32, generator=draw)).embedding.semantic
+        text = model.encode_text(torch.rand(2, 4, 384, generator=draw), torch.ones(2, 4, dtype=torch.bool))
+        (image * text.embedding.semantic).sum().backward()
+        below = (model.image.encoder.parameters(), model.text.project.parameters())
+        flat = [
+            torch.cat([p.grad.flatten() if p.grad is not None else p.flatten() * 0 for p in some]) for some in below
+        ]
+        return (*flat, model.image.cells.project.weight.grad)
+
+    # the decoder has one layer less, so that the towers start from the same weights
+    *in_full, own = gradients(1.0)
+    *below, own_again = gradients(factor)
+    torch.testing.assert_close(own_again, own)
+    assert own.any() and all(some.any() for some in in_full)
+    for some, whole in zip(below, in_full, strict=True):
+        torch.testing.assert_close(some, factor * whole)
+
+
+def test_a_text_guided_mask_does_not_see_what_is_read_off():
+    model = build_vlm(make_config(vlm={**make_config().vlm.model_dump(), "cells": 3, "cells_read": 0.0}))
+    model(torch.randn(2, 1, 32, 32), torch.randn(2, 4, 384), torch.ones(2, 4, dtype=torch.bool)).sum().backward()
+    assert all(p.grad is None for cells in (model.image.cells, model.text.cells) for p in cells.parameters())

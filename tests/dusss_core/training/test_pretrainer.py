@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -104,3 +106,71 @@ def test_a_site_whose_sentences_are_all_equal_trains(bank, negatives):
     figures = trainer.train_round(1)
     assert np.isfinite(list(figures.values())).all()
     assert digest_of_tensors(trainer.shared()) != digest_of_tensors(start)
+
+
+def test_of_very_many_sentences_a_step_encodes_its_own_and_a_drawn_share(bank, monkeypatch):
+    """With other sentences in place of the bank's two, and at most six at a time."""
+    config, train = make_config(method={"negatives": "site"}, pretrain={"batch": 4, "flip": False}), make_split(n=40)
+    train = replace(train, sentence=np.arange(40), sentences=tuple(map(str, range(40))))
+    bank.table = torch.randn(40, 6, 384, generator=torch.Generator().manual_seed(0))
+    bank.identity = lambda indices, mirrored=None: indices.cpu()
+    monkeypatch.setattr("dusss_core.training.pretrain.MOST_SENTENCES", 6)
+    trainer = Pretrainer(config, "a", train, train, bank)
+    drawn = [
+        trainer._look((np.array([0]), np.array([20])), torch.Generator().manual_seed(seed)).sentences for seed in (1, 2)
+    ]
+    for sentences in drawn:
+        assert len(sentences.text.semantic) == 6 and {0, 20} <= set(sentences.identity.tolist())
+        # together they stand for all records
+        assert sentences.log_count.exp().sum().item() == pytest.approx(40)
+    assert not drawn[0].identity.equal(drawn[1].identity)
+    assert np.isfinite(list(trainer.train_round(1).values())).all()
+
+
+@pytest.mark.parametrize("negatives", ["site", "batch"])
+def test_a_picture_without_a_sentence_teaches_step_1_nothing(bank, negatives):
+    settings = {"method": {"negatives": negatives}, "pretrain": {"rounds": 1, "batch": 6}}
+    config, digests = make_config(**settings), []
+    start = initial_shared(config, Phase.PRETRAIN)
+    for changed in (False, True):
+        train = make_split(n=14, with_text=12)
+        if changed:
+            train.images[12:], train.masks[12:], train.labelled[12:] = 255, 1, True
+        trainer = Pretrainer(config, "a", train, train, bank)
+        trainer.load_shared(start)
+        figures = trainer.train_round(1)
+        assert np.isfinite([*figures.values(), *trainer.validate().values()]).all()
+        digests.append(digest_of_tensors(trainer.shared()))
+    assert digests[0] == digests[1] != digest_of_tensors(start)
+
+
+SPANISH = ("Infección en el pulmón izquierdo.", "Infección en el pulmón derecho.")
+
+
+def test_pictures_with_sentences_in_another_language_are_not_mirrored_and_train():
+    config = make_config(method={"negatives": "site"}, pretrain={"rounds": 1, "batch": 6})
+    train = replace(make_split(n=12), sentences=SPANISH)
+    trainer = Pretrainer(config, "a", train, train, build_text_bank(SPANISH, config.vlm.text))
+    start = initial_shared(config, Phase.PRETRAIN)
+    trainer.load_shared(start)
+    positions = np.arange(12)
+    seen = trainer._look((positions[:4], positions[4:]), torch.Generator().manual_seed(0))
+    assert seen.identity.equal(trainer.text.identity(torch.from_numpy(train.sentence)))
+    assert np.isfinite(list(trainer.train_round(1).values())).all()
+    assert digest_of_tensors(trainer.shared()) != digest_of_tensors(start)
+
+
+@pytest.mark.parametrize("negatives", ["site", "batch"])
+@pytest.mark.parametrize("cells_read", [None, 0.0, 0.1])
+def test_distances_learn_ambiguity_where_the_study_says_so(bank, negatives, cells_read):
+    vlm = {**make_config().vlm.model_dump(), "cells": 3, "cells_read": cells_read}
+    uncertainty = {"weight_ambiguity": 1.0}
+    settings = {"vlm": vlm, "method": {"negatives": negatives}, "pretrain": {"batch": 6, "uncertainty": uncertainty}}
+    config, train = make_config(**settings), make_split()
+    trainer = Pretrainer(config, "a", train, train, bank)
+    start = initial_shared(config, Phase.PRETRAIN)
+    trainer.load_shared(start)
+    assert np.isfinite(trainer.train_round(1)["ambiguity"])
+    moved = trainer.shared()["text.cells.map.mu.bias"] - start["text.cells.map.mu.bias"]
+    # weight decay alone moves it by 1e-7
+    assert moved.abs().max() > 1e-4
