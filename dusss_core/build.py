@@ -100,6 +100,7 @@ def build_vlm(config: TrainingConfig) -> VisionLanguageModel:
             settings.cells,
             settings.cell_dim,
             gradient=gradient,
+            all_levels=settings.cells_read is not None,
             watching=watching,
         )
         if settings.weights:

@@ -217,9 +217,9 @@ class VLMConfig(Strict):
     cell_dim: int = Field(16, ge=1, le=256)
     """Numbers of a cell."""
     cells_read: float | None = Field(None, ge=0, le=1)
-    """Cells are read off the networks below, which learn from what trains the cells with this factor on its gradient
-    (0: nothing), and the grounding decoder does not see them. null: they teach these networks in full, and join the
-    decoder."""
+    """Cells are read off all feature maps of the encoder, and the grounding decoder does not see them. Encoder and text
+    tower learn from what trains the cells with this factor on its gradient (0: nothing). null: cells are the patch
+    features alone, teach these networks in full, and join the decoder."""
     decoder_width: int = Field(64, ge=8, multiple_of=4)
     """Channels of the grounding decoder."""
     skips: bool = True

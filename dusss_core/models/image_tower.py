@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from dusss_core.errors import UserError
 from dusss_core.losses.similarity import Embedding
-from dusss_core.models.cells import PictureCells
+from dusss_core.models.cells import PictureCells, resample
 from dusss_core.models.heads import EmbeddingHead
 
 
@@ -35,6 +36,7 @@ class ImageTower(nn.Module):
         cells: cells along a side of an embedding that keeps places; 0: the mean of the patch features.
         cell_dim: d, numbers of a cell.
         gradient: factor on the gradient that goes from the cells to the encoder.
+        all_levels: cells see all feature maps of the encoder, not the coarsest alone.
         watching: as of EmbeddingHead.
 
     Raises:
@@ -52,15 +54,16 @@ class ImageTower(nn.Module):
         cell_dim: int = 16,
         *,
         gradient: float = 1.0,
+        all_levels: bool = False,
         watching: bool = False,
     ):
         super().__init__()
         self.encoder, self.strides, self.channels = build_encoder(
             name, in_channels, size, coarsest=patch_stride, setting="vlm.image_encoder"
         )
-        self.cells = (
-            PictureCells(self.channels[-1], dim, cells, cell_dim, gradient, watching=watching) if cells else None
-        )
+        self.all_levels = all_levels
+        seen = sum(self.channels) if all_levels else self.channels[-1]
+        self.cells = PictureCells(seen, dim, cells, cell_dim, gradient, watching=watching) if cells else None
         if not cells:
             self.norm = nn.LayerNorm(self.channels[-1])
             self.head = EmbeddingHead(self.channels[-1], dim, watching=watching)
@@ -69,7 +72,10 @@ class ImageTower(nn.Module):
         """Embed B normalised pictures, B x C x H x W."""
         levels = self.encoder(image)
         if self.cells is not None:
-            placed = self.cells(levels[-1])
+            seen = levels[-1]
+            if self.all_levels:
+                seen = torch.cat([resample(level.float(), self.cells.cells) for level in levels], dim=1)
+            placed = self.cells(seen)
             return ImageFeatures(placed.embedding, levels, placed.cells)
         pooled = self.norm(levels[-1].mean(dim=(2, 3)))
         return ImageFeatures(self.head(pooled), levels, None)

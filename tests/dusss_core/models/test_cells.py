@@ -80,3 +80,16 @@ def test_a_text_guided_mask_does_not_see_what_is_read_off():
     model = build_vlm(make_config(vlm={**make_config().vlm.model_dump(), "cells": 3, "cells_read": 0.0}))
     model(torch.randn(2, 1, 32, 32), torch.randn(2, 4, 384), torch.ones(2, 4, dtype=torch.bool)).sum().backward()
     assert all(p.grad is None for cells in (model.image.cells, model.text.cells) for p in cells.parameters())
+
+
+@pytest.mark.parametrize("read", [None, 0.0])
+def test_what_is_read_off_sees_the_finest_features_too(monkeypatch, read):
+    vlm = {**make_config().vlm.model_dump(), "cells": 3, "cells_read": read}
+    tower = build_vlm(make_config(vlm=vlm)).image
+    levels = tower.encoder(torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)))
+    changed = [levels[0] + torch.rand_like(levels[0]), *levels[1:]]
+    found = []
+    for some in (levels, changed):
+        monkeypatch.setattr(tower.encoder, "forward", lambda _, some=some: some)
+        found.append(tower(torch.zeros(2, 1, 32, 32)).embedding.semantic)
+    assert found[0].allclose(found[1]) == (read is None)
