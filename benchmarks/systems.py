@@ -32,7 +32,7 @@ from benchmarks.grid.cell import Cell
 from benchmarks.grid.methods.presets import METHODS
 from benchmarks.measured import stamp, write
 from benchmarks.pages import with_body
-from dusss_core.config import TrainingConfig, merged
+from dusss_core.config import TrainingConfig
 from dusss_core.files import write_text
 from dusss_core.phases import Phase
 from feddusss import cli, configfile
@@ -121,7 +121,7 @@ def measure(rows: list[str], repeats: int) -> dict[str, dict[str, Any]]:
 def _settings(row: str, profile: str, folder: Path) -> TrainingConfig:
     from benchmarks.gpu.made_up import with_made_up_text
 
-    values = merged(Cell("qata", 0.25, row, "centralized", profile, seed=1).base(), METHODS[row])
+    values = Cell("qata", 0.25, row, "centralized", profile, seed=1).values(METHODS[row])
     known = {key: value for key, value in values.items() if key in TrainingConfig.model_fields}
     return with_made_up_text(TrainingConfig.model_validate(known), folder)
 
@@ -135,14 +135,22 @@ def _size(row: str, folder: Path) -> dict[str, int]:
 
 
 def count(network: nn.Module, config: TrainingConfig) -> dict[str, int]:
-    """ "trained" and "deployed" parameters of a student, and "macs", multiply-accumulates for one picture."""
+    """ "trained" and "deployed" parameters of a student, and "macs", multiply-accumulates for one picture
+    (and its sentence, if it is given one)."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    from dusss_core.models.words import Words
+    from dusss_core.objectives import reads_sentences
+    from dusss_core.text.encoder import embedding_width
+
     network = network.to("meta").eval()
-    picture = torch.zeros(1, config.image.channels, config.image.size, config.image.size, device="meta")
+    shown = [torch.zeros(1, config.image.channels, config.image.size, config.image.size, device="meta")]
+    if reads_sentences(config):
+        tokens = torch.zeros(1, config.vlm.text.max_tokens, embedding_width(config.vlm.text), device="meta")
+        shown.append(Words(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device="meta")))
     with FlopCounterMode(display=False) as counter:
-        logits = network(picture)
+        logits = network(*shown)
     weights = [weight for weight in network.parameters() if weight.requires_grad]
     used = torch.autograd.grad(logits.sum(), weights, allow_unused=True)
     deployed = sum(weight.numel() for weight, gradient in zip(weights, used, strict=True) if gradient is not None)

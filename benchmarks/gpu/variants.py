@@ -23,6 +23,7 @@ from benchmarks.grid.cell import Cell
 from dusss_core.build import build_student
 from dusss_core.config import RuntimeConfig, TrainingConfig
 from dusss_core.inference import predict_logits
+from dusss_core.objectives import reads_sentences
 from dusss_core.phases import Phase
 from dusss_core.runtime import runtime_of, tune
 from dusss_core.seeds import generator
@@ -161,8 +162,9 @@ class Training:
         if phase == Phase.PRETRAIN:
             trainer = pretrainer(config, "steps", split, val, made_up_bank(config, split, device), device=device)
         else:
+            told = {"text": made_up_bank(config, split, device)} if reads_sentences(config) else {}
             logits = made_up_text_logits(split)
-            trainer = segmenter(config, "steps", split, val, text_logits=logits, device=device)
+            trainer = segmenter(config, "steps", split, val, text_logits=logits, **told, device=device)
         trainer.load_shared(trainer.shared())
         return trainer
 
