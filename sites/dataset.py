@@ -182,7 +182,7 @@ class SiteData:
 def _as_allowed(record: Record, limits: LimitsConfig) -> Record:
     """The record without what the site lets no study use."""
     if not limits.text:
-        record = replace(record, text="")
+        record = replace(record, text="", more_texts=())
     return record if limits.labels else replace(record, mask=None, labelled=False)
 
 

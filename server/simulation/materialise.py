@@ -157,7 +157,7 @@ def _records(source: SourceConfig, root: Path, folder: Path) -> list[Record]:
     records = read_manifest(path)
     if source.text_column is None:
         return records
-    return [replace(record, text=_cell(record, source.text_column, path)) for record in records]
+    return [replace(record, text=_cell(record, source.text_column, path), more_texts=()) for record in records]
 
 
 def _cell(record: Record, column: str, path: Path) -> str:
