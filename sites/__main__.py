@@ -61,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
             "--columns", type=Path, metavar="TABLE", help="CSV or xlsx with more columns (hospital, ...)"
         )
         layout.add_argument("--key", help="its column that names the picture")
+        layout.add_argument("--text", help="column of the sentences (default: text, description, report, ...)")
         layout.add_argument(
             "--extract",
             action="append",
@@ -115,6 +116,8 @@ def _check(arguments: argparse.Namespace) -> int:
         print(json.dumps(report.as_dict(), indent=2))
     else:
         print_report(report)
+        if arguments.html:
+            print(f"{arguments.site.parent / 'check.html'}: it shows patients, keep it at the site")
     return cli.OK if report.fit else cli.USER_MUST_MEND
 
 
@@ -138,7 +141,9 @@ def _import(arguments: argparse.Namespace) -> None:
         if not separator or not column or not pattern:
             raise UserError(f"--extract {item}: not of the form COLUMN=REGEX", "such as 'patient=sub-(S\\d+)'")
         extract[column] = pattern
-    options = ImportOptions(arguments.out, arguments.columns, arguments.key, extract, arguments.force)
+    options = ImportOptions(
+        arguments.out, arguments.columns, arguments.key, arguments.text, extract, arguments.force
+    )
     result = (import_lvit if arguments.layout == "lvit" else import_folder)(arguments.folder, options)
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)

@@ -13,7 +13,7 @@ import difflib
 import io
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -279,7 +279,7 @@ def _record(folder: Path, columns: list[str], row: int, cells: list[str], proble
         problem(f"labelled is '{values['labelled']}'", "use 1 or 0")
     if flag in _TRUE and not mask:
         problem("labelled is 1, but there is no mask", "name the mask's file, or set labelled to 0")
-    texts = _sentences(values)
+    texts = sentences_of(values)
     return Record(
         id=values.get("id", ""),
         image=folder / values.get("image", ""),
@@ -298,7 +298,7 @@ def _record(folder: Path, columns: list[str], row: int, cells: list[str], proble
     )
 
 
-def _sentences(values: dict[str, str]) -> tuple[str, ...]:
+def sentences_of(values: Mapping[str, str]) -> tuple[str, ...]:
     """What stands in text, text_2, ..., in that order, without what is empty or there already."""
     numbered = sorted((int(match[1]), name) for name in values if (match := MORE_TEXT.fullmatch(name)))
     cells = (values.get(name, "") for name in ("text", *(name for _, name in numbered)))

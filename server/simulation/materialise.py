@@ -152,7 +152,7 @@ def _records(source: SourceConfig, root: Path, folder: Path) -> list[Record]:
     if source.kind == "lvit":
         folder.mkdir(parents=True, exist_ok=True)
         columns = root / source.columns if source.columns else None
-        options = ImportOptions(folder / "all.csv", columns, source.key, source.extract, force=True)
+        options = ImportOptions(folder / "all.csv", columns, source.key, extract=source.extract, force=True)
         return import_lvit(path, options).records
     records = read_manifest(path)
     if source.text_column is None:
