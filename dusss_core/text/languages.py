@@ -34,7 +34,7 @@ def _set(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
 
-# No word here may be one that reports use in two of the languages: "in", "no", "die", "lobe", "opaque" are nowhere.
+# Of the other languages no word that English reports use too ("in", "no", "as", "zone"), and none of a single letter.
 _WORDS: dict[str, frozenset[str]] = {
     "en": _set(
         "the of and is are was were with without there this that left right upper lower middle lung lungs lobe no not "
@@ -42,49 +42,40 @@ _WORDS: dict[str, frozenset[str]] = {
         "picture image chest heart nodule mass"
     ),
     "de": _set(
-        "der das und ist sind mit ohne kein keine keinen nicht ein eine einer eines einem einen im am auf bei von "
-        "zur zum "
-        "den dem des sich auch beide beider beidseits beidseitig beidseitige links rechts linke linken linker linkes "
-        "linkem linksseitig linksseitige linksseitiger linksseitiges rechte rechten rechter rechtes rechtem "
-        "rechtsseitig "
-        "rechtsseitige rechtsseitiger rechtsseitiges lunge lungen lungenflügel lungenfeld oberlappen unterlappen "
-        "mittellappen oberfeld unterfeld mittelfeld infektion infiltrat infiltrate verschattung verschattungen befund "
-        "unauffällig nachweis zwei drei vier oben unten oberen unteren herz pleuraerguss erguss bild"
+        "der das und ist sind mit ohne kein keine keinen nicht ein eine einer eines einem einen im auf bei von zur "
+        "zum den dem des sich auch beide beider beidseits beidseitig beidseitige links rechts linke linken linker "
+        "linkes linkem linksseitig linksseitige linksseitiger linksseitiges rechte rechten rechter rechtes rechtem "
+        "rechtsseitig rechtsseitige rechtsseitiger rechtsseitiges lunge lungen lungenflügel lungenfeld oberlappen "
+        "unterlappen mittellappen oberfeld unterfeld mittelfeld infektion infiltrat verschattung verschattungen "
+        "befund unauffällig nachweis zwei drei vier oben unten oberen unteren herz pleuraerguss erguss bild"
     ),
     "fr": _set(
         "le la les des du et est sont avec sans pas une dans au aux il elle cette ce gauche gauches droit droite "
-        "droits "
-        "droites poumon poumons pulmonaire pulmonaires supérieur supérieure inférieur inférieure deux trois zone "
+        "droits droites poumon poumons pulmonaire pulmonaires supérieur supérieure inférieur inférieure deux trois "
         "opacité opacités épanchement cœur coeur normale aucun aucune bilatérale bilatéral infectée infectées sur"
     ),
     "it": _set(
-        "il lo gli dei del della delle dello dell e è sono con senza una uno nel nella nelle al alla alle dal sinistra "
+        "il lo gli dei del della delle dello dell è sono con senza una uno nel nella nelle alla alle dal sinistra "
         "sinistro sinistri sinistre destra destro destri destre polmone polmoni polmonare polmonari superiore "
-        "inferiore "
-        "due tre addensamento opacità versamento cuore nessuna nessun bilaterale infezione area zona aree infetta "
-        "infette "
-        "lobo campo"
+        "inferiore tre addensamento opacità versamento cuore nessuna nessun bilaterale infezione zona aree infetta "
+        "infette lobo campo"
     ),
     "es": _set(
-        "el los las del y es son con sin una uno en al se hay izquierda izquierdo izquierdas izquierdos derecha "
-        "derecho "
-        "derechas derechos pulmón pulmon pulmones pulmonar pulmonares superior inferior dos tres opacidad derrame "
-        "corazón corazon ninguna ningún bilateral infección infeccion área áreas zona lóbulo campo"
+        "el los las del es son con sin una uno en se hay izquierda izquierdo izquierdas izquierdos derecha derecho "
+        "derechas derechos pulmón pulmon pulmones pulmonar pulmonares dos tres opacidad derrame corazón corazon "
+        "ninguna ningún infección infeccion área áreas zona lóbulo campo"
     ),
     "pt": _set(
-        "o os as do da dos das e é são com sem um uma em no na nos nas esquerdo esquerda direito direita pulmão "
-        "pulmões "
-        "não há dois duas lobo derrame coração infecção área áreas"
+        "da dos das é são com sem um uma na nos nas esquerdo esquerda direito direita pulmão pulmões não há dois "
+        "duas lobo derrame coração infecção área áreas"
     ),
     "nl": _set(
-        "het een van en met zonder niet geen zijn op bij de linker linkerlong rechter rechterlong longen long links "
-        "rechts onderkwab bovenkwab twee drie hart beiderzijds"
+        "het een van en zonder niet geen zijn bij de linker linkerlong rechter rechterlong longen links rechts "
+        "onderkwab bovenkwab twee drie hart beiderzijds"
     ),
-    "pl": _set(
-        "w na z nie jest są oraz lewym lewe lewej lewego prawym prawe prawej prawego płuco płucu płuca płuc bez"
-    ),
+    "pl": _set("na nie jest są oraz lewym lewe lewej lewego prawym prawe prawej prawego płuco płucu płuca płuc bez"),
     "tr": _set("ve bir sol sağ akciğer akciğerde alt üst yok var ile iki lob"),
-    "sv": _set("och är med utan inte ingen vänster höger lunga lungan lungor två av det"),
+    "sv": _set("och är utan inte ingen vänster höger lunga lungan lungor två av det"),
 }
 
 

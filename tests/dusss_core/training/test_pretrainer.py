@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -104,3 +106,53 @@ def test_a_site_whose_sentences_are_all_equal_trains(bank, negatives):
     figures = trainer.train_round(1)
     assert np.isfinite(list(figures.values())).all()
     assert digest_of_tensors(trainer.shared()) != digest_of_tensors(start)
+
+
+def several(split):
+    """The split with a second sentence at every even record."""
+    n = len(split)
+    more = np.where(np.arange(n) % 2 == 0, 1 - split.sentence, -1)[:, None]
+    return replace(split, more=more)
+
+
+def test_of_several_sentences_training_draws_each_one_at_a_time(bank):
+    config, train = make_config(), several(make_split())
+    trainer = Pretrainer(config, "a", train, train, bank)
+    drawn = []
+    for trainer.step in range(200):
+        drawn.append(trainer._sentence_of(np.arange(12)))
+    drawn = np.array(drawn)
+    even, odd = drawn[:, 0::2], drawn[:, 1::2]
+    assert (odd == train.sentence[1::2]).all()
+    assert (abs(even.mean(axis=0) - 0.5) < 0.15).all()
+    # not all records in step with each other
+    assert 0 < np.corrcoef(even[:, 0], even[:, 1])[0, 1] ** 2 < 0.1
+
+
+def test_one_sentence_each_trains_as_it_ever_did(bank):
+    config, digests = make_config(), []
+    for train in (make_split(), replace(make_split(), more=np.full((12, 2), -1))):
+        trainer = Pretrainer(config, "a", train, train, bank)
+        trainer.load_shared(initial_shared(config, Phase.PRETRAIN))
+        trainer.train_round(1)
+        digests.append(digest_of_tensors(trainer.shared()))
+    assert digests[0] == digests[1]
+
+
+def test_a_second_sentence_changes_what_is_learnt(bank):
+    config, digests = make_config(), []
+    for train in (make_split(), several(make_split())):
+        trainer = Pretrainer(config, "a", train, train, bank)
+        trainer.load_shared(initial_shared(config, Phase.PRETRAIN))
+        trainer.train_round(1)
+        digests.append(digest_of_tensors(trainer.shared()))
+    assert digests[0] != digests[1]
+
+
+def test_records_with_several_sentences_count_once_among_the_negatives(bank):
+    config = make_config(method={"negatives": "site"})
+    trainer = Pretrainer(config, "a", several(make_split()), make_split(), bank)
+    assert float(trainer.wordings.log_count.exp().sum()) == pytest.approx(12)
+    sentence, count = trainer._shares()
+    # six odd records have sentence 1, six even ones half of each
+    assert dict(zip(sentence.tolist(), count.tolist(), strict=True)) == {0: 3.0, 1: 9.0}
