@@ -47,7 +47,7 @@ class SiteData:
         self.site = site
         self.image = image
         self.records = [
-            _as_allowed(record, site.limits)
+            as_allowed(record, site.limits)
             for record in read_manifest(site.data.manifest)
             if record.split in site.limits.splits
         ]
@@ -190,7 +190,7 @@ class SiteData:
         raise_problems(self.site.data.manifest, problems)
 
 
-def _as_allowed(record: Record, limits: LimitsConfig) -> Record:
+def as_allowed(record: Record, limits: LimitsConfig) -> Record:
     """The record without what the site lets no study use."""
     if not limits.text:
         record = replace(record, text="", more_texts=())
