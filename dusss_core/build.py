@@ -47,12 +47,12 @@ def build_student(config: TrainingConfig) -> Student:
     others = objective_of(config).builds(config)
     with _initialisation(config, Phase.SEGMENT):
         if settings.kind == "unet":
-            student = UNet(image.channels, image.classes, settings.width, settings.norm, others)
+            student = UNet(image.channels, image.outputs, settings.width, settings.norm, others)
         elif settings.kind == "small_unet":
-            student = SmallUNet(image.channels, image.classes, settings.norm, others)
+            student = SmallUNet(image.channels, image.outputs, settings.norm, others)
         else:
             student = EncoderStudent(
-                settings.encoder, image.channels, image.classes, image.size, settings.width, settings.norm
+                settings.encoder, image.channels, image.outputs, image.size, settings.width, settings.norm
             )
     if settings.mask_bias is not None:
         _start_from_background(student, settings.mask_bias)
@@ -93,7 +93,7 @@ def build_vlm(config: TrainingConfig) -> VisionLanguageModel:
             config.image.channels,
             settings.decoder_width,
             settings.dim,
-            config.image.classes,
+            config.image.outputs,
             settings.skips,
             settings.cross_attention,
             settings.mask_bias,

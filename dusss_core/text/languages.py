@@ -7,12 +7,14 @@ left and right; of other languages it is only known that they are others, and th
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Literal
 
 Language = Literal["en", "de", "fr", "it", "es", "other"]
 NAMES = {"en": "English", "de": "German", "fr": "French", "it": "Italian", "es": "Spanish", "other": "another language"}
 
 
+@lru_cache(maxsize=4096)
 def language(sentence: str) -> Language:
     """The language whose words are in the sentence; English where nothing speaks of another.
 

@@ -31,7 +31,7 @@ class Segmenter(PhaseTrainer):
     """Trains the student on a site's labelled and unlabelled pictures, by the study's `method.objective`.
 
     Args:
-        text_logits: N x classes x H x W, float16, text-guided masks of the training split as logits, NaN for records
+        text_logits: N x outputs x H x W, float16, text-guided masks of the training split as logits, NaN for records
             without text; None where the method or the site has none.
     """
 
@@ -117,7 +117,7 @@ class Segmenter(PhaseTrainer):
         return Geometry.draw(count, draw, flip=self.settings.flip, turns=self.settings.turns)
 
     def text_masks(self, positions: np.ndarray, geometry: Geometry) -> Tensor | None:
-        """Text-guided masks as logits, B x classes x H x W float32, moved as their pictures; NaN for records without
+        """Text-guided masks as logits, B x outputs x H x W float32, moved as their pictures; NaN for records without
         one; None where there are none at all."""
         if self.text_logits is None:
             return None

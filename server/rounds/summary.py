@@ -94,6 +94,9 @@ def evaluation_figures(
 
 def _scores(site: Site, metrics: Mapping[str, float]) -> dict[str, Any]:
     figures = {name: metrics.get(f"test.{name}") for name in ("dice", "iou", "hd95")}
+    # of several classes, each one's
+    of_class = {name: name.removeprefix("test.dice_") for name in metrics if name.startswith("test.dice_")}
+    figures |= {f"dice_{index}": metrics[name] for name, index in sorted(of_class.items()) if index.isdigit()}
     if "n_records" in site.counts:  # differential privacy: no true count leaves the site
         return {
             "n_records": site.counts["n_records"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from pathlib import Path
 
 from sites.readers.reference import parse_reference
@@ -104,6 +105,7 @@ _EXIF = {0x8825: "GPSInfo", 0x013B: "Artist", 0x010E: "ImageDescription", 0x8298
 _PNG_TEXT = ("author", "description", "title", "comment", "patient", "name")
 
 
+@lru_cache(maxsize=4096)
 def looks_private(text: str) -> dict[str, str]:
     """What in a sentence looks as if it named a person.
 

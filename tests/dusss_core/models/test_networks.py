@@ -163,7 +163,7 @@ def started(objective: str, network: str, classes: int, **settings) -> nn.Module
 
 
 @pytest.mark.parametrize(("objective", "network"), STUDENTS)
-@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize("classes", [1, 2])
 def test_a_student_that_starts_from_background_calls_nothing_foreground(objective, network, classes):
     student = started(objective, network, classes, mask_bias=-2.0).eval()
     foreground = slice(None) if classes == 1 else slice(1, None)
