@@ -26,8 +26,8 @@ def to_classes(logits: np.ndarray) -> np.ndarray:
 def per_image(
     prediction: np.ndarray, truth: np.ndarray, classes: int, *, distances: bool = True
 ) -> dict[str, np.ndarray]:
-    """Figures of each picture: {"dice": N, "iou": N, "hd95": N}, float64; of several classes also {"dice_1": N, ...}, the
-    Dice of each, NaN where it is missing in truth and prediction.
+    """Figures of each picture: {"dice": N, "iou": N, "hd95": N}, float64; of several classes also
+    {"dice_1": N, ...}, the Dice of each, NaN where it is missing in truth and prediction.
 
     Args:
         prediction, truth: N x H x W class indices.
@@ -58,8 +58,8 @@ def per_image(
 
 
 def mean(figures: dict[str, np.ndarray]) -> dict[str, float]:
-    """Plain means over the pictures, and their number `n`; only {"n": 0} when there are none. The mean of a class is over
-    the pictures that have it, in truth or prediction; a class that no picture has is left out."""
+    """Plain means over the pictures, and their number `n`; only {"n": 0} when there are none. The mean of a class
+    is over the pictures that have it, in truth or prediction; a class that no picture has is left out."""
     n = len(next(iter(figures.values()), ()))
     if n == 0:
         return {"n": 0}

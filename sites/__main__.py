@@ -141,9 +141,7 @@ def _import(arguments: argparse.Namespace) -> None:
         if not separator or not column or not pattern:
             raise UserError(f"--extract {item}: not of the form COLUMN=REGEX", "such as 'patient=sub-(S\\d+)'")
         extract[column] = pattern
-    options = ImportOptions(
-        arguments.out, arguments.columns, arguments.key, arguments.text, extract, arguments.force
-    )
+    options = ImportOptions(arguments.out, arguments.columns, arguments.key, arguments.text, extract, arguments.force)
     result = (import_lvit if arguments.layout == "lvit" else import_folder)(arguments.folder, options)
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)

@@ -19,7 +19,7 @@ class Grounding(NamedTuple):
     """Where in B pictures is what their sentences say."""
 
     logits: Tensor
-    """B x outputs x H x W: scale (t . v) + bias for one class; for several the background's, 0 everywhere, comes first."""
+    """B x outputs x H x W: scale (t . v) + bias of each class; of several the background is first, 0 everywhere."""
     pixels: Tensor
     """B x G x H x W: v, pixel features of the decoder's finest level."""
     text: Tensor
@@ -78,9 +78,9 @@ class GroundingDecoder(nn.Module):
         # t is brought to the width of v, not v to D: the same dot product for a fraction of the work per pixel
         self.text = nn.Linear(dim, current)
         self.strides = strides
-        # the background is what is none of the classes, not what the sentence says of one more: its logit is 0, as it is
-        # where one class has a sigmoid. With a code of its own it is told from the sentence too, and a sentence unlike
-        # those with masks ("no finding") may call a whole picture foreground
+        # the background is what is none of the classes, not what the sentence says of one more: its logit is 0, as it
+        # is where one class has a sigmoid. With a code of its own it is told from the sentence too, and a sentence
+        # unlike those with masks ("no finding") may call a whole picture foreground
         classes = max(1, outputs - 1)
         self.background = outputs > 1
         self.class_codes = nn.Parameter(torch.ones(classes, current))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 from dusss_core.config import TrainingConfig
@@ -60,6 +61,7 @@ def check_counts(report: Report, site: SiteConfig, records: Sequence[Record], st
     ):
         if n[name] == 0:
             report.say("warning", name, what, "hold some out, by patient", f"no_{name}")
+    _check_patients(report, records)
     if not any(record.patient for record in records):
         report.say(
             "warning",
@@ -67,6 +69,28 @@ def check_counts(report: Report, site: SiteConfig, records: Sequence[Record], st
             "no column patient: a patient in two splits cannot be seen",
             "add it if you can",
             "no_patients",
+        )
+
+
+def _check_patients(report: Report, records: Sequence[Record]) -> None:
+    """Keys that differ in case, blanks and signs alone are one patient, who may be in two splits unseen."""
+    alike: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        if record.patient:
+            alike["".join(filter(str.isalnum, record.patient.casefold()))][record.patient].append(record)
+    odd = [of for of in alike.values() if len(of) > 1]
+    torn = [of for of in odd if len({record.split for members in of.values() for record in members}) > 1]
+    for level, what, groups in (
+        ("warning", "belong to patients whose keys differ in case, blanks or signs alone, in different splits", torn),
+        (
+            "note",
+            "belong to patients whose keys differ in case, blanks or signs alone",
+            [o for o in odd if o not in torn],
+        ),
+    ):
+        rows = [record.row for of in groups for members in of.values() for record in members]
+        report.say_rows(
+            level, "patients", f"{{n}} records {what}", "write each patient in one way", "patient_key", rows
         )
 
 

@@ -17,13 +17,13 @@ from sites.check.identity import tags_of
 from sites.manifest import Record
 from sites.readers import Raw, parse_reference, read_raw, to_classes, to_intensities
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the same files would give other numbers, so that older ones are not used."""
 THUMB = 16
 """Height and width of the picture's thumbnail, which duplicates are compared by."""
-ALPHA, EXIF, SUFFIX, NAN, FLAT, SOFT, LOSSY = (1 << i for i in range(7))
+ALPHA, EXIF, SUFFIX, NAN, FLAT, SOFT, LOSSY, PAGES = (1 << i for i in range(8))
 """Flags: an alpha channel; a rotation in EXIF; another format than the suffix says; pixels that are no numbers; one
-value only; a mask with soft borders; a mask in a lossy format."""
+value only; a mask with soft borders; a mask in a lossy format; several pages of which the row names none."""
 SMALL_PART = 0.01
 """Parts of a mask that are smaller than this share of its foreground are not counted."""
 EIGHT = np.ones((3, 3))
@@ -131,6 +131,7 @@ def _see_header(look: np.ndarray, record: Record) -> int:
         look["mode"] = file.mode
         flags = ALPHA if file.mode in ("RGBA", "LA", "PA") or "transparency" in file.info else 0
         flags |= EXIF if file.getexif().get(0x0112, 1) != 1 else 0
+        flags |= PAGES if getattr(file, "n_frames", 1) > 1 and reference.index is None else 0
         return flags | (SUFFIX if formats.get(reference.suffix, "BMP") != file.format else 0)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from dusss_core.config import TrainingConfig
 from sites.check.look import LOSSY, SOFT, class_indices
 from sites.check.report import Report, name_rows
+from sites.importers import name_key
 from sites.manifest import Record
 
 SMALL_MASK = 5e-4
@@ -30,6 +31,7 @@ def check_masks(report: Report, records: Sequence[Record], looks: np.ndarray, st
     same = np.array([record.mask is not None and record.mask == record.image for record in records], dtype=bool)
     copied = looks["mask_pixels"] == looks["pixels"]
     say("error", "{n} masks are the picture itself", "name the mask's own file", "mask_is_picture", same | copied)
+    _check_names(report, records)
     if not masked.any():
         return
     covered = looks["covered"]
@@ -95,6 +97,21 @@ def check_masks(report: Report, records: Sequence[Record], looks: np.ndarray, st
     )
     soft = (looks["flags"] & SOFT > 0) & (looks["flags"] & LOSSY == 0)
     say("note", "{n} masks have soft borders; they are cut at one half", "", "soft_mask", soft & ~gray)
+
+
+def _check_names(report: Report, records: Sequence[Record]) -> None:
+    """A mask that is named after another picture, where masks are named after their own."""
+    named = {record.row: (name_key(record.image.name), name_key(record.mask.name)) for record in records if record.mask}
+    odd = [row for row, (image, mask) in named.items() if image != mask]
+    pictures = {name_key(record.image.name) for record in records}
+    report.say_rows(
+        "warning",
+        "masks",
+        "{n} masks are named after another picture",
+        "look whether each mask belongs to its picture",
+        "mask_name",
+        [row for row in odd if named[row][1] in pictures] if len(odd) <= 0.1 * len(named) else [],
+    )
 
 
 def _say_masks(report: Report, covered: np.ndarray, found: list[int]) -> None:

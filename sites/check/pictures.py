@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sites.check.look import ALPHA, EXIF, FLAT, NAN, SUFFIX
+from sites.check.look import ALPHA, EXIF, FLAT, NAN, PAGES, SUFFIX
 from sites.check.report import Report
 from sites.manifest import Record
 
@@ -41,6 +41,13 @@ def check_pictures(report: Report, records: Sequence[Record], looks: np.ndarray)
     flags = looks["flags"]
     say("warning", "{n} of one value only", "drop them", "flat", flags & FLAT > 0)
     say("warning", "{n} hold pixels that are no numbers", "export them again", "not_a_number", flags & NAN > 0)
+    say(
+        "warning",
+        "{n} have several pages, of which the first is read",
+        "name one, as in file.tif#2",
+        "pages",
+        flags & PAGES > 0,
+    )
     _check_sizes(say, looks)
     _check_modes(say, looks)
     say(

@@ -150,6 +150,7 @@ def jpeg_called_png(folder, i):
 row("file_missing", "error", "picture_that_is_not_there", image="images/gone.png")
 row("manifest_row", "error", "unknown_split", split="tset")
 row("id_twice", "error", "id_of_another_row", id="r1")
+row("patient_key", "warning", "the_same_patient_written_otherwise", patient="P-231 ")
 row("torn_patient", "error", "patient_of_another_split", patient="p230")
 
 
@@ -223,6 +224,13 @@ def turned_by_its_header(folder, i):
     header = Image.Exif()
     header[0x0112] = 3
     Image.fromarray(folder.pixels(i)).save(folder.picture(i), exif=header)
+
+
+@fault("pages", "warning")
+def several_pages(folder, i):
+    folder.rows[i]["image"] = f"images/{i}.tif"
+    first, *more = (Image.fromarray(picture_of(n)) for n in (i, 900, 901))
+    first.save(folder.picture(i), save_all=True, append_images=more)
 
 
 # ---- masks ----
@@ -309,6 +317,12 @@ def antialiased_mask(folder, i):
 @fault("shared_mask", "warning")
 def mask_of_another_picture(folder, i):
     save(folder.mask(i), np.array(Image.open(folder.mask(i - 4))))
+
+
+@fault("mask_name", "warning")
+def mask_of_the_neighbour(folder, i):
+    folder.rows[i]["mask"] = folder.rows[i - 4]["mask"]
+    folder.rows[i - 4] |= {"mask": "", "labelled": 0}
 
 
 # ---- duplicates ----
