@@ -61,7 +61,7 @@ def build_student(config: TrainingConfig) -> Student:
     with _initialisation(config, Phase.SEGMENT):
         student = _network(config, [kind for kind in added if kind in get_args(DecoderKind)])
         if "pixel_heads" in added:
-            foreground = max(1, config.image.classes - 1)
+            foreground = config.image.classes
             student.pixel_heads = PixelHeads(student.feature_width, foreground, settings.norm)
         if "copy" in added:
             student.second = _network(config)
@@ -122,7 +122,7 @@ def build_vlm(config: TrainingConfig) -> VisionLanguageModel:
             config.image.channels,
             settings.decoder_width,
             settings.dim,
-            config.image.classes,
+            config.image.outputs,
             settings.skips,
             settings.cross_attention,
             settings.mask_bias,
@@ -156,12 +156,12 @@ def start_from_tower(student: Student, vlm: Mapping[str, Tensor]) -> None:
 def _network(config: TrainingConfig, others: Sequence[DecoderKind] = ()) -> Student:
     settings, image = config.student, config.image
     if settings.kind == "unet":
-        return UNet(image.channels, image.classes, settings.width, settings.norm, others)
+        return UNet(image.channels, image.outputs, settings.width, settings.norm, others)
     if settings.kind == "small_unet":
-        return SmallUNet(image.channels, image.classes, settings.norm, others)
+        return SmallUNet(image.channels, image.outputs, settings.norm, others)
     if settings.kind in TEXT_NETWORKS:
         return _with_text(config)
-    return EncoderStudent(settings.encoder, image.channels, image.classes, image.size, settings.width, settings.norm)
+    return EncoderStudent(settings.encoder, image.channels, image.outputs, image.size, settings.width, settings.norm)
 
 
 def _with_text(config: TrainingConfig) -> EarlyFusion | LViT | ViLT:
@@ -169,7 +169,7 @@ def _with_text(config: TrainingConfig) -> EarlyFusion | LViT | ViLT:
     from dusss_core.text.encoder import embedding_width
 
     settings, image, text = config.student, config.image, config.vlm.text
-    common = (image.channels, image.classes, settings.width, settings.norm, image.size, embedding_width(text))
+    common = (image.channels, image.outputs, settings.width, settings.norm, image.size, embedding_width(text))
     if settings.kind == "early_fusion":
         return EarlyFusion(*common)
     if settings.kind == "lvit":

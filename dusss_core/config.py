@@ -69,14 +69,14 @@ class ImageConfig(Strict):
     """Subtracted from intensities in [0, 1]. A public constant, never a statistic of a site's data."""
     std: float = Field(0.25, gt=0)
     """Intensities are divided by it. A public constant."""
-    classes: int = Field(1, ge=1)
-    """Foreground classes. 1: one sigmoid channel; more: `classes` channels and softmax, class 0 the background."""
+    classes: int = Field(1, ge=1, le=254)
+    """Foreground classes, as people count them: masks of 0, 1 and 2 have 2. 1: one sigmoid channel; more: a channel for
+    the background, class 0, one for each class, and softmax."""
 
-    @model_validator(mode="after")
-    def _two_classes_are_one(self) -> ImageConfig:
-        if self.classes == 2:
-            raise ValueError("classes: 2 with softmax is the one-class sigmoid case; use classes: 1")
-        return self
+    @property
+    def outputs(self) -> int:
+        """Channels of a mask's logits."""
+        return 1 if self.classes == 1 else self.classes + 1
 
 
 class MethodConfig(Strict):

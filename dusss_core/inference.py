@@ -56,7 +56,7 @@ def predict_logits(
         if not isinstance(images, np.ndarray):
             return [logits_of(picture[None])[0] for picture in images]
         if not len(images):
-            return np.zeros((0, image.classes, *images.shape[2:]), dtype=np.float16)
+            return np.zeros((0, image.outputs, *images.shape[2:]), dtype=np.float16)
         return np.concatenate([logits_of(images[i : i + batch]) for i in range(0, len(images), batch)])
 
 

@@ -26,11 +26,12 @@ def to_classes(logits: np.ndarray) -> np.ndarray:
 def per_image(
     prediction: np.ndarray, truth: np.ndarray, classes: int, *, distances: bool = True
 ) -> dict[str, np.ndarray]:
-    """Figures of each picture: {"dice": N, "iou": N, "hd95": N}, float64.
+    """Figures of each picture: {"dice": N, "iou": N, "hd95": N}, float64; of several classes also
+    {"dice_1": N, ...}, the Dice of each, NaN where it is missing in truth and prediction.
 
     Args:
         prediction, truth: N x H x W class indices.
-        classes: 1: whatever is not 0 is foreground; C > 1: foreground classes 1 to C - 1.
+        classes: foreground classes. 1: whatever is not 0 is foreground; C > 1: classes 1 to C.
         distances: with "hd95", the 95 % Hausdorff distance in pixels: the larger of the two directed 95 %
             quantiles of the distances between the outlines. It takes most of the time.
 
@@ -45,6 +46,9 @@ def per_image(
         "dice": _mean_of_present(2 * overlap / np.maximum(overlap + union, 1), present, otherwise=1.0),
         "iou": _mean_of_present(overlap / np.maximum(union, 1), present, otherwise=1.0),
     }
+    if classes > 1:
+        dice = np.where(present, 2 * overlap / np.maximum(overlap + union, 1), np.nan)
+        figures |= {f"dice_{index}": dice[:, index - 1] for index in range(1, classes + 1)}
     if distances:
         hd95 = np.zeros(present.shape)
         for place in zip(*np.nonzero(present), strict=True):
@@ -54,11 +58,13 @@ def per_image(
 
 
 def mean(figures: dict[str, np.ndarray]) -> dict[str, float]:
-    """Plain means over the pictures, and their number `n`; only {"n": 0} when there are none."""
+    """Plain means over the pictures, and their number `n`; only {"n": 0} when there are none. The mean of a class
+    is over the pictures that have it, in truth or prediction; a class that no picture has is left out."""
     n = len(next(iter(figures.values()), ()))
     if n == 0:
         return {"n": 0}
-    return {**{name: float(np.mean(values)) for name, values in figures.items()}, "n": n}
+    known = {name: values[~np.isnan(values)] for name, values in figures.items()}
+    return {**{name: float(np.mean(values)) for name, values in known.items() if len(values)}, "n": n}
 
 
 class Scores:
@@ -88,7 +94,7 @@ def _foreground(indices: np.ndarray, classes: int) -> np.ndarray:
     """N x F x H x W, bool, one channel per foreground class."""
     if classes == 1:
         return (indices != 0)[:, None]
-    return np.stack([indices == index for index in range(1, classes)], axis=1)
+    return np.stack([indices == index for index in range(1, classes + 1)], axis=1)
 
 
 def _count(pixels: np.ndarray) -> np.ndarray:

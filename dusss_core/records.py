@@ -25,11 +25,14 @@ class Split:
     masked: np.ndarray
     """N, bool: a mask exists. Where it is not `labelled` it serves to report the quality of pseudo-labels only."""
     sentence: np.ndarray
-    """N, int64: index into `sentences`, -1 for a record without text."""
+    """N, int64: index into `sentences`, -1 for a record without text. Of several, the first: text-guided masks and
+    figures are made with it."""
     sentences: tuple[str, ...]
     """The distinct sentences, sorted."""
     ids: tuple[str, ...]
     """N record ids, in the order of the arrays. They never leave the site."""
+    more: np.ndarray | None = None
+    """N x M, int64: further sentences of each record, -1 where it has fewer. None: no record has any."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -54,4 +57,11 @@ class Split:
             sentence=self.sentence[keep],
             sentences=self.sentences,
             ids=tuple(self.ids[i] for i in keep),
+            more=None if self.more is None else self.more[keep],
         )
+
+    @property
+    def all_sentences(self) -> np.ndarray:
+        """N x (1 + M), int64: the first sentence and the further ones, -1 where there is none."""
+        first = self.sentence[:, None]
+        return first if self.more is None else np.concatenate([first, self.more], axis=1)

@@ -1,6 +1,6 @@
 """One hospital's data: check it, import it, divide it, or make a synthetic one.
 
-python -m sites check SITE.yaml              is this hospital's data fit to train on?
+python -m sites check SITE.yaml              is this hospital's data fit to train on? what, row by row, to mend?
 python -m sites import lvit DIR              a manifest for the QaTa-COV19 / MoNuSeg layout
 python -m sites import folder DIR            a manifest for images/ and masks/
 python -m sites partition MANIFEST --config PARTITION.yaml --out DIR
@@ -28,6 +28,23 @@ def build_parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="is this hospital's data fit to train on?")
     check.add_argument("site", type=Path, help="site file (YAML)")
     check.add_argument("--json", action="store_true", help="print the report as JSON")
+    check.add_argument(
+        "--study", type=Path, help="study file (YAML) to check against: its classes, its labels per batch"
+    )
+    check.add_argument(
+        "--html",
+        action="store_true",
+        help="write check.html beside the site file, with pictures: for the site's own eyes",
+    )
+    check.add_argument(
+        "--left",
+        choices=("left", "right"),
+        help="half of the picture that 'left' means (default: as most sentences have it)",
+    )
+    check.add_argument("--workers", type=int, help="processes (default: one for each core)")
+    check.add_argument(
+        "--fresh", action="store_true", help="look at all pictures anew, not at those that changed alone"
+    )
     cli.add_common_arguments(check)
     check.set_defaults(run=_check)
 
@@ -44,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
             "--columns", type=Path, metavar="TABLE", help="CSV or xlsx with more columns (hospital, ...)"
         )
         layout.add_argument("--key", help="its column that names the picture")
+        layout.add_argument("--text", help="column of the sentences (default: text, description, report, ...)")
         layout.add_argument(
             "--extract",
             action="append",
@@ -83,14 +101,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _check(arguments: argparse.Namespace) -> int:
     from sites.check import check_site, print_report
 
-    report = check_site(arguments.site, arguments.overrides)
+    report = check_site(
+        arguments.site,
+        arguments.overrides,
+        study=_training(arguments.study) if arguments.study else None,
+        left_is=arguments.left,
+        fresh=arguments.fresh,
+        workers=arguments.workers,
+        page=arguments.site.parent / "check.html" if arguments.html else None,
+    )
     if arguments.json:
         import json
 
         print(json.dumps(report.as_dict(), indent=2))
     else:
         print_report(report)
+        if arguments.html:
+            print(f"{arguments.site.parent / 'check.html'}: it shows patients, keep it at the site")
     return cli.OK if report.fit else cli.USER_MUST_MEND
+
+
+def _training(path: Path):
+    """The settings of a study file that reach a hospital."""
+    from dusss_core.config import TrainingConfig
+    from feddusss import configfile
+
+    values = configfile.read_yaml(path)
+    return configfile.parse(
+        TrainingConfig, {key: value for key, value in values.items() if key in TrainingConfig.model_fields}, str(path)
+    )
 
 
 def _import(arguments: argparse.Namespace) -> None:
@@ -102,7 +141,7 @@ def _import(arguments: argparse.Namespace) -> None:
         if not separator or not column or not pattern:
             raise UserError(f"--extract {item}: not of the form COLUMN=REGEX", "such as 'patient=sub-(S\\d+)'")
         extract[column] = pattern
-    options = ImportOptions(arguments.out, arguments.columns, arguments.key, extract, arguments.force)
+    options = ImportOptions(arguments.out, arguments.columns, arguments.key, arguments.text, extract, arguments.force)
     result = (import_lvit if arguments.layout == "lvit" else import_folder)(arguments.folder, options)
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)

@@ -3,7 +3,7 @@ on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,11 +47,11 @@ class SiteData:
         self.site = site
         self.image = image
         self.records = [
-            _as_allowed(record, site.limits)
+            as_allowed(record, site.limits)
             for record in read_manifest(site.data.manifest)
             if record.split in site.limits.splits
         ]
-        self.sentences = tuple(sorted({record.text for record in self.records if record.text}))
+        self.sentences = tuple(sorted({text for record in self.records for text in record.sentences}))
         """The distinct sentences of all splits, sorted: an index means the same in every split."""
         self._number = {sentence: i for i, sentence in enumerate(self.sentences)}
         self._chosen = labelled_by_fraction(self.records, site.data.label_fraction)
@@ -101,7 +101,18 @@ class SiteData:
             sentence=np.array([self._number.get(record.text, -1) for record in records], dtype=np.int64),
             sentences=self.sentences,
             ids=tuple(ids),
+            more=self._further(records),
         )
+
+    def _further(self, records: Sequence[Record]) -> np.ndarray | None:
+        """N x M: numbers of the sentences beyond the first, -1 where there are fewer."""
+        longest = max((len(record.more_texts) for record in records), default=0)
+        if not longest:
+            return None
+        more = np.full((len(records), longest), -1, dtype=np.int64)
+        for row, record in zip(more, records, strict=True):
+            row[: len(record.more_texts)] = [self._number[text] for text in record.more_texts]
+        return more
 
     def _of(self, name: str) -> list[Record]:
         return [record for record in self.records if record.split == name]
@@ -179,10 +190,10 @@ class SiteData:
         raise_problems(self.site.data.manifest, problems)
 
 
-def _as_allowed(record: Record, limits: LimitsConfig) -> Record:
+def as_allowed(record: Record, limits: LimitsConfig) -> Record:
     """The record without what the site lets no study use."""
     if not limits.text:
-        record = replace(record, text="")
+        record = replace(record, text="", more_texts=())
     return record if limits.labels else replace(record, mask=None, labelled=False)
 
 

@@ -7,14 +7,15 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from dusss_core.errors import UserError
-from sites.manifest import COLUMNS, SPLITS, Record, write_manifest
+from sites.manifest import COLUMNS, MORE_TEXT, SPLITS, Record, known_name, sentences_of, write_manifest
 from sites.readers import READERS, Reference
 
 SUFFIXES = tuple(sorted(READERS, key=len, reverse=True))
 LVIT_FOLDERS = {"Train_Folder": "train", "Val_Folder": "val", "Test_Folder": "test"}
-_TEXT_COLUMNS = ("description", "text", "report", "caption")
+_TEXT_COLUMNS = ("description", "text", "report", "caption", "sentence", "findings", "impression")
 _KEY_COLUMNS = ("image", "id", "file", "filename", "name", "slide")
 
 
@@ -37,6 +38,8 @@ class ImportOptions:
     """CSV or xlsx file with further columns (hospital, patient, ...), joined by the picture's name."""
     key: str | None = None
     """Its column that names the picture; image, id, file, name or slide if None."""
+    text: str | None = None
+    """Column of the sentences; text, description, report, caption, sentence, findings or impression if None."""
     extract: Mapping[str, str] = field(default_factory=dict)
     """Column -> regular expression on the picture's name; its first group, or whole match, is the column's
     value."""
@@ -62,7 +65,7 @@ def import_lvit(folder: Path, options: ImportOptions = ImportOptions()) -> Impor
         tables = [p for p in sorted(place.glob("*.xlsx")) + sorted(place.glob("*.csv")) if not p.name.startswith("~$")]
         cells: dict[str, dict[str, str]] = {}
         for table in tables:
-            _merge(cells, _by_key(table, None, result.warnings), table, result.warnings)
+            _merge(cells, _sheet(table, options, result.warnings), table, result.warnings)
         _add(result, place / "img", place / "labelcol", LVIT_FOLDERS[name], cells)
     return _finish(result, options)
 
@@ -71,7 +74,8 @@ def import_folder(folder: Path, options: ImportOptions = ImportOptions()) -> Imp
     """Import images/ and masks/ (same name, or `mask_` + name), with an optional texts.csv or texts.xlsx.
 
     The same inside train/, val/ and test/, where these are. texts.csv has a column that names the picture,
-    one of text, description, report or caption, and any others (split, patient, ...), which are kept.
+    one of the sentences (see `ImportOptions.text`; further ones text_2, text_3, ...), and any others (split, patient,
+    ...), which are kept. A column mask names the mask where none has the picture's name.
 
     Raises:
         UserError: as `import_lvit`.
@@ -81,11 +85,11 @@ def import_folder(folder: Path, options: ImportOptions = ImportOptions()) -> Imp
     if not places and not (folder / "images").is_dir():
         raise UserError(f"{folder}: no folder images, nor train/images", "name the folder that holds images and masks")
     result = Imported(target, [])
-    shared = _texts(folder, result.warnings)
+    shared = _texts(folder, options, result.warnings)
     for place, split in places or [(folder, "train")]:
         cells = dict(shared)
         if places:
-            _merge(cells, _texts(place, result.warnings), place, result.warnings)
+            _merge(cells, _texts(place, options, result.warnings), place, result.warnings)
         _add(result, place / "images", place / "masks", split, cells, report_unused=not places)
     return _finish(result, options)
 
@@ -124,8 +128,9 @@ def _add(
             raise UserError(f"{image}: has the same name as {seen[key].name}", "give each picture its own name")
         seen[key] = image
         own = dict(cells.get(key, {}))
-        mask = mask_of.get(key)
-        record_split = own.pop("split", "").lower() or split
+        named = own.get("mask", "")
+        mask = mask_of.get(key) or mask_of.get(name_key(named)) or _named_file(masks.parent, named)
+        record_split = own.get("split", "").lower() or split
         if record_split not in SPLITS:
             raise UserError(f"{image.name}: unknown split '{record_split}' in its texts", "use train, val or test")
         result.records.append(
@@ -133,15 +138,16 @@ def _add(
                 id=_stem(image),
                 image=image.absolute(),
                 mask=mask.absolute() if mask else None,
-                text=own.pop("text", ""),
                 split=record_split,
-                patient=own.pop("patient", ""),
-                labelled=mask is not None,
-                extra=own,
+                patient=own.get("patient", ""),
+                labelled=mask is not None and own.get("labelled", "").lower() not in ("0", "no", "false"),
+                extra=_extra(own),
+                **_texts_of(own),
                 row=len(result.records) + 2,
             )
         )
-    _warn(result.warnings, f"{masks}: no picture for these masks", mask_of.keys() - seen.keys())
+    used = {name_key(cell["mask"]) for cell in cells.values() if cell.get("mask")}
+    _warn(result.warnings, f"{masks}: no picture for these masks", mask_of.keys() - seen.keys() - used)
     if report_unused:
         _warn(result.warnings, f"{images}: no picture for these texts", cells.keys() - seen.keys())
 
@@ -181,16 +187,52 @@ def _with_cells(record: Record, cells: Mapping[str, str], extract: Mapping[str, 
         except re.error as error:
             raise UserError(f"--extract {column}={pattern}: not a regular expression: {error}", "correct it") from None
         cells[column] = (match[1] if match.lastindex else match[0]) if match else ""
-    own = {name: cells.pop(name) for name in ("text", "split", "patient") if cells.get(name)}
-    extra = {name: value for name, value in cells.items() if name not in COLUMNS}
-    return replace(record, **own, extra={**record.extra, **extra})
+    own = {name: cells[name] for name in ("split", "patient") if cells.get(name)}
+    texts = _texts_of(cells)
+    return replace(record, **own, **(texts if texts["text"] else {}), extra={**record.extra, **_extra(cells)})
 
 
-def _texts(folder: Path, warnings: list[str]) -> dict[str, dict[str, str]]:
+def _extra(cells: Mapping[str, str]) -> dict[str, str]:
+    """Columns that the manifest does not know. What it knows has its place, and must not stand there twice."""
+    return {name: value for name, value in cells.items() if name not in COLUMNS and not MORE_TEXT.fullmatch(name)}
+
+
+def _texts_of(cells: Mapping[str, str]) -> dict[str, Any]:
+    texts = sentences_of(cells)
+    return {"text": texts[0] if texts else "", "more_texts": texts[1:]}
+
+
+def _named_file(folder: Path, name: str) -> Path | None:
+    return folder / name if name and (folder / name).is_file() else None
+
+
+def _texts(folder: Path, options: ImportOptions, warnings: list[str]) -> dict[str, dict[str, str]]:
     for name in ("texts.csv", "texts.xlsx"):
         if (folder / name).is_file():
-            return _by_key(folder / name, None, warnings)
+            return _sheet(folder / name, options, warnings)
     return {}
+
+
+def _sheet(table: Path, options: ImportOptions, warnings: list[str]) -> dict[str, dict[str, str]]:
+    """A table of sentences, by picture; the user hears if there is no column of them, or more in it than is kept."""
+    cells = _by_key(table, None, warnings, options.text)
+    columns = list(next(iter(cells.values()), {}))
+    if columns and "text" not in columns and not any(MORE_TEXT.fullmatch(name) for name in columns):
+        wordy = [name for name in columns if _is_wordy(cells, name)]
+        warnings.append(
+            f"{table}: no column of sentences, so all are left out; it has: {', '.join(columns)}; accepted: "
+            f"{', '.join(_TEXT_COLUMNS)}; name another with --text {wordy[0] if wordy else 'COLUMN'}"
+        )
+    lost = [name for name in ("id", "image") if name in columns]
+    if lost:
+        warnings.append(f"{table}: not kept, since a record's id is its picture's name: column {' and '.join(lost)}")
+    return cells
+
+
+def _is_wordy(cells: Mapping[str, Mapping[str, str]], column: str) -> bool:
+    """Whether most cells of a column have three words or more."""
+    values = [row.get(column, "") for row in cells.values()]
+    return 2 * sum(len(value.split()) >= 3 for value in values) > len(values)
 
 
 def _merge(
@@ -201,7 +243,9 @@ def _merge(
         cells.setdefault(key, values)
 
 
-def _by_key(table: Path, key_column: str | None, warnings: list[str]) -> dict[str, dict[str, str]]:
+def _by_key(
+    table: Path, key_column: str | None, warnings: list[str], text_column: str | None = None
+) -> dict[str, dict[str, str]]:
     """The rows of a table by the picture they name; the text's column becomes `text`, known ones lower
     case."""
     rows = _read_table(table)
@@ -217,9 +261,12 @@ def _by_key(table: Path, key_column: str | None, warnings: list[str]) -> dict[st
             f"name it with --key; the file has: {', '.join(names)}",
         )
     position = lower.index(wanted[0])
-    text = next((name for name in _TEXT_COLUMNS if name in lower), None)
+    if text_column and text_column.lower() not in lower:
+        raise UserError(f"{table}, row 1: no column '{text_column}'", f"--text is one of: {', '.join(names)}")
+    text = text_column.lower() if text_column else next((name for name in _TEXT_COLUMNS if name in lower), None)
+    # a column text beside the one that is named is another sentence's
     names = [
-        "text" if low == text else low if low in (*COLUMNS, "subject") else name
+        "text" if low == text else f"other_{low}" if low == "text" else known_name(name)
         for name, low in zip(names, lower, strict=True)
     ]
     names = ["patient" if name == "subject" and "patient" not in names else name for name in names]

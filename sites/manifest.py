@@ -2,7 +2,8 @@
 
 Columns: `id` and `image` are required; `mask`, `text`, `split` (train, val or test; train if empty),
 `patient` (`subject` is read in its place) and `labelled` (0: the mask may not be trained on) are optional;
-any other column is kept. Paths are relative to the manifest's folder.
+any other column is kept. Further sentences of the same picture stand in `text_2`, `text_3` and so on: training
+draws one of all of them, each time anew. Paths are relative to the manifest's folder.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import csv
 import difflib
 import io
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +26,9 @@ SPLITS = ("train", "val", "test")
 COLUMNS = ("id", "image", "mask", "text", "split", "patient", "labelled")
 MOST_LINES = 20
 """Problems that one error message lists."""
+
+MORE_TEXT = re.compile(r"text_([2-9]|[1-9]\d+)")
+"""Columns of further sentences."""
 
 _TRUE, _FALSE = {"1", "true", "yes"}, {"0", "false", "no"}
 
@@ -40,6 +45,8 @@ class Record:
     """Its mask, absolute, or None."""
     text: str = ""
     """Its sentence, or ''."""
+    more_texts: tuple[str, ...] = ()
+    """Further sentences of the same picture; training draws one of all, each time anew."""
     split: str = "train"
     """train, val or test."""
     patient: str = ""
@@ -50,6 +57,11 @@ class Record:
     """Other columns."""
     row: int = 0
     """Row in the manifest as a spreadsheet counts: the header is row 1."""
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """All its sentences, each once; () where it has none."""
+        return tuple(dict.fromkeys(text for text in (self.text, *self.more_texts) if text))
 
     @property
     def group(self) -> tuple[str, str]:
@@ -64,6 +76,10 @@ class Problem:
     row: int
     text: str
     remedy: str
+    kind: str = "manifest_row"
+    """Name of the kind of mistake."""
+    also: tuple[int, ...] = ()
+    """Other rows that it is about."""
 
 
 def read_manifest(path: Path) -> list[Record]:
@@ -75,6 +91,20 @@ def read_manifest(path: Path) -> list[Record]:
     Raises:
         UserError: lists every mistake with its row (the first 20 and a count).
     """
+    records, problems = scan_manifest(path)
+    raise_problems(path, problems)
+    return records
+
+
+def scan_manifest(path: Path) -> tuple[list[Record], list[Problem]]:
+    """Read a manifest, with its mistakes beside it.
+
+    Returns:
+        Its records, in the file's order, those with a mistake among them; and all mistakes.
+
+    Raises:
+        UserError: it cannot be read, lacks a column, or holds no records.
+    """
     path = Path(path)
     columns, rows = _read_parquet(path) if path.suffix.lower() in (".parquet", ".pq") else _read_csv(path)
     columns = _known_names(path, columns)
@@ -84,8 +114,7 @@ def read_manifest(path: Path) -> list[Record]:
     if not records:
         raise UserError(f"{path}: holds no records", "add a row for each picture")
     problems += _duplicates(records) + _torn_patients(records) + _missing_files(records, folder)
-    raise_problems(path, problems)
-    return records
+    return records, problems
 
 
 def raise_problems(path: Path, problems: Sequence[Problem]) -> None:
@@ -110,9 +139,10 @@ def write_manifest(path: Path, records: Iterable[Record]) -> None:
     records = list(records)
     folder = Path(path).absolute().parent
     extras = list(dict.fromkeys(name for record in records for name in record.extra))
+    more = max((len(record.more_texts) for record in records), default=0)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*COLUMNS, *extras])
+    writer.writerow([*COLUMNS, *(f"text_{number + 2}" for number in range(more)), *extras])
     for record in records:
         files = (_portable(record.image, folder), _portable(record.mask, folder) if record.mask else "")
         writer.writerow(
@@ -123,6 +153,7 @@ def write_manifest(path: Path, records: Iterable[Record]) -> None:
                 record.split,
                 record.patient,
                 int(record.labelled),
+                *(record.more_texts + ("",) * (more - len(record.more_texts))),
                 *(record.extra.get(name, "") for name in extras),
             ]
         )
@@ -148,6 +179,12 @@ def label_order(records: Iterable[Record]) -> list[str]:
 def share_of(fraction: float, n: int) -> int:
     """ceil(fraction * n), rounded first, since 0.07 * 100 is a little more than 7."""
     return math.ceil(round(fraction * n, 6))
+
+
+def known_name(column: str) -> str:
+    """A column's name: in lower case where the manifest knows it, else as it is."""
+    low = column.strip().lower()
+    return low if low in (*COLUMNS, "subject") or MORE_TEXT.fullmatch(low) else column.strip()
 
 
 def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -203,7 +240,7 @@ def _as_text(value: object) -> str:
 def _known_names(path: Path, columns: list[str]) -> list[str]:
     """Column names without case and blanks where we know them; errors for missing and repeated ones."""
     names = [name.strip() for name in columns]
-    names = [name.lower() if name.lower() in (*COLUMNS, "subject") else name for name in names]
+    names = [known_name(name) for name in names]
     if "patient" not in names:
         names = ["patient" if name == "subject" else name for name in names]
     for name in names:
@@ -242,17 +279,30 @@ def _record(folder: Path, columns: list[str], row: int, cells: list[str], proble
         problem(f"labelled is '{values['labelled']}'", "use 1 or 0")
     if flag in _TRUE and not mask:
         problem("labelled is 1, but there is no mask", "name the mask's file, or set labelled to 0")
+    texts = sentences_of(values)
     return Record(
         id=values.get("id", ""),
         image=folder / values.get("image", ""),
         mask=folder / mask if mask else None,
-        text=" ".join(values.get("text", "").split()),
+        text=texts[0] if texts else "",
+        more_texts=texts[1:],
         split=split,
         patient=values.get("patient", ""),
         labelled=bool(mask) and flag not in _FALSE,
-        extra={name: value for name, value in values.items() if name and name not in COLUMNS},
+        extra={
+            name: value
+            for name, value in values.items()
+            if name and name not in COLUMNS and not MORE_TEXT.fullmatch(name)
+        },
         row=row,
     )
+
+
+def sentences_of(values: Mapping[str, str]) -> tuple[str, ...]:
+    """What stands in text, text_2, ..., in that order, without what is empty or there already."""
+    numbered = sorted((int(match[1]), name) for name in values if (match := MORE_TEXT.fullmatch(name)))
+    cells = (values.get(name, "") for name in ("text", *(name for _, name in numbered)))
+    return tuple(dict.fromkeys(text for cell in cells if (text := " ".join(cell.split()))))
 
 
 def _duplicates(records: list[Record]) -> list[Problem]:
@@ -262,6 +312,8 @@ def _duplicates(records: list[Record]) -> list[Problem]:
             record.row,
             f"id '{record.id}' is already in row {first[record.id]}",
             "give every record its own id",
+            "id_twice",
+            (first[record.id],),
         )
         for record in records
         if record.id and first.setdefault(record.id, record.row) != record.row
@@ -281,6 +333,8 @@ def _torn_patients(records: list[Record]) -> list[Problem]:
                     record.row,
                     f"patient '{record.patient}' is in {record.split}, in row {other.row} in {other.split}",
                     "put all pictures of a patient into one split",
+                    "torn_patient",
+                    (other.row,),
                 )
             )
     return problems
@@ -297,6 +351,7 @@ def _missing_files(records: list[Record], folder: Path) -> list[Problem]:
                         record.row,
                         f"{kind} file not found: {path}",
                         "paths are relative to the manifest's folder",
+                        "file_missing",
                     )
                 )
     return problems

@@ -58,7 +58,7 @@ def load_mask(record: Record, shape: tuple[int, int], classes: int | None = None
             f"its picture {record.image} {shape[0]} x {shape[1]}",
             "give the mask the size of its picture",
         )
-    largest = 1 if classes == 1 else (classes or 256) - 1
+    largest = classes or 255
     if mask.max(initial=0) > largest:
         raise UserError(
             f"mask {record.mask} holds class {mask.max()}, the study's largest is {largest}",

@@ -19,7 +19,7 @@ class Grounding(NamedTuple):
     """Where in B pictures is what their sentences say."""
 
     logits: Tensor
-    """B x classes x H x W: scale (t . v) + bias."""
+    """B x outputs x H x W: scale (t . v) + bias of each class; of several the background is first, 0 everywhere."""
     pixels: Tensor
     """B x G x H x W: v, pixel features of the decoder's finest level."""
     text: Tensor
@@ -35,7 +35,7 @@ class GroundingDecoder(nn.Module):
         in_channels: channels of the picture.
         width: channels inside the decoder.
         dim: D, width of the text.
-        classes: output channels.
+        outputs: channels of the logits. 1: one class. More: the first is the background.
         skips: finer feature maps, and the picture itself, join on the way up.
         cross_attention: patch features attend to the sentence's tokens first.
         bias: what the learned bias of the logits starts from.
@@ -50,7 +50,7 @@ class GroundingDecoder(nn.Module):
         in_channels: int,
         width: int,
         dim: int,
-        classes: int,
+        outputs: int,
         skips: bool,
         cross_attention: bool,
         bias: float,
@@ -78,6 +78,11 @@ class GroundingDecoder(nn.Module):
         # t is brought to the width of v, not v to D: the same dot product for a fraction of the work per pixel
         self.text = nn.Linear(dim, current)
         self.strides = strides
+        # the background is what is none of the classes, not what the sentence says of one more: its logit is 0, as it
+        # is where one class has a sigmoid. With a code of its own it is told from the sentence too, and a sentence
+        # unlike those with masks ("no finding") may call a whole picture foreground
+        classes = max(1, outputs - 1)
+        self.background = outputs > 1
         self.class_codes = nn.Parameter(torch.ones(classes, current))
         self.scale = nn.Parameter(torch.tensor(1.0))
         self.bias = nn.Parameter(torch.full((classes,), bias))
@@ -108,7 +113,10 @@ class GroundingDecoder(nn.Module):
         t = self.text(text.sentence)
         codes = t.unsqueeze(1) * self.class_codes / math.sqrt(v.shape[1])
         logits = torch.bmm(codes.to(v.dtype), v.flatten(2)).unflatten(2, v.shape[2:])
-        return Grounding(self.scale * logits + self.bias.view(1, -1, 1, 1), v, t)
+        logits = self.scale * logits + self.bias.view(1, -1, 1, 1)
+        if self.background:
+            logits = torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1)
+        return Grounding(logits, v, t)
 
 
 class TokenAttention(nn.Module):

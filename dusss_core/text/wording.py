@@ -2,7 +2,9 @@
 
 Pure functions of strings. A wording may drop words that say nothing, exchange true synonyms and reorder
 clauses that do not lean on each other. It never touches a side, a place, a number, a negation or the name of
-a finding; where that is in doubt, and in other languages than English, the sentence stays as it is.
+a finding; where that is in doubt, the sentence stays as it is. That is for English. Of German, French, Italian
+and Spanish only left and right are known (`dusss_core.text.languages`): a sentence has a mirror image and no other
+wordings. A picture whose sentence is in yet another language is not mirrored.
 """
 
 from __future__ import annotations
@@ -12,8 +14,8 @@ import re
 from collections.abc import Iterable
 
 from dusss_core.seeds import derive_seed
-from dusss_core.text.language import is_english
-from dusss_core.text.language import word_set as _set
+from dusss_core.text.languages import language, may_mirror, mirrored, sides_in
+from dusss_core.text.languages import word_set as _set
 
 
 def wordings(sentence: str, count: int, seed_names: Iterable[object] = ()) -> list[str]:
@@ -25,9 +27,9 @@ def wordings(sentence: str, count: int, seed_names: Iterable[object] = ()) -> li
     Args:
         seed_names: names that the random draws derive from, besides the sentence.
     """
-    found: list[str] = []
-    if not is_english(sentence):
+    if language(sentence) != "en":
         return [sentence] * count
+    found: list[str] = []
     for number in range(count):
         rng = random.Random(derive_seed("wording", *seed_names, sentence, number))
         drawn = (_reword(sentence, rng) for _ in range(_ATTEMPTS))
@@ -42,14 +44,23 @@ def mirror(sentence: str) -> str:
 
     Exchanged are left and right, alone and in compounds (left-sided, leftward, leftmost, right-to-left), and
     the lobes RUL, RML, RLL, LUL, LML, LLL. Sides that only an abbreviation names (l., R, rt) are not: see
-    `may_flip`. Applying it twice gives the sentence back.
+    `may_flip`. Applying it twice gives the sentence back. Other languages: `dusss_core.text.languages`.
     """
-    return _SIDE.sub(_other_side, sentence)
+    tongue = language(sentence)
+    return _SIDE.sub(_other_side, sentence) if tongue == "en" else mirrored(sentence, tongue)
 
 
 def names_a_side(sentence: str) -> bool:
     """Whether `mirror` changes the sentence."""
-    return _SIDE.search(sentence) is not None
+    return bool(sides(sentence))
+
+
+def sides(sentence: str) -> frozenset[str]:
+    """Of "left" and "right" those that the sentence names, in any language with a list."""
+    tongue = language(sentence)
+    if tongue != "en":
+        return sides_in(sentence, tongue)
+    return frozenset("left" if match[0].lower() in ("left", "l") else "right" for match in _SIDE.finditer(sentence))
 
 
 def names_a_place(sentence: str) -> bool:
@@ -60,14 +71,30 @@ def names_a_place(sentence: str) -> bool:
 def may_flip(sentence: str) -> bool:
     """Whether `mirror(sentence)` describes the flipped picture.
 
-    False where a side hides in an abbreviation, on a clock face or in another language.
+    False where a side hides in an abbreviation or on a clock face, and in a language whose words for left and right are
+    not known.
     """
-    return _OPAQUE_SIDE.search(sentence) is None and is_english(sentence)
+    tongue = language(sentence)
+    return _OPAQUE_SIDE.search(sentence) is None if tongue == "en" else may_mirror(sentence, tongue)
 
 
 def may_turn(sentence: str) -> bool:
     """Whether up-down flips and quarter turns of the picture leave the sentence true."""
+    if language(sentence) != "en":
+        return False  # words for above and below are known in English alone
     return may_flip(sentence) and not names_a_place(sentence)
+
+
+def known_words() -> frozenset[str]:
+    """Words that the lists of this module have, lower case."""
+    synonyms = {
+        word for table in (_SYNONYMS, _SYNONYMS_BEFORE_A_WORD) for key, row in table.items() for word in (key, *row)
+    }
+    lists = (
+        _PLACES, _CENTRES, _SPREADS, _NEGATIONS, _LEANING_STARTS, _DROPPABLE, _COUNTED_WITH_ARTICLE, _ABBREVIATIONS,
+        _COPULAS,
+    )  # fmt: skip
+    return frozenset.union(*lists) | synonyms | {"left", "right"}
 
 
 # ---- vocabulary ----

@@ -64,7 +64,7 @@ def text_guided_masks(
     """Text-guided masks of a split as logits, Eq. 10.
 
     Returns:
-        N x classes x H x W, float16 (a list of arrays where pictures differ in size); NaN for records without text.
+        N x outputs x H x W, float16 (a list of arrays where pictures differ in size); NaN for records without text.
     """
     model, runtime = build_vlm(config).to(device), runtime_of(config, Phase.PRETRAIN, device)
     batch = runtime.eval_batch
@@ -184,7 +184,7 @@ def ground_split(
 
 def _ground_batches(config, vlm, split, text, device, batch: int) -> np.ndarray:
     n, _, height, width = split.images.shape
-    out = np.full((n, config.image.classes, height, width), np.nan, dtype=np.float16)
+    out = np.full((n, config.image.outputs, height, width), np.nan, dtype=np.float16)
     with_text = np.flatnonzero(split.has_text)
     for start in range(0, len(with_text), batch):
         positions = with_text[start : start + batch]
@@ -201,7 +201,7 @@ def _ground_batches(config, vlm, split, text, device, batch: int) -> np.ndarray:
 
 
 def _ground(config, vlm, x: Tensor, text, sentence: Tensor, mirrored: bool = False) -> Tensor:
-    """B x classes x H x W float32 logits, each sentence in its picture."""
+    """B x outputs x H x W float32 logits, each sentence in its picture."""
     tokens, mask = text.features(sentence, mirrored=torch.full_like(sentence, mirrored, dtype=torch.bool))
     amp = runtime_of(config, Phase.PRETRAIN, x.device).amp
     with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=amp):
@@ -216,7 +216,7 @@ def _mirrors(config, text, sentence: Tensor) -> Tensor:
 
 def _ground_whole(config, vlm, split, i, text, device) -> np.ndarray:
     if split.sentence[i] < 0:
-        return np.full((config.image.classes, *split.images[i].shape[1:]), np.nan, dtype=np.float16)
+        return np.full((config.image.outputs, *split.images[i].shape[1:]), np.nan, dtype=np.float16)
     sentence, runtime = torch.from_numpy(split.sentence[i : i + 1]), runtime_of(config, Phase.PRETRAIN, device)
 
     def logits_of(picture: np.ndarray, mirrored: bool) -> np.ndarray:

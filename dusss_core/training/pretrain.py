@@ -22,7 +22,7 @@ from dusss_core.pretraining import pretraining_of
 from dusss_core.pretraining.method import Seen, Sentences, Shown
 from dusss_core.records import Split
 from dusss_core.sampling import two_stream_batches
-from dusss_core.seeds import generator
+from dusss_core.seeds import generator, unit_hash
 from dusss_core.text.bank import TextBank, build_text_bank
 from dusss_core.training.evaluation import ground_split, score_logits
 from dusss_core.training.sharing import handed_on
@@ -103,14 +103,14 @@ class Pretrainer(PhaseTrainer):
         """Augment a batch, labelled records first, and encode it."""
         labelled, other = batch
         positions = np.concatenate([labelled, other])
-        sentence = torch.from_numpy(self.train.sentence[positions])
+        sentence = torch.from_numpy(self._sentence_of(positions))
         may_flip = self.text.may_flip(sentence) & self.settings.flip
         geometry = Geometry.draw(len(positions), draw, flip=may_flip, turns=False)
         picture = geometry.apply(self.pictures(positions))
         # a mirrored picture contradicts its sentence unless the sentence is mirrored too; "left" mirrored says the same
         # as "right"
-        own = self.text.identity(sentence, geometry.flipped)
-        (identity,) = sent(self.device, own)
+        said = self.text.identity(sentence, geometry.flipped)
+        (identity,) = sent(self.device, said)
         view = torch.randint(1, self.config.vlm.text.views + 1, (len(positions),), generator=draw)
         other_image = other_text = other_grounding = mask = sentences = None
 
@@ -127,7 +127,7 @@ class Pretrainer(PhaseTrainer):
                 if self.consistent:
                     other_grounding = self.vlm.ground(x, other_image, other_text)
             if self.wordings is not None:
-                sentences = self._sentences(own, draw)
+                sentences = self._sentences(said, draw)
         if len(labelled):
             mask = geometry.apply_mask(self.masks(positions))[: len(labelled)]
         return Seen(
@@ -144,13 +144,30 @@ class Pretrainer(PhaseTrainer):
             own,
         )
 
+    def _sentence_of(self, positions: np.ndarray) -> np.ndarray:
+        """A sentence of each record, B int64; of several one that is drawn anew in each step.
+
+        The draw is a hash of the record and the step: records do not move each other's draws.
+        """
+        first = self.train.sentence[positions]
+        if self.train.more is None:
+            return first
+        drawn = first.copy()
+        for i, (position, choices) in enumerate(
+            zip(positions, np.column_stack([first, self.train.more[positions]]), strict=True)
+        ):
+            choices = choices[choices >= 0]
+            if len(choices) > 1:
+                names = (self.config.seed, self.site, self.phase, self.step, "sentence", self.train.ids[position])
+                drawn[i] = choices[int(unit_hash(*names) * len(choices))]
+        return drawn
+
     def _wordings(self) -> _Wordings | None:
         """The site's sentences, as records have them and mirrored as they are shown; None: told from the batch's."""
         method, frozen = self.config.method, self.config.vlm.text.tuning == "frozen"
         if method.negatives == "batch" or method.pairs != "multi_positive" or not frozen:
             return None
-        sentence = torch.from_numpy(self.train.sentence[self.train.has_text])
-        sentence, count = sentence.unique(return_counts=True)
+        sentence, count = self._shares()
         flips = self.text.may_flip(sentence) & self.settings.flip
         sentence = torch.cat([sentence, sentence[flips]])
         mirrored = torch.arange(len(sentence)) >= len(flips)
@@ -163,13 +180,24 @@ class Pretrainer(PhaseTrainer):
         total = torch.zeros(len(identity)).index_add(0, place, count)
         return _Wordings(sentence[first], mirrored[first], identity, total.log())
 
-    def _sentences(self, own: Tensor, draw: torch.Generator) -> Sentences:
-        """What a batch, whose words are `own`, is told from."""
+    def _sentences(self, said: Tensor, draw: torch.Generator) -> Sentences:
+        """What a batch, whose wordings are `said`, is told from."""
         told = self.wordings
         if len(told.sentence) > MOST_SENTENCES:
-            told = told.some(own, MOST_SENTENCES, draw)
+            told = told.some(said, MOST_SENTENCES, draw)
         text = self._text(told.sentence, told.mirrored)
         return Sentences(text.embedding, *sent(self.device, told.identity, told.log_count))
+
+    def _shares(self) -> tuple[Tensor, Tensor]:
+        """The sentences that training shows, K int64, and how many records have each; a record with several has a part
+        of each."""
+        sentence = torch.from_numpy(self.train.all_sentences[self.train.has_text])
+        if sentence.shape[1] == 1:
+            return sentence.squeeze(1).unique(return_counts=True)
+        there = sentence >= 0
+        part = (there / there.sum(dim=1, keepdim=True))[there]
+        sentence, place = sentence[there].unique(return_inverse=True)
+        return sentence, torch.zeros(len(sentence)).index_add(0, place, part)
 
     def _contrasts(self, seen: Seen) -> dict[str, Tensor]:
         """The losses between records: within the batch here, private training has others."""

@@ -33,7 +33,7 @@ class Segmenter(PhaseTrainer):
     """Trains the student on a site's labelled and unlabelled pictures, by the study's `method.objective`.
 
     Args:
-        text_logits: N x classes x H x W, float16, text-guided masks of the training split as logits, NaN for records
+        text_logits: N x outputs x H x W, float16, text-guided masks of the training split as logits, NaN for records
             without text; None where the method or the site has none.
         text: features of the site's sentences; needed where the student is given them
             (`dusss_core.objectives.reads_sentences`), elsewhere not looked at.
@@ -119,7 +119,7 @@ class Segmenter(PhaseTrainer):
         if not len(val):
             return {}
         scores = score_model(self.config, self.student, val, self.device, self.text, distances=False)
-        return {name: value for name, value in scores.items() if name != "n"}
+        return {name: scores[name] for name in ("dice", "iou", "text_dice", "text_iou") if name in scores}
 
     # What the objective is lent, beside pictures, masks, normalise and autocast (`dusss_core.objectives.objective`).
 
@@ -145,7 +145,7 @@ class Segmenter(PhaseTrainer):
         return Words(tokens.to(self.device), mask.to(self.device))
 
     def text_masks(self, positions: np.ndarray, geometry: Geometry) -> Tensor | None:
-        """Text-guided masks as logits, B x classes x H x W float32, moved as their pictures; NaN for records without
+        """Text-guided masks as logits, B x outputs x H x W float32, moved as their pictures; NaN for records without
         one; None where there are none at all."""
         if self.text_logits is None:
             return None

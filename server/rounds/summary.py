@@ -140,6 +140,9 @@ def _scores(site: Site, metrics: Mapping[str, float]) -> dict[str, Any]:
     if "personal.round" in metrics:
         figures |= {f"personal_{name}": metrics.get(f"personal.{name}") for name in (*_FIGURES, "val_dice")}
         figures["personal_round"] = int(metrics["personal.round"])
+    # of several classes, each one's
+    of_class = {name: name.removeprefix("test.dice_") for name in metrics if name.startswith("test.dice_")}
+    figures |= {f"dice_{index}": metrics[name] for name, index in sorted(of_class.items()) if index.isdigit()}
     if "n_records" in site.counts:  # differential privacy: no true count leaves the site
         return {
             "n_records": site.counts["n_records"],

@@ -170,17 +170,21 @@ def _pool_splits(parts: Sequence[tuple[str, Split]]) -> Split:
 
     def renumber(split: Split) -> np.ndarray:
         table = np.array([*(number[sentence] for sentence in split.sentences), -1], dtype=np.int64)
-        return table[split.sentence]  # -1, no text, reads the last entry
+        return table[split.all_sentences]  # -1, no text, reads the last entry
 
     splits = [split for _, split in parts]
+    numbers = [renumber(split) for split in splits]
+    most = max(rows.shape[1] for rows in numbers)
+    numbers = np.concatenate([np.pad(r, [(0, 0), (0, most - r.shape[1])], constant_values=-1) for r in numbers])
     return Split(
         images=_concatenate([split.images for split in splits]),
         masks=_concatenate([split.masks for split in splits]),
         labelled=np.concatenate([split.labelled for split in splits]),
         masked=np.concatenate([split.masked for split in splits]),
-        sentence=np.concatenate([renumber(split) for split in splits]),
+        sentence=numbers[:, 0],
         sentences=sentences,
         ids=tuple(f"{name}/{identity}" for name, split in parts for identity in split.ids),
+        more=numbers[:, 1:] if most > 1 else None,
     )
 
 

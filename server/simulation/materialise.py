@@ -27,9 +27,10 @@ from dusss_core.files import write_json, write_text
 from server.simulation.privacy import give_budget, has_budget
 from server.study.config import StudyConfig
 from server.study.simulation import SimulationConfig, SourceConfig
-from sites.config import write_site
+from sites.config import load_site, write_site
+from sites.dataset import as_allowed
 from sites.importers import ImportOptions, import_lvit
-from sites.manifest import Record, read_manifest
+from sites.manifest import Record, labelled_by_fraction, read_manifest, write_manifest
 from sites.partition import PartitionConfig, partition, write_sites
 from sites.synth.hospitals import write_hospitals
 
@@ -99,6 +100,8 @@ def _write(
     if source.kind == "synth":
         manifests = write_hospitals(folder, source.synth, seed)
         files = [write_site(manifest.parent, manifest.parent.name, **settings) for manifest in manifests]
+    elif source.kind == "sites":
+        files = [_copied(file, folder, settings) for file in _site_files(root / source.path)]
     else:
         records = _records(source, root, folder)
         files = write_sites(folder, partition(records, simulation.partition or PartitionConfig(), seed), **settings)
@@ -145,6 +148,34 @@ def _pin_keys(folder: Path, files: Sequence[Path]) -> None:
         write_text(file, text)
 
 
+def _site_files(folder: Path) -> list[Path]:
+    """The files of the sites that a folder holds, by name.
+
+    Raises:
+        UserError: there is none.
+    """
+    files = sorted(folder.glob("*/site.yaml"))
+    if not files:
+        raise UserError(
+            f"{folder}: no site in it, such as NAME/site.yaml",
+            "`python -m sites partition` writes such a folder; name it with simulation.data.path",
+        )
+    return files
+
+
+def _copied(file: Path, folder: Path, settings: dict[str, str | None]) -> Path:
+    """A simulated site with the data of the site `file`, as far as that lets them be used. Its own file and its private
+    state are not touched."""
+    site = load_site(file)
+    records = [record for record in read_manifest(site.data.manifest) if record.split in site.limits.splits]
+    chosen = labelled_by_fraction(records, site.data.label_fraction)
+    allowed = [as_allowed(record, site.limits) for record in records]
+    kept = [r if r.split != "train" else replace(r, labelled=r.labelled and r.id in chosen) for r in allowed]
+    write_manifest(folder / site.site / "manifest.csv", kept)
+    evaluates_only = not site.limits.phases or all(record.split == "test" for record in kept)
+    return write_site(folder / site.site, site.site, evaluates_only=evaluates_only, **settings)
+
+
 def _records(source: SourceConfig, root: Path, folder: Path) -> list[Record]:
     path = root / source.path
     if not path.exists():
@@ -152,12 +183,12 @@ def _records(source: SourceConfig, root: Path, folder: Path) -> list[Record]:
     if source.kind == "lvit":
         folder.mkdir(parents=True, exist_ok=True)
         columns = root / source.columns if source.columns else None
-        options = ImportOptions(folder / "all.csv", columns, source.key, source.extract, force=True)
+        options = ImportOptions(folder / "all.csv", columns, source.key, extract=source.extract, force=True)
         return import_lvit(path, options).records
     records = read_manifest(path)
     if source.text_column is None:
         return records
-    return [replace(record, text=_cell(record, source.text_column, path)) for record in records]
+    return [replace(record, text=_cell(record, source.text_column, path), more_texts=()) for record in records]
 
 
 def _cell(record: Record, column: str, path: Path) -> str:
@@ -175,7 +206,11 @@ def _digest(
     """Names all that the sites depend on."""
     source = simulation.data
     stamps = []
-    for path in (source.path, source.columns):
+    paths = [source.path, source.columns]
+    if source.kind == "sites":
+        files = _site_files(root / source.path)
+        paths += [*files, *(load_site(file).data.manifest for file in files)]
+    for path in paths:
         if path is not None and (root / path).exists():
             status = (root / path).stat()
             stamps.append([str(root / path), status.st_mtime_ns, status.st_size])

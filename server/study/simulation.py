@@ -17,13 +17,14 @@ Device = Annotated[str, Field(pattern=DEVICE)]
 class SourceConfig(Strict):
     """The data that the simulated sites share among them."""
 
-    kind: Literal["synth", "manifest", "lvit"] = "synth"
+    kind: Literal["synth", "manifest", "lvit", "sites"] = "synth"
     """synth: synthetic hospitals. manifest: one manifest, divided by `partition`. lvit: a folder in the layout of
-    LViT (QaTa-COV19, MoNuSeg), divided by `partition`."""
+    LViT (QaTa-COV19, MoNuSeg), divided by `partition`. sites: a folder of sites, as `python -m sites partition` writes
+    it: NAME/site.yaml, each with its manifest."""
     synth: SynthConfig = Field(default_factory=SynthConfig)
     """For kind: synth."""
     path: Path | None = None
-    """The manifest, or the LViT folder; relative to `data.root`."""
+    """The manifest, the LViT folder, or the folder of sites; relative to `data.root`."""
     columns: Path | None = None
     """kind: lvit: a table with further columns (hospital, patient, ...); relative to `data.root`."""
     key: str | None = None
@@ -91,6 +92,6 @@ class SimulationConfig(Strict):
 
     @model_validator(mode="after")
     def _partition_where_needed(self) -> SimulationConfig:
-        if self.data.kind == "synth" and self.partition is not None:
-            raise ValueError("partition does not go with kind: synth, whose hospitals are the sites")
+        if self.data.kind in ("synth", "sites") and self.partition is not None:
+            raise ValueError(f"partition does not go with kind: {self.data.kind}, whose hospitals are the sites")
         return self

@@ -77,7 +77,7 @@ def test_losses_and_gradients_of_step_2_are_those_of_the_cpu(name):
     agree(*(one_step(segmenter(name, device, strong=0)) for device in (CPU, CUDA)))
 
 
-@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize("classes", [1, 2])
 def test_losses_and_gradients_of_step_1_are_those_of_the_cpu(classes):
     settings = {"image": {"size": 32, "classes": classes}, "pretrain": {"batch": 6, "strong": 0}}
     agree(*(one_step(pretrainer(device, **settings)) for device in (CPU, CUDA)))

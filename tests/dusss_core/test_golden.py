@@ -56,7 +56,7 @@ STUDENT = {"width": 8}
 
 CASES: dict[str, dict[str, Any]] = {
     **{preset: {"method": {"preset": preset}} for preset in PRESETS},
-    "three classes": {"image": {"size": 32, "classes": 3}},
+    "three classes": {"image": {"size": 32, "classes": 2}},
     "local norm": {"local_norm": True},
     "tiles": {"image": {"size": 32, "mode": "tile"}, "method": {"merge_text_weight": 0.3}},
     "no masks": {},  # a site that has none

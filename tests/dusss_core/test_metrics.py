@@ -15,7 +15,7 @@ def blobs(records: int, seed: int, classes: int = 1) -> np.ndarray:
     draw = np.random.default_rng(seed)
     out = np.zeros((records, SIZE, SIZE), dtype=np.uint8)
     for picture in out:
-        for index in range(1, max(classes, 2)):
+        for index in range(1, classes + 1):
             y, x = draw.integers(0, SIZE - 4, size=2)
             height, width = draw.integers(2, 14, size=2)
             picture[y : y + height, x : x + width] = index
@@ -89,12 +89,12 @@ def test_any_value_but_zero_is_foreground_with_one_class():
 
 
 def test_several_classes_are_averaged_over_those_present():
-    prediction, truth = blobs(6, 3, classes=4), blobs(6, 4, classes=4)
+    prediction, truth = blobs(6, 3, classes=3), blobs(6, 4, classes=3)
     prediction[0] = truth[0] = 0
     truth[1][truth[1] == 2] = 0
     prediction[1][prediction[1] == 2] = 0
     prediction[2][prediction[2] == 3] = 0
-    got = per_image(prediction, truth, 4)
+    got = per_image(prediction, truth, 3)
     for i, (p, t) in enumerate(zip(prediction, truth, strict=True)):
         present = [c for c in (1, 2, 3) if (p == c).any() or (t == c).any()]
         wanted = np.mean([naive(p == c, t == c) for c in present], axis=0) if present else (1, 1, 0)
@@ -153,3 +153,19 @@ def test_logits_become_classes():
     several = np.array([[[0.0, 3.0]], [[1.0, 1.0]], [[2.0, -1.0]]])
     assert to_classes(several).tolist() == [[2, 0]]
     assert to_classes(several).dtype == np.uint8
+
+
+def test_each_class_has_its_own_dice_over_the_pictures_that_have_it():
+    truth = np.zeros((3, 8, 8), np.uint8)
+    truth[0, :2], truth[1, :2], truth[1, 4:6] = 1, 1, 2
+    prediction = truth.copy()
+    prediction[1, :1] = 0  # half of class 1
+    prediction[2, 0, 0] = 1  # where there is none
+    got = per_image(prediction, truth, 3)
+    np.testing.assert_allclose(got["dice_1"], [1, 2 / 3, 0])
+    np.testing.assert_allclose(got["dice_2"], [np.nan, 1, np.nan])
+    figures = mean(got)
+    assert figures["dice_1"] == pytest.approx((1 + 2 / 3 + 0) / 3)
+    assert figures["dice_2"] == 1
+    assert "dice_3" not in figures  # nobody has it
+    assert set(per_image(truth, truth, 1)) == {"dice", "iou", "hd95"}

@@ -276,3 +276,15 @@ def test_progress_reaches_the_end(tmp_path):
     data._progress = lambda done, total: seen.append((done, total))
     data.split("train")
     assert seen == [(i, 5) for i in range(1, 6)]
+
+
+def test_further_sentences_reach_training_by_number(tmp_path):
+    rows = [
+        {**row, "text_2": t} for row, t in zip(rows_of(tmp_path, 3), ("second", "", "finding number 0"), strict=True)
+    ]
+    split = site_data(tmp_path, rows).split("train")
+    assert split.sentences == ("finding number 0", "finding number 1", "finding number 2", "second")
+    assert split.sentence.tolist() == [0, 1, 2]
+    assert split.more.tolist() == [[3], [-1], [0]]
+    assert split.select([2, 0]).all_sentences.tolist() == [[2, 0], [0, 3]]
+    assert site_data(tmp_path / "b", rows_of(tmp_path / "b", 3)).split("train").more is None

@@ -152,3 +152,43 @@ def test_tables_that_cannot_be_used_are_named(lvit):
 
 def test_names_meet_without_prefix_suffix_and_case():
     assert {name_key(n) for n in ("a.b.png", "mask_a.b.png", "A.B.TIF", "x/mask_a.b.nii.gz", "a.b")} == {"a.b"}
+
+
+@pytest.mark.parametrize("known", ["id", "mask", "labelled", "patient", "text_2"])
+def test_a_sheet_with_any_column_of_a_manifest_gives_a_manifest_that_can_be_read(tmp_path, known):
+    for i in range(2):
+        save(tmp_path / f"images/a{i}.png", picture(i))
+        save(tmp_path / f"masks/m{i}.png", mask(i))
+    rows = [
+        {"image": f"a{i}.png", known: {"mask": f"m{i}.png", "labelled": "0"}.get(known, f"x{i}"), "text": "here"}
+        for i in (0, 1)
+    ]
+    write_rows(tmp_path / "texts.csv", rows)
+    first, second = read_manifest(import_folder(tmp_path).manifest)
+    assert (first.id, second.id) == ("a0", "a1")
+    assert (tmp_path / "manifest.csv").read_text().splitlines()[0].split(",").count(known) <= 1
+    assert (second.mask == tmp_path / "masks/m1.png") == (known == "mask")
+    assert second.more_texts == (("x1",) if known == "text_2" else ())
+    assert second.patient == ("x1" if known == "patient" else "")
+
+
+def test_labels_that_a_sheet_takes_back_are_not_trained_on(tmp_path):
+    save(tmp_path / "images/a.png", picture(0))
+    save(tmp_path / "masks/a.png", mask(0))
+    write_rows(tmp_path / "texts.csv", [{"image": "a.png", "text": "here", "labelled": "0"}])
+    (record,) = read_manifest(import_folder(tmp_path).manifest)
+    assert record.mask is not None
+    assert not record.labelled
+
+
+def test_a_column_of_sentences_that_is_not_known_is_named_with_those_that_are(tmp_path):
+    save(tmp_path / "images/a.png", picture(0))
+    write_rows(tmp_path / "texts.csv", [{"image": "a.png", "age": "50", "radiology_note": "dense area, left lung"}])
+    result = import_folder(tmp_path)
+    said = "\n".join(result.warnings)
+    assert "it has: age, radiology_note; accepted: description, text, report" in said
+    assert "--text radiology_note" in said
+    options = ImportOptions(text="Radiology_Note", force=True)
+    assert read_manifest(import_folder(tmp_path, options).manifest)[0].text == "dense area, left lung"
+    with pytest.raises(UserError, match="no column 'notes'"):
+        import_folder(tmp_path, ImportOptions(text="notes", force=True))

@@ -12,7 +12,7 @@ import pytest
 
 from dusss_core.errors import UserError
 from sites.manifest import labelled_by_fraction, read_manifest, write_manifest
-from tests.sites.builders import rows_of, write_rows
+from tests.sites.builders import picture, rows_of, save, write_rows
 
 
 def plain(record):
@@ -171,3 +171,26 @@ def test_label_fractions_pass_over_what_may_not_be_trained_on(tmp_path):
     rows = [{**row, "labelled": "0" if i == 0 else "1"} for i, row in enumerate(rows)]
     records = read_manifest(write_rows(tmp_path / "m.csv", rows))
     assert labelled_by_fraction(records, 1) == {f"r{i}" for i in range(1, 12) if i % 3 != 2}
+
+
+def test_further_sentences_stand_in_columns_of_their_own_and_come_back(tmp_path):
+    save(tmp_path / "a.png", picture(0))
+    rows = [
+        {
+            "id": "a",
+            "image": "a.png",
+            "text_10": "ten",
+            "Text_2": " two  words",
+            "text": "one",
+            "text_3": "one",
+            "text_1": "x",
+        },
+        {"id": "b", "image": "a.png", "text_10": "", "Text_2": "only", "text": "", "text_3": "", "text_1": ""},
+        {"id": "c", "image": "a.png", "text_10": "", "Text_2": "", "text": "", "text_3": "", "text_1": ""},
+    ]
+    records = read_manifest(write_rows(tmp_path / "m.csv", rows))
+    assert [record.sentences for record in records] == [("one", "two words", "ten"), ("only",), ()]
+    assert records[0].extra == {"text_1": "x"}
+    write_manifest(tmp_path / "again.csv", records)
+    again = read_manifest(tmp_path / "again.csv")
+    assert [record.sentences for record in again] == [record.sentences for record in records]

@@ -59,7 +59,7 @@ def network_for(method: dict[str, Any], network: str = "unet") -> str:
 def site(config: TrainingConfig, train: Split, shared: dict[str, torch.Tensor] | None = None) -> Segmenter:
     """A site in its first round; text-guided masks are the true ones, blurred, where the method takes any and pictures
     have sentences."""
-    logits = (4 * (train.masks[:, None] > 0).astype(np.float16) - 2).repeat(config.image.classes, 1)
+    logits = (4 * (train.masks[:, None] > 0).astype(np.float16) - 2).repeat(config.image.outputs, 1)
     guided = config.method.text_mask and train.has_text.any()
     text = FakeBank() if reads_sentences(config) else None
     trainer = Segmenter(config, "a", train, train, text_logits=logits if guided else None, text=text)
@@ -80,7 +80,7 @@ def pictures(n: int = 12, labelled: int = 4, classes: int = 1) -> Split:
     split = make_split(n=n, labelled=labelled)
     if classes == 1:
         return split
-    return replace(split, masks=split.masks * (1 + split.sentence[:, None, None] % (classes - 1)).astype(np.uint8))
+    return replace(split, masks=split.masks * (1 + split.sentence[:, None, None] % classes).astype(np.uint8))
 
 
 def with_other_unlabelled_pictures(split: Split) -> Split:

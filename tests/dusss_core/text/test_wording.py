@@ -5,6 +5,9 @@ from collections import Counter
 
 import pytest
 
+from dusss_core.config import TextConfig
+from dusss_core.text.bank import build_text_bank
+from dusss_core.text.languages import language
 from dusss_core.text.wording import may_flip, may_turn, mirror, names_a_place, names_a_side, wordings
 
 SENTENCES = [
@@ -212,3 +215,59 @@ def test_the_centre_stays_where_it_is_in_a_turned_picture(sentence):
 def test_a_list_of_places_with_the_centre_is_not_torn_apart():
     sentence = "Polyps three or more, the largest small, centre, middle left and lower centre."
     assert all("centre, middle left and lower centre" in wording.lower() for wording in wordings(sentence, 16))
+
+
+OTHERS = [
+    (
+        "de",
+        "Infiltrat im linken Oberlappen, rechts unauffällig.",
+        "Infiltrat im rechten Oberlappen, links unauffällig.",
+    ),
+    ("de", "Linksseitiger Pleuraerguss, kein Infiltrat", "Rechtsseitiger Pleuraerguss, kein Infiltrat"),
+    ("de", "Verschattung der rechten Lunge", "Verschattung der linken Lunge"),
+    ("fr", "Opacité du poumon gauche", "Opacité du poumon droit"),
+    ("fr", "Zone infectée, base droite", "Zone infectée, base gauche"),
+    ("fr", "Épanchement pleural à gauche", "Épanchement pleural à droite"),
+    ("it", "Area infetta nel polmone sinistro", "Area infetta nel polmone destro"),
+    ("it", "Addensamento a destra, campo superiore", "Addensamento a sinistra, campo superiore"),
+    ("es", "Opacidad en el lóbulo inferior izquierdo", "Opacidad en el lóbulo inferior derecho"),
+    ("es", "Derrame en la base derecha", "Derrame en la base izquierda"),
+]
+
+
+@pytest.mark.parametrize(("tongue", "sentence", "other"), OTHERS)
+def test_left_and_right_are_exchanged_in_german_french_italian_and_spanish(tongue, sentence, other):
+    assert language(sentence) == tongue
+    assert may_flip(sentence)
+    assert names_a_side(sentence)
+    assert mirror(sentence) == other
+    assert mirror(other) == sentence
+    assert wordings(sentence, 3) == [sentence] * 3
+    assert not may_turn(sentence)
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "Infecção no pulmão esquerdo.",
+        "Инфекция левого легкого",
+        "左肺感染",
+        "zakażenie w lewym płucu",
+        "Consolidation gauche.",  # droit or droite?
+        "Infiltrat im Oberlappen li. mit Erguss",
+        "Addensamento del polmone sx",
+    ],
+)
+def test_what_can_not_be_mirrored_in_words_is_not_mirrored(sentence):
+    assert not may_flip(sentence)
+    assert mirror(mirror(sentence)) == sentence
+
+
+@pytest.mark.parametrize("sentence", SENTENCES)
+def test_english_is_known_as_english(sentence):
+    assert language(sentence) == "en"
+
+
+def test_training_warns_where_flips_are_switched_off():
+    with pytest.warns(UserWarning, match="1 of 2 different sentences are in a language without word lists"):
+        build_text_bank(("left lung", "Инфекция левого легкого"), TextConfig(), augmented=False)

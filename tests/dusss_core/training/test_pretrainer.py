@@ -144,13 +144,13 @@ def test_a_picture_without_a_sentence_teaches_step_1_nothing(bank, negatives):
     assert digests[0] == digests[1] != digest_of_tensors(start)
 
 
-SPANISH = ("Infección en el pulmón izquierdo.", "Infección en el pulmón derecho.")
+PORTUGUESE = ("Infecção no pulmão esquerdo.", "Infecção no pulmão direito.")
 
 
-def test_pictures_with_sentences_in_another_language_are_not_mirrored_and_train():
+def test_pictures_with_sentences_in_a_language_without_word_lists_are_not_mirrored_and_train():
     config = make_config(method={"negatives": "site"}, pretrain={"rounds": 1, "batch": 6})
-    train = replace(make_split(n=12), sentences=SPANISH)
-    trainer = Pretrainer(config, "a", train, train, build_text_bank(SPANISH, config.vlm.text))
+    train = replace(make_split(n=12), sentences=PORTUGUESE)
+    trainer = Pretrainer(config, "a", train, train, build_text_bank(PORTUGUESE, config.vlm.text))
     start = initial_shared(config, Phase.PRETRAIN)
     trainer.load_shared(start)
     positions = np.arange(12)
@@ -174,3 +174,53 @@ def test_distances_learn_ambiguity_where_the_study_says_so(bank, negatives, cell
     moved = trainer.shared()["text.cells.map.mu.bias"] - start["text.cells.map.mu.bias"]
     # weight decay alone moves it by 1e-7
     assert moved.abs().max() > 1e-4
+
+
+def several(split):
+    """The split with a second sentence at every even record."""
+    n = len(split)
+    more = np.where(np.arange(n) % 2 == 0, 1 - split.sentence, -1)[:, None]
+    return replace(split, more=more)
+
+
+def test_of_several_sentences_training_draws_each_one_at_a_time(bank):
+    config, train = make_config(), several(make_split())
+    trainer = Pretrainer(config, "a", train, train, bank)
+    drawn = []
+    for trainer.step in range(200):
+        drawn.append(trainer._sentence_of(np.arange(12)))
+    drawn = np.array(drawn)
+    even, odd = drawn[:, 0::2], drawn[:, 1::2]
+    assert (odd == train.sentence[1::2]).all()
+    assert (abs(even.mean(axis=0) - 0.5) < 0.15).all()
+    # not all records in step with each other
+    assert 0 < np.corrcoef(even[:, 0], even[:, 1])[0, 1] ** 2 < 0.1
+
+
+def test_one_sentence_each_trains_as_it_ever_did(bank):
+    config, digests = make_config(), []
+    for train in (make_split(), replace(make_split(), more=np.full((12, 2), -1))):
+        trainer = Pretrainer(config, "a", train, train, bank)
+        trainer.load_shared(initial_shared(config, Phase.PRETRAIN))
+        trainer.train_round(1)
+        digests.append(digest_of_tensors(trainer.shared()))
+    assert digests[0] == digests[1]
+
+
+def test_a_second_sentence_changes_what_is_learnt(bank):
+    config, digests = make_config(), []
+    for train in (make_split(), several(make_split())):
+        trainer = Pretrainer(config, "a", train, train, bank)
+        trainer.load_shared(initial_shared(config, Phase.PRETRAIN))
+        trainer.train_round(1)
+        digests.append(digest_of_tensors(trainer.shared()))
+    assert digests[0] != digests[1]
+
+
+def test_records_with_several_sentences_count_once_among_the_negatives(bank):
+    config = make_config(method={"negatives": "site"})
+    trainer = Pretrainer(config, "a", several(make_split()), make_split(), bank)
+    assert float(trainer.wordings.log_count.exp().sum()) == pytest.approx(12)
+    sentence, count = trainer._shares()
+    # six odd records have sentence 1, six even ones half of each
+    assert dict(zip(sentence.tolist(), count.tolist(), strict=True)) == {0: 3.0, 1: 9.0}

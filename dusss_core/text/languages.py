@@ -1,0 +1,181 @@
+"""Which language a sentence is in, and its words for left and right.
+
+Short sentences of reports, told by their commonest words. English, German, French, Italian and Spanish have words for
+left and right; of other languages it is only known that they are others, and then no picture is mirrored.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Literal
+
+Language = Literal["en", "de", "fr", "it", "es", "other"]
+NAMES = {"en": "English", "de": "German", "fr": "French", "it": "Italian", "es": "Spanish", "other": "another language"}
+
+
+@lru_cache(maxsize=4096)
+def language(sentence: str) -> Language:
+    """The language whose words are in the sentence; English where nothing speaks of another.
+
+    A sentence is in another language if more of its words are that language's than are English.
+    """
+    if sum(map(len, _FOREIGN_SCRIPT.findall(sentence))) >= 2:
+        return "other"
+    words = _WORD.findall(sentence.lower())
+    counts = {name: sum(map(known.__contains__, words)) for name, known in _WORDS.items()}
+    best = max(counts, key=counts.__getitem__)
+    return "en" if best == "en" or counts[best] <= counts["en"] else best if best in NAMES else "other"
+
+
+_WORD = re.compile(r"(?<![\w-])[^\W\d_]+(?![\w-])")  # whole words: "Roux-en-Y" is not Spanish
+_FOREIGN_SCRIPT = re.compile(r"[^\W\d_\u0000-\u024f\u0370-\u03ff]+|[\u0370-\u03ff]{3,}")  # one Greek letter is a symbol
+
+
+def word_set(words: str) -> frozenset[str]:
+    """The words of a line."""
+    return frozenset(words.split())
+
+
+# Of the other languages no word that English reports use too ("in", "no", "as", "zone"), and none of a single letter.
+_WORDS: dict[str, frozenset[str]] = {
+    "en": word_set(
+        "the of and is are was were with without there this that left right upper lower middle lung lungs lobe no not "
+        "one two three area areas region infection infected opacity both in at an on seen shows normal small large "
+        "picture image chest heart nodule mass"
+    ),
+    "de": word_set(
+        "der das und ist sind mit ohne kein keine keinen nicht ein eine einer eines einem einen im auf bei von zur "
+        "zum den dem des sich auch beide beider beidseits beidseitig beidseitige links rechts linke linken linker "
+        "linkes linkem linksseitig linksseitige linksseitiger linksseitiges rechte rechten rechter rechtes rechtem "
+        "rechtsseitig rechtsseitige rechtsseitiger rechtsseitiges lunge lungen lungenflügel lungenfeld oberlappen "
+        "unterlappen mittellappen oberfeld unterfeld mittelfeld infektion infiltrat verschattung verschattungen "
+        "befund unauffällig nachweis zwei drei vier oben unten oberen unteren herz pleuraerguss erguss bild"
+    ),
+    "fr": word_set(
+        "le la les des du et est sont avec sans pas une dans au aux il elle cette ce gauche gauches droit droite "
+        "droits droites poumon poumons pulmonaire pulmonaires supérieur supérieure inférieur inférieure deux trois "
+        "opacité opacités épanchement cœur coeur normale aucun aucune bilatérale bilatéral infectée infectées sur"
+    ),
+    "it": word_set(
+        "il lo gli dei del della delle dello dell è sono con senza una uno nel nella nelle alla alle dal sinistra "
+        "sinistro sinistri sinistre destra destro destri destre polmone polmoni polmonare polmonari superiore "
+        "inferiore tre addensamento opacità versamento cuore nessuna nessun bilaterale infezione zona aree infetta "
+        "infette lobo campo"
+    ),
+    "es": word_set(
+        "el los las del es son con sin una uno en se hay izquierda izquierdo izquierdas izquierdos derecha derecho "
+        "derechas derechos pulmón pulmon pulmones pulmonar pulmonares dos tres opacidad derrame corazón corazon "
+        "ninguna ningún infección infeccion área áreas zona lóbulo campo"
+    ),
+    "pt": word_set(
+        "da dos das é são com sem um uma na nos nas esquerdo esquerda direito direita pulmão pulmões não há dois "
+        "duas lobo derrame coração infecção área áreas"
+    ),
+    "nl": word_set(
+        "het een van en zonder niet geen zijn bij de linker linkerlong rechter rechterlong longen links rechts "
+        "onderkwab bovenkwab twee drie hart beiderzijds"
+    ),
+    "pl": word_set(
+        "na nie jest są oraz lewym lewe lewej lewego prawym prawe prawej prawego płuco płucu płuca płuc bez"
+    ),
+    "tr": word_set("ve bir sol sağ akciğer akciğerde alt üst yok var ile iki lob"),
+    "sv": word_set("och är utan inte ingen vänster höger lunga lungan lungor två av det"),
+}
+
+
+class _Sides:
+    """Words that change places when a picture is mirrored."""
+
+    def __init__(self, left: str, right: str, opaque: str):
+        self.pairs = tuple(zip(left.split(), right.split(), strict=True))
+        both = dict(self.pairs) | {b: a for a, b in self.pairs}
+        self.other = both
+        self.lefts, self.rights = word_set(left), word_set(right)
+        longest = sorted(both, key=len, reverse=True)
+        self.pattern = re.compile(rf"(?<![^\W_])(?:{'|'.join(longest)})(?![^\W_])", re.I)
+        self.opaque = re.compile(opaque, re.I)
+
+
+_DE = [f"{{}}{end}" for end in ("e", "en", "er", "es", "em")]
+_DE += ["{}s", "{}sseitig", *(f"{{}}sseitig{end}" for end in ("e", "en", "er", "es", "em")), "{}sbetont", "{}sthorakal"]
+_DE += [f"{{}}s{end}" for end in ("basal", "apikal", "lateral", "hilär", "zentral")]
+SIDES: dict[str, _Sides] = {
+    "de": _Sides(
+        " ".join(form.format("link") for form in _DE),
+        " ".join(form.format("recht") for form in _DE),
+        r"(?<![^\W_])(?:li|re|lat|bds)\.|(?<![^\W_])(?:li|re)(?![^\W_])|\b(?:links|rechts|linke|rechte)\w*-|\w(?:links|rechts)\b|uhr\b",
+    ),
+    "it": _Sides(
+        "sinistro sinistra sinistri sinistre",
+        "destro destra destri destre",
+        r"(?<![^\W_])(?:sx|dx|sn|sin|des)(?![^\W_])",
+    ),
+    "es": _Sides(
+        "izquierdo izquierda izquierdos izquierdas",
+        "derecho derecha derechos derechas",
+        r"(?<![^\W_])(?:izq|der|dcho|dcha|izqdo|izqda|li|ld|lii|lid|lsi|lsd)(?![^\W_])",
+    ),
+    # droit and droite are one word in "gauche": nouns tell which, see `_french`
+    "fr": _Sides("gauche gauches", "droit droits", r"(?<![^\W_])(?:gche|dte|dt|g|d)(?![^\W_'’])"),
+}
+_FRENCH = re.compile(r"(?<![^\W_])(gauches?|droites?|droits?)(?![^\W_])", re.I)
+_MASCULINE = word_set(
+    "poumon poumons lobe lobes champ champs hémithorax hemithorax côté cote apex hile hiles sommet sommets cul-de-sac "
+    "bord quadrant quadrants sinus supérieur inférieur moyen pulmonaire coin infiltrat épanchement pleural nodule"
+)
+_FEMININE = word_set(
+    "base bases plage plages zone zones région régions partie parties moitié cavité opacité opacités image coupole "
+    "plèvre à a infection infections lésion lésions basale apicale supérieure inférieure moyenne lingula"
+)
+
+
+def sides_in(sentence: str, tongue: Language) -> frozenset[str]:
+    """Of "left" and "right" those that the words of a language other than English name."""
+    if tongue == "fr":
+        words = [match[0].lower() for match in _FRENCH.finditer(sentence)]
+        return frozenset("left" if word.startswith("gauche") else "right" for word in words)
+    if tongue not in SIDES:
+        return frozenset()
+    sides = SIDES[tongue]
+    words = [match[0].lower() for match in sides.pattern.finditer(sentence)]
+    return frozenset("left" if word in sides.lefts else "right" for word in words)
+
+
+def mirrored(sentence: str, tongue: Language) -> str:
+    """The sentence with left and right exchanged, case kept; as it is in a language without a list."""
+    if tongue == "fr":
+        return _FRENCH.sub(lambda match: _like(match[0], _french(sentence, match) or match[0]), sentence)
+    if tongue not in SIDES:
+        return sentence
+    sides = SIDES[tongue]
+    return sides.pattern.sub(lambda match: _like(match[0], sides.other[match[0].lower()]), sentence)
+
+
+def may_mirror(sentence: str, tongue: Language) -> bool:
+    """Whether `mirrored` says what the mirrored picture shows: the language has a list, no side hides in an
+    abbreviation, and in French the noun tells whether right is droit or droite."""
+    if tongue not in SIDES or SIDES[tongue].opaque.search(sentence):
+        return False
+    return tongue != "fr" or all(_french(sentence, match) for match in _FRENCH.finditer(sentence))
+
+
+def _french(sentence: str, match: re.Match[str]) -> str | None:
+    """The other side's word; None where the gender of "gauche" is not known from the word before it."""
+    word = match[0].lower()
+    before = re.findall(r"[\w-]+", sentence[: match.start()].lower())
+    noun = before[-1] if before else ""
+    feminine = noun in _FEMININE
+    if not feminine and noun not in _MASCULINE:
+        return None
+    plural = "s" if word.endswith("s") else ""
+    if word.startswith("gauche"):
+        return ("droite" if feminine else "droit") + plural
+    # the way back must give the same word
+    return "gauche" + plural if feminine == word.startswith("droite") else None
+
+
+def _like(model: str, word: str) -> str:
+    if model.isupper():
+        return word.upper()
+    return word[:1].upper() + word[1:] if model[:1].isupper() else word

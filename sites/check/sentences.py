@@ -1,0 +1,268 @@
+"""Sentences: are they there, can they be read, do they name anybody?"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from dusss_core.text.languages import NAMES, SIDES, language
+from dusss_core.text.wording import known_words, may_flip
+from sites.check.contradictions import FEW, NUMBERS
+from sites.check.identity import looks_private, names_a_person
+from sites.check.report import Report
+from sites.manifest import Record
+
+LONG = 60
+"""Words, from which the end of a sentence is cut by the default of vlm.text.max_tokens, 48 tokens."""
+_WORD = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*")
+_PLACEHOLDER = re.compile(
+    r"(?i)^\W*(?:n/?a|nan|none|null|nil|todo|tbd|xxx*|test|see (?:report|above|previous)|report|text|description|"
+    r"missing|unknown|lorem ipsum.*|\?+|-+|\.+)?\W*$"
+)
+_BROKEN = re.compile(r"�|Ã[\u0080-\u00bf©¤¶¼]|â€|Â[°\u00a0±]|&(?:[a-z]+|#\d+);|<[a-z/][^>]*>|[\x00-\x08\x0b-\x1f]")
+
+
+def check_text(report: Report, records: Sequence[Record]) -> None:
+    """Everything that can be told from the sentences alone."""
+    with_text = [record for record in records if record.text]
+    distinct = {record.text for record in with_text}
+    report.figures["text"] = {
+        "with": len(with_text),
+        "without": len(records) - len(with_text),
+        "distinct": len(distinct),
+    }
+    train = [record for record in records if record.split == "train"]
+    if train and not any(record.text for record in train):
+        report.say(
+            "warning",
+            "text",
+            "no training record has text: the site trains with the teacher alone",
+            "fill the column text if there are reports",
+            "no_text",
+        )
+        return
+    report.say(
+        "ok",
+        "text",
+        f"{len(with_text)} records with text, {len(records) - len(with_text)} without; {len(distinct)} different "
+        "sentences",
+    )
+    if not with_text:
+        return
+    _check_form(report, records, with_text)
+    _check_language(report, with_text)
+    _check_words(report, with_text)
+    _check_privacy(report, records)
+
+
+def _check_form(report: Report, records: Sequence[Record], with_text: Sequence[Record]) -> None:
+    def say(level: str, what: str, remedy: str, kind: str, where: Callable[[str], object]) -> None:
+        report.say_rows(level, "text", what, remedy, kind, [record.row for record in with_text if where(record.text)])
+
+    without = [record.row for record in records if not record.text]
+    report.say_rows(
+        "note",
+        "text",
+        "{n} have no sentence: they learn from the teacher alone",
+        "fill them if there are reports",
+        "no_sentence",
+        without,
+    )
+    say(
+        "warning",
+        "{n} hold a placeholder in place of a sentence",
+        "leave the cell empty, or fill it",
+        "placeholder",
+        _PLACEHOLDER.match,
+    )
+    usual = float(np.median([len(_WORD.findall(record.text)) for record in with_text]))
+    if usual >= 3:
+        say(
+            "warning",
+            f"{{n}} are very short, where others have {usual:.0f} words",
+            "look whether they say what is in the picture",
+            "short_sentence",
+            lambda text: _is_short(text, usual),
+        )
+    say(
+        "note",
+        f"{{n}} have more than {LONG} words; what comes after 48 tokens is not read",
+        "shorten them, or ask the coordinator about vlm.text.max_tokens",
+        "long_sentence",
+        lambda text: len(_WORD.findall(text)) > LONG,
+    )
+    say(
+        "warning",
+        "{n} hold broken letters, or marks of a web page",
+        "save the table again as UTF-8, as plain text",
+        "broken_text",
+        _BROKEN.search,
+    )
+    if len(with_text) >= FEW and len({record.text for record in with_text}) == 1:
+        report.say(
+            "warning",
+            "text",
+            "all records have the same sentence: contrast cannot learn what it says, and text-guided masks know the "
+            "site's labelled pictures alone",
+            "give each record its own sentence",
+            "one_sentence",
+        )
+
+
+def _is_short(text: str, usual: float) -> bool:
+    words = len(_WORD.findall(text))
+    return not _PLACEHOLDER.match(text) and language(text) != "other" and (words <= 1 or words < usual / 4)
+
+
+def _check_language(report: Report, with_text: Sequence[Record]) -> None:
+    rows: dict[str, list[int]] = defaultdict(list)
+    for record in with_text:
+        rows[language(record.text)].append(record.row)
+    usual = max(rows, key=lambda tongue: len(rows[tongue]))
+    for tongue in sorted(rows.keys() - {usual}):
+        report.say_rows(
+            "warning",
+            "text",
+            f"{{n}} are in {NAMES[tongue]}, the others in {NAMES[usual]}",
+            "translate them",
+            "foreign_sentence",
+            rows[tongue],
+        )
+    if usual in SIDES:
+        report.say(
+            "note",
+            "text",
+            f"the sentences are in {NAMES[usual]}: left and right are exchanged in them, they have no "
+            "other wordings, and the text encoder should know the language",
+            "",
+            "language",
+        )
+    elif usual == "other":
+        report.say(
+            "warning",
+            "text",
+            "the sentences are in a language without word lists: pictures are not mirrored, and "
+            "sentences have no other wordings",
+            "translate them into English, German, French, Italian or Spanish",
+            "language",
+            rows[usual],
+        )
+    blocked = [r.row for r in with_text if language(r.text) not in ("other",) and not may_flip(r.text)]
+    report.say_rows(
+        "note",
+        "text",
+        "{n} name a side in a way that can not be exchanged (l., R, o'clock); their pictures are not mirrored",
+        "write left and right",
+        "opaque_side",
+        blocked,
+    )
+
+
+def _check_words(report: Report, with_text: Sequence[Record]) -> None:
+    """Words that the wordings do not know, and among them those that look misspelt."""
+    rows: dict[str, list[int]] = defaultdict(list)
+    for record in with_text:
+        if language(record.text) == "en":
+            for word in {word.lower() for word in _WORD.findall(record.text)}:
+                rows[word].append(record.row)
+    common = known_words() | NUMBERS.keys()
+    unknown = Counter({word: len(where) for word, where in rows.items() if word not in common and len(word) > 1})
+    report.figures["text"]["unknown_words"] = dict(unknown.most_common(50))
+    if unknown:
+        shown = ", ".join(f"{word} ({n})" for word, n in unknown.most_common(12)) + (
+            ", ..." if len(unknown) > 12 else ""
+        )
+        report.say(
+            "note",
+            "text",
+            f"{len(unknown)} words are in no list of the wordings, and are kept as they are: {shown}",
+            "",
+            "unknown_words",
+        )
+    frequent = sorted({word for word, where in rows.items() if len(where) >= 5 and len(word) >= 4} | set(common))
+    odd = {}
+    for word in sorted(unknown):
+        if len(word) >= 5 and unknown[word] <= max(1, len(with_text) // 100):
+            near = [n for n in difflib.get_close_matches(word, frequent, n=3, cutoff=0.84) if not _same_stem(word, n)]
+            if near:
+                odd[word] = near[0]
+    for word, near in list(odd.items())[:20]:
+        report.say_rows(
+            "warning",
+            "text",
+            f"'{word}' looks like '{near}' misspelt, in {{n}}",
+            "correct it, or leave it where it is meant",
+            "misspelt",
+            rows[word],
+        )
+
+
+def _same_stem(a: str, b: str) -> bool:
+    """Whether one is a form of the other (area, areas; infect, infected), or its opposite (regular, irregular)."""
+    if a.replace("-", "") == b.replace("-", ""):
+        return True
+    short, long = sorted((a, b), key=len)
+    ending = long[len(short) :] if long.startswith(short) else None
+    endings = (
+        "s",
+        "es",
+        "ed",
+        "d",
+        "ing",
+        "ly",
+        "al",
+        "ally",
+        "y",
+        "e",
+        "ive",
+        "ation",
+        "er",
+        "ward",
+        "wards",
+        "most",
+        "ion",
+        "ar",
+        "ness",
+    )
+    shared = len([1 for x, y in zip(a, b, strict=False) if x == y])
+    inflected = shared >= min(len(a), len(b)) - 3 and any(
+        a.endswith(x) and b.endswith(y) for x in endings for y in endings
+    )
+    return ending in endings or (long.endswith(short) and len(long) - len(short) <= 4) or (inflected and a[-1] != b[-1])
+
+
+def _check_privacy(report: Report, records: Sequence[Record]) -> None:
+    what = {
+        "name": "look as if they named a person",
+        "date": "hold a date",
+        "number": "hold what looks like a record number",
+        "contact": "hold an address or a telephone number",
+        "age": "name an age of 90 years or more",
+    }
+    rows: dict[str, list[int]] = defaultdict(list)
+    for record in records:
+        for text in record.sentences:
+            for kind in looks_private(text):
+                rows[kind].append(record.row)
+    for kind, words in what.items():
+        report.say_rows(
+            "warning",
+            "privacy",
+            f"{{n}} sentences {words}",
+            "take it out: sentences stay at the site, but what a model learns from them does not",
+            f"text_{kind}",
+            rows[kind],
+        )
+    named = [record.row for record in records if names_a_person(record.id) or names_a_person(record.patient)]
+    report.say_rows(
+        "warning",
+        "privacy",
+        "{n} have an id or a patient key that looks like a name or a date",
+        "use keys that say nothing; they never leave the site, but stand in its logs",
+        "private_key",
+        named,
+    )
