@@ -32,8 +32,8 @@ def with_personal(config: TrainingConfig, **personal) -> TrainingConfig:
 
 def personal_site(config: TrainingConfig, train, shared=None) -> PersonalSegmenter:
     """As `site`, of a study with students of the sites' own."""
-    logits = site(config, train).text_logits
-    trainer = PersonalSegmenter(config, "a", train, train, text_logits=logits)
+    plain = site(config, train)
+    trainer = PersonalSegmenter(config, "a", train, train, text_logits=plain.text_logits, text=plain.text)
     trainer.load_shared(shared or initial_shared(config, Phase.SEGMENT))
     return trainer
 
@@ -111,7 +111,7 @@ class TestEveryMethod:
         trainer = site(config, train)
         trainer.train_round(1)
         final = trainer.shared()
-        settings = {"text_logits": trainer.text_logits}
+        settings = {"text_logits": trainer.text_logits, "text": trainer.text}
         none = fine_tuned(with_personal(config, kind="finetune", steps=0), "a", train, final, **settings)
         assert not changed(final, none)
         tuned = [
