@@ -45,8 +45,6 @@ class Record:
     """Its mask, absolute, or None."""
     text: str = ""
     """Its sentence, or ''."""
-    more_texts: tuple[str, ...] = ()
-    """Further sentences of the same picture; training draws one of all, each time anew."""
     split: str = "train"
     """train, val or test."""
     patient: str = ""
@@ -57,6 +55,8 @@ class Record:
     """Other columns."""
     row: int = 0
     """Row in the manifest as a spreadsheet counts: the header is row 1."""
+    more_texts: tuple[str, ...] = ()
+    """Further sentences of the same picture; training draws one of all, each time anew."""
 
     @property
     def sentences(self) -> tuple[str, ...]:

@@ -17,10 +17,12 @@ def rows():
     return [system.row for system in configfile.load(systems.Facts, systems.FACTS).systems]
 
 
-def test_every_method_of_both_steps_has_its_row(rows):
+def test_every_file_of_a_method_of_either_step_has_a_row(rows):
     assert set(rows) <= set(METHODS)
-    named = {METHODS[row].get("method", {}).get(key) for row in rows for key in ("objective", "pretraining", "preset")}
-    assert {*TABLE, *PRETRAINING} <= named
+    methods = [METHODS[row]["method"] for row in rows]
+    assert set(PRETRAINING) <= {method.get("pretraining", "dusss") for method in methods}
+    files = {TABLE[method.get("objective", "dusss")][0] for method in methods}
+    assert files == {file for file, _ in TABLE.values()}
 
 
 def test_decoders_that_only_training_needs_are_trained_and_not_deployed():

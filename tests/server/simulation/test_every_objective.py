@@ -9,7 +9,7 @@ import torch
 
 import client.work.workbench
 from dusss_core.config import StudentConfig
-from dusss_core.objectives import TABLE, objective_of
+from dusss_core.objectives import TABLE, objective_of, with_objective
 from dusss_core.phases import Phase
 from dusss_core.training import can_train
 from server.runs.checkpoints import read_model
@@ -30,11 +30,13 @@ UNLIKE = [
 
 def study_of(name, **federation):
     """Two rounds of either phase with FedBN, on a network that the method works on."""
-    study = make_study(UNLIKE, method={"objective": name}, segment__rounds=2, pretrain__rounds=1, local_norm=True)
+    objective = objective_of(with_objective(make_study(), name))
     kinds = typing.get_args(StudentConfig.model_fields["network"].annotation)
-    network = next(kind for kind in kinds if kind in objective_of(study).networks)
+    network = next(kind for kind in kinds if kind in objective.networks)
+    # a method that gives the student sentences has none for a site without
+    told = [{**site, "text_missing": 0.0} for site in UNLIKE] if objective.text == "inference" else UNLIKE
     return make_study(
-        UNLIKE,
+        told,
         method={"objective": name},
         student={"width": 4, "network": network},
         pretrain__rounds=1,
