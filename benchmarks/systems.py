@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 FACTS = HERE / "systems.yaml"
-COUNTED = HERE / "results" / "systems.json"
+COUNTED = HERE / "results" / "systems" / "counted.json"
 PAGE = HERE.parent / "docs" / "systems.md"
 BEGIN, END = "<!-- systems: written by benchmarks/systems.py -->", "<!-- systems: end -->"
 RESULTS_BEGIN, RESULTS_END = "<!-- results: written by benchmarks/systems.py -->", "<!-- results: end -->"
