@@ -12,11 +12,11 @@ from typing import Any, Literal
 import numpy as np
 
 from dusss_core.errors import UserError
+from dusss_core.manifest import SPLITS, Problem, Record, labelled_by_fraction, raise_problems, read_manifest
+from dusss_core.readers import read_raw
 from sites.config import SiteConfig, load_site
-from sites.manifest import SPLITS, Problem, Record, labelled_by_fraction, raise_problems, read_manifest
 from sites.packing import Progress, console_progress, in_order
 from sites.prepare import load_mask
-from sites.readers import read_raw
 
 SMALL_MASK = 5e-4
 """Foreground masks below this share of the picture vanish when it is scaled down."""

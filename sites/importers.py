@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dusss_core.errors import UserError
-from sites.manifest import COLUMNS, SPLITS, Record, write_manifest
-from sites.readers import READERS, Reference
+from dusss_core.manifest import COLUMNS, SPLITS, Record, write_manifest
+from dusss_core.readers import READERS, Reference
 
 SUFFIXES = tuple(sorted(READERS, key=len, reverse=True))
 LVIT_FOLDERS = {"Train_Folder": "train", "Val_Folder": "val", "Test_Folder": "test"}

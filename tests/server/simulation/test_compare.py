@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from dusss_core.config import PAPER_BEYOND_METHOD, PRESETS, MethodConfig
+from dusss_core.manifest import read_manifest
 from server.runs.runfolder import read_study
 from server.simulation.compare import METHODS, with_preset
 from server.simulation.simulate import simulate
-from sites.manifest import read_manifest
 from tests.server.conftest import HOSPITALS, make_study
 
 

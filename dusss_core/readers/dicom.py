@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from dusss_core.errors import UserError
-from sites.readers.raw import Raw, percentile_window
-from sites.readers.reference import Reference
+from dusss_core.readers.raw import Raw, percentile_window
+from dusss_core.readers.reference import Reference
 
 
 def read_dicom(reference: Reference) -> Raw:

@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dusss_core.errors import UserError
-from sites.readers.raw import Raw, depth_window, percentile_window
-from sites.readers.reference import Reference
+from dusss_core.readers.raw import Raw, depth_window, percentile_window
+from dusss_core.readers.reference import Reference
 
 _LOSSY = {"JPEG", "WEBP"}
 
