@@ -49,11 +49,21 @@ class ImageConfig(Strict):
     """Intensities are divided by it. A public constant."""
     classes: int = Field(1, ge=1)
     """Foreground classes. 1: one sigmoid channel; more: `classes` channels and softmax, class 0 the background."""
+    names: list[Annotated[str, Field(min_length=1, max_length=64)]] = []
+    """What the foreground classes are called, in order of their index, from 1; for people and for files that name what
+    they hold. Empty: they have no names."""
 
     @model_validator(mode="after")
     def _two_classes_are_one(self) -> ImageConfig:
         if self.classes == 2:
             raise ValueError("classes: 2 with softmax is the one-class sigmoid case; use classes: 1")
+        return self
+
+    @model_validator(mode="after")
+    def _every_class_is_named_or_none(self) -> ImageConfig:
+        foreground = max(1, self.classes - 1)
+        if self.names and len(self.names) != foreground:
+            raise ValueError(f"names: {len(self.names)} names for {foreground} foreground classes")
         return self
 
 

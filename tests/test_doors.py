@@ -31,10 +31,10 @@ MAY_IMPORT = {
 FLOORS = {
     "client": "__main__ > node > preflight > app > answer > work > privacy > secure > door > state > declined",
     "server": "__main__ > app > onemachine simulation > deployment > report > rounds > runs > study",
-    "dusss_core": "privacy > training > build > objectives > pretraining > "
+    "dusss_core": "student > privacy > training > build > objectives > pretraining > "
     "models > losses > text > "
-    "augment commandline inference manifest metrics phases pictures readers records sampling seeds runtime transfer "
-    "files tensorfile config errors",
+    "augment commandline devices inference manifest metrics phases pictures readers records sampling seeds runtime "
+    "transfer files tensorfile config errors",
     "sites": "__main__ > check > importers > dataset > partition > prepare > packing > config > synth",
     "feddusss": "bundle > cli > configfile > compression > wire > secagg uploads",
 }

@@ -14,7 +14,7 @@ import numpy as np
 from dusss_core.errors import UserError
 from dusss_core.readers.dicom import read_dicom
 from dusss_core.readers.nifti import read_nifti
-from dusss_core.readers.photo import read_photo
+from dusss_core.readers.photo import raw_of_array, raw_of_picture, read_photo
 from dusss_core.readers.raw import Raw, to_classes, to_intensities
 from dusss_core.readers.reference import Reference, parse_reference
 
@@ -29,6 +29,8 @@ __all__ = [
     "Raw",
     "Reference",
     "parse_reference",
+    "raw_of_array",
+    "raw_of_picture",
     "read_image",
     "read_mask",
     "read_raw",
