@@ -31,7 +31,7 @@ MAY_IMPORT = {
 FLOORS = {
     "client": "__main__ > node > preflight > app > answer > work > privacy > secure > door > state > declined",
     "server": "__main__ > app > onemachine simulation > deployment > report > rounds > runs > study",
-    "dusss_core": "student > privacy > training > build > objectives > pretraining > "
+    "dusss_core": "__main__ > predicting > student > privacy > training > build > objectives > pretraining > "
     "models > losses > text > "
     "augment commandline devices inference manifest metrics phases pictures readers records sampling seeds runtime "
     "transfer files tensorfile config errors",
@@ -42,6 +42,7 @@ FLOORS = {
 way. Names without a > between them are on one floor."""
 LIGHT = (
     "dusss_core/__init__.py",
+    "dusss_core/__main__.py",
     "dusss_core/commandline.py",
     "dusss_core/config.py",
     "dusss_core/errors.py",

@@ -25,6 +25,14 @@ def make_tensors(config: TrainingConfig) -> dict[str, torch.Tensor]:
             tensors[name] = 0.1 * torch.randn(value.shape, generator=draw)
         elif name.endswith("running_var"):
             tensors[name] = 0.5 + torch.rand(value.shape, generator=draw)
+    # logits that are spread around 0, so that masks have both
+    model = build_student(config).eval()
+    model.load_state_dict(tensors)
+    with torch.no_grad():
+        seen = model(torch.rand(1, config.image.channels, 64, 64, generator=draw) * 4 - 2)
+    spread = seen.std(dim=(0, 2, 3)) / 2
+    tensors["head.weight"] = tensors["head.weight"] / spread[:, None, None, None]
+    tensors["head.bias"] = (tensors["head.bias"] - seen.mean(dim=(0, 2, 3))) / spread
     return tensors
 
 
