@@ -31,7 +31,7 @@ MAY_IMPORT = {
 FLOORS = {
     "client": "__main__ > node > preflight > app > answer > work > privacy > secure > door > state > declined",
     "server": "__main__ > app > onemachine simulation > deployment > report > rounds > runs > study",
-    "dusss_core": "__main__ > predicting > student > privacy > training > build > objectives > pretraining > "
+    "dusss_core": "__main__ > export predicting > student > privacy > training > build > objectives > pretraining > "
     "models > losses > text > "
     "augment commandline devices inference manifest metrics phases pictures readers records sampling seeds runtime "
     "transfer files tensorfile config errors",

@@ -57,7 +57,7 @@ def predict(
         UserError: no pictures, a student that must be fitted first, disk full.
     """
     segments = segments_of(student.about, codes)
-    student._check_usable()
+    student.check_usable()
     jobs = find_jobs(paths, out)
     options = {"overlay": overlay, "probabilities": probabilities, "codes": list(codes)}
     journal = _Journal(out, student, options)

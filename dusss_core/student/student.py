@@ -79,7 +79,7 @@ class Student:
 
     def predict_each(self, pictures: Iterable[Picture | Raw]) -> Iterator[Prediction]:
         """As `predict`, picture by picture, several at a time in the network; as many are held in memory."""
-        self._check_usable()
+        self.check_usable()
         batch: list[np.ndarray] = []
         for picture in pictures:
             batch.append(self._prepared(picture))
@@ -109,6 +109,19 @@ class Student:
         fitted.about = self.about.model_copy(update={"layers": "fitted", "fitted_on": len(pictures)})
         return fitted
 
+    def check_usable(self) -> None:
+        """Refuse a student that nobody's normalisation layers are in.
+
+        Raises:
+            UserError: with the command that fits it.
+        """
+        if self.about.layers == "unfitted":
+            raise UserError(
+                f"{self.source}: its normalisation layers stayed at the sites that trained it (local_norm), so it must "
+                "be fitted to some pictures of yours before it is used",
+                f"python -m dusss_core fit {self.source} FOLDER_OF_PICTURES --out fitted.safetensors",
+            )
+
     def tensors(self) -> dict[str, Tensor]:
         """Its weights, on the CPU."""
         return {name: value.detach().cpu().contiguous().clone() for name, value in self.network.state_dict().items()}
@@ -129,14 +142,6 @@ class Student:
 
         inputs = to_input(torch.from_numpy(images).to(self.device), self.about.image)
         return see(self.network, inputs, self.about.image, self.batch)
-
-    def _check_usable(self) -> None:
-        if self.about.layers == "unfitted":
-            raise UserError(
-                f"{self.source}: its normalisation layers stayed at the sites that trained it (local_norm), so it must "
-                "be fitted to some pictures of yours before it is used",
-                f"python -m dusss_core fit {self.source} FOLDER_OF_PICTURES --out fitted.safetensors",
-            )
 
     def _prepared(self, picture: Picture | Raw) -> np.ndarray:
         """channels x H x W in [0, 1], at the picture's own size."""
