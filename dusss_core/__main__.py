@@ -3,7 +3,7 @@
 python -m dusss_core predict MODEL PICTURES... --out DIR     masks of files and folders
 python -m dusss_core fit MODEL PICTURES... --out FILE        a student with statistics of your own pictures
 python -m dusss_core evaluate MODEL MANIFEST --out FILE.csv  figures on any data set with masks
-python -m dusss_core export MODEL --to FORMAT --out PATH     ONNX, TorchScript, model card
+python -m dusss_core export MODEL --to FORMAT --out PATH     ONNX, TorchScript, MONAI bundle, model card
 python -m dusss_core show MODEL                              what a student's file says of itself
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from dusss_core import commandline
 from dusss_core.errors import UserError
 
-FORMATS = ("onnx", "torchscript", "card")
+FORMATS = ("onnx", "torchscript", "monai-bundle", "card")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -59,8 +59,8 @@ def card(student: Student, summary: Mapping[str, Any], licence: str) -> str:
         "",
         f"# Student of study {about.study}",
         "",
-        f"It marks {', '.join(about.names[1:])} in {colour} pictures. It was trained in a federation: pictures stayed at "
-        "the sites, and trained weights travelled.",
+        f"It marks {', '.join(about.names[1:])} in {colour} pictures. It was trained in a federation: pictures stayed "
+        "at the sites, and trained weights travelled.",
         "",
         "## What it is",
         "",
