@@ -258,7 +258,7 @@ def places_of(variant: Variant, data: Path | None, work: Path) -> list[str]:
 
 def hospitals_of(variant: Variant, data: Path | None, work: Path) -> Path | None:
     """A folder with public.csv and private.csv, of the study's data set; None where none of it is public."""
-    from sites.manifest import read_manifest, write_manifest
+    from dusss_core.manifest import read_manifest, write_manifest
 
     study = STUDIES[variant.study]
     if "public" not in study:

@@ -72,11 +72,20 @@ class ImageConfig(Strict):
     classes: int = Field(1, ge=1, le=254)
     """Foreground classes, as people count them: masks of 0, 1 and 2 have 2. 1: one sigmoid channel; more: a channel for
     the background, class 0, one for each class, and softmax."""
+    names: list[Annotated[str, Field(min_length=1, max_length=64)]] = []
+    """What the foreground classes are called, in order of their index, from 1; for people and for files that name what
+    they hold. Empty: they have no names."""
 
     @property
     def outputs(self) -> int:
         """Channels of a mask's logits."""
         return 1 if self.classes == 1 else self.classes + 1
+
+    @model_validator(mode="after")
+    def _every_class_is_named_or_none(self) -> ImageConfig:
+        if self.names and len(self.names) != self.classes:
+            raise ValueError(f"names: {len(self.names)} names for {self.classes} foreground classes")
+        return self
 
 
 class MethodConfig(Strict):

@@ -47,17 +47,25 @@ def predict_logits(
 
         def logits_of(block: np.ndarray) -> np.ndarray:
             inputs = to_input(torch.from_numpy(np.array(block)).to(device), image)
-            predict = model if inputs.shape[2:] == (image.size, image.size) else _window(model, image, batch)
-            with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp):
-                logits = predict(inputs)
+            logits = see(model, inputs, image, batch, amp)
             largest = torch.finfo(torch.float16).max
-            return logits.float().clamp(-largest, largest).half().cpu().numpy()
+            return logits.clamp(-largest, largest).half().cpu().numpy()
 
         if not isinstance(images, np.ndarray):
             return [logits_of(picture[None])[0] for picture in images]
         if not len(images):
             return np.zeros((0, image.outputs, *images.shape[2:]), dtype=np.float16)
         return np.concatenate([logits_of(images[i : i + batch]) for i in range(0, len(images), batch)])
+
+
+def see(model: nn.Module, inputs: Tensor, image: ImageConfig, batch: int, amp: bool = False) -> Tensor:
+    """Logits of normalised pictures B x channels x H x W from a model in evaluation mode: B x C x H x W, float32.
+
+    Pictures of another size than `image.size` are seen through a sliding window, `batch` windows at a time.
+    """
+    predict = model if inputs.shape[2:] == (image.size, image.size) else _window(model, image, batch)
+    with torch.inference_mode(), torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=amp):
+        return predict(inputs).float()
 
 
 def _window(model: nn.Module, image: ImageConfig, batch: int) -> Callable[[Tensor], Tensor]:

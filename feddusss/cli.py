@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Sequence
 
-from dusss_core.errors import UserError
+from dusss_core import commandline
+from dusss_core.commandline import FAILED, OK, USER_MUST_MEND
 
-OK, FAILED, USER_MUST_MEND = 0, 1, 2
+__all__ = ["FAILED", "OK", "USER_MUST_MEND", "add_common_arguments", "run"]
 
 
 def add_common_arguments(parser: argparse.ArgumentParser, *, overrides: bool = True) -> None:
     """Add --debug, and --set where the command reads a config file."""
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    commandline.add_debug(parser)
     if overrides:
         parser.add_argument(
             "--set", dest="overrides", metavar="A.B=C", action="append", default=[], help="override a config key"
@@ -24,28 +24,8 @@ def add_common_arguments(parser: argparse.ArgumentParser, *, overrides: bool = T
 def run(
     main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
 ) -> int:
-    """Parse `argv`, call `main` with the result, and turn what happens into an exit code.
-
-    0: fine; 1: it failed; 2: the user must mend something; 130: interrupted.
-    """
-    arguments = parser.parse_args(argv)
-    # Nothing here talks to the outside: Flower's telemetry and update check are off for every command.
+    """As `dusss_core.commandline.run`. Nothing here talks to the outside: Flower's telemetry and update check are off
+    for every command."""
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-    try:
-        return main(arguments) or OK
-    except UserError as error:
-        if arguments.debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return USER_MUST_MEND
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        return OK
-    except Exception as error:
-        if arguments.debug:
-            raise
-        print(f"failed: {type(error).__name__}: {error}\n  -> run again with --debug to see where", file=sys.stderr)
-        return FAILED
+    return commandline.run(main, parser, argv)

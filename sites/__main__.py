@@ -149,8 +149,8 @@ def _import(arguments: argparse.Namespace) -> None:
 
 
 def _partition(arguments: argparse.Namespace) -> None:
+    from dusss_core.manifest import read_manifest
     from feddusss import configfile
-    from sites.manifest import read_manifest
     from sites.partition import PartitionConfig, partition, write_sites
 
     values = configfile.read_yaml(arguments.config) if arguments.config else {}

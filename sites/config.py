@@ -24,7 +24,7 @@ class DataConfig(Strict):
     """The site's pictures."""
 
     manifest: Path
-    """CSV or Parquet file with one row per picture; see `sites.manifest`."""
+    """CSV or Parquet file with one row per picture; see `dusss_core.manifest`."""
     made_by: str | None = None
     """How the manifest comes about, such as a command: what to do where it is missing."""
     label_fraction: float = Field(1.0, ge=0, le=1)

@@ -11,9 +11,7 @@ import numpy as np
 
 from dusss_core.config import ImageConfig
 from dusss_core.errors import UserError
-from dusss_core.records import Split
-from sites.config import LimitsConfig, SiteConfig
-from sites.manifest import (
+from dusss_core.manifest import (
     MOST_LINES,
     SPLITS,
     Problem,
@@ -22,9 +20,11 @@ from sites.manifest import (
     raise_problems,
     read_manifest,
 )
+from dusss_core.readers import parse_reference
+from dusss_core.records import Split
+from sites.config import LimitsConfig, SiteConfig
 from sites.packing import Pack, PackBuilder, Progress, console_progress, digest_of, in_order, load_or_build
 from sites.prepare import Prepared, prepare
-from sites.readers import parse_reference
 
 
 class SiteData:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dusss_core.errors import UserError
-from sites.manifest import COLUMNS, MORE_TEXT, SPLITS, Record, known_name, sentences_of, write_manifest
-from sites.readers import READERS, Reference
+from dusss_core.manifest import COLUMNS, MORE_TEXT, SPLITS, Record, known_name, sentences_of, write_manifest
+from dusss_core.readers import READERS, Reference
 
 SUFFIXES = tuple(sorted(READERS, key=len, reverse=True))
 LVIT_FOLDERS = {"Train_Folder": "train", "Val_Folder": "val", "Test_Folder": "test"}

@@ -21,9 +21,9 @@ from pydantic import Field, model_validator
 
 from dusss_core.config import Strict
 from dusss_core.errors import UserError
+from dusss_core.manifest import COLUMNS, Record, label_order, labelled_by_fraction, share_of, write_manifest
 from dusss_core.seeds import derive_seed, unit_hash
 from sites.config import write_site
-from sites.manifest import COLUMNS, Record, label_order, labelled_by_fraction, share_of, write_manifest
 
 OFFICIAL_TEST = "official_test"
 """Name of the site that holds the data set's own test split."""

@@ -15,6 +15,7 @@ MAY_IMPORT = {
     "feddusss": {
         "dusss_core.errors",
         "dusss_core.config",
+        "dusss_core.commandline",
         "dusss_core.files",
         "dusss_core.phases",
         "dusss_core.tensorfile",
@@ -30,15 +31,19 @@ MAY_IMPORT = {
 FLOORS = {
     "client": "__main__ > node > preflight > app > answer > work > privacy > secure > door > state > declined",
     "server": "__main__ > app > onemachine simulation > deployment > report > rounds > runs > study",
-    "dusss_core": "privacy > training > build > objectives > pretraining > models > losses > text > "
-    "augment inference metrics phases records sampling seeds runtime transfer files tensorfile config errors",
-    "sites": "__main__ > check > importers > dataset > partition > prepare > packing > manifest > readers > "
-    "config > synth",
+    "dusss_core": "__main__ > export predicting > student > privacy > training > build > objectives > pretraining > "
+    "models > losses > text > "
+    "augment commandline devices inference manifest metrics phases pictures readers records sampling seeds runtime "
+    "transfer files tensorfile config errors",
+    "sites": "__main__ > check > importers > dataset > partition > prepare > packing > config > synth",
     "feddusss": "bundle > cli > configfile > compression > wire > secagg uploads",
 }
 """Inner rooms and modules of each room, from the top: what stands higher may import what stands lower, never the other
 way. Names without a > between them are on one floor."""
 LIGHT = (
+    "dusss_core/__init__.py",
+    "dusss_core/__main__.py",
+    "dusss_core/commandline.py",
     "dusss_core/config.py",
     "dusss_core/errors.py",
     "dusss_core/files.py",

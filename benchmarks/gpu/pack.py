@@ -28,7 +28,7 @@ from dusss_core.errors import UserError
 from feddusss import cli
 
 if TYPE_CHECKING:
-    from sites.manifest import Record
+    from dusss_core.manifest import Record
 
 PYTHON = "3.12"
 PACKAGES = ("pydantic", "pydantic-core", "annotated-types", "typing-inspection", "typing-extensions")
@@ -115,8 +115,8 @@ def write_data(data: Path, out: Path, seed: int) -> None:
     from benchmarks.grid.cell import Cell
     from benchmarks.grid.hospitals import partition_of
     from dusss_core.files import write_tensors, write_text
+    from dusss_core.manifest import read_manifest
     from server.study.config import StudyConfig
-    from sites.manifest import read_manifest
     from sites.partition import PartitionConfig, partition
 
     cell = Cell("qata", 1.0, "dusss", "centralized", "gpu", seed)
@@ -152,8 +152,8 @@ def _picture(record: Record, size: int) -> bytes:
     """The file itself where it is a WebP of that size, else one without loss: decoded it is what a site prepares."""
     from PIL import Image
 
+    from dusss_core.readers import read_image
     from sites.prepare import resize_image, to_bytes
-    from sites.readers import read_image
 
     content = Path(record.image).read_bytes()
     with Image.open(io.BytesIO(content)) as picture:

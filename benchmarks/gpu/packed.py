@@ -114,7 +114,7 @@ class Packed:
 
 
 def labelled(records: Sequence[Label], share: float) -> list[bool]:
-    """Which records' masks may be trained on: as `sites.manifest.labelled_by_fraction` chooses, site by site."""
+    """Which records' masks may be trained on: as `dusss_core.manifest.labelled_by_fraction` chooses, site by site."""
     known = Counter(record.site for record in records if record.rank >= 0)
     # rounded first, since 0.07 * 100 is a little more than 7
     first = {site: math.ceil(round(share * n, 6)) for site, n in known.items()}

@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 from benchmarks.grid.cell import Cell
 from benchmarks.grid.sentences import tell
 from dusss_core.errors import UserError
+from dusss_core.manifest import Record, read_manifest, write_manifest
 from server.simulation.materialise import materialise
 from server.study.config import StudyConfig
 from sites.config import write_site
-from sites.manifest import Record, read_manifest, write_manifest
 from sites.partition import OFFICIAL_TEST
 
 SETTINGS = ("centralized", "local", "federated", "iid", "skewed", "no_labels", "no_text", "absent")

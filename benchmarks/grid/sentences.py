@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dusss_core.manifest import SPLITS, Record, read_manifest, write_manifest
 from dusss_core.seeds import derive_seed
-from sites.manifest import SPLITS, Record, read_manifest, write_manifest
 
 CONSTANT = "Finding."
 """It has no other wording, and may be mirrored."""

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.grid.cell import Cell
 from benchmarks.grid.measures import STUDENT, WITH_SENTENCE, mean, summary
 from dusss_core.errors import UserError
+from dusss_core.manifest import Record, read_manifest
 from server.simulation.materialise import simulation_of
 from server.study.config import StudyConfig
-from sites.manifest import Record, read_manifest
 from sites.partition import OFFICIAL_TEST, PartitionConfig, partition, write_sites
 
 if TYPE_CHECKING:

@@ -110,6 +110,7 @@ def read(kind: str, content: RecordDict) -> Request:
         base=_text(record, "base", _DIGEST, ""),
         model_digest=_text(record, "model_digest", _DIGEST, ""),
         charges=_round(record, "charges", 0),
+        study_digest=_text(record, "study_digest", _DIGEST, ""),
         step=_step(kind, wire.config_records(content).get("secure")),
     )
 

@@ -28,7 +28,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from client.declined import Declined
-from dusss_core.errors import UserError
+from dusss_core.devices import resolve_device
 from sites.config import LimitsConfig
 
 _GB = 1e9
@@ -38,26 +38,6 @@ _FULL = ("out of memory", "_STATUS_ALLOC_FAILED")
 _GONE = ("CUDA error:", "CUDA driver error", "device-side assert", "CUDNN_STATUS_EXECUTION_FAILED", "GPU is lost")
 """How torch and CUDA say that a device, or what a process had there, is gone."""
 _lost_devices: list[str] = []
-
-
-def resolve_device(name: str) -> str:
-    """The torch device that a site's `device` names.
-
-    Raises:
-        UserError: it is not on this machine.
-    """
-    import torch
-
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
-    kind, _, number = name.partition(":")
-    if not available[kind]:
-        raise UserError(f"device: {name} is not available on this machine", "use device: auto or device: cpu")
-    if number and int(number) >= (count := torch.cuda.device_count()):
-        there = "one GPU, cuda:0" if count == 1 else f"{count} GPUs, cuda:0 to cuda:{count - 1}"
-        raise UserError(f"device: {name} is not available: this machine has {there}", "name one that is there")
-    return name
 
 
 class OutOfMemory(MemoryError):

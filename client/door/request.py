@@ -60,6 +60,8 @@ class Request:
     """Digest of the model itself, under a wire that compresses."""
     charges: int = 0
     """How many charges of this site's privacy ledger the coordinator has seen."""
+    study_digest: str = ""
+    """With `what: test`: SHA-256 of the study's settings, for the student's file."""
     step: Step | None = None
     """None: no secure aggregation."""
 

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from dusss_core.errors import UserError
+from dusss_core.manifest import Record, read_manifest
 from sites.check import Finding
 from sites.config import SiteConfig
-from sites.manifest import Record, read_manifest
 
 SAMPLE = 12
 """Pictures that are read; `python -m sites check` reads all."""
@@ -45,8 +45,8 @@ def _sample(records: Sequence[Record]) -> Sequence[Record]:
 
 
 def _unreadable(records: Iterable[Record]) -> Finding | None:
+    from dusss_core.readers import read_raw
     from sites.prepare import load_mask
-    from sites.readers import read_raw
 
     for record in records:
         try:

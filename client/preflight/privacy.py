@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from client.privacy.ledger import HEAD, Ledger
 from dusss_core.errors import UserError
+from dusss_core.manifest import read_manifest
 from sites.check import Finding
 from sites.config import SiteConfig
-from sites.manifest import read_manifest
 
 SUBJECT = "privacy"
 

@@ -20,9 +20,9 @@ from client.door.request import Judged
 from client.privacy.ledger import FOLDER, Ledger
 from client.state.store import make_private, write_log
 from dusss_core.files import digest_of_tensors, write_bytes
+from dusss_core.manifest import Record
 from feddusss import wire
 from sites.config import SiteConfig
-from sites.manifest import Record
 
 if TYPE_CHECKING:
     from torch import Tensor

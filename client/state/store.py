@@ -10,6 +10,7 @@
     state_dir/studies/STUDY/RUN_KEY/PHASE-spare          an older round's state, which the next one is written over
     state_dir/studies/STUDY/RUN_KEY/vlm-SHA256.safetensors
     state_dir/studies/STUDY/RUN_KEY/text-masks-*.npy     made once per VLM and data
+    state_dir/students/STUDY-RUN_KEY.safetensors         the finished student with this site's layers; never dropped
 
 The last two rounds of a phase are kept: a coordinator that died before it saved round r asks for round r again, and
 then the state of round r - 1 is needed. The local layers are kept for every round, since the final model of a phase may
@@ -229,6 +230,11 @@ def _drop_spares(folder: Path, but: Path | None = None) -> None:
     for spare in folder.glob(f"*{_SPARE}"):
         if spare != but:
             spare.unlink(missing_ok=True)
+
+
+def student_path(state_dir: Path, study: str, run_key: str) -> Path:
+    """Where a site keeps the finished student of a run."""
+    return Path(state_dir) / "students" / f"{study}-{run_key[:8]}.safetensors"
 
 
 @contextmanager

@@ -5,17 +5,25 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from flwr.app import RecordDict
 
 from client.door.machine import raise_full
 from client.door.request import Judged
+from client.state.store import student_path, write_log
 from client.work import personal
 from client.work.training import keep_vlm, load_shared, prefixed
 from client.work.workbench import Workbench
 from dusss_core.files import with_prefix
 from dusss_core.phases import Phase
 from feddusss import wire
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dusss_core.config import TrainingConfig
+    from dusss_core.records import Split
 
 
 def plain(request: Judged, figures: Mapping[str, float]) -> RecordDict:
@@ -56,7 +64,7 @@ def _validate(request: Judged, bench: Workbench) -> dict[str, float]:
 
 def _test(request: Judged, bench: Workbench) -> dict[str, float]:
     """Figures of the final student, of the text-guided masks and of the pseudo-labels, where masks are known."""
-    from dusss_core.training import evaluate_logits, evaluate_student, text_guided_masks, with_own_statistics
+    from dusss_core.training import evaluate_logits, evaluate_student, text_guided_masks
 
     config, device, state = request.training, bench.device, request.state
     test, train = bench.split("test"), bench.split("train")
@@ -64,7 +72,8 @@ def _test(request: Judged, bench: Workbench) -> dict[str, float]:
     local = state.local_layers(Phase.SEGMENT, request.round)
     keeps_layers = config.local_norm or config.personal.own_head != "none"
     if student is not None and (local or not keeps_layers):
-        student = with_own_statistics(config, Phase.SEGMENT, {**student, **local}, train, bench.told, device)
+        student = _at_its_best(config, {**student, **local}, train, bench)
+        _keep_student(request, student)
         scores = evaluate_student(config, student, test, device, bench.told)
         found |= prefixed("test", scores)
         if config.personal.kind != "none":
@@ -85,3 +94,42 @@ def _test(request: Judged, bench: Workbench) -> dict[str, float]:
             scores = evaluate_logits(config, masks[hidden], train.select(hidden))
             found |= {"pseudo.text_dice": scores.get("dice", math.nan)}
     return found
+
+
+def _at_its_best(
+    config: TrainingConfig, student: dict[str, Tensor], train: Split, bench: Workbench
+) -> dict[str, Tensor]:
+    """The whole student with statistics fitted to its weights, or with those that the site has followed, whichever is
+    better on validation; fitted ones where nothing tells."""
+    from dusss_core.training import evaluate_student, with_own_statistics
+
+    val, told, device = bench.split("val"), bench.told, bench.device
+    fitted = with_own_statistics(config, Phase.SEGMENT, student, train, told, device)
+    if not config.local_norm or not val.masked.any():
+        return fitted
+    figure = "dice" if told is None else "text_dice"
+    followed, refitted = (
+        evaluate_student(config, one, val, device, told, distances=False).get(figure, 0.0) for one in (student, fitted)
+    )
+    return student if followed > refitted else fitted
+
+
+def _keep_student(request: Judged, student: dict[str, Tensor]) -> None:
+    """Write this site's own student: a whole one, with the layers that stay here. It is never sent.
+
+    Raises:
+        UserError: disk full or no permission.
+    """
+    from dusss_core import student as finished
+
+    config, site = request.training, request.site
+    about = finished.About.of(
+        config,
+        layers="site" if config.local_norm else "shared",
+        site=site.site if config.local_norm else None,
+        study_digest=request.study_digest,
+        round=request.round,
+    )
+    path = student_path(site.state_dir, config.study, request.run_key)
+    finished.write_student(path, about, finished.whole_student(config, student))
+    write_log(site.state_dir, f"the finished student is in {path}")

@@ -20,7 +20,7 @@ from feddusss import compression, wire
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sites.manifest import Record
+    from dusss_core.manifest import Record
 
 
 def plain(round: Round) -> RecordDict:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dusss_core.build import build
-from dusss_core.config import TrainingConfig
+from dusss_core.config import ImageConfig, TrainingConfig
 from dusss_core.inference import to_input
 from dusss_core.models import VisionLanguageModel
 from dusss_core.models.weights import load_tensors, local_tensors
@@ -80,6 +80,24 @@ def with_own_statistics(
     load_tensors(model, tensors)
     estimate_statistics(config, phase, model, train, text, device)
     return {**tensors, **local_tensors(model, local_norm=True)}
+
+
+def has_statistics(model: nn.Module) -> bool:
+    """Whether a layer of `model` has running statistics."""
+    return any(isinstance(layer, _BatchNorm) and layer.track_running_stats for layer in model.modules())
+
+
+def fit_statistics(model: nn.Module, images: np.ndarray, image: ImageConfig, device: str | torch.device) -> None:
+    """Fit the running statistics of a network that sees pictures alone.
+
+    Args:
+        images: N x channels x size x size, uint8.
+    """
+
+    def show(positions: np.ndarray) -> None:
+        model(to_input(torch.from_numpy(np.ascontiguousarray(images[positions])).to(device), image))
+
+    _estimate(model, show, np.array_split(np.arange(len(images)), max(1, len(images) // _BATCH)))
 
 
 def _in_image_tower_alone(model: VisionLanguageModel) -> bool:

@@ -30,6 +30,7 @@ from server.rounds.summary import evaluation_figures, make_summary, without_own_
 from server.runs.checkpoints import Checkpoint
 from server.runs.events import PlainReporter, Reporter
 from server.runs.runfolder import ALL_SITES, RunFolder, log, nested
+from server.runs.students import write_student_of_run
 from server.study.config import StudyConfig
 
 if TYPE_CHECKING:
@@ -335,6 +336,7 @@ class Coordinator:
 
     def _evaluate(self, student: Checkpoint) -> dict[str, Any]:
         started = time.perf_counter()
+        write_student_of_run(self._run.folder, self._study, self._run.digest, student)
         self._roster.refresh()
         replies, _ = self._messages.ask(
             self._roster,
@@ -344,6 +346,7 @@ class Coordinator:
             what="test",
             phase=Phase.SEGMENT,
             round=max(1, student.round),
+            study_digest=self._run.digest,
         )
         for name, reply in replies.items():
             if not reply.accepted:

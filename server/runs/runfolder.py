@@ -23,6 +23,7 @@ from dusss_core.files import exclusive, write_json, write_text
 from dusss_core.phases import Phase
 from feddusss import configfile
 from server.runs.checkpoints import CheckpointStore
+from server.runs.students import STUDENT, STUDENTS
 from server.study.config import StudyConfig, changed_keys, study_digest
 
 ALL_SITES = "*"
@@ -212,9 +213,9 @@ def nested(metrics: Mapping[str, float]) -> dict[str, Any]:
 
 
 def _start(folder: Path, study: StudyConfig) -> str:
-    for name in ("run.json", "config.yaml", "summary.json", "metrics.jsonl", "log.txt", "report.html"):
+    for name in ("run.json", "config.yaml", "summary.json", "metrics.jsonl", "log.txt", "report.html", STUDENT):
         (folder / name).unlink(missing_ok=True)
-    for name in ("checkpoints", "compare"):
+    for name in ("checkpoints", "compare", STUDENTS):
         shutil.rmtree(folder / name, ignore_errors=True)
     run_key = secrets.token_hex(16)
     write_text(folder / "config.yaml", configfile.dump(study))

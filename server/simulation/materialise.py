@@ -24,13 +24,13 @@ from client.secure.keys import make_key
 from client.secure.part import FOLDER
 from dusss_core.errors import UserError
 from dusss_core.files import write_json, write_text
+from dusss_core.manifest import Record, labelled_by_fraction, read_manifest, write_manifest
 from server.simulation.privacy import give_budget, has_budget
 from server.study.config import StudyConfig
 from server.study.simulation import SimulationConfig, SourceConfig
 from sites.config import load_site, write_site
 from sites.dataset import as_allowed
 from sites.importers import ImportOptions, import_lvit
-from sites.manifest import Record, labelled_by_fraction, read_manifest, write_manifest
 from sites.partition import PartitionConfig, partition, write_sites
 from sites.synth.hospitals import write_hospitals
 

@@ -15,6 +15,7 @@ import yaml
 
 from dusss_core.errors import UserError
 from dusss_core.files import write_text
+from dusss_core.manifest import Record, read_manifest, write_manifest
 from dusss_core.phases import Phase
 from dusss_core.privacy.accounting import Budget, epsilon, fits, least_noise, rounds_left
 from dusss_core.privacy.charge import Charge
@@ -22,7 +23,6 @@ from feddusss.configfile import read_yaml
 from server.study.config import StudyConfig
 from server.study.simulation import SimulatedPrivacyConfig, SimulationConfig
 from sites.config import load_site
-from sites.manifest import Record, read_manifest, write_manifest
 
 
 def has_budget(simulation: SimulationConfig) -> bool:

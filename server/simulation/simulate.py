@@ -7,17 +7,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from client.state.store import student_path
 from dusss_core.errors import UserError
 from dusss_core.files import write_json
 from dusss_core.phases import Phase
 from server.rounds.coordinator import Coordinator, RoundFailed
 from server.runs.events import PlainReporter, Reporter
 from server.runs.runfolder import alone, check_run, open_run, read_study
+from server.runs.students import gather_students
 from server.simulation.compare import check_methods, compare, why_not
 from server.simulation.materialise import forget_sums, materialise, simulation_of
 from server.simulation.outside import add_outside_figures
 from server.simulation.privacy import check_sites, describe, has_budget, plan_noise
 from server.study.config import StudyConfig
+from sites.config import load_site
 
 Engine = Literal["inprocess", "ray"]
 
@@ -111,6 +114,7 @@ def _simulate(
         reporter.on_message(f"{method}: not compared: {reason}")
     try:
         summary = federate(study, out, "federated")
+        _gather_students(study, out, site_files)
         summary = add_outside_figures(summary, study, out, site_files, reporter)
         for method in methods:
             summary["compare"] = {**summary["compare"], method: compared(method)}
@@ -141,6 +145,7 @@ def evaluate(folder: Path, *, reporter: Reporter | None = None) -> dict[str, Any
         try:
             with _coordinator(study, run, site_files, reporter, "federated") as coordinator:
                 summary = coordinator.evaluate()
+            _gather_students(study, folder, site_files)
             return add_outside_figures(summary, study, folder, site_files, reporter)
         finally:
             reporter.close()
@@ -176,6 +181,15 @@ def _coordinator(
         yield Coordinator(grid, study, run, reporter=reporter, wait_s=0, method=method)
     finally:
         grid.close()
+
+
+def _gather_students(study: StudyConfig, out: Path, site_files: Sequence[Path]) -> None:
+    """The simulated sites' own students, where layers stay at the sites, into the run's folder."""
+    if not study.local_norm:
+        return
+    _, run_key = read_study(out)
+    sites = [load_site(file) for file in site_files]
+    gather_students(out, {site.site: student_path(site.state_dir, study.study, run_key) for site in sites})
 
 
 def _prepare(study: StudyConfig) -> None:

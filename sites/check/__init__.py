@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dusss_core.config import TrainingConfig
 from dusss_core.errors import UserError
+from dusss_core.manifest import MOST_LINES, Problem, Record, scan_manifest
 from sites.check.contradictions import check_against_masks
 from sites.check.duplicates import check_duplicates
 from sites.check.labels import check_counts
@@ -22,7 +23,6 @@ from sites.check.report import Finding, Report, print_report
 from sites.check.scan import Scan, scan
 from sites.check.sentences import check_text
 from sites.config import load_site
-from sites.manifest import MOST_LINES, Problem, Record, scan_manifest
 from sites.packing import Progress, console_progress
 
 __all__ = ["Finding", "Report", "check_site", "print_report"]

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dusss_core.manifest import Record
 from dusss_core.text.languages import language
 from dusss_core.text.wording import sides
 from sites.check.report import Report
-from sites.manifest import Record
 
 FEW = 5
 """Sentences and masks that have to be compared before anything is said of how they go together."""

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from dusss_core.manifest import Record
 from sites.check.look import THUMB
 from sites.check.report import Report
-from sites.manifest import Record
 
 ALIKE = 0.995
 """Correlation of two thumbnails from which pictures are near duplicates."""

@@ -6,7 +6,7 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-from sites.readers.reference import parse_reference
+from dusss_core.readers.reference import parse_reference
 
 _GIVEN = (
     "aaron adam ahmed albert alberto alejandro alexander alexandra alfred ali alice amanda amelia andrea andreas "

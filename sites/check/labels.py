@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from dusss_core.config import TrainingConfig
+from dusss_core.manifest import SPLITS, Record, labelled_by_fraction
 from sites.check.report import Report
 from sites.config import SiteConfig
-from sites.manifest import SPLITS, Record, labelled_by_fraction
 
 FEW_LABELS = 4
 """Labelled training pictures below which a site learns next to nothing from its masks."""

@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 
 from dusss_core.errors import UserError
+from dusss_core.manifest import Record
+from dusss_core.readers import Raw, parse_reference, read_raw, to_classes, to_intensities
 from sites.check.identity import tags_of
-from sites.manifest import Record
-from sites.readers import Raw, parse_reference, read_raw, to_classes, to_intensities
 
 FORMAT = 2
 """Raised when the same files would give other numbers, so that older ones are not used."""

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from dusss_core.config import TrainingConfig
+from dusss_core.manifest import Record
 from sites.check.look import LOSSY, SOFT, class_indices
 from sites.check.report import Report, name_rows
 from sites.importers import name_key
-from sites.manifest import Record
 
 SMALL_MASK = 5e-4
 """Foreground masks below this share of the picture vanish when it is scaled down."""

@@ -18,9 +18,9 @@ from PIL import Image
 
 from dusss_core.errors import UserError
 from dusss_core.files import write_text
+from dusss_core.manifest import Record
+from dusss_core.readers import read_image, read_mask
 from sites.check.report import LEVELS, Finding, Report
-from sites.manifest import Record
-from sites.readers import read_image, read_mask
 
 SIDE = 168
 """Height and width that an example fits into, in pixels."""

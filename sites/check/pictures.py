@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dusss_core.manifest import Record
 from sites.check.look import ALPHA, EXIF, FLAT, NAN, PAGES, SUFFIX
 from sites.check.report import Report
-from sites.manifest import Record
 
 FEW = 8
 """With fewer pictures than this none is called unlike the others."""

@@ -20,8 +20,8 @@ from typing import IO
 
 import numpy as np
 
+from dusss_core.manifest import Record
 from sites.check.look import LOOK, look_at, stamp_of
-from sites.manifest import Record
 from sites.packing import Progress
 
 BLOCK = 32

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from dusss_core.manifest import Record
 from dusss_core.text.languages import NAMES, SIDES, language
 from dusss_core.text.wording import known_words, may_flip
 from sites.check.contradictions import FEW, NUMBERS
 from sites.check.identity import looks_private, names_a_person
 from sites.check.report import Report
-from sites.manifest import Record
 
 LONG = 60
 """Words, from which the end of a sentence is cut by the default of vlm.text.max_tokens, 48 tokens."""

@@ -13,7 +13,7 @@ from benchmarks import accuracy, tables
 from benchmarks.grid.cell import Cell
 from benchmarks.grid.measures import PERSONAL, STUDENT
 from benchmarks.grid.trial import Clock, Trained, make_study
-from sites.manifest import Record, write_manifest
+from dusss_core.manifest import Record, write_manifest
 
 SMALL = (
     "image.size=32",

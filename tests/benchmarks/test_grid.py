@@ -16,9 +16,9 @@ from benchmarks.grid.sentences import CONSTANT, others
 from benchmarks.grid.trial import make_study
 from dusss_core.config import TEXT_NETWORKS, MethodConfig, merged
 from dusss_core.errors import UserError
+from dusss_core.manifest import Record, read_manifest, write_manifest
 from dusss_core.objectives import reads_sentences
 from dusss_core.text.wording import may_flip, wordings
-from sites.manifest import Record, read_manifest, write_manifest
 from sites.partition import PartitionConfig, partition
 from tests.benchmarks.conftest import empty_picture
 

@@ -79,7 +79,7 @@ def test_with_a_public_hospital_too_a_budget_alone_makes_the_difference(study):
 
 
 def test_the_public_hospital_s_records_and_no_others_are_public(tmp_path):
-    from sites.manifest import Record, read_manifest, write_manifest
+    from dusss_core.manifest import Record, read_manifest, write_manifest
 
     (tmp_path / "polypgen").mkdir()
     for name in "abc":

@@ -10,7 +10,7 @@ from benchmarks.grid.cell import Cell
 from benchmarks.grid.trial import make_study
 from benchmarks.grid.unread import SEEDS, unread_records
 from dusss_core.errors import UserError
-from sites.manifest import Record, read_manifest, write_manifest
+from dusss_core.manifest import Record, read_manifest, write_manifest
 from sites.partition import OFFICIAL_TEST, partition
 from tests.benchmarks.conftest import empty_picture
 

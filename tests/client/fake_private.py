@@ -6,8 +6,8 @@ import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
+from dusss_core.manifest import read_manifest, write_manifest
 from dusss_core.privacy.charge import Charge
-from sites.manifest import read_manifest, write_manifest
 from tests.server import fake_training
 
 RECORDS = 500

@@ -20,9 +20,9 @@ from client.state.store import SiteState, locked
 from client.work.workbench import forget
 from dusss_core import files
 from dusss_core.files import digest_of_tensors
+from dusss_core.manifest import read_manifest
 from dusss_core.phases import Phase
 from feddusss import wire
-from sites.manifest import read_manifest
 from tests.client.conftest import RUN_KEY, declined, make_content, tensors_of
 from tests.server.conftest import make_study
 

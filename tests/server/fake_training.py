@@ -17,6 +17,7 @@ NORM = ("norm.weight", "norm.running_mean", "norm.running_var", "norm.num_batche
 def install(monkeypatch) -> None:
     """Put the stand-in where the sites and the coordinator look."""
     import client.work.workbench
+    import dusss_core.student
     import dusss_core.training
     import server.simulation.local
 
@@ -31,6 +32,8 @@ def install(monkeypatch) -> None:
         "with_own_statistics",
     ):
         monkeypatch.setattr(dusss_core.training, name, globals()[name])
+    monkeypatch.setattr(dusss_core.student, "whole_student", lambda config, tensors: dict(tensors))
+    monkeypatch.setattr(dusss_core.student, "layers_without_a_site", lambda config: "shared")
     for module in (client.work.workbench, server.simulation.local):
         monkeypatch.setattr(module, "build_text_bank", lambda sentences, *args, **kwargs: tuple(sentences))
 

@@ -6,8 +6,8 @@ import openpyxl
 import pytest
 
 from dusss_core.errors import UserError
+from dusss_core.manifest import read_manifest
 from sites.importers import ImportOptions, import_folder, import_lvit, name_key
-from sites.manifest import read_manifest
 from tests.sites.builders import mask, picture, save, write_rows
 
 

@@ -10,8 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from dusss_core.errors import UserError
+from dusss_core.manifest import Record, read_manifest
 from sites.config import load_site
-from sites.manifest import Record, read_manifest
 from sites.partition import PartitionConfig, partition, write_sites
 from tests.sites.builders import rows_of, write_rows
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from dusss_core.config import ImageConfig
+from dusss_core.manifest import read_manifest, write_manifest
 from sites.config import SiteConfig
 from sites.dataset import SiteData
 from sites.importers import ImportOptions, import_lvit
-from sites.manifest import read_manifest, write_manifest
 from sites.partition import PartitionConfig, partition, write_sites
 
 pytestmark = pytest.mark.real_data

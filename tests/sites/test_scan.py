@@ -8,11 +8,11 @@ import os
 import numpy as np
 import pytest
 
+from dusss_core.manifest import Record, read_manifest
 from sites.check import check_site
 from sites.check.duplicates import near_pairs
 from sites.check.look import LOOK, look_at
 from sites.check.scan import scan
-from sites.manifest import Record, read_manifest
 from tests.sites.builders import mask, save
 from tests.sites.faults import clean, picture_of
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks.gpu.made_up import SENTENCES
 from benchmarks.gpu.pack import write_data
-from sites.manifest import Record, write_manifest
+from dusss_core.manifest import Record, write_manifest
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from benchmarks.grid.hospitals import groups_of_sites
 from benchmarks.grid.trial import make_study
 from dusss_core.config import TextConfig
 from dusss_core.errors import UserError
+from dusss_core.manifest import Record, labelled_by_fraction
 from dusss_core.text.bank import build_text_bank
 from sites.config import load_site
 from sites.dataset import SiteData
-from sites.manifest import Record, labelled_by_fraction
 
 
 @pytest.mark.parametrize("share", [0.25, 1.0])

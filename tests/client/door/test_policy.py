@@ -21,8 +21,8 @@ from client.answer import answer
 from client.app import app
 from client.state.store import SiteState
 from dusss_core.config import TrainingConfig
+from dusss_core.manifest import read_manifest
 from sites.config import LimitsConfig, load_site
-from sites.manifest import read_manifest
 from tests.client.conftest import RUN_KEY, declined, limit, make_content
 from tests.server.conftest import make_study
 

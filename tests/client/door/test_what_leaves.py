@@ -8,10 +8,10 @@ from flwr.common.serde import message_to_proto
 
 from client.app import app
 from dusss_core.files import read_tensors
+from dusss_core.manifest import read_manifest
 from server.runs.events import Reporter
 from server.simulation import inprocess
 from server.simulation.simulate import simulate
-from sites.manifest import read_manifest
 from tests.server.conftest import HOSPITALS, make_study
 
 

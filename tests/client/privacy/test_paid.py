@@ -17,10 +17,10 @@ from client.privacy.paid import FAILED, LEDGER_IS_WRONG
 from client.state.store import SiteState
 from client.work.workbench import forget
 from dusss_core.errors import NotFinite
+from dusss_core.manifest import read_manifest, write_manifest
 from dusss_core.phases import Phase
 from feddusss import wire
 from sites.config import load_site
-from sites.manifest import read_manifest, write_manifest
 from tests.client import fake_private
 from tests.client.conftest import declined, make_content, tensors_of
 from tests.client.fake_private import RECORDS, make_private

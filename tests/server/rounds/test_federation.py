@@ -167,7 +167,7 @@ def test_a_final_model_of_an_earlier_round_is_tested_with_the_local_layers_of_th
     score = fake.evaluate_student
     monkeypatch.setattr(
         "dusss_core.training.evaluate_student",
-        lambda config, tensors, *rest: tested.append(tensors) or score(config, tensors, *rest),
+        lambda config, tensors, *rest, **how: tested.append(tensors) or score(config, tensors, *rest, **how),
     )
     # Dice falls from round to round: the first round's model is final, and the layers have moved on since
     summary = simulate(make_study(study="falling", local_norm=True, segment__rounds=4), tmp_path, reporter=quiet)

@@ -10,12 +10,12 @@ import yaml
 from dusss_core import objectives, pretraining
 from dusss_core.config import PAPER_BEYOND_METHOD, PRESETS, MethodConfig
 from dusss_core.errors import UserError
+from dusss_core.manifest import read_manifest
 from dusss_core.objectives.bcp import BCP
 from dusss_core.objectives.mcnet import MCNet
 from server.runs.runfolder import read_study
 from server.simulation.compare import METHODS, why_not, with_method, with_preset
 from server.simulation.simulate import simulate
-from sites.manifest import read_manifest
 from tests.server.conftest import HOSPITALS, make_study
 from tests.server.unreliable import Listener
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from dusss_core.errors import UserError
+from dusss_core.manifest import read_manifest
 from server.simulation.materialise import materialise
 from server.study.config import load_study
 from sites.__main__ import main
-from sites.manifest import read_manifest
 from tests.server.conftest import make_study
 from tests.sites.builders import rows_of, write_rows
 

@@ -9,6 +9,7 @@ import pytest
 
 from client.privacy.ledger import Ledger
 from dusss_core.errors import UserError
+from dusss_core.manifest import Record, read_manifest
 from dusss_core.privacy.accounting import Budget, epsilon, fits
 from server.report.page import write_report
 from server.simulation.materialise import materialise, simulation_of
@@ -17,7 +18,6 @@ from server.simulation.simulate import evaluate, simulate
 from server.study.config import load_study
 from server.study.simulation import SimulatedPrivacyConfig
 from sites.config import load_site
-from sites.manifest import Record, read_manifest
 from tests.client import fake_private
 from tests.client.fake_private import RECORDS
 from tests.server.conftest import HOSPITALS, make_study

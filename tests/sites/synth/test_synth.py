@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from dusss_core.errors import UserError
+from dusss_core.manifest import read_manifest
 from dusss_core.seeds import unit_hash
 from feddusss import configfile
-from sites.manifest import read_manifest
 from sites.synth.config import DiseaseConfig, ScannerConfig, SynthConfig
 from sites.synth.hospitals import write_hospitals
 from sites.synth.picture import CELLS, draw

@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from dusss_core.errors import UserError
-from sites.manifest import labelled_by_fraction, read_manifest, write_manifest
+from dusss_core.manifest import labelled_by_fraction, read_manifest, write_manifest
 from tests.sites.builders import picture, rows_of, save, write_rows
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from dusss_core.errors import UserError
-from sites.readers.raw import Raw, percentile_window
-from sites.readers.reference import Reference
+from dusss_core.readers.raw import Raw, percentile_window
+from dusss_core.readers.reference import Reference
 
 
 def read_dicom(reference: Reference) -> Raw:
@@ -19,11 +19,17 @@ def read_dicom(reference: Reference) -> Raw:
     - Files of several frames: `file.dcm#3`.
     """
     import pydicom
-    from pydicom.pixels import apply_color_lut, apply_modality_lut
 
     dataset = pydicom.dcmread(reference.file)
     if "PixelData" not in dataset:
         raise UserError(f"{reference.file}: a DICOM file without a picture", "drop its row")
+    return raw_of_dataset(dataset, reference)
+
+
+def raw_of_dataset(dataset, reference: Reference) -> Raw:
+    """The values of a frame of an open DICOM file, by the rules of `read_dicom`."""
+    from pydicom.pixels import apply_color_lut, apply_modality_lut
+
     stored = _frame(dataset, reference)
     bits = int(dataset.BitsStored)
     photometric = str(dataset.PhotometricInterpretation)

@@ -10,7 +10,7 @@ from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 
 from dusss_core.errors import UserError
-from sites.readers import parse_reference, read_image, read_mask
+from dusss_core.readers import parse_reference, read_image, read_mask
 from tests.sites.builders import mask, picture, save
 
 

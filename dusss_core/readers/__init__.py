@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from dusss_core.errors import UserError
-from sites.readers.dicom import read_dicom
-from sites.readers.nifti import read_nifti
-from sites.readers.photo import read_photo
-from sites.readers.raw import Raw, to_classes, to_intensities
-from sites.readers.reference import Reference, parse_reference
+from dusss_core.readers.dicom import read_dicom
+from dusss_core.readers.nifti import read_nifti
+from dusss_core.readers.photo import raw_of_array, raw_of_picture, read_photo
+from dusss_core.readers.raw import Raw, to_classes, to_intensities
+from dusss_core.readers.reference import Reference, parse_reference
 
 READERS = {
     **dict.fromkeys((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp"), read_photo),
@@ -29,6 +29,8 @@ __all__ = [
     "Raw",
     "Reference",
     "parse_reference",
+    "raw_of_array",
+    "raw_of_picture",
     "read_image",
     "read_mask",
     "read_raw",
@@ -45,7 +47,7 @@ def read_image(path: Path | str, channels: int) -> np.ndarray:
     channels.
 
     Args:
-        path: a file, or `file#index` for a slice, frame or page; see `sites.readers.reference`.
+        path: a file, or `file#index` for a slice, frame or page; see `dusss_core.readers.reference`.
         channels: 1 or 3.
 
     Raises:
@@ -55,7 +57,7 @@ def read_image(path: Path | str, channels: int) -> np.ndarray:
 
 
 def read_mask(path: Path | str) -> np.ndarray:
-    """The mask as uint8 class indices, H x W; see `sites.readers.raw.to_classes` for the rules.
+    """The mask as uint8 class indices, H x W; see `dusss_core.readers.raw.to_classes` for the rules.
 
     Raises:
         UserError: as `read_image`, and values that cannot be class indices.

@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dusss_core.errors import UserError
-from sites.readers.raw import Raw, depth_window, percentile_window
-from sites.readers.reference import Reference
+from dusss_core.readers.raw import Raw, depth_window, percentile_window
+from dusss_core.readers.reference import Reference
 
 _LOSSY = {"JPEG", "WEBP"}
 
@@ -32,6 +32,11 @@ def read_photo(reference: Reference) -> Raw:
             f"{reference.file}: too large to be read whole",
             "cut it into pictures of at most 170 million pixels",
         ) from None
+    return raw_of_picture(picture, lossy)
+
+
+def raw_of_picture(picture: Image.Image, lossy: bool = False) -> Raw:
+    """The values of an open picture, by the rules of `read_photo`."""
     mode = picture.mode
     if mode == "1":
         return Raw(np.asarray(picture, dtype=np.uint8), 0, 1, bits=1)
@@ -48,6 +53,26 @@ def read_photo(reference: Reference) -> Raw:
             pixels = pixels.astype(np.uint16)  # 16-bit files that Pillow widens to 32
         return Raw(pixels, *depth_window(pixels), bits=16 if pixels.dtype.itemsize == 2 else 32)
     return Raw(np.asarray(picture.convert("RGB")), 0, 255, bits=8, lossy=lossy)
+
+
+def raw_of_array(pixels: np.ndarray) -> Raw:
+    """The values of a picture that is in memory, H x W or H x W x 3: the scale follows from the type, as in files.
+
+    Raises:
+        ValueError: another shape, or no numbers.
+    """
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3) or not pixels.size:
+        raise ValueError(f"shape {pixels.shape}: a picture is H x W or H x W x 3")
+    kind = pixels.dtype.kind
+    if kind == "b":
+        return Raw(pixels.astype(np.uint8), 0, 1, bits=1)
+    if pixels.dtype == np.uint8:
+        return Raw(pixels, 0, 255, bits=8)
+    if kind in "ui":
+        return Raw(pixels, *depth_window(pixels), bits=8 * pixels.dtype.itemsize)
+    if kind == "f":
+        return _floating(pixels)
+    raise ValueError(f"type {pixels.dtype}: a picture holds numbers")
 
 
 def _go_to_page(file: Image.Image, reference: Reference) -> None:

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from dusss_core.errors import UserError
 from dusss_core.files import write_text
+from dusss_core.readers.reference import parse_reference
 from dusss_core.seeds import unit_hash
-from sites.readers.reference import parse_reference
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ("id", "image", "mask", "text", "split", "patient", "labelled")

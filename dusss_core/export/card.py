@@ -1,0 +1,185 @@
+"""A model card in Hugging Face's format: Markdown with YAML metadata at its top, readable without a network.
+
+It tells what the student's file and the run's summary.json say, and nothing else: names of sites stand in summary.json
+as the sites gave them to the coordinator.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dusss_core.errors import UserError
+from dusss_core.files import write_text
+
+if TYPE_CHECKING:
+    from dusss_core.student import Student
+
+_LAYERS = {
+    "shared": "the mean of all sites' normalisation layers",
+    "site": "the normalisation layers of one site; it is made for that site's pictures",
+    "fitted": "statistics fitted to pictures of whoever uses it",
+    "initial": "no site's normalisation layers: those that the study starts from",
+    "unfitted": "no site's normalisation layers: it must be fitted to some sixteen pictures before it is used "
+    "(`python -m dusss_core fit`)",
+}
+
+
+def write_card(student: Student, path: Path, run: Path, licence: str) -> str:
+    """Write the card of a student.
+
+    Args:
+        run: the run's folder; its summary.json gives figures, if it is of the same study.
+
+    Raises:
+        UserError: a summary.json that is not JSON; disk full.
+    """
+    summary, note = _summary(student, run)
+    write_text(path, card(student, summary, licence))
+    return f"{path}: model card{note}"
+
+
+def card(student: Student, summary: Mapping[str, Any], licence: str) -> str:
+    """The card's text; without figures where `summary` is empty."""
+    about = student.about
+    sites = {**summary.get("sites", {}), **summary.get("external_test", {})}
+    numbers = sum(tensor.numel() for tensor in student.network.state_dict().values())
+    colour = "gray" if about.image.channels == 1 else "colour"
+    network = f"timm {about.network.encoder} with a decoder" if about.network.encoder else about.network.network
+    lines = [
+        "---",
+        f"license: {json.dumps(licence)}",
+        "library_name: feddusss",
+        "pipeline_tag: image-segmentation",
+        "tags: [medical, federated-learning, semi-supervised, image-segmentation]",
+        *_metadata_of_figures(about, summary),
+        "---",
+        "",
+        f"# Student of study {about.study}",
+        "",
+        f"It marks {', '.join(about.names[1:])} in {colour} pictures. It was trained in a federation: pictures stayed "
+        "at the sites, and trained weights travelled.",
+        "",
+        "## What it is",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| network | {network}, width {about.network.width}, {about.network.norm} norm, {numbers:,} numbers |",
+        f"| input | {about.image.channels} channel(s), {about.image.size} x {about.image.size} pixels, {_how(about)} |",
+        f"| classes | {', '.join(f'{i}: {name}' for i, name in enumerate(about.names))} |",
+        f"| threshold | {_threshold(about)} |",
+        f"| normalisation layers | {_LAYERS[about.layers]} |",
+        f"| learnt from | {about.objective}, round {about.round} |",
+        f"| digest of the study | `{about.study_digest or 'unknown'}` |",
+        f"| SHA-256 of the weights | `{about.tensors}` |",
+        "",
+        "## How it is used",
+        "",
+        "```python",
+        "import dusss_core",
+        "",
+        'student = dusss_core.load("student.safetensors")',
+        'mask, probabilities = student.predict("picture.png")',
+        "```",
+        "",
+        "## Who trained it, and how good it is",
+        "",
+        *(_figures(sites, summary) if sites else ["No figures of the run lay beside the file."]),
+        "",
+        "## Privacy",
+        "",
+        *_privacy(summary),
+        "",
+        "## Limits",
+        "",
+        "- It is a result of research and no medical device: no diagnosis may rest on it.",
+        "- It was tested at the sites above alone. On other scanners and patients it may fail without a sign:",
+        "  `python -m dusss_core evaluate` gives figures on pictures of your own with masks.",
+        "- Picture in, mask out: it knows no sentence and no history of the patient.",
+        "",
+        "## Licence",
+        "",
+        f"Of the weights: {licence}. The program is under the Apache License 2.0.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _figures(sites: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]:
+    lines = [
+        "Means over each site's own test pictures, at the study's picture size; HD95 in pixels.",
+        "",
+        "| site | training pictures with, without mask | test pictures | Dice | IoU | HD95 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, site in sorted(sites.items()):
+        given = [_number(site.get(key), 0) for key in ("n_labeled", "n_unlabeled")]
+        pictures = f"{site['n_records']} declared" if "n_records" in site else ", ".join(given)
+        figures = " | ".join([_number(site.get("dice"), 3), _number(site.get("iou"), 3), _number(site.get("hd95"), 1)])
+        lines.append(f"| {_plain(name)} | {pictures} | {_number(site.get('n_test'), 0)} | {figures} |")
+    overall = summary.get("global", {})
+    mean, worst = (_number(overall.get(f"dice_{kind}"), 3) for kind in ("mean", "worst"))
+    lines += ["", f"Mean of the sites: Dice {mean}, worst {worst}."]
+    return lines
+
+
+def _privacy(summary: Mapping[str, Any]) -> list[str]:
+    private = [name for name, site in summary.get("sites", {}).items() if "n_records" in site]
+    if not summary:
+        return ["Nothing is known here of the sites' privacy settings."]
+    if not private:
+        return ["No site trained with differential privacy."]
+    lines = [f"Trained with differential privacy: {', '.join(map(_plain, sorted(private)))}."]
+    for name, site in sorted(summary.get("outside", {}).get("sites", {}).items()):
+        spent = site.get("privacy", {})
+        lines.append(
+            f"{_plain(name)}: epsilon {_number(spent.get('spent'), 2)} of {_number(spent.get('epsilon'), 2)} spent, "
+            f"delta {spent.get('delta')}."
+        )
+    return lines
+
+
+def _metadata_of_figures(about, summary: Mapping[str, Any]) -> list[str]:
+    dice = summary.get("global", {}).get("dice_mean")
+    if dice is None:
+        return []
+    return [
+        "model-index:",
+        f"- name: {json.dumps(about.study)}",
+        "  results:",
+        "  - task: {type: image-segmentation}",
+        '    dataset: {type: private, name: "the sites\' own test pictures"}',
+        f'    metrics: [{{type: dice, name: "Dice, mean over pictures, mean over sites", value: {dice:.4f}}}]',
+    ]
+
+
+def _summary(student: Student, run: Path) -> tuple[dict[str, Any], str]:
+    path = run / "summary.json"
+    if not path.is_file():
+        return {}, ", without figures: no summary.json beside the file (name the run's folder with --run)"
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{path}: not JSON", "write it again with: python -m server evaluate RUN") from None
+    if summary.get("config_digest") != student.about.study_digest:
+        return {}, f", without figures: {path} is of another study"
+    return summary, ""
+
+
+def _how(about) -> str:
+    return "the whole picture scaled" if about.image.mode == "resize" else "large pictures in overlapping windows"
+
+
+def _threshold(about) -> str:
+    return f"{about.threshold:g}" if about.image.classes == 1 else "the most probable class"
+
+
+def _number(value: Any, digits: int) -> str:
+    return "not known" if value is None else f"{value:.{digits}f}"
+
+
+def _plain(name: str) -> str:
+    """A site's name, which is not trusted, without what Markdown or HTML would read."""
+    return "".join(sign for sign in str(name) if sign.isalnum() or sign in "_.- ")

@@ -1,0 +1,179 @@
+"""python -m dusss_core evaluate: figures of a finished student on any data set with masks.
+
+Masks and predictions are compared at each picture's own size; `summary.json` of a run has figures at the study's size.
+Two kinds of Dice are told apart: the mean over pictures, where a small finding counts as much as a large one, and the
+pooled one, over the pixels of all pictures together, as many papers have it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dusss_core.errors import UserError
+from dusss_core.files import write_text
+from dusss_core.manifest import SPLITS, Record, read_manifest
+from dusss_core.metrics import per_image
+from dusss_core.pictures import load_mask
+from dusss_core.student.student import Student
+
+DRAWS = 2000
+LEVEL = 95
+COLUMNS = ("id", "patient", "height", "width", "dice", "iou", "hd95_pixels", "true_pixels", "predicted_pixels")
+
+
+def evaluate(student: Student, manifest: Path, out: Path | None = None, split: str | None = None) -> dict[str, Any]:
+    """Figures over the records of a manifest that have masks, and a CSV with a line for each.
+
+    Returns:
+        {"n", "groups", "dice_per_picture", "dice_pooled", "iou_per_picture", "hd95_per_picture", "classes", ...}. A
+        figure is {"value", "low", "high"}, with the middle 95 % of 2,000 bootstrap draws of patients (of pictures where
+        no patient is named).
+
+    Raises:
+        UserError: mistakes in the manifest, no record with a mask, or pictures that cannot be read.
+    """
+    scores = scores_of(student, manifest, split)
+    if out is not None:
+        write_text(out, _csv(scores))
+    groups = _groups(scores["patient"], scores["id"])
+    counts = np.stack([scores["overlap"], scores["true"], scores["predicted"]], axis=-1)  # N x F x 3
+    names = student.about.names[1:]
+
+    def pooled(chosen: np.ndarray) -> np.ndarray:
+        """Draws x F; counts are summed by group before."""
+        overlap, true, predicted = np.moveaxis(chosen, -1, 0)
+        return np.where(true + predicted > 0, 2 * overlap / np.maximum(true + predicted, 1), np.nan)
+
+    members = np.bincount(groups)
+    by_group = {name: np.bincount(groups, scores[name]) for name in ("dice", "iou", "hd95")}
+    pixels = np.stack([np.bincount(groups, column) for column in counts.reshape(len(groups), -1).T], axis=-1)
+    pixels = pixels.reshape(len(members), *counts.shape[1:])
+    # how often each group is drawn: a draw of groups with replacement, by the thousand
+    drawn = np.random.default_rng(0).multinomial(len(members), np.full(len(members), 1 / len(members)), DRAWS)
+    n = drawn @ members
+    each = pooled(np.tensordot(drawn, pixels, axes=1))
+    whole = pooled(pixels.sum(0)[None])[0]
+    figures: dict[str, Any] = {
+        "model": student.about.tensors,
+        "study": student.about.study,
+        "n": len(groups),
+        "groups": len(members),
+        "dice_per_picture": _figure(scores["dice"].mean(), drawn @ by_group["dice"] / n),
+        "dice_pooled": _figure(_mean(whole[None])[0], _mean(each)),
+        "iou_per_picture": _figure(scores["iou"].mean(), drawn @ by_group["iou"] / n),
+        "hd95_per_picture": _figure(scores["hd95"].mean(), drawn @ by_group["hd95"] / n),
+    }
+    if len(names) > 1:
+        figures["classes"] = {
+            name: {
+                "dice_pooled": _figure(whole[i], each[:, i]),
+                "dice_per_picture": _present(scores, i),
+                "pictures_with_it": int((scores["true"][:, i] > 0).sum()),
+            }
+            for i, name in enumerate(names)
+        }
+    return figures
+
+
+def scores_of(student: Student, manifest: Path, split: str | None = None) -> dict[str, np.ndarray]:
+    """Figures of each record with a mask: "id", "patient", "height", "width", "dice", "iou", "hd95": N; "overlap",
+    "true", "predicted": N x F pixels of each foreground class.
+
+    Raises:
+        UserError: as `evaluate`.
+    """
+    if split is not None and split not in SPLITS:
+        raise UserError(f"--split {split}: no such split", f"use {', '.join(SPLITS)}")
+    records = [r for r in read_manifest(manifest) if r.mask is not None and split in (None, r.split)]
+    if not records:
+        raise UserError(f"{manifest}: no record with a mask to compare with", "name masks in the column mask")
+    classes = student.about.image.classes
+    lines = []
+    predictions = student.predict_each(record.image for record in records)
+    for record, prediction in zip(records, predictions, strict=True):
+        lines.append(_scored(record, prediction.mask, load_mask(record, prediction.mask.shape, classes), classes))
+    return {name: np.array([line[name] for line in lines]) for name in lines[0]}
+
+
+def table(figures: dict[str, Any]) -> str:
+    """For people."""
+    of = f"{figures['n']} pictures" + (f" of {figures['groups']} patients" if figures["groups"] < figures["n"] else "")
+    names = {
+        "dice_per_picture": "Dice, mean over pictures",
+        "dice_pooled": "Dice, pooled over all pixels",
+        "iou_per_picture": "IoU, mean over pictures",
+        "hd95_per_picture": "HD95 in pixels, mean over pictures",
+    }
+    lines = [f"study {figures['study']}, {of}; in brackets the middle {LEVEL} % of {DRAWS} bootstrap draws"]
+    lines += [f"  {title:<36}{_told(figures[name])}" for name, title in names.items()]
+    for name, one in figures.get("classes", {}).items():
+        lines.append(f"  {name}: pooled {_told(one['dice_pooled'])}; in {one['pictures_with_it']} pictures")
+    return "\n".join(lines)
+
+
+def _scored(record: Record, predicted: np.ndarray, true: np.ndarray, classes: int) -> dict[str, Any]:
+    scores = {name: values[0] for name, values in per_image(predicted[None], true[None], classes).items()}
+    indices = range(1, max(2, classes))
+    if classes == 1:
+        predicted, true = predicted != 0, true != 0
+    return {
+        "id": record.id,
+        "patient": record.patient,
+        "height": true.shape[0],
+        "width": true.shape[1],
+        **scores,
+        "overlap": [np.count_nonzero((predicted == i) & (true == i)) for i in indices],
+        "true": [np.count_nonzero(true == i) for i in indices],
+        "predicted": [np.count_nonzero(predicted == i) for i in indices],
+    }
+
+
+def _csv(scores: dict[str, np.ndarray]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for i in range(len(scores["id"])):
+        figures = [f"{scores[name][i]:.6f}" for name in ("dice", "iou", "hd95")]
+        pixels = [int(scores[name][i].sum()) for name in ("true", "predicted")]
+        writer.writerow([*(scores[name][i] for name in ("id", "patient", "height", "width")), *figures, *pixels])
+    return out.getvalue()
+
+
+def _groups(patients: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """N numbers: pictures of one patient have the same."""
+    keys = [("patient", p) if p else ("id", i) for p, i in zip(patients, ids, strict=True)]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return np.array([numbers[key] for key in keys])
+
+
+def _mean(each: np.ndarray) -> np.ndarray:
+    """Over the classes that are there: Draws x F -> Draws; 1 where none is, in truth and prediction."""
+    there = ~np.isnan(each)
+    total = np.where(there, each, 0).sum(-1)
+    return np.where(there.any(-1), total / np.maximum(there.sum(-1), 1), 1.0)
+
+
+def _present(scores: dict[str, np.ndarray], i: int) -> float | None:
+    """Mean over the pictures in which the class is, in truth or prediction."""
+    size = scores["true"][:, i] + scores["predicted"][:, i]
+    there = size > 0
+    return float((2 * scores["overlap"][there, i] / size[there]).mean()) if there.any() else None
+
+
+def _figure(value: float, draws: np.ndarray) -> dict[str, float | None]:
+    draws = draws[~np.isnan(draws)]
+    if np.isnan(value) or not len(draws):
+        return {"value": None, "low": None, "high": None}
+    low, high = np.percentile(draws, ((100 - LEVEL) / 2, (100 + LEVEL) / 2))
+    return {"value": float(value), "low": float(low), "high": float(high)}
+
+
+def _told(figure: dict[str, float | None]) -> str:
+    if figure["value"] is None:
+        return "none"
+    return f"{figure['value']:.3f}  [{figure['low']:.3f}, {figure['high']:.3f}]"

@@ -1,0 +1,219 @@
+"""python -m dusss_core predict: a finished student over files, with progress, and gone on with where it was cut off."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dusss_core.errors import UserError
+from dusss_core.predicting.inputs import Job, find_jobs, pictures_of
+from dusss_core.predicting.outputs import Writer
+from dusss_core.predicting.segmentation import segments_of
+from dusss_core.readers import Raw
+from dusss_core.student.student import Student
+
+JOURNAL = "predictions.jsonl"
+"""A line for each job that is done: it is left out the next time, unless its files or the model have changed."""
+_AHEAD = 4
+"""Batches that are read while the network works."""
+_MOST_TOLD = 20
+
+
+@dataclass
+class Tally:
+    """What became of the jobs."""
+
+    done: int = 0
+    pictures: int = 0
+    skipped: int = 0
+    failed: list[str] = None
+
+    def __post_init__(self):
+        self.failed = []
+
+
+def predict(
+    student: Student,
+    paths: Sequence[Path | str],
+    out: Path,
+    *,
+    overlay: bool = False,
+    probabilities: bool = False,
+    codes: Sequence[str] = (),
+) -> Tally:
+    """Predict every picture in `paths` into the folder `out`.
+
+    Files that cannot be read are told, and the others done.
+
+    Raises:
+        UserError: no pictures, a student that must be fitted first, disk full.
+    """
+    segments = segments_of(student.about, codes)
+    student.check_usable()
+    jobs = find_jobs(paths, out)
+    options = {"overlay": overlay, "probabilities": probabilities, "codes": list(codes)}
+    journal = _Journal(out, student, options)
+    waiting = [job for job in jobs if not journal.has(job)]
+    tally = Tally(skipped=len(jobs) - len(waiting))
+    out.mkdir(parents=True, exist_ok=True)
+    with _progress(len(jobs), tally.skipped) as advance:
+        plain = [job for job in waiting if job.kind == "picture"]
+        for job, result in _each(student, plain, tally):
+            writer = Writer(job, out, student.about, segments, overlay, probabilities)
+            writer.add(*result)
+            journal.add(job, writer.finish(), 1, writer.foreground)
+            tally.done, tally.pictures = tally.done + 1, tally.pictures + 1
+            advance(len(tally.failed) + tally.done)
+        for job in (job for job in waiting if job.kind != "picture"):
+            try:
+                count = _whole(student, job, Writer(job, out, student.about, segments, overlay, probabilities), journal)
+                tally.done, tally.pictures = tally.done + 1, tally.pictures + count
+            except UserError as error:
+                tally.failed.append(error.problem)
+            advance(len(tally.failed) + tally.done)
+    return tally
+
+
+def _each(student: Student, jobs: Sequence[Job], tally: Tally) -> Iterator[tuple[Job, tuple]]:
+    """Single pictures, read ahead by a thread while the network works, and seen several at a time."""
+
+    def read(job: Job) -> Raw | UserError:
+        try:
+            return next(iter(pictures_of(job)))
+        except UserError as error:
+            return error
+
+    size = student.batch
+    with ThreadPoolExecutor(1) as reader:
+        coming = [reader.submit(read, job) for job in jobs[: size * _AHEAD]]
+        rest = iter(jobs[len(coming) :])
+        batch: list[tuple[Job, Raw]] = []
+        for job in jobs:
+            found = coming.pop(0).result()
+            if (following := next(rest, None)) is not None:
+                coming.append(reader.submit(read, following))
+            if isinstance(found, UserError):
+                tally.failed.append(found.problem)
+            else:
+                batch.append((job, found))
+            if len(batch) == size:
+                yield from _seen(student, batch)
+                batch = []
+        yield from _seen(student, batch)
+
+
+def _seen(student: Student, batch: list[tuple[Job, Raw]]) -> Iterator[tuple[Job, tuple]]:
+    predictions = student.predict_each([raw for _, raw in batch])
+    for (job, raw), prediction in zip(batch, predictions, strict=True):
+        yield job, (raw, prediction)
+
+
+def _whole(student: Student, job: Job, writer: Writer, journal: _Journal) -> int:
+    held: list[Raw] = []
+
+    def remembered() -> Iterator[Raw]:
+        for raw in pictures_of(job):
+            held.append(raw)
+            yield raw
+
+    count = 0
+    for prediction in student.predict_each(remembered()):
+        writer.add(held.pop(0), prediction)
+        count += 1
+    journal.add(job, writer.finish(), count, writer.foreground)
+    return count
+
+
+class _Journal:
+    """Which jobs are done, in the folder of the outputs."""
+
+    def __init__(self, out: Path, student: Student, options: dict[str, Any]):
+        self._path, self._out = out / JOURNAL, out
+        about = student.about.model_dump_json() + json.dumps(options, sort_keys=True)
+        self._key = hashlib.sha256(about.encode()).hexdigest()
+        self._done = {line["name"]: line for line in _lines(self._path)}
+
+    def has(self, job: Job) -> bool:
+        line = self._done.get(job.name)
+        if line is None or line.get("by") != self._key or line.get("sources") != job.stamp:
+            return False
+        return all((self._out / name).is_file() for name in line.get("written", ()))
+
+    def add(self, job: Job, written: list[str], pictures: int, foreground: int) -> None:
+        line = {
+            "name": job.name,
+            "sources": job.stamp,
+            "part": job.part,
+            "written": written,
+            "pictures": pictures,
+            "foreground_pixels": foreground,
+            "by": self._key,
+        }
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"{self._path}: could not be written: {error.strerror or error}", "free disk space, then start again"
+            ) from error
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.is_file():
+        return
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:  # cut off by a crash
+            continue
+        if isinstance(line, dict) and isinstance(line.get("name"), str):
+            yield line
+
+
+@contextmanager
+def _progress(total: int, skipped: int) -> Iterator:
+    """A bar on a terminal; elsewhere a line every ten seconds."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("predicting", total=total, completed=skipped)
+            yield lambda done: bar.update(task, completed=skipped + done)
+        return
+    last = time.monotonic()
+
+    def tell(done: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > 10:
+            print(f"predicting: {skipped + done} of {total}", file=sys.stderr, flush=True)
+            last = time.monotonic()
+
+    yield tell
+
+
+def told(tally: Tally, out: Path) -> str:
+    """What became of the jobs, in a line; and what failed.
+
+    Raises:
+        UserError: something could not be predicted; the rest is written.
+    """
+    skipped = f", {tally.skipped} were done before" if tally.skipped else ""
+    line = f"{out}: {tally.pictures} pictures of {tally.done} files or series predicted{skipped}"
+    if tally.failed:
+        more = [f"  and {len(tally.failed) - _MOST_TOLD} more"] if len(tally.failed) > _MOST_TOLD else []
+        listed = "\n".join([*(f"  {text}" for text in tally.failed[:_MOST_TOLD]), *more])
+        raise UserError(
+            f"{len(tally.failed)} could not be predicted:\n{listed}\n{line}",
+            "mend these, then start again: the rest is kept",
+        )
+    return line

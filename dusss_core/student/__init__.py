@@ -1,0 +1,11 @@
+"""A finished student: its file, which a stranger can load by itself, and what is done with it in two lines.
+
+May enter: a student's file, which is checked before a number of it is used, and pictures. Nothing is trained here; the
+statistics of normalisation layers can be fitted to pictures of a hospital that took no part.
+"""
+
+from dusss_core.student.about import About
+from dusss_core.student.file import layers_without_a_site, read_student, whole_student, write_student
+from dusss_core.student.student import Prediction, Student
+
+__all__ = ["About", "Prediction", "Student", "layers_without_a_site", "read_student", "whole_student", "write_student"]

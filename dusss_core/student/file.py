@@ -1,0 +1,126 @@
+"""A student's file: safetensors with all weights, and in its header what it takes to use them. Never pickle.
+
+    __metadata__: {"feddusss.student": About as JSON, "format": "pt"}
+    tensors       parameters and buffers of the network that is deployed, complete
+
+Decoders that a method compares with the main one are no part of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from dusss_core.config import TrainingConfig
+from dusss_core.errors import UserError
+from dusss_core.files import digest_of_tensors, read_tensors, write_tensors
+from dusss_core.student.about import About, Layers
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KEY = "feddusss.student"
+_OTHERS = ("others.", "pixel_heads.", "second.")
+"""Parts of a student that only training needs."""
+_MOST_NAMES = 3
+
+
+def whole_student(config: TrainingConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of the network that is deployed: those given, without the decoders of `config`'s method.
+
+    Normalisation layers that are not given (FedBN: the coordinator has none) are as the study starts from.
+
+    Raises:
+        UserError: tensors that are not this student's, or lack others than normalisation layers.
+    """
+    from dusss_core.build import build_student
+    from dusss_core.models.weights import local_tensors
+
+    deployed = About.of(config, layers="shared").config().model_copy(update={"seed": config.seed})
+    model = build_student(deployed)
+    norms = local_tensors(model, config.local_norm)
+    given = {name: value for name, value in tensors.items() if not name.startswith(_OTHERS)}
+    whole = {**norms, **given}
+    check_fit(f"the student of study '{config.study}'", model.state_dict(), whole)
+    return whole
+
+
+def layers_without_a_site(config: TrainingConfig) -> Layers:
+    """Whose normalisation layers `whole_student` gives of what the coordinator has."""
+    if not config.local_norm:
+        return "shared"
+    from dusss_core.build import build_student
+    from dusss_core.training.statistics import has_statistics
+
+    return "unfitted" if has_statistics(build_student(config)) else "initial"
+
+
+def write_student(path: Path, about: About, tensors: Mapping[str, Tensor]) -> None:
+    """Write a student's file atomically.
+
+    Args:
+        about: its digest of the weights is set here.
+        tensors: as `whole_student` gives them.
+
+    Raises:
+        UserError: disk full or no permission.
+    """
+    about = about.model_copy(update={"tensors": digest_of_tensors(tensors)})
+    write_tensors(path, tensors, {KEY: about.model_dump_json(), "format": "pt"})
+
+
+def read_student(path: Path | str) -> tuple[About, dict[str, Tensor]]:
+    """A student's file, checked: its header, and its weights against the digest there.
+
+    Raises:
+        UserError: missing, not safetensors, no student's file, of another release, or damaged.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path}: a folder", f"name the file in it: {path / 'student.safetensors'}")
+    tensors, metadata = read_tensors(path)
+    if KEY not in metadata:
+        kind = "a checkpoint of a run" if "config_digest" in metadata else "weights alone, or another program's file"
+        raise UserError(
+            f"{path}: not a student's file but {kind}: it does not say how it is used",
+            "use student.safetensors of the run's folder, or the file that the run wrote at your site",
+        )
+    try:
+        about = About.model_validate_json(metadata[KEY])
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "header"
+        raise UserError(
+            f"{path}: its header is not one of this release: '{where}': {first['msg']}",
+            "use the release of feddusss that wrote it, or a newer one",
+        ) from None
+    if digest_of_tensors(tensors) != about.tensors:
+        raise UserError(f"{path}: its weights are not those that were written", "copy the file again")
+    return about, tensors
+
+
+def check_fit(what: str, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that are not those of a network: one too few, one too many, or another shape.
+
+    Raises:
+        UserError: with the first few names.
+    """
+    problems = {
+        "lacks": sorted(own.keys() - given.keys()),
+        "has no place for": sorted(given.keys() - own.keys()),
+        "has another shape of": sorted(n for n in own.keys() & given.keys() if own[n].shape != given[n].shape),
+    }
+    told = [f"{kind} {_some(names)}" for kind, names in problems.items() if names]
+    if told:
+        raise UserError(
+            f"{what}: its weights do not fit its network: it {'; '.join(told)}",
+            "use the file that the run wrote last (student.safetensors in its folder)",
+        )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMES} more tensors" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more

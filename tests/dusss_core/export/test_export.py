@@ -1,0 +1,122 @@
+"""What is exported gives the student's own probabilities, says how it is used, and is compared before it is written."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import dusss_core
+from dusss_core.__main__ import main
+from dusss_core.errors import UserError
+from dusss_core.export import export, graph
+from dusss_core.export.card import card
+from dusss_core.student.file import KEY
+from tests.dusss_core.student.conftest import student_file  # noqa: F401
+
+
+def of_network(student, picture: np.ndarray) -> np.ndarray:
+    """B x channels x H x W in [0, 1] to probabilities, written out anew."""
+    image = student.about.image
+    with torch.no_grad():
+        logits = student.network((torch.from_numpy(picture) - image.mean) / image.std)
+    return (logits.sigmoid() if image.classes == 1 else logits.softmax(1)).numpy()
+
+
+PICTURES = [
+    np.random.default_rng(i).random(shape, dtype=np.float32) for i, shape in enumerate([(1, 32, 32), (3, 96, 64)])
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{}, {"image": {"classes": 3}}])
+def test_onnx_gives_the_same_in_onnxruntime_at_two_numbers_and_sizes(student_file, tmp_path, changes):  # noqa: F811
+    import onnxruntime
+
+    student = dusss_core.load(student_file(**changes), "cpu")
+    assert "at most" in export(student, "onnx", tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    for pictures in PICTURES:
+        pictures = pictures[:, None]
+        (found,) = session.run(None, {"picture": pictures})
+        assert np.abs(found - of_network(student, pictures)).max() < 1e-4
+    told = session.get_modelmeta().custom_metadata_map
+    assert json.loads(told[KEY])["study"] == "tiny"
+
+
+def test_torchscript_gives_the_same_at_two_numbers_and_sizes(student_file, tmp_path):  # noqa: F811
+    student = dusss_core.load(student_file(image={"classes": 3}), "cpu")
+    export(student, "torchscript", tmp_path / "model.pt")
+    extra = {KEY: ""}
+    loaded = torch.jit.load(str(tmp_path / "model.pt"), _extra_files=extra)
+    for pictures in PICTURES:
+        pictures = pictures[:, None]
+        assert np.abs(loaded(torch.from_numpy(pictures)).numpy() - of_network(student, pictures)).max() < 1e-4
+    assert json.loads(extra[KEY])["image"]["classes"] == 3
+
+
+def test_a_graph_that_gives_something_else_is_not_written(student_file, tmp_path, monkeypatch):  # noqa: F811
+    student = dusss_core.load(student_file(), "cpu")
+    trace = torch.jit.trace
+
+    def wrong(module, example):
+        return trace(torch.nn.Sequential(module, torch.nn.Threshold(0.5, 0.0)), example)
+
+    monkeypatch.setattr(torch.jit, "trace", wrong)
+    with pytest.raises(UserError, match="other probabilities"):
+        graph.write_torchscript(student, tmp_path / "model.pt")
+    assert not (tmp_path / "model.pt").exists()
+
+
+def test_an_unfitted_student_is_not_exported(student_file, tmp_path):  # noqa: F811
+    student = dusss_core.load(student_file(layers="unfitted"), "cpu")
+    for to in ("onnx", "torchscript"):
+        with pytest.raises(UserError, match="fitted"):
+            export(student, to, tmp_path / "x")
+
+
+SUMMARY = {
+    "config_digest": "a" * 64,
+    "sites": {
+        "north": {"n_labeled": 20, "n_unlabeled": 140, "n_test": 40, "dice": 0.712, "iou": 0.6, "hd95": 6.24},
+        "south <script>": {"n_records": 500, "n_test": None, "dice": None, "iou": None, "hd95": None},
+    },
+    "global": {"dice_mean": 0.712, "dice_worst": 0.712},
+    "outside": {"sites": {"south": {"privacy": {"epsilon": 8, "delta": 1e-5, "spent": 7.99}}}},
+}
+
+
+def test_a_card_tells_the_figures_of_the_run_and_its_head_is_yaml(student_file, tmp_path):  # noqa: F811
+    model = student_file(image={"names": ["infection"]})
+    (tmp_path / "summary.json").write_text(json.dumps(SUMMARY))
+    assert main(["export", str(model), "--to", "card", "--out", str(tmp_path / "card.md"), "--license", "mit"]) == 0
+    text = (tmp_path / "card.md").read_text()
+    _, head, body = text.split("---\n", 2)
+    head = yaml.safe_load(head)
+    assert (head["license"], head["pipeline_tag"]) == ("mit", "image-segmentation")
+    assert head["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.712
+    for told in (
+        "infection",
+        "a" * 64,
+        "| north | 20, 140 | 40 | 0.712 | 0.600 | 6.2 |",
+        "epsilon 7.99 of 8.00",
+        "500 declared",
+    ):
+        assert told in body, told
+    assert "<script>" not in text
+    assert "http" not in text
+
+
+def test_figures_of_another_study_do_not_come_into_a_card(student_file, tmp_path, capsys):  # noqa: F811
+    model = student_file()
+    (tmp_path / "summary.json").write_text(json.dumps({**SUMMARY, "config_digest": "b" * 64}))
+    assert main(["export", str(model), "--to", "card", "--out", str(tmp_path / "card.md")]) == 0
+    assert "another study" in capsys.readouterr().out
+    assert "0.712" not in (tmp_path / "card.md").read_text()
+
+
+def test_a_card_says_that_an_outsider_must_fit(student_file):  # noqa: F811
+    assert "must be fitted" in card(dusss_core.load(student_file(layers="unfitted"), "cpu"), {}, "mit")

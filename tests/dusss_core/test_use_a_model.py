@@ -1,0 +1,60 @@
+"""The commands of docs/use_a_model.md do what the page says."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from dusss_core.__main__ import main
+from tests.dusss_core.student.conftest import student_file  # noqa: F401
+from tests.sites.builders import rows_of, write_rows
+
+PAGE = (Path(__file__).parent.parent.parent / "docs/use_a_model.md").read_text(encoding="utf-8")
+
+
+def commands(heading: str) -> list[str]:
+    section = PAGE[PAGE.index(heading) :]
+    block = re.search(r"```sh\n(.*?)```", section, re.DOTALL)[1]
+    return [line for line in block.splitlines() if line.startswith("python -m dusss_core ")]
+
+
+@pytest.fixture
+def folder(student_file, tmp_path, monkeypatch):  # noqa: F811
+    """What the page takes for granted: a student, pictures, and a data set with masks."""
+    student_file("student.safetensors")
+    write_rows(tmp_path / "data/manifest.csv", rows_of(tmp_path / "data", 4))
+    (tmp_path / "data/images").rename(tmp_path / "pictures")
+    (tmp_path / "data/images").symlink_to(tmp_path / "pictures")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_every_command_of_the_page_runs_and_leaves_its_files(folder):
+    found = commands("## Files and folders")
+    assert [shlex.split(line)[3] for line in found] == ["show", "predict", "evaluate", "fit", "export"]
+    for line in found:
+        assert main(shlex.split(line)[3:]) == 0, line
+    for name in ("masks/0.png", "masks/0_overlay.png", "masks/predictions.jsonl", "each.csv", "mine.safetensors"):
+        assert (folder / name).is_file(), name
+    assert (folder / "README.md").read_text().startswith("---\nlicense:")
+
+
+def test_the_two_lines_of_the_page_run(folder):
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    (folder / "pictures/0.png").rename(folder / "picture.png")
+    found: dict = {}
+    exec(code, found)
+    assert found["mask"].shape == found["probabilities"].shape == (48, 40)
+
+
+@pytest.mark.slow
+def test_the_exports_of_the_page_run(folder):
+    found = commands("## Other formats")
+    assert len(found) == 2
+    for line in found:
+        assert main(shlex.split(line)[3:]) == 0, line
+    assert (folder / "model.onnx").is_file()
+    assert (folder / "model.pt").is_file()
