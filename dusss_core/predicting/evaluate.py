@@ -117,8 +117,9 @@ def table(figures: dict[str, Any]) -> str:
 
 
 def _scored(record: Record, predicted: np.ndarray, true: np.ndarray, classes: int) -> dict[str, Any]:
-    scores = {name: values[0] for name, values in per_image(predicted[None], true[None], classes).items()}
-    indices = range(1, max(2, classes))
+    found = per_image(predicted[None], true[None], classes)
+    scores = {name: found[name][0] for name in ("dice", "iou", "hd95")}
+    indices = range(1, classes + 1)
     if classes == 1:
         predicted, true = predicted != 0, true != 0
     return {

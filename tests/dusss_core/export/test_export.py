@@ -32,7 +32,7 @@ PICTURES = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [{}, {"image": {"classes": 3}}])
+@pytest.mark.parametrize("changes", [{}, {"image": {"classes": 2}}])
 def test_onnx_gives_the_same_in_onnxruntime_at_two_numbers_and_sizes(student_file, tmp_path, changes):  # noqa: F811
     import onnxruntime
 
@@ -48,14 +48,14 @@ def test_onnx_gives_the_same_in_onnxruntime_at_two_numbers_and_sizes(student_fil
 
 
 def test_torchscript_gives_the_same_at_two_numbers_and_sizes(student_file, tmp_path):  # noqa: F811
-    student = dusss_core.load(student_file(image={"classes": 3}), "cpu")
+    student = dusss_core.load(student_file(image={"classes": 2}), "cpu")
     export(student, "torchscript", tmp_path / "model.pt")
     extra = {KEY: ""}
     loaded = torch.jit.load(str(tmp_path / "model.pt"), _extra_files=extra)
     for pictures in PICTURES:
         pictures = pictures[:, None]
         assert np.abs(loaded(torch.from_numpy(pictures)).numpy() - of_network(student, pictures)).max() < 1e-4
-    assert json.loads(extra[KEY])["image"]["classes"] == 3
+    assert json.loads(extra[KEY])["image"]["classes"] == 2
 
 
 def test_a_graph_that_gives_something_else_is_not_written(student_file, tmp_path, monkeypatch):  # noqa: F811

@@ -20,9 +20,9 @@ from tests.sites.builders import picture
 
 
 def test_what_is_written_is_read_with_all_that_it_takes_to_use_it(student_file):
-    path = student_file(image={"channels": 3, "classes": 3, "names": ["cyst", "tumour"], "mean": 0.4})
+    path = student_file(image={"channels": 3, "classes": 2, "names": ["cyst", "tumour"], "mean": 0.4})
     student = dusss_core.load(path, "cpu")
-    config = make_config(image={"channels": 3, "classes": 3, "names": ["cyst", "tumour"], "mean": 0.4})
+    config = make_config(image={"channels": 3, "classes": 2, "names": ["cyst", "tumour"], "mean": 0.4})
     assert student.about.image == config.image
     assert student.about.names == ["background", "cyst", "tumour"]
     assert (student.about.study, student.about.round, student.about.study_digest) == ("tiny", 3, "a" * 64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -75,13 +76,18 @@ def test_statistics_are_fitted_anew_only_where_that_helps_on_validation(run, mon
     splits = load_local(run / "sites" / "alder" / "site.yaml", study).splits
     scores = {"followed": followed, "fitted": fitted}
 
-    def evaluate(config, student, split, device, *, distances):
+    def evaluate(config, student, split, device, text, *, distances):
         assert split is splits["val"]
         return {"dice": scores[student]}
 
     monkeypatch.setattr("dusss_core.training.with_own_statistics", lambda *args: "fitted")
     monkeypatch.setattr("dusss_core.training.evaluate_student", evaluate)
-    assert evaluation._at_its_best(study.training(), "followed", splits["train"], splits["val"], "cpu") == taken
+    assert evaluation._at_its_best(study.training(), "followed", splits["train"], bench_with(splits["val"])) == taken
+
+
+def bench_with(val):
+    """What `_at_its_best` asks of a workbench."""
+    return SimpleNamespace(split=lambda name: val, told=None, device="cpu")
 
 
 def test_without_masks_to_tell_statistics_are_fitted(run, monkeypatch):
@@ -89,4 +95,4 @@ def test_without_masks_to_tell_statistics_are_fitted(run, monkeypatch):
     splits = load_local(run / "sites" / "alder" / "site.yaml", study).splits
     monkeypatch.setattr("dusss_core.training.with_own_statistics", lambda *args: "fitted")
     none = splits["val"].select([])
-    assert evaluation._at_its_best(study.training(), "followed", splits["train"], none, "cpu") == "fitted"
+    assert evaluation._at_its_best(study.training(), "followed", splits["train"], bench_with(none)) == "fitted"
