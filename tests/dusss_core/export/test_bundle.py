@@ -76,7 +76,9 @@ def test_monais_own_command_gives_the_students_masks(student_file, tmp_path, cla
     export(student, "monai-bundle", tmp_path / "bundle")
     for i in range(2):
         save(tmp_path / f"pictures/{i}.png", picture(i, 32, 32))
-    save(tmp_path / "pictures/wide.png", picture(7, 40, 64))
+    # MONAI scales by other weights: of noise the two would see different pictures
+    slope = np.add.outer(np.linspace(0, 127, 40), np.linspace(0, 127, 64)).astype(np.uint8)
+    save(tmp_path / "pictures/wide.png", slope)
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.json"]
     command += [
         "--bundle_root",
@@ -93,6 +95,6 @@ def test_monais_own_command_gives_the_students_masks(student_file, tmp_path, cla
         expected = student.predict(tmp_path / f"pictures/{name}.png").mask
         assert found.shape == expected.shape
         agree = ((found > 0) == (expected > 0)) if classes == 1 else found == expected
-        assert agree.mean() > (0.8 if name == "wide" else 0.999)
+        assert agree.mean() > (0.95 if name == "wide" else 0.999)
     metadata = json.loads((tmp_path / "bundle/configs/metadata.json").read_text())
     assert metadata["student"]["study"] == "tiny"
