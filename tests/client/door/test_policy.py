@@ -89,6 +89,8 @@ def hostile_values(kind, bait):
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         alternatives = [other for other in typing.get_args(kind) if other is not types.NoneType]
         return [value for other in alternatives for value in hostile_values(other, bait)]
+    if typing.get_origin(kind) is list:
+        return [[value] for value in hostile_values(typing.get_args(kind)[0], bait)]
     kinds = set(typing.get_args(kind)) | {kind}
     values = []
     if bool in kinds:
