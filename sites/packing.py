@@ -10,8 +10,8 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -146,15 +146,19 @@ def digest_of(*parts: object) -> str:
 
 def in_order(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
     """`work(item)` for every item, in order, by a few threads that run only a little ahead of the reader."""
-    with ThreadPoolExecutor(THREADS) as pool:
-        waiting = iter(items)
-        running = [pool.submit(work, item) for item in islice(waiting, 16 * THREADS)]
-        try:
-            while running:
-                yield running.pop(0).result()
-                running += [pool.submit(work, item) for item in islice(waiting, 1)]
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    yield from in_order_by(ThreadPoolExecutor(THREADS), work, items, ahead=16 * THREADS)
+
+
+def in_order_by(pool: Executor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[Result]:
+    """`work(item)` for every item, in order, by `pool`, at most `ahead` before the reader; the pool ends with it."""
+    waiting = iter(items)
+    running = [pool.submit(work, item) for item in islice(waiting, ahead)]
+    try:
+        while running:
+            yield running.pop(0).result()
+            running += [pool.submit(work, item) for item in islice(waiting, 1)]
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 @contextmanager

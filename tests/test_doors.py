@@ -36,7 +36,7 @@ FLOORS = {
     "augment commandline devices inference manifest metrics phases pictures readers records sampling seeds runtime "
     "transfer files tensorfile config errors",
     "sites": "__main__ > check > importers > dataset > partition > prepare > packing > config > synth",
-    "feddusss": "bundle > cli > configfile > compression > wire > secagg uploads",
+    "feddusss": "bundle > cli > configfile > compression > wire > page secagg uploads",
 }
 """Inner rooms and modules of each room, from the top: what stands higher may import what stands lower, never the other
 way. Names without a > between them are on one floor."""

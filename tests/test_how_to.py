@@ -64,7 +64,7 @@ def test_what_the_page_asks_of_a_method_is_what_there_is_to_answer():
         for name in re.findall(r"`(\w+)`", cell)
     }
     members = {name for name in vars(Objective) if not name.startswith("_")}
-    helpers = {"batches", "weak_views", "supervised"}
+    helpers = {"batches", "weak_views", "moved", "supervised"}
     assert asked - {"TABLE", "ObjectiveName", "__init__", "config"} == members - helpers
     assert {name for name in vars(FixMatch) if not name.startswith("_")} == {"losses", "unlabelled_weight"}
     assert Objective.__abstractmethods__ == {"losses", "unlabelled_weight"}

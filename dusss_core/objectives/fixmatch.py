@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dusss_core.augment import strong_view, weak_view
+from dusss_core.augment import strong_view
 from dusss_core.losses import probabilities, sigmoid_rampup, supervised_loss
 from dusss_core.objectives.objective import Batch, Objective, Values
 
@@ -27,13 +27,10 @@ class FixMatch(Objective):
 
     def losses(self, batch: Batch, draw: torch.Generator, share_done: float) -> tuple[Tensor, Values]:
         host, settings, (labelled, unlabelled) = self.host, self.settings, batch
-        n, views, mask = len(labelled), [], None
-        if n:
-            view, mask = self.weak_views((labelled, unlabelled[:0]), draw)
-            views.append(view)
-        if len(unlabelled):
-            picture = host.geometry(len(unlabelled), draw).apply(host.pictures(unlabelled))
-            views += [weak_view(picture, draw), strong_view(picture, draw, settings.strong)]
+        n = len(labelled)
+        views, mask, picture = self.moved(batch, draw)
+        if picture is not None:
+            views.append(strong_view(picture, draw, settings.strong))
         with host.autocast():
             logits = host.student(host.normalise(torch.cat(views))).float()
         plain, weak, strong = logits.split([n, len(unlabelled), len(unlabelled)])

@@ -174,6 +174,19 @@ class Objective(ABC):
             views.append(weak_view(geometry.apply(self.host.pictures(unlabelled)), draw))
         return torch.cat(views), mask
 
+    def moved(self, batch: Batch, draw: torch.Generator) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
+        """Weak views of the labelled pictures and of the others, as far as there are any; the masks of those, moved
+        alike; and the others as they were moved, before the weak view changed them."""
+        labelled, unlabelled = batch
+        views, mask, picture = [], None, None
+        if len(labelled):
+            view, mask = self.weak_views((labelled, unlabelled[:0]), draw)
+            views.append(view)
+        if len(unlabelled):
+            picture = self.host.geometry(len(unlabelled), draw).apply(self.host.pictures(unlabelled))
+            views.append(weak_view(picture, draw))
+        return views, mask, picture
+
     def supervised(self, logits: Tensor, mask: Tensor) -> Tensor:
         """L_sup, Eq. 14: the same for every method, so that a difference between methods is the methods'."""
         return supervised_loss(logits, mask, dice=self.settings.dice)

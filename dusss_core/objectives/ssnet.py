@@ -23,18 +23,16 @@ picture and foreground class, with L_sup's smoothing, and starts from the answer
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from dusss_core.config import TrainingConfig
 from dusss_core.losses import probabilities, sigmoid_rampup
 from dusss_core.losses.precision import full_precision
+from dusss_core.models.batch_norm import untracked
 from dusss_core.models.decoders import Addition
 from dusss_core.objectives.bcp import hard_labels
 from dusss_core.objectives.objective import Batch, Objective, Values
@@ -160,19 +158,6 @@ def adversarial_distance(network: nn.Module, x: Tensor, logits: Tensor, noise: T
 def unit(values: Tensor) -> Tensor:
     """Each of B x C x H x W divided by its L2 norm; one that is zero everywhere stays so."""
     return F.normalize(values.flatten(1), dim=1, eps=1e-20).view_as(values)
-
-
-@contextmanager
-def untracked(network: nn.Module) -> Iterator[None]:
-    """Inside, batch normalisation answers as before and leaves its running statistics as they are."""
-    layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
-    for layer in layers:
-        layer.track_running_stats = False
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.track_running_stats = True
 
 
 def sampled(of_class: Tensor, draw: torch.Generator) -> Pixels:

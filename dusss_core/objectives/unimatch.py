@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor
 
-from dusss_core.augment import strong_view, weak_view
+from dusss_core.augment import strong_view
 from dusss_core.losses import supervised_loss
 from dusss_core.objectives.cct import feature_dropout
 from dusss_core.objectives.fixmatch import FixMatch, sure_labels
@@ -44,13 +44,8 @@ class UniMatch(FixMatch):
 
     def losses(self, batch: Batch, draw: torch.Generator, share_done: float) -> tuple[Tensor, Values]:
         host, settings, (labelled, unlabelled) = self.host, self.settings, batch
-        n, views, mask = len(labelled), [], None
-        if n:
-            view, mask = self.weak_views((labelled, unlabelled[:0]), draw)
-            views.append(view)
-        if len(unlabelled):
-            picture = host.geometry(len(unlabelled), draw).apply(host.pictures(unlabelled))
-            views.append(weak_view(picture, draw))
+        n = len(labelled)
+        views, mask, picture = self.moved(batch, draw)
         with host.autocast():
             levels = host.student.encode(host.normalise(torch.cat(views)))
             if len(unlabelled):

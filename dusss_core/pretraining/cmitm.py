@@ -16,18 +16,16 @@ picture. Batch statistics do not follow the masked pictures, since no mask is ev
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from dusss_core.config import TrainingConfig
 from dusss_core.losses.precision import full_precision
 from dusss_core.losses.similarity import Embedding
+from dusss_core.models.batch_norm import untracked
 from dusss_core.models.image_tower import ImageTower
 from dusss_core.pretraining.alignment import Alignment
 from dusss_core.pretraining.method import Seen, Shown
@@ -55,7 +53,7 @@ class CMITM(Alignment):
         decoders: Decoders = self.vlm.pretraining
         covered = covered_squares(len(shown.picture), *shown.picture.shape[-2:], shown.draw)
         (covered,) = sent(shown.picture.device, covered)
-        with without_statistics(self.vlm.image):
+        with untracked(self.vlm.image):
             image = self.vlm.encode_image(decoders.cover(shown.picture, covered))
         pixels = decoders.rebuilt(image.levels[-1], shown.picture.shape[-2:])
         words = covered_words(shown.text.mask, shown.draw)
@@ -183,19 +181,6 @@ def order_code(x: Tensor) -> Tensor:
     place = torch.arange(length, device=x.device, dtype=torch.float32)[:, None]
     pace = torch.exp(torch.arange(0, dim, 2, device=x.device) * (-9.21034 / dim))  # 10,000^(-i / D)
     return torch.stack([(place * pace).sin(), (place * pace).cos()], dim=-1).flatten(1)[:, :dim]
-
-
-@contextmanager
-def without_statistics(module: nn.Module) -> Iterator[None]:
-    """Inside, batch norm in training uses its batch, and running statistics do not follow it."""
-    layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
-    for layer in layers:
-        layer.track_running_stats = False
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.track_running_stats = True
 
 
 _EPSILON = 1e-6

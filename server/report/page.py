@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dusss_core.files import write_text
 from dusss_core.phases import Phase
+from feddusss.page import template
 from server.report import plots
 from server.report.quantities import show_bytes, show_count, show_figure, show_points, show_seconds, show_tick
 from server.runs.runfiles import Run, mapping, number, read_run
@@ -425,15 +426,6 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _template():
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     shown = {
         "figure": show_figure,
         "points": show_points,
@@ -441,5 +433,4 @@ def _template():
         "bytes": show_bytes,
         "seconds": show_seconds,
     }
-    environment.filters.update(shown)
-    return environment.get_template("report.html.j2")
+    return template(Path(__file__).parent / "templates", "report.html.j2", shown)

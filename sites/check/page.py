@@ -20,6 +20,7 @@ from dusss_core.errors import UserError
 from dusss_core.files import write_text
 from dusss_core.manifest import Record
 from dusss_core.readers import read_image, read_mask
+from feddusss.page import template
 from sites.check.report import LEVELS, Finding, Report
 
 SIDE = 168
@@ -36,7 +37,8 @@ def write_page(path: Path, report: Report, records: Sequence[Record]) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    write_text(path, _template().render(contents(report, {record.row: record for record in records})))
+    shown = contents(report, {record.row: record for record in records})
+    write_text(path, template(Path(__file__).parent / "templates", "check.html.j2").render(shown))
     path.chmod(0o600)
 
 
@@ -114,16 +116,3 @@ def _outline(record: Record, shape: tuple[int, int], size: tuple[int, int]) -> n
     padded = np.pad(scaled, 1)
     inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return scaled & ~inside
-
-
-def _template():
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("check.html.j2")

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import IO
 
@@ -22,7 +21,7 @@ import numpy as np
 
 from dusss_core.manifest import Record
 from sites.check.look import LOOK, look_at, stamp_of
-from sites.packing import Progress
+from sites.packing import Progress, in_order_by
 
 BLOCK = 32
 """Records that a worker looks at before it answers."""
@@ -111,13 +110,7 @@ def _looked_at(records: Sequence[Record], workers: int | None) -> Iterator[list[
     else:
         # spawned, not forked: the parent may hold threads
         pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    running = [pool.submit(look_block, block) for block in islice(blocks, 2 * workers)]
-    try:
-        while running:
-            yield running.pop(0).result()
-            running += [pool.submit(look_block, block) for block in islice(blocks, 1)]
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    yield from in_order_by(pool, look_block, blocks, ahead=2 * workers)
 
 
 class _Store:

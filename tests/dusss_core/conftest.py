@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dusss_core.config import TrainingConfig
+from dusss_core.files import digest_of_tensors
 from dusss_core.records import Split
 
 SENTENCES = ("infected area in the left lung.", "infected area in the right lung.")
@@ -94,3 +95,13 @@ def tiny_bert(tmp_path_factory):
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json"):
         shutil.copy(locate("minilm").folder / name, folder / name)
     return folder
+
+
+def assert_federation_of_one_is_plain(straight, federated) -> None:
+    """Two equal trainers; the second one's model goes to a coordinator and back after each of two rounds."""
+    for number in (1, 2):
+        straight.train_round(number)
+        federated.train_round(number)
+        federated.load_shared(federated.shared())
+    assert digest_of_tensors(straight.shared()) == digest_of_tensors(federated.shared())
+    assert digest_of_tensors(straight.private()) == digest_of_tensors(federated.private())

@@ -100,6 +100,13 @@ def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> 
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
+def loss_of_labelled(name: str) -> float:
+    """Of a batch of labelled pictures alone, halfway through the phase."""
+    trainer = site(config_of(name), pictures())
+    labelled, _, none = parts(trainer)
+    return trainer.losses((labelled, none), draw(), 0.5)[0].item()
+
+
 def parts(trainer: Segmenter) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Positions of a site's labelled and other pictures, and none."""
     return trainer.labelled, trainer.unlabelled, np.array([], dtype=np.int64)

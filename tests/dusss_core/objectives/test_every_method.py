@@ -23,6 +23,7 @@ from dusss_core.objectives.objective import Objective
 from dusss_core.phases import Phase
 from dusss_core.privacy.mechanism import reasons_against
 from dusss_core.training import can_train, initial_shared
+from tests.dusss_core.conftest import assert_federation_of_one_is_plain
 from tests.dusss_core.objectives.sites import (
     METHODS,
     changed,
@@ -63,12 +64,7 @@ class TestEveryMethod:
     def test_a_federation_of_one_is_plain_training(self, name):
         config, train = config_of(name), pictures()
         straight, federated = site(config, train), site(config, train)
-        for number in (1, 2):
-            straight.train_round(number)
-            federated.train_round(number)
-            federated.load_shared(federated.shared())
-        assert digest_of_tensors(straight.shared()) == digest_of_tensors(federated.shared())
-        assert digest_of_tensors(straight.private()) == digest_of_tensors(federated.private())
+        assert_federation_of_one_is_plain(straight, federated)
 
     def test_stopping_and_going_on_equals_going_straight_through(self, name, tmp_path):
         config, train = config_of(name), pictures()

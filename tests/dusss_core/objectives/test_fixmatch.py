@@ -93,7 +93,9 @@ def test_the_weak_view_labels_without_gradient_and_the_strong_one_learns_from_it
     trainer = site(config_of(NAME, norm="group"), pictures())
     labelled, other, _ = parts(trainer)
     labelling, shown, answers = [], [], []
-    monkeypatch.setattr(fixmatch, "weak_view", lambda picture, generator: torch.zeros_like(picture))
+    monkeypatch.setattr(
+        "dusss_core.objectives.objective.weak_view", lambda picture, generator: torch.zeros_like(picture)
+    )
     monkeypatch.setattr(fixmatch, "strong_view", lambda picture, generator, strength: torch.ones_like(picture))
     monkeypatch.setattr(fixmatch, "sure_labels", lambda z: labelling.append(z) or sure_labels(z))
 
@@ -119,7 +121,7 @@ def test_the_weak_view_labels_without_gradient_and_the_strong_one_learns_from_it
 def test_labels_lie_where_their_pixels_are(monkeypatch):
     """With views that change nothing, a sure student that labels itself agrees with itself."""
     trainer = site(config_of(NAME, norm="group", dice=False), pictures())
-    monkeypatch.setattr(fixmatch, "weak_view", lambda picture, generator: picture)
+    monkeypatch.setattr("dusss_core.objectives.objective.weak_view", lambda picture, generator: picture)
     monkeypatch.setattr(fixmatch, "strong_view", lambda picture, generator, strength: picture)
     trainer.student.head.weight.data.mul_(2000)  # sure of nearly every pixel, of either class
     _, other, none = parts(trainer)

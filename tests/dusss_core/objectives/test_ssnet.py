@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from dusss_core.models.batch_norm import untracked
 from dusss_core.models.pixel_heads import PixelHeads
 from dusss_core.objectives import ssnet
 from dusss_core.objectives.ssnet import (
@@ -25,7 +26,6 @@ from dusss_core.objectives.ssnet import (
     sampled,
     taken,
     unit,
-    untracked,
 )
 from dusss_core.phases import Phase
 from dusss_core.training import initial_shared

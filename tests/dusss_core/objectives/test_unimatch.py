@@ -42,7 +42,7 @@ def test_at_even_odds_of_a_student_that_was_sure_the_loss_is_known(monkeypatch):
 
 def test_without_perturbations_all_views_answer_alike(monkeypatch):
     """No colour, no box, no dropout: the limit in which the three costs are one, that of the weak view by itself."""
-    monkeypatch.setattr(unimatch, "weak_view", lambda picture, generator: picture)
+    monkeypatch.setattr("dusss_core.objectives.objective.weak_view", lambda picture, generator: picture)
     monkeypatch.setattr(unimatch, "strong_view", lambda picture, generator, strength: picture)
     monkeypatch.setattr(unimatch, "MIXED", 0.0)
     monkeypatch.setattr(unimatch, "DROPOUT", 0.0)
@@ -65,7 +65,9 @@ def test_a_box_takes_the_label_of_the_picture_that_it_came_from(monkeypatch):
     trainer = site(config_of(NAME, norm="group"), pictures())
     other = trainer.unlabelled[:3]
     level = torch.tensor([0.1, 0.5, 0.9])[:, None, None, None]
-    monkeypatch.setattr(unimatch, "weak_view", lambda picture, generator: torch.ones_like(picture) * level)
+    monkeypatch.setattr(
+        "dusss_core.objectives.objective.weak_view", lambda picture, generator: torch.ones_like(picture) * level
+    )
     monkeypatch.setattr(unimatch, "strong_view", lambda picture, generator, strength: torch.ones_like(picture) * level)
     monkeypatch.setattr(unimatch, "MIXED", 1.0)
     numbers = torch.arange(3)[:, None, None].expand(3, 32, 32)

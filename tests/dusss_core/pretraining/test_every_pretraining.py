@@ -16,7 +16,7 @@ from dusss_core.pretraining import TABLE, pretraining_of
 from dusss_core.pretraining.method import PretrainingMethod
 from dusss_core.privacy.mechanism import why_not
 from dusss_core.training import initial_shared, text_guided_masks
-from tests.dusss_core.conftest import make_split
+from tests.dusss_core.conftest import assert_federation_of_one_is_plain, make_split
 from tests.dusss_core.pretraining.batches import METHODS, config_of, look, trainer_of
 
 OTHERS = [name for name in METHODS if name != "dusss"]
@@ -41,12 +41,7 @@ class TestEveryMethod:
 
     def test_a_federation_of_one_is_plain_training(self, name, bank):
         straight, federated = trainer_of(name, bank), trainer_of(name, bank)
-        for number in (1, 2):
-            straight.train_round(number)
-            federated.train_round(number)
-            federated.load_shared(federated.shared())
-        assert digest_of_tensors(straight.shared()) == digest_of_tensors(federated.shared())
-        assert digest_of_tensors(straight.private()) == digest_of_tensors(federated.private())
+        assert_federation_of_one_is_plain(straight, federated)
 
     def test_stopping_and_going_on_equals_going_straight_through(self, name, bank, tmp_path):
         straight = trainer_of(name, bank)
