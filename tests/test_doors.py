@@ -44,7 +44,7 @@ LIGHT = (
     "dusss_core/__init__.py",
     "dusss_core/__main__.py",
     "dusss_core/commandline.py",
-    "dusss_core/config.py",
+    *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "dusss_core" / "config").glob("*.py")),
     "dusss_core/errors.py",
     "dusss_core/files.py",
     "dusss_core/seeds.py",

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("dusss_core", "feddusss", "sites", "client", "server")
 FILE, TABLE, NAMES = (
-    Path("dusss_core") / part for part in ("objectives/fixmatch.py", "objectives/__init__.py", "config.py")
+    Path("dusss_core") / part for part in ("objectives/fixmatch.py", "objectives/__init__.py", "config/method.py")
 )
 SMALLER = ["image.size=32", "segment.steps=1", "segment.rounds=1", "simulation.workers=1"]
 """A round that takes a moment; what is tested is that there is one."""

@@ -1,0 +1,84 @@
+"""Everything that a site needs to take part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from dusss_core.config.base import Strict
+from dusss_core.config.method import MethodConfig
+from dusss_core.config.networks import ImageConfig, StudentConfig, VLMConfig
+from dusss_core.config.phases import PretrainConfig, SegmentConfig
+from dusss_core.config.site import PersonalConfig, PrivateTrainingConfig, RuntimeConfig
+
+
+class TrainingConfig(Strict):
+    """Everything that a site needs to take part in a study. Sent with every message; checked again at the site."""
+
+    study: str = Field("study", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+    """Name; the site's private state is keyed by it."""
+    seed: int = 1
+    """All randomness derives from (seed, site, phase, round)."""
+    image: ImageConfig = ImageConfig()
+    method: MethodConfig = MethodConfig()
+    vlm: VLMConfig = VLMConfig()
+    student: StudentConfig = StudentConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    segment: SegmentConfig = SegmentConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+    privacy: PrivateTrainingConfig = PrivateTrainingConfig()
+    local_norm: bool = False
+    """FedBN: normalisation layers stay at the site."""
+    personal: PersonalConfig = PersonalConfig()
+    """What else of the student is a site's own."""
+    prox_mu: float = Field(0.0, ge=0)
+    """FedProx: weight of half the squared distance from the round's global model; set by `federation.strategy`."""
+
+    @model_validator(mode="after")
+    def _patches_fill_the_picture(self) -> TrainingConfig:
+        if self.student.kind == "vilt" and self.image.size % self.student.patch:
+            raise ValueError(
+                f"student.patch: {self.student.patch} does not divide image.size: {self.image.size}: use patch: 16, or "
+                "another size"
+            )
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _paper_reaches_beyond_the_method(cls, values: Any) -> Any:
+        """`method: {preset: paper}` means the paper's grounding decoder and supervised loss as well."""
+        if not isinstance(values, dict):
+            return values
+        method = values.get("method")
+        if isinstance(method, dict) and method.get("preset") == "paper":
+            for section, literal in PAPER_BEYOND_METHOD.items():
+                given = values.get(section, {})
+                if isinstance(given, dict):
+                    values = {**values, section: merged(literal, given)}
+        return values
+
+
+def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with `changes` key by key, at any depth."""
+    inner = {
+        key: merged(values[key], change)
+        for key, change in changes.items()
+        if isinstance(change, Mapping) and isinstance(values.get(key), Mapping)
+    }
+    return {**values, **changes, **inner}
+
+
+PAPER_BEYOND_METHOD: dict[str, dict[str, Any]] = {
+    "vlm": {
+        "skips": False,
+        "cross_attention": False,
+        "mirror": False,
+        "mask_bias": 0.0,
+        "cells": 0,
+        "text": {"standardise": False, "pooling": "query"},
+    },
+    "student": {"mask_bias": None},
+    "segment": {"dice": False, "guided_as_labelled": False, "teacher_rampup": 0.0},
+}
