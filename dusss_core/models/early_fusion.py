@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dusss_core.models.unet import UNet
-from dusss_core.models.words import Words, no_words
+from dusss_core.models.words import TextNetwork, Words
 
 CHANNELS = 3
 """Of the picture that a sentence becomes."""
@@ -22,7 +22,7 @@ _CELL = 8
 """Pixels along each side that one number of e stands for."""
 
 
-class EarlyFusion(nn.Module):
+class EarlyFusion(TextNetwork):
     """A U-Net that sees three channels more.
 
     Args:
@@ -71,14 +71,5 @@ class EarlyFusion(nn.Module):
         """Logits of normalised pictures and what their sentences have become, moved as the pictures are."""
         return self.unet(torch.cat([image, (drawn - 0.5) / 0.25], dim=1))
 
-    def forward(self, image: Tensor, text: Words | None = None) -> Tensor:
-        """Logits of pictures and their sentences.
-
-        Args:
-            image: B x C x size x size, normalised.
-            text: of the same B pictures; None: nothing is said of them.
-
-        Returns:
-            B x classes x size x size.
-        """
-        return self.fused(image, self.drawn(no_words(image, self.text_width) if text is None else text))
+    def logits(self, image: Tensor, text: Words) -> Tensor:
+        return self.fused(image, self.drawn(text))

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from dusss_core.models.decoders import UpBlock
 from dusss_core.models.transformer import Block, positions
 from dusss_core.models.unet import conv_block, double_conv, make_norm
-from dusss_core.models.words import Words, no_words
+from dusss_core.models.words import TextNetwork, Words
 
 LEVELS = (1, 2, 4, 8)
 """Width of each level with a transformer, over that of the first."""
@@ -28,7 +28,7 @@ HEADS = 8
 DROPOUT = 0.1
 
 
-class LViT(nn.Module):
+class LViT(TextNetwork):
     """29,908,033 parameters at width 64, size 224, 3 -> 1 channels and 10 tokens of 768 numbers; 29,762,062 at size
     112.
 
@@ -73,21 +73,12 @@ class LViT(nn.Module):
         self.head = nn.Conv2d(width, out_channels, 1)
         self.others = nn.ModuleList()
 
-    def forward(self, image: Tensor, text: Words | None = None) -> Tensor:
-        """Logits of pictures and their sentences.
-
-        Args:
-            image: B x C x size x size, normalised.
-            text: of the same B pictures; None: nothing is said of them.
-
-        Returns:
-            B x classes x size x size.
-        """
+    def logits(self, image: Tensor, text: Words) -> Tensor:
         levels = [self.stem(image)]
         for block in self.down:
             levels.append(block(F.max_pool2d(levels[-1], 2)))
         x = levels.pop()
-        told = self.told(no_words(image, self.text_width) if text is None else text)
+        told = self.told(text)
         maps = [back(self._map(tokens)) for back, tokens in zip(self.back, self._tokens(levels, told), strict=True)]
         skips = [
             weigh(level + F.interpolate(seen, scale_factor=float(patch), mode="nearest"))

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from dusss_core.models.decoder_step import DecoderStep
 from dusss_core.models.transformer import Block, positions
-from dusss_core.models.words import Words, no_words
+from dusss_core.models.words import TextNetwork, Words
 
 DIM = 12
 """Channels of a token, over `width`."""
@@ -21,7 +21,7 @@ HEAD = 64
 """Channels of a head."""
 
 
-class ViLT(nn.Module):
+class ViLT(TextNetwork):
     """At width 64, 12 layers, patches of 32 pixels and 3 channels, patches, blocks and last LayerNorm have the
     87,416,064 parameters of ViLT-B/32.
 
@@ -69,17 +69,7 @@ class ViLT(nn.Module):
         for table in (self.patch_position, self.word_position, self.kind):
             nn.init.normal_(table, std=0.02)
 
-    def forward(self, image: Tensor, text: Words | None = None) -> Tensor:
-        """Logits of pictures and their sentences.
-
-        Args:
-            image: B x C x size x size, normalised.
-            text: of the same B pictures; None: nothing is said of them.
-
-        Returns:
-            B x classes x size x size.
-        """
-        text = no_words(image, self.text_width) if text is None else text
+    def logits(self, image: Tensor, text: Words) -> Tensor:
         tokens, mask = text.of_length(min(text.tokens.shape[1], len(self.word_position)))
         words = self.words(tokens) + self.word_position[: tokens.shape[1]] + self.kind[0]
         patches = self.patches(image).flatten(2).transpose(1, 2) + self.patch_position + self.kind[1]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Words(NamedTuple):
@@ -48,3 +49,26 @@ def no_words(image: Tensor, width: int) -> Words:
     """Nothing is said of any of the pictures B x C x H x W; E is `width`."""
     tokens = torch.zeros(len(image), 1, width, device=image.device)
     return Words(tokens, torch.ones(len(image), 1, dtype=torch.bool, device=image.device))
+
+
+class TextNetwork(nn.Module):
+    """A student that can be given a sentence beside the picture."""
+
+    text_width: int
+    """E of the words that it takes."""
+
+    def forward(self, image: Tensor, text: Words | None = None) -> Tensor:
+        """Logits of pictures and their sentences.
+
+        Args:
+            image: B x C x size x size, normalised.
+            text: of the same B pictures; None: nothing is said of them.
+
+        Returns:
+            B x classes x size x size.
+        """
+        return self.logits(image, no_words(image, self.text_width) if text is None else text)
+
+    @abstractmethod
+    def logits(self, image: Tensor, text: Words) -> Tensor:
+        """As `forward`, where something is said or `no_words`."""
