@@ -12,10 +12,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 Head = Literal["output", "decoder", "none"]
 """Part of a student that is a site's own (FedRep): the last layer of each decoder; the whole way up; nothing."""
 _HEADS = {
-    "output": re.compile(r"(others\.\d+\.)?head\."),
-    "decoder": re.compile(r"(others\.\d+\.)?(head|up)\."),
+    "output": re.compile(r"(unet\.)?(others\.\d+\.)?head\."),
+    "decoder": re.compile(r"(unet\.)?(others\.\d+\.)?(head|up)\."),
 }
-"""Where it lies in every student (`dusss_core.models.decoders`, `encoder_student`)."""
+"""Where it lies in every student (`dusss_core.models.decoders`, `encoder_student`; `early_fusion` holds a U-Net)."""
 
 
 def shared_tensors(

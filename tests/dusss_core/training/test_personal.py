@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import nn
 
-from dusss_core.config import TrainingConfig
+from dusss_core.build import build_student
+from dusss_core.config import StudentConfig, TrainingConfig
+from dusss_core.config.networks import TEXT_NETWORKS
 from dusss_core.errors import UserError
 from dusss_core.files import digest_of_tensors, read_tensors, write_tensors
 from dusss_core.models.weights import head_names, shared_tensors
@@ -120,6 +124,14 @@ class TestEveryMethod:
             fine_tuned(with_personal(config, kind="finetune", steps=3), "a", train, final, **settings) for _ in (1, 2)
         ]
         assert changed(final, tuned[0]) and not changed(tuned[0], tuned[1])
+
+
+@pytest.mark.parametrize("network", [*get_args(StudentConfig.model_fields["network"].annotation), "encoder"])
+def test_every_network_has_a_head_and_a_way_up_that_can_stay(network):
+    method = "supervised_with_text" if network in TEXT_NETWORKS else "cct" if network == "small_unet" else "supervised"
+    student = build_student(config_of(method, network=network))
+    output, decoder = (head_names(student, head) for head in ("output", "decoder"))
+    assert output and output < decoder < set(student.state_dict())
 
 
 @pytest.mark.parametrize("name", ["mean_teacher", "mcnet"])
