@@ -70,6 +70,13 @@ def dump(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
 
 
+def flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, by dotted keys (a.b.c)."""
+    if isinstance(values, Mapping) and values:
+        return {k: v for key, inner in values.items() for k, v in flat(inner, f"{prefix}{key}.").items()}
+    return {prefix.removesuffix("."): values}
+
+
 def _deep_copy(value: Any) -> Any:
     return {key: _deep_copy(item) for key, item in value.items()} if isinstance(value, Mapping) else value
 

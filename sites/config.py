@@ -60,6 +60,9 @@ class LimitsConfig(Strict):
 
     studies: list[str] | None = None
     """Names of the studies that this site takes part in. null: any."""
+    approval: bool = False
+    """A person here approves each study, with its settings and partners, before anything is trained, evaluated or told
+    (`python -m client studies`). The kits of `python -m server provision` ask for it."""
     objectives: list[ObjectiveName] | None = None
     """Methods of step 2 (`method.objective`) that a study may name here. null: any."""
     max_epochs_per_round: int = Field(5, ge=1)

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from client.consent.book import Book
+from client.consent.proposal import Proposal
 from client.declined import Declined
 from client.door import audit, policy
 from client.door.machine import held
@@ -26,6 +28,7 @@ from dusss_core.files import digest_of_tensors
 from dusss_core.objectives import misfit
 from dusss_core.phases import Phase
 from feddusss import compression, wire
+from feddusss.terms import MOST_CHARACTERS, Terms
 from sites.config import SiteConfig
 
 if TYPE_CHECKING:
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 
 _RUN_KEY = re.compile(r"[0-9a-f]{16,64}")
 _DIGEST = re.compile(r"([0-9a-f]{64})?")
+_TERMS = re.compile(rf"(?s).{{0,{MOST_CHARACTERS}}}")
 _MOST_ROUNDS = 10**6
 _STEPS = ("keys", "deal", "train", "vote", "reveal")
 _ATTEMPT = re.compile(r"[0-9a-f]{32}")
@@ -60,6 +64,7 @@ def admitted(site: SiteConfig, site_file: Path, kind: str, content: RecordDict) 
     # what is still written when the block ends is waited for, with the lock held
     with locked(site.state_dir), held(site.limits, site.device), ThreadPoolExecutor(1) as disk:
         allowed = policy.judge(site, request)
+        _check_approval(site, request)
         state = SiteState(site.state_dir, request.training.study, request.run_key)
         yield Judged(
             **vars(request),
@@ -72,6 +77,31 @@ def admitted(site: SiteConfig, site_file: Path, kind: str, content: RecordDict) 
             vlm=_tensors(content, "vlm"),
             disk=disk,
         )
+
+
+def _check_approval(site: SiteConfig, request: Request) -> None:
+    """Refuse what no person here has approved, and keep it for one to look at (`limits.approval`).
+
+    Raises:
+        Declined: it waits for approval, or does not say enough to be approved.
+        Unrecorded: a new proposal could not be written to the audit log.
+        UserError: it could not be kept.
+    """
+    if not site.limits.approval:
+        return
+    try:
+        terms = Terms.model_validate_json(request.terms)
+    except ValidationError:
+        raise Declined(
+            "the message does not say who takes part and what becomes of updates, and this site lets a person approve "
+            "both (limits.approval)"
+        ) from None
+    book, proposal = Book(site.state_dir), Proposal(request.training, terms)
+    if book.covers(proposal):
+        return
+    if book.ask(proposal):
+        audit.record(site.state_dir, "approval asked for", study=proposal.study, digest=proposal.digest)
+    raise Declined(f"waiting for approval at {site.site} (python -m client studies)")
 
 
 def read(kind: str, content: RecordDict) -> Request:
@@ -111,6 +141,7 @@ def read(kind: str, content: RecordDict) -> Request:
         model_digest=_text(record, "model_digest", _DIGEST, ""),
         charges=_round(record, "charges", 0),
         study_digest=_text(record, "study_digest", _DIGEST, ""),
+        terms=_text(record, "terms", _TERMS, ""),
         step=_step(kind, wire.config_records(content).get("secure")),
     )
 

@@ -62,6 +62,8 @@ class Request:
     """How many charges of this site's privacy ledger the coordinator has seen."""
     study_digest: str = ""
     """With `what: test`: SHA-256 of the study's settings, for the student's file."""
+    terms: str = ""
+    """`feddusss.terms` as JSON, not yet parsed: read where this site lets a person approve each study."""
     step: Step | None = None
     """None: no secure aggregation."""
 

@@ -16,9 +16,11 @@ from dusss_core.errors import UserError
 from dusss_core.files import write_text
 from feddusss import cli, configfile
 from server.deployment.control import DEFAULT_COORDINATOR, Control, ControlFailed, FlowerRun, SuperLinkAway, connected
+from server.deployment.folder import CoordinatorFolder
+from server.deployment.registry import load_registry
 from server.runs.eventlog import Tail, progress_of, replay
 from server.runs.events import Reporter
-from server.runs.runfolder import Busy, alone, check_run, open_run
+from server.runs.runfolder import Busy, alone, check_run, open_run, write_partners
 from server.study.config import StudyConfig, load_study
 
 _POLL_S = 0.5
@@ -95,6 +97,7 @@ def submit(
         if run_key is None:
             # names the study in `resume_command`, also where the ServerApp ends before it has written it
             write_text(out / "config.yaml", configfile.dump(study))
+        write_partners(out, _partners(study, coordinator))
     run_id = control.start({"study": str(submitted), "out": str(out)})
     reporter.on_message(f"run {run_id} was submitted to the SuperLink at {control.address}; files: {out}")
     return run_id, out
@@ -194,6 +197,13 @@ def on_any_folder(study: StudyConfig) -> StudyConfig:
             weights = type(part.weights)(Path(part.weights).expanduser().absolute())
             changes[name] = part.model_copy(update={"weights": weights})
     return study.model_copy(update=changes)
+
+
+def _partners(study: StudyConfig, coordinator: Path) -> dict[str, str]:
+    """The hospitals that may take part, and the fingerprints of their keys."""
+    keys = {site.name: site.key for site in load_registry(CoordinatorFolder(coordinator)).sites}
+    names = study.federation.sites or [name for name, key in keys.items() if key is not None]
+    return {name: key.fingerprint if (key := keys.get(name)) else "" for name in sorted(names)}
 
 
 def _command(name: str, path: Path, coordinator: Path, *options: str) -> str:

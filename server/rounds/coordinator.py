@@ -68,7 +68,7 @@ class Coordinator:
         self._method = method
         self._warned_of_saturation = False
         self._run = run
-        self._messages = Messages(study, run.run_key, self._reporter, run.charges())
+        self._messages = Messages(study, run.run_key, self._reporter, run.charges(), run.partners())
         allowed = study.federation.sites if sites is None else sites
         self._roster = Roster(grid, self._messages.query, allowed, self._say)
         collector = SecureCollector if study.federation.secure_aggregation else Collector

@@ -34,10 +34,19 @@ class Messages:
         run_key: names the run; the sites keep their private state by it.
         charges: how many charges of its privacy ledger each site has told of in this run. It is repeated to the site,
             which so finds out when its disk was set back to an older copy.
+        partners: each hospital and the fingerprint of its key, which every one of them is told.
     """
 
-    def __init__(self, study: StudyConfig, run_key: str, reporter: Reporter, charges: Mapping[str, int] | None = None):
+    def __init__(
+        self,
+        study: StudyConfig,
+        run_key: str,
+        reporter: Reporter,
+        charges: Mapping[str, int] | None = None,
+        partners: Mapping[str, str] | None = None,
+    ):
         self._training_json = study.training().model_dump_json()
+        self._terms_json = study.terms(partners or {}).model_dump_json()
         self.run_key = run_key
         self._timeout = study.federation.round_timeout_s
         self._wire = study.federation.wire
@@ -186,6 +195,7 @@ class Messages:
 
         config = {
             "training": self._training_json,
+            "terms": self._terms_json,
             "run_key": self.run_key,
             "vlm_digest": self._vlm_digest,
             "vlm_round": self._vlm_round,

@@ -2,7 +2,7 @@
 
 config.yaml      fully resolved settings        run.json     the run's key
 metrics.jsonl    a line per round and site      log.txt      what happened
-events.jsonl     see server/runs/eventlog.py
+events.jsonl     see server/runs/eventlog.py      partners.json the hospitals and their keys
 checkpoints/     see server/runs/checkpoints.py      summary.json final figures
 """
 
@@ -30,6 +30,7 @@ ALL_SITES = "*"
 """The site of the lines of metrics.jsonl that hold a round's aggregate."""
 CHARGES = "ledger-charges"
 """Figure of a site that trains with differential privacy: how many charges its privacy ledger holds."""
+PARTNERS = "partners.json"
 log = logging.getLogger("feddusss.coordinator")
 
 
@@ -101,6 +102,20 @@ class RunFolder:
         last = lines[-1] if lines else {}
         rounds = [line for line in lines if (line["phase"], line["round"]) == (last["phase"], last["round"])]
         return sorted(line["site"] for line in rounds if line.get("accepted"))
+
+    def partners(self) -> dict[str, str]:
+        """Each hospital and the fingerprint of its key, as `write_partners` left them; empty without a deployment.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        path = self.folder / PARTNERS
+        try:
+            return {str(name): str(key) for name, key in json.loads(path.read_text(encoding="utf-8")).items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, AttributeError) as error:
+            raise UserError(f"{path}: cannot be read: {error}", "resume the run: it is written again") from None
 
     def charges(self) -> dict[str, int]:
         """The largest number of charges that each site's privacy ledger has told of, as far as metrics.jsonl knows."""
@@ -198,6 +213,11 @@ def read_study(folder: Path) -> tuple[StudyConfig, str]:
         raise UserError(f"{folder}: not a folder of a run", "name the folder that was given to --out")
     study = configfile.load(StudyConfig, folder / "config.yaml")
     return study, str(json.loads((folder / "run.json").read_text(encoding="utf-8"))["run_key"])
+
+
+def write_partners(folder: Path, partners: Mapping[str, str]) -> None:
+    """Write who takes part, and with which key, for the process that runs the study."""
+    write_json(folder / PARTNERS, dict(partners))
 
 
 def nested(metrics: Mapping[str, float]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from pydantic import model_validator
 
@@ -15,7 +14,8 @@ from dusss_core.config import IMAGENET, VLM, Strict, TrainingConfig
 from dusss_core.errors import UserError
 from dusss_core.objectives import misfit
 from dusss_core.phases import Phase
-from feddusss import configfile
+from feddusss import __version__, configfile
+from feddusss.terms import Terms
 from server.study.deployment import DeploymentConfig
 from server.study.federation import FederationConfig
 from server.study.simulation import SimulationConfig
@@ -81,11 +81,24 @@ class StudyConfig(TrainingConfig):
         values["vlm"]["weights"] = values["student"]["weights"] = None
         return TrainingConfig.model_validate(values)
 
+    def terms(self, partners: Mapping[str, str]) -> Terms:
+        """What the sites are told beside it: release, partners, and what becomes of an update."""
+        told = self.federation.model_dump(mode="json", exclude=set(_TIMES))
+        changed = self.federation.model_dump(mode="json", exclude_defaults=True)
+        # at its default a setting that a later release brings is not told, so that an approval goes on to cover it
+        values = {key: value for key, value in told.items() if key in _ALWAYS_TOLD or key in changed}
+        return Terms(release=__version__, partners=dict(partners), federation=values)
+
     def phases(self) -> dict[Phase, int]:
         """Rounds by phase, in order; no pretraining where neither its masks nor its image tower would be used."""
         pretrained = self.method.text_mask or self.student.weights == VLM
         wanted = [phase for phase in Phase if pretrained or not phase.reads_sentences]
         return {phase: phase.settings(self).rounds for phase in wanted}
+
+
+_TIMES = ("round_timeout_s", "start_timeout_s", "retries", "keep_checkpoints", "sites")
+"""Settings of `federation` that change nothing of what is trained or sent; `sites` are the partners."""
+_ALWAYS_TOLD = ("strategy", "weighting", "min_sites", "secure_aggregation", "wire", "select")
 
 
 def load_study(path_or_preset: str | Path, overrides: Iterable[str] = ()) -> StudyConfig:
@@ -125,17 +138,13 @@ RESUMABLE = {
 
 def changed_keys(before: StudyConfig, now: StudyConfig) -> list[str]:
     """Dotted keys whose values differ, without those that may change on resume."""
-    old, new = _flat(before.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
+    old, new = configfile.flat(before.model_dump(mode="json")), configfile.flat(now.model_dump(mode="json"))
     return sorted(key for key in old.keys() | new.keys() if key not in RESUMABLE and old.get(key) != new.get(key))
 
 
 def study_digest(study: StudyConfig) -> str:
     """SHA-256 of the settings that may not change while a study runs."""
-    values = {key: value for key, value in _flat(study.model_dump(mode="json")).items() if key not in RESUMABLE}
+    values = {
+        key: value for key, value in configfile.flat(study.model_dump(mode="json")).items() if key not in RESUMABLE
+    }
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(values, Mapping) and values:
-        return {k: v for key, inner in values.items() for k, v in _flat(inner, f"{prefix}{key}.").items()}
-    return {prefix.removesuffix("."): values}

@@ -1,0 +1,199 @@
+"""A person says yes to a study, with all its settings and partners, before anything of it runs at the site."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from client.__main__ import main
+from client.answer import answer
+from client.consent.book import MOST_WAITING, Book
+from client.consent.proposal import Proposal
+from client.state.chain import entries
+from feddusss import cli
+from tests.client.conftest import declined, limit, make_content
+from tests.server.conftest import make_study
+
+PARTNERS = {"alder": "SHA256:aaaa", "birch": "SHA256:bbbb", "cedar": "SHA256:cccc"}
+
+
+def study_of(**changes):
+    federation = {"min_sites": 2, **changes.pop("federation", {})}
+    method = changes.pop("method", {"preset": "mean_teacher"})
+    return make_study(**{"method": method, "federation": federation, **changes})
+
+
+def terms_of(study, partners=PARTNERS) -> str:
+    return study.terms(partners).model_dump_json()
+
+
+def asks(site_file, study=None, kind="train", partners=PARTNERS, **settings):
+    """What the site says to a message of that study."""
+    study = study or study_of()
+    content = make_content(study=study.training(), terms=terms_of(study, partners), **settings)
+    return declined(answer(kind, content, site_file))
+
+
+def approves(site_file, capsys, study="tiny", *options):
+    """Look at what asks, and approve it by the digest that is shown."""
+    assert main(["show", study, "--site", str(site_file)]) == cli.OK
+    shown = capsys.readouterr().out
+    digest = shown.split("python -m client approve ")[1].split()[1]
+    assert main(["approve", study, digest, "--site", str(site_file), "--by", "Dr Data", *options]) == cli.OK
+    capsys.readouterr()
+    return shown
+
+
+@pytest.fixture
+def careful(site_file, fake):
+    limit(site_file, approval=True)
+    return site_file
+
+
+@pytest.mark.parametrize("kind", ["query", "train", "evaluate"])
+def test_nothing_is_trained_evaluated_or_told_before_a_person_has_approved_it(careful, capsys, kind, fake):
+    what = {"what": "val"} if kind == "evaluate" else {}
+    assert "waiting for approval at alder" in asks(careful, kind=kind, **what)
+    assert not list((careful.parent / "state").glob("studies/*"))
+    approves(careful, capsys)
+    assert asks(careful, kind=kind, **what) is None
+
+
+def test_what_was_approved_by_whom_and_when_stands_in_the_audit_log(careful, capsys):
+    asks(careful)
+    approves(careful, capsys)
+    log = entries(careful.parent / "state" / "audit.jsonl")
+    [asked] = [entry["fields"] for entry in log if entry["event"] == "approval asked for"]
+    [approved] = [entry["fields"] for entry in log if entry["event"] == "study approved"]
+    assert approved == {**asked, "by": "Dr Data"} and asked["study"] == "tiny" and len(asked["digest"]) == 64
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"segment": {"patience": 21}},
+        {"segment": {"optimizer": {"lr": 1.0}}},
+        {"method": {"preset": "supervised"}},
+        {"federation": {"min_sites": 1}},
+        {"federation": {"weighting": "uniform"}},
+        {"seed": 99},
+    ],
+)
+def test_the_approved_name_with_other_settings_waits_for_a_new_yes(careful, capsys, changes):
+    asks(careful)
+    approves(careful, capsys)
+    assert "waiting for approval" in asks(careful, study_of(**changes))
+    key = next(iter(changes))
+    assert main(["show", "tiny", "--site", str(careful)]) == cli.OK
+    told = capsys.readouterr().out.split("changed since approved by Dr Data")[1].split("settings that are not")[0]
+    assert f"{key}." in told or f"{key}:" in told
+    assert asks(careful) is None  # what was approved still may
+
+
+@pytest.mark.parametrize(
+    "partners",
+    [
+        {"alder": PARTNERS["alder"]},
+        {**PARTNERS, "stranger": "SHA256:dddd"},
+        {**PARTNERS, "birch": "SHA256:other"},
+        {},
+    ],
+)
+def test_other_partners_wait_for_a_new_yes(careful, capsys, partners):
+    asks(careful)
+    approves(careful, capsys)
+    assert "waiting for approval" in asks(careful, partners=partners)
+
+
+def test_timeouts_fewer_rounds_and_a_partner_who_leaves_need_no_new_yes(careful, capsys):
+    asks(careful, study_of(segment={"rounds": 3}))
+    approves(careful, capsys)
+    free = study_of(segment={"rounds": 2}, federation={"min_sites": 2, "round_timeout_s": 5, "retries": 0})
+    assert asks(careful, free) is None
+    left = {name: key for name, key in PARTNERS.items() if name != "cedar"}
+    assert asks(careful, study_of(segment={"rounds": 3}), partners=left) is None
+    assert "waiting for approval" in asks(careful, study_of(segment={"rounds": 4}))
+
+
+def test_a_message_that_does_not_say_who_takes_part_is_not_approved_blindly(careful):
+    content = make_content(study=study_of().training())
+    assert "does not say who takes part" in declined(answer("train", content, careful))
+    hostile = make_content(study=study_of().training(), terms='{"release": "\\u001b[2J", "partners": {}}')
+    assert "does not say who takes part" in declined(answer("train", hostile, careful))
+
+
+def test_a_yes_that_is_withdrawn_no_longer_holds(careful, capsys):
+    asks(careful)
+    approves(careful, capsys)
+    assert main(["withdraw", "tiny", "--site", str(careful)]) == cli.OK
+    assert "waiting for approval" in asks(careful)
+    capsys.readouterr()
+    assert main(["studies", "--site", str(careful)]) == cli.OK
+    assert "withdrawn" in capsys.readouterr().out
+
+
+def test_without_the_limit_nobody_is_asked_and_nothing_is_kept(site_file, fake):
+    assert asks(site_file) is None
+    assert not (site_file.parent / "state" / "approvals").exists()
+
+
+class TestBadInput:
+    def refused(self, capsys, site_file, *argv):
+        assert main([*argv, "--site", str(site_file)]) == cli.USER_MUST_MEND
+        return capsys.readouterr().err
+
+    def test_an_unknown_study_is_named_with_those_that_asked(self, careful, capsys):
+        asks(careful)
+        assert "there are: tiny" in self.refused(capsys, careful, "show", "lungs")
+        assert "there are: tiny" in self.refused(capsys, careful, "approve", "lungs", "0" * 12)
+        assert "studies --site" in self.refused(capsys, careful, "withdraw", "lungs")
+
+    def test_a_strangers_digest_approves_nothing(self, careful, capsys):
+        asks(careful)
+        assert "no proposal of tiny has this digest" in self.refused(capsys, careful, "approve", "tiny", "0" * 64)
+        assert "fewer than 8 digits" in self.refused(capsys, careful, "approve", "tiny", "a")
+        assert "waiting for approval" in asks(careful)
+
+    def test_a_file_that_was_changed_between_show_and_approve_is_not_approved(self, careful, capsys):
+        asks(careful)
+        [path] = (careful.parent / "state" / "approvals" / "tiny").glob("*.json")
+        main(["show", "tiny", "--site", str(careful)])
+        capsys.readouterr()
+        body = json.loads(path.read_text())
+        body["training"]["segment"]["optimizer"]["lr"] = 0.5
+        path.write_text(json.dumps(body))
+        told = self.refused(capsys, careful, "approve", "tiny", path.stem)
+        assert "was changed after it was kept" in told and str(path) in told
+        assert "waiting for approval" in asks(careful)
+
+    def test_a_full_disk_while_approving_changes_nothing(self, careful, capsys, monkeypatch):
+        asks(careful)
+        [path] = (careful.parent / "state" / "approvals" / "tiny").glob("*.json")
+
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patched:
+            patched.setattr("client.consent.book.write_json", full)
+            told = self.refused(capsys, careful, "approve", "tiny", path.stem)
+        assert "No space left" in told and "nothing was changed" in told
+        assert "waiting for approval" in asks(careful)
+
+    def test_many_proposals_push_out_the_oldest_that_waits_and_never_an_approved_one(self, careful, capsys):
+        asks(careful)
+        approves(careful, capsys)
+        book = Book(careful.parent / "state")
+        for seed in range(MOST_WAITING + 5):
+            study = study_of(seed=100 + seed)
+            book.ask(Proposal(study.training(), study.terms(PARTNERS)))
+        assert len(book.all()) == MOST_WAITING + 1
+        assert asks(careful) is None
+
+
+def test_what_a_message_holds_is_one_printable_line_for_each_setting(careful, capsys):
+    study = study_of(vlm={"text": {"encoder": "hub:a\nrm -rf /\x1b[2J"}})
+    asks(careful, study)
+    main(["show", "tiny", "--all", "--site", str(careful)])
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown and not [line for line in shown.splitlines() if line.startswith("rm -rf")]
