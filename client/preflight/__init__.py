@@ -66,6 +66,7 @@ def find(site_file: Path, overrides: Iterable[str] = ()) -> Iterator[Finding]:
             _Task("versions", release.versions),
             _Task("app", release.app),
             _Task("client", machine.running_client),
+            _Task("approvals", machine.approvals),
             _Task("audit log", machine.audit_log),
         ],
         site,

@@ -233,6 +233,23 @@ def running_client(site: SiteConfig) -> Iterator[Finding]:
         os.close(descriptor)
 
 
+def approvals(site: SiteConfig) -> Iterator[Finding]:
+    """No study waits for a person."""
+    from client.consent.book import Book
+
+    if not site.limits.approval:
+        yield Finding("ok", "approvals", "no person is asked (limits.approval)")
+        return
+    kept = Book(site.state_dir).all()
+    waiting = sorted({one.proposal.study for one in kept if one.approval is None})
+    if waiting:
+        told = f"{len(waiting)} stud{'ies wait' if len(waiting) > 1 else 'y waits'} for a yes: {', '.join(waiting)}"
+        yield Finding("warning", "approvals", told, "look at each with: python -m client show STUDY --site FILE")
+    else:
+        approved = sum(one.stands for one in kept)
+        yield Finding("ok", "approvals", f"{approved} approved, none waits")
+
+
 def audit_log(site: SiteConfig) -> Iterator[Finding]:
     """Its chain is whole."""
     from client.state.chain import LOG, verify

@@ -82,6 +82,7 @@ class Roster:
         self._allowed = None if allowed is None else set(allowed)
         self._say = say
         self._asked: dict[int, _Asked] = {}
+        self._told: dict[int, str | None] = {}
         self._queries: dict[str, int] = {}
         self._nodes: dict[int, str] = {}
         self.sites: dict[str, Site] = {}
@@ -111,7 +112,11 @@ class Roster:
             return self._absence(missing(), self._trainers(), needed)
 
         if not self._wait(there, wait_s, told) and (self._allowed is not None or self._trainers() < needed):
-            raise UserError(told(), "start these sites, or lower federation.min_sites, or mend federation.sites")
+            raise UserError(
+                told(),
+                "start these sites, or have the study approved there; or lower federation.min_sites, or mend "
+                "federation.sites",
+            )
 
     def wait_for(self, needed: int, wait_s: float, names: Container[str] | None = None) -> bool:
         """Wait until `needed` training sites (of `names`, if given) are connected; whether they are after `wait_s`."""
@@ -232,8 +237,10 @@ class Roster:
             reply = read_reply(f"node {node}", message)
             problem, for_good = self._enter(node, reply)
             self._asked[node] = _Asked(time.monotonic(), problem, for_good)
-            if problem is not None and not reply.abstains:
+            # a node is asked again and again, and a person is told once
+            if problem is not None and not reply.abstains and self._told.get(node) != problem:
                 self._say(f"{self._title(node)} takes no part: {problem}")
+            self._told[node] = problem
 
     def _enter(self, node: int, reply: Reply) -> tuple[str | None, bool]:
         """Add the site that answered; else the reason why it cannot be, and whether that is so for good."""

@@ -20,11 +20,15 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 import client.preflight
+from client.consent.book import Book
+from client.consent.proposal import Proposal
 from client.door.audit import record
 from client.preflight import check, find, machine, network, release
 from client.secure.keys import make_key
+from tests.client.conftest import limit
 from tests.client.tls import UNKNOWN, Authority, coordinator, serving
 from tests.deployment import Client, SuperLink, environment
+from tests.server.conftest import make_study
 
 
 @pytest.fixture
@@ -429,3 +433,13 @@ def test_a_real_superlink_tells_whether_it_knows_the_key_and_is_left_as_it_was(s
             assert [(n.name, n.status) for n in control.nodes()] == [("alder", "registered")]
             control.unregister(node)
         assert "has revoked it" in found(site_file)["registration"].message
+
+
+def test_a_study_that_waits_for_a_yes_is_told(site):
+    assert "no person is asked" in found(site)["approvals"].message
+    limit(site, approval=True)
+    assert found(site)["approvals"].message == "0 approved, none waits"
+    study = make_study()
+    Book(site.parent / "state").ask(Proposal(study.training(), study.terms({})))
+    finding = found(site)["approvals"]
+    assert finding.level == "warning" and study.study in finding.message and "client show" in finding.remedy
