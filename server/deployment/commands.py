@@ -24,6 +24,10 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     run.add_argument("--out", type=Path, help="folder of the run (runs/STUDY)")
     run.add_argument("--resume", action="store_true", help="go on with the run that is in --out")
     run.add_argument("--force", action="store_true", help="delete the run that is in --out")
+    run.add_argument(
+        "--without", action="append", default=[], metavar="SITE", help="with --resume: a site that is not waited for"
+    )
+    run.add_argument("--also", action="append", default=[], metavar="SITE", help="with --resume: a site that joins")
     _finish(run, _run, overrides=True)
 
     status = commands.add_parser("status", help="the runs of the SuperLink, or one run closely")
@@ -62,6 +66,8 @@ def _run(arguments: argparse.Namespace) -> int:
         out=arguments.out,
         resume=arguments.resume,
         force=arguments.force,
+        without=arguments.without,
+        also=arguments.also,
         reporter=make_reporter(),
     )
 

@@ -41,6 +41,8 @@ def run(
     out: Path | None,
     resume: bool,
     force: bool,
+    without: Iterable[str] = (),
+    also: Iterable[str] = (),
     reporter: Reporter,
 ) -> int:
     """Run a study with the sites that are connected to the SuperLink.
@@ -50,6 +52,8 @@ def run(
         out: folder of the run; None: runs/STUDY.
         resume: go on with the run that is in `out`, if there is one.
         force: delete the run that is in `out`.
+        without: sites that take no part any more; their part in the model that there is stays.
+        also: sites that join; each needs a kit and a registered key, as every other.
 
     Returns:
         The exit code: 0 the study is done, 1 it failed, 2 there is something to mend.
@@ -58,7 +62,7 @@ def run(
         UserError: no SuperLink, not a valid study, a run is in `out` already, ...
         KeyboardInterrupt: whoever looks on leaves; the study goes on.
     """
-    study = load_study(study_file, overrides)
+    study = _with_members(load_study(study_file, overrides), set(without), set(also))
     with connected(coordinator) as control:
         run_id, out = submit(
             control, study, coordinator=coordinator, out=out, resume=resume, force=force, reporter=reporter
@@ -197,6 +201,35 @@ def on_any_folder(study: StudyConfig) -> StudyConfig:
             weights = type(part.weights)(Path(part.weights).expanduser().absolute())
             changes[name] = part.model_copy(update={"weights": weights})
     return study.model_copy(update=changes)
+
+
+def _with_members(study: StudyConfig, without: set[str], also: set[str]) -> StudyConfig:
+    """The study with other sites.
+
+    Raises:
+        UserError: the study names no sites, a site that is to go is none of them, one that is to come is one already,
+            or too few are left.
+    """
+    if not without and not also:
+        return study
+    sites = study.federation.sites
+    if sites is None:
+        raise UserError(
+            "--without, --also: federation.sites is null, so whoever is registered takes part",
+            "python -m server revoke SITE shuts one out, register lets one in; then resume without these options",
+        )
+    if unknown := sorted(without - set(sites)):
+        raise UserError(f"--without {unknown[0]}: not in federation.sites ({', '.join(sites)})", "check the name")
+    if known := sorted(also & set(sites)):
+        raise UserError(f"--also {known[0]}: is in federation.sites already", "leave it out")
+    left = [site for site in sites if site not in without] + sorted(also)
+    if len(left) < study.federation.min_sites:
+        raise UserError(
+            f"{len(left)} site{'s' * (len(left) != 1)} would be left, and federation.min_sites is "
+            f"{study.federation.min_sites}",
+            "let another one join with --also, or lower it: --set federation.min_sites=N",
+        )
+    return study.model_copy(update={"federation": study.federation.model_copy(update={"sites": left})})
 
 
 def _partners(study: StudyConfig, coordinator: Path) -> dict[str, str]:

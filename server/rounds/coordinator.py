@@ -361,6 +361,7 @@ class Coordinator:
             {phase: final for phase, final in finals.items() if final is not None},
             evaluate_seconds=time.perf_counter() - started,
             before=self._run.summary() or {},
+            members=self._run.members(),
         )
         if missing := without_own_layers(self._study, replies):
             self._say(f"warning: {missing}")

@@ -30,6 +30,7 @@ def make_summary(
     *,
     evaluate_seconds: float,
     before: Mapping[str, Any],
+    members: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """What summary.json holds.
 
@@ -38,6 +39,7 @@ def make_summary(
         metrics: figures of the final student and of the text-guided masks, by site.
         finals: the final model of each phase.
         before: an earlier summary, whose comparisons are kept.
+        members: which sites could take part since when; told where that has changed.
     """
     trainers = [site for site in sites if site.role == "train"]
     scores = {site.name: _scores(site, metrics.get(site.name, {})) for site in sites}
@@ -47,6 +49,7 @@ def make_summary(
     return {
         "study": study.study,
         "seed": study.seed,
+        **({"members": [dict(entry) for entry in members]} if len(members) > 1 else {}),
         "sites": inside,
         **({"external_test": outside} if outside else {}),
         "global": overall(inside),

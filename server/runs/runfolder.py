@@ -15,13 +15,14 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from dusss_core.errors import UserError
 from dusss_core.files import exclusive, write_json, write_text
 from dusss_core.phases import Phase
-from feddusss import configfile
+from feddusss import __version__, configfile
 from server.runs.checkpoints import CheckpointStore
 from server.runs.students import STUDENT, STUDENTS
 from server.study.config import StudyConfig, changed_keys, study_digest
@@ -117,6 +118,20 @@ class RunFolder:
         except (OSError, ValueError, AttributeError) as error:
             raise UserError(f"{path}: cannot be read: {error}", "resume the run: it is written again") from None
 
+    def note_members(self, study: StudyConfig) -> None:
+        """Write into run.json which sites may take part from now on, and by which release, where that has changed."""
+        path = self.folder / "run.json"
+        about = json.loads(path.read_text(encoding="utf-8"))
+        now = {"sites": study.federation.sites, "release": __version__}
+        known = about.get("members", [])
+        if not known or {key: known[-1].get(key) for key in now} != now:
+            since = datetime.now(UTC).isoformat(timespec="seconds")
+            write_json(path, {**about, "members": [*known, {"since": since, **now}]})
+
+    def members(self) -> list[dict[str, Any]]:
+        """What `note_members` has written, oldest first."""
+        return json.loads((self.folder / "run.json").read_text(encoding="utf-8")).get("members", [])
+
     def charges(self) -> dict[str, int]:
         """The largest number of charges that each site's privacy ledger has told of, as far as metrics.jsonl knows."""
         path = self.folder / "metrics.jsonl"
@@ -157,6 +172,7 @@ def open_run(folder: Path, study: StudyConfig, *, resume: bool = False, force: b
     folder = Path(folder).absolute()
     run_key = check_run(folder, study, resume=resume, force=force)
     run = RunFolder(folder, study, run_key or _start(folder, study), resumed=run_key is not None)
+    run.note_members(study)
     write_text(folder / "config.yaml", configfile.dump(study))
     return run
 

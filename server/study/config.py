@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from pydantic import model_validator
 
@@ -131,20 +132,33 @@ def _is_a_sites(preset: Path) -> bool:
 RESUMABLE = {
     "pretrain.rounds", "segment.rounds", "pretrain.batch", "segment.batch", "runtime.eval_batch",
     "federation.keep_checkpoints", "federation.round_timeout_s", "federation.min_sites", "federation.retries",
-    "federation.start_timeout_s", "federation.secure_threshold", "simulation.workers",
+    "federation.start_timeout_s", "federation.secure_threshold", "federation.sites", "simulation.workers",
 }  # fmt: skip
-"""Keys that may change when a study is resumed."""
+"""Keys that may change when a study is resumed; `deployment`, of which nothing is trained by, may too."""
+FORMER_DEFAULTS: dict[str, Any] = {}
+"""Dotted key -> the default that an older release had, where a later one has another. `study_digest` takes that value for
+unset, so that runs which were begun with it go on."""
 
 
 def changed_keys(before: StudyConfig, now: StudyConfig) -> list[str]:
     """Dotted keys whose values differ, without those that may change on resume."""
-    old, new = configfile.flat(before.model_dump(mode="json")), configfile.flat(now.model_dump(mode="json"))
-    return sorted(key for key in old.keys() | new.keys() if key not in RESUMABLE and old.get(key) != new.get(key))
+    old, new = (configfile.flat(study.model_dump(mode="json")) for study in (before, now))
+    return sorted(key for key in old.keys() | new.keys() if not _may_change(key) and old.get(key) != new.get(key))
 
 
 def study_digest(study: StudyConfig) -> str:
-    """SHA-256 of the settings that may not change while a study runs."""
-    values = {
-        key: value for key, value in configfile.flat(study.model_dump(mode="json")).items() if key not in RESUMABLE
+    """SHA-256 of the settings that may not change while a study runs, and that are not the default: a setting that a later
+    release brings does not count as long as nobody sets it."""
+    changed = configfile.flat(study.model_dump(mode="json", exclude_defaults=True))
+    every = configfile.flat(study.model_dump(mode="json"))
+    values = changed | {key: every[key] for key in FORMER_DEFAULTS if key in every}
+    kept = {
+        key: value
+        for key, value in values.items()
+        if not _may_change(key) and not (key in FORMER_DEFAULTS and value == FORMER_DEFAULTS[key])
     }
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def _may_change(key: str) -> bool:
+    return key in RESUMABLE or key.split(".")[0] == "deployment"

@@ -8,7 +8,8 @@ from dusss_core.errors import UserError
 from dusss_core.objectives import TABLE
 from dusss_core.phases import Phase
 from server.simulation.compare import with_preset
-from server.study.config import StudyConfig, find_study, load_study
+from server.study import config
+from server.study.config import StudyConfig, find_study, load_study, study_digest
 from tests.dusss_core.objectives.sites import network_for
 from tests.server.conftest import make_study
 
@@ -134,3 +135,20 @@ def test_paths_of_a_study_hold_in_the_coordinators_folder(tmp_path, monkeypatch)
     lite = "tf_efficientnet_lite0"
     named = on_any_folder(make_study(student={"encoder": lite, "weights": "imagenet"}, vlm__weights="imagenet"))
     assert (named.vlm.weights, named.student.weights) == ("imagenet", "imagenet")
+
+
+def test_a_run_of_an_older_release_goes_on_where_no_setting_that_matters_has_changed(monkeypatch):
+    class Later(StudyConfig):
+        added: int = 3
+
+    before = make_study()
+    values = before.model_dump()
+    assert study_digest(Later.model_validate(values)) == study_digest(before)
+    assert study_digest(Later.model_validate({**values, "added": 4})) != study_digest(before)
+    assert study_digest(make_study(seed=5)) != study_digest(before)
+
+    # a default that is another one from now on: a run that had the old one does not notice
+    unset = study_digest(before)
+    monkeypatch.setitem(config.FORMER_DEFAULTS, "segment.patience", 7)
+    assert study_digest(make_study(segment__patience=7)) == unset
+    assert study_digest(before) != unset
