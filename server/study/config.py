@@ -136,8 +136,8 @@ RESUMABLE = {
 }  # fmt: skip
 """Keys that may change when a study is resumed; `deployment`, of which nothing is trained by, may too."""
 FORMER_DEFAULTS: dict[str, Any] = {}
-"""Dotted key -> the default that an older release had, where a later one has another. `study_digest` takes that value for
-unset, so that runs which were begun with it go on."""
+"""Dotted key -> the default that an older release had, where a later one has another. `study_digest` takes that value
+for unset, so that runs which were begun with it go on."""
 
 
 def changed_keys(before: StudyConfig, now: StudyConfig) -> list[str]:
@@ -147,8 +147,8 @@ def changed_keys(before: StudyConfig, now: StudyConfig) -> list[str]:
 
 
 def study_digest(study: StudyConfig) -> str:
-    """SHA-256 of the settings that may not change while a study runs, and that are not the default: a setting that a later
-    release brings does not count as long as nobody sets it."""
+    """SHA-256 of the settings that may not change while a study runs, and that are not the default: a setting that a
+    later release brings does not count as long as nobody sets it."""
     changed = configfile.flat(study.model_dump(mode="json", exclude_defaults=True))
     every = configfile.flat(study.model_dump(mode="json"))
     values = changed | {key: every[key] for key in FORMER_DEFAULTS if key in every}
