@@ -6,6 +6,7 @@ python -m client --site FILE          take part in studies until stopped
 python -m client audit --site FILE    verify and print the audit log
 python -m client privacy --help       the privacy budget: what is spent and left, what a study would cost
 python -m client studies --help       what asks to run here: look at it, approve it, withdraw
+python -m client status --site FILE   what it does and did; also for programs, and for Prometheus
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from client import studies
+from client import status, studies
 from dusss_core.errors import UserError
 from feddusss import cli
 
@@ -33,8 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from client.privacy.command import main as privacy
 
         return privacy(argv[1:])
-    if argv[:1] and argv[0] in studies.COMMANDS:
+    if argv and argv[0] in studies.COMMANDS:
         return studies.main(argv)
+    if argv and argv[0] in status.COMMANDS:
+        return status.main(argv)
     return cli.run(lambda arguments: _COMMANDS[arguments.command](arguments), _parser(), argv)
 
 

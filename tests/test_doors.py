@@ -29,15 +29,15 @@ MAY_IMPORT = {
     "configs": set(),
 }
 FLOORS = {
-    "client": "__main__ > node > preflight > studies > app > answer > work > privacy > secure > door > consent > "
-    "state > declined",
+    "client": "__main__ > node > preflight > status studies > app > answer > work > privacy > secure > door > "
+    "consent > state > declined",
     "server": "__main__ > app > onemachine simulation > deployment > report > rounds > runs > study",
     "dusss_core": "__main__ > export predicting > student > privacy > training > build > objectives > pretraining > "
     "models > losses > text > "
     "augment commandline devices inference manifest metrics phases pictures readers records sampling seeds runtime "
     "transfer files tensorfile config errors",
     "sites": "__main__ > check > importers > dataset > partition > prepare > packing > config > synth",
-    "feddusss": "bundle > cli > configfile > compression > wire > page secagg terms uploads",
+    "feddusss": "bundle > cli > configfile > compression > wire > monitoring page secagg terms uploads",
 }
 """Inner rooms and modules of each room, from the top: what stands higher may import what stands lower, never the other
 way. Names without a > between them are on one floor."""
@@ -51,6 +51,7 @@ LIGHT = (
     "dusss_core/seeds.py",
     "dusss_core/tensorfile.py",
     "client/app.py",
+    "client/status.py",
     "client/studies.py",
     "server/app.py",
     "server/study/config.py",

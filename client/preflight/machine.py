@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import stat
@@ -10,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from client.state.store import client_runs
 from dusss_core.errors import UserError
 from dusss_core.manifest import Record, read_manifest
 from sites.check import Finding
@@ -219,18 +219,10 @@ def fingerprint(public: str) -> str:
 
 def running_client(site: SiteConfig) -> Iterator[Finding]:
     """No other `python -m client` holds the site."""
-    try:
-        descriptor = os.open(site.state_dir / "client.lock", os.O_RDONLY)
-    except OSError:
-        yield Finding("ok", "client", "not running")
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        yield Finding("ok", "client", "not running")
-    except BlockingIOError:
+    if client_runs(site.state_dir):
         yield Finding("warning", "client", "is running for this site", "stop it before you start another")
-    finally:
-        os.close(descriptor)
+    else:
+        yield Finding("ok", "client", "not running")
 
 
 def approvals(site: SiteConfig) -> Iterator[Finding]:

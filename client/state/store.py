@@ -20,6 +20,8 @@ best on the site's own validation pictures.
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -252,6 +254,21 @@ def locked(state_dir: Path, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
         except BlockingIOError:
             raise Declined("another process is working for this site") from None
         yield
+
+
+def client_runs(state_dir: Path) -> bool:
+    """Whether a `python -m client` holds the site. Changes nothing."""
+    try:
+        descriptor = os.open(Path(state_dir) / "client.lock", os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
 
 
 def write_log(state_dir: Path, text: str) -> None:

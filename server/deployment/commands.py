@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from datetime import UTC, datetime
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from feddusss import cli
+from server.deployment.watching import moment, study_in
 
 if TYPE_CHECKING:
     from server.deployment.control import FlowerRun
     from server.runs.eventlog import Progress
 
-_WITHOUT_NODE = {"invited": "no key yet", "pending": "not handed over yet"}
 _FIGURES = ("train.loss", "val.loss", "val.dice", "dice_mean", "dice_worst")
 
 
@@ -33,6 +33,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     status = commands.add_parser("status", help="the runs of the SuperLink, or one run closely")
     status.add_argument("run", nargs="?", help="a run's id or its folder")
     status.add_argument("--follow", action="store_true", help="look on until it ends")
+    status.add_argument("--json", action="store_true", help="all of it as JSON")
     _finish(status, _status)
 
     stop = commands.add_parser("stop", help="stop a run; it can be resumed")
@@ -40,7 +41,12 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     _finish(stop, _stop)
 
     nodes = commands.add_parser("nodes", help="the registered sites, and which are connected")
+    nodes.add_argument("--json", action="store_true", help="all of it as JSON")
     _finish(nodes, _nodes)
+
+    metrics = commands.add_parser("metrics", help="runs and sites for Prometheus, on loopback, until Ctrl-C")
+    metrics.add_argument("--port", type=int, default=9464, help="port on 127.0.0.1 (9464)")
+    _finish(metrics, _metrics)
 
 
 def _finish(parser: argparse.ArgumentParser, command, *, overrides: bool = False) -> None:
@@ -75,10 +81,15 @@ def _run(arguments: argparse.Namespace) -> int:
 def _status(arguments: argparse.Namespace) -> int | None:
     from server.deployment.control import connected
     from server.deployment.run import find_run, follow
+    from server.deployment.watching import state_of_run
     from server.report.progress import make_reporter
     from server.runs.eventlog import progress_of
 
     with connected(arguments.coordinator) as control:
+        if arguments.json:
+            runs = control.runs() if arguments.run is None else [find_run(control, arguments.run)]
+            print(json.dumps({"runs": [state_of_run(run) for run in runs]}))
+            return None
         if arguments.run is None:
             _print_table(
                 ("run", "study", "state", "phase", "round", "sites", "figures", "folder"),
@@ -110,29 +121,46 @@ def _nodes(arguments: argparse.Namespace) -> None:
     from server.deployment.control import connected
     from server.deployment.folder import CoordinatorFolder
     from server.deployment.registry import load_registry
+    from server.deployment.watching import state_of_sites
 
     with connected(arguments.coordinator) as control:
         nodes = control.nodes()
-    registry = load_registry(CoordinatorFolder(arguments.coordinator))
-    names = registry.names_by_node()
+    sites = state_of_sites(nodes, load_registry(CoordinatorFolder(arguments.coordinator)))
+    if arguments.json:
+        print(json.dumps({"sites": sites}))
+        return
     rows = [
-        (node.name or names.get(node.id, "?"), node.status, _moment(node.seen), str(node.id), node.fingerprint or "-")
-        for node in nodes
-    ]
-    there = {row[0] for row in rows}
-    rows += [
-        (site.name, _WITHOUT_NODE.get(site.status, site.status), "-", "-", site.key.fingerprint if site.key else "-")
-        for site in registry.sites
-        if site.name not in there
+        (
+            site["site"],
+            site["state"],
+            _seen(site),
+            "-" if site["node"] is None else str(site["node"]),
+            site["key"] or "-",
+        )
+        for site in sites
     ]
     _print_table(("site", "state", "last seen", "node", "key"), rows, "no sites are registered")
+
+
+def _metrics(arguments: argparse.Namespace) -> int:
+    from feddusss.monitoring import serve
+    from server.deployment.control import find_connection
+    from server.deployment.watching import Collector
+
+    find_connection(arguments.coordinator)  # a mistake in the folder is told now, and not at the first scrape
+    serve(Collector(arguments.coordinator), arguments.port)
+    return cli.OK
+
+
+def _seen(site: dict[str, Any]) -> str:
+    return "-" if site["node"] is None else moment(site["seen"])
 
 
 def _row(run: FlowerRun, progress: Progress) -> tuple[str, ...]:
     taking_part = sum(not doing.startswith("left out") for doing in progress.sites.values())
     return (
         str(run.id),
-        progress.study or _study_in(run.out),
+        progress.study or study_in(run.out),
         _state(run),
         progress.phase or "-",
         f"{progress.round}/{progress.rounds}" if progress.rounds else "-",
@@ -146,8 +174,8 @@ def _print_run(run: FlowerRun, progress: Progress, coordinator: Path) -> None:
     from server.deployment.run import resume_command
     from server.runs.eventlog import progress_of
 
-    lines = [f"run {run.id}: {_state(run)}, began {_moment(run.began)}", f"folder: {run.out}"]
-    place = f"study {progress.study or _study_in(run.out)}: {progress.phase or 'before its first round'}"
+    lines = [f"run {run.id}: {_state(run)}, began {moment(run.began)}", f"folder: {run.out}"]
+    place = f"study {progress.study or study_in(run.out)}: {progress.phase or 'before its first round'}"
     place += f", round {progress.round} of {progress.rounds}" if progress.rounds else ""
     # what it was about, and said last, is past when it has ended
     lines.append(place + (f" ({progress.doing})" if progress.doing and not run.finished else ""))
@@ -163,17 +191,6 @@ def _print_run(run: FlowerRun, progress: Progress, coordinator: Path) -> None:
     print("\n".join(lines))
 
 
-def _study_in(out: Path) -> str:
-    """The study whose settings lie in a run's folder, for a run that ended before it told."""
-    from dusss_core.errors import UserError
-    from feddusss import configfile
-
-    try:
-        return str(configfile.read_yaml(out / "config.yaml").get("study", "?"))
-    except UserError:
-        return "?"
-
-
 def _state(run: FlowerRun) -> str:
     return run.outcome if run.finished and run.outcome else run.status
 
@@ -181,14 +198,6 @@ def _state(run: FlowerRun) -> str:
 def _figures(progress: Progress) -> str:
     shown = {name: progress.figures[name] for name in _FIGURES if progress.figures.get(name) is not None}
     return "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
-
-
-def _moment(text: str) -> str:
-    if not text:
-        return "never"
-    moment = datetime.fromisoformat(text)
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _print_table(heading: tuple[str, ...], rows: list[tuple[str, ...]], none: str) -> None:

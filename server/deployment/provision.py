@@ -20,7 +20,7 @@ from server.deployment.accounts import account, check_account
 from server.deployment.folder import CONNECTION, CoordinatorFolder, check_plain
 from server.deployment.kit import write_kit
 from server.deployment.templates import render
-from server.study.config import load_study
+from server.study.config import find_study, load_study
 from server.study.deployment import DeploymentConfig
 
 Say = Callable[[str], None]
@@ -60,7 +60,10 @@ def provision(
         say("warning: provisioned as root, so the SuperLink would run as root; better use an account of its own")
     _make_certificates(folder, study.study, deployment, say)
     added = registry.add_sites(folder, deployment.sites)
-    _write_start_files(folder, study.study, deployment, say, kits=kits)
+    study_path = find_study(study_file).resolve()
+    if kits:
+        check_plain(study_path)
+    _write_start_files(folder, study.study, study_path, deployment, say, kits=kits)
     if kits:
         _write_kits(out, folder, study.study, deployment, added, say)
     for site in registry.load_registry(folder).sites:
@@ -97,13 +100,15 @@ def _say_certificate(folder: CoordinatorFolder, what: str, say: Say) -> None:
 
 
 def _write_start_files(
-    folder: CoordinatorFolder, study: str, deployment: DeploymentConfig, say: Say, *, kits: bool
+    folder: CoordinatorFolder, study: str, study_file: Path, deployment: DeploymentConfig, say: Say, *, kits: bool
 ) -> None:
     programs = Path(sys.executable).parent
     if kits:
         check_plain(programs)
     values = {
         "study": study,
+        "study_file": study_file,
+        "home": folder.path.parent.parent,
         "folder": folder.path,
         "programs": programs,
         "user": account(),
@@ -116,6 +121,7 @@ def _write_start_files(
     for name, template, mode in (
         ("start.sh", "start.sh.j2", 0o700),
         ("feddusss-superlink.service", "feddusss-superlink.service.j2", 0o600),
+        ("feddusss-study.service", "feddusss-study.service.j2", 0o600),
         ("nginx.conf", "nginx.conf.j2", 0o600),
         ("flwr/config.toml", "config.toml.j2", 0o600),
     ):

@@ -5,12 +5,18 @@ Promise 3: the weights of the simulation. Promise 2: the SuperLink killed amid a
 
 from __future__ import annotations
 
+import json
+import re
 import shlex
 import signal
+import urllib.request
+from contextlib import contextmanager
 
 import pytest
 import torch
 
+from feddusss.monitoring import start
+from server.deployment.watching import Collector
 from server.runs.checkpoints import read_model
 from server.runs.events import Reporter
 from server.simulation.simulate import simulate
@@ -39,6 +45,17 @@ def simulated(study, tmp_path_factory):
     out = tmp_path_factory.mktemp("simulated")
     simulate(study, out, reporter=Reporter())
     return models(out)
+
+
+@contextmanager
+def scraped(coordinator):
+    """What Prometheus sees of it."""
+    server = start(Collector(coordinator), 0)
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/metrics") as page:
+            yield page.read().decode()
+    finally:
+        server.shutdown()
 
 
 def models(out):
@@ -71,6 +88,7 @@ def test_a_superlink_killed_amid_a_round_costs_that_round_alone(there: Federatio
         saved = sorted(path.name for path in (out / "checkpoints").glob("segment-*"))
         assert saved == ["segment-0001.safetensors"]
         there.link.start()
+        assert first.wait(120) == 1  # upon which the study's unit gives the next command
     finally:
         first.end()
     told = there.run_to_end(out, "--resume")
@@ -98,6 +116,18 @@ def test_whoever_looks_on_can_leave_come_back_and_stop_the_run(there: Federation
     assert "alder" in there.told("status", out)
     nodes = there.told("nodes")
     assert nodes.count("online") == 2 and nodes.count("SHA256:") == 2
+    [told] = [run for run in json.loads(there.told("status", "--json"))["runs"] if run["folder"] == str(out)]
+    assert told["state"] == "running" and told["study"] == "deployed" and set(told["sites"]) == {"alder", "birch"}
+    assert {site["site"]: site["state"] for site in json.loads(there.told("nodes", "--json"))["sites"]} == {
+        "alder": "online", "birch": "online"
+    }  # fmt: skip
+    with scraped(there.link.folder) as page:
+        named = f'run="{told["run"]}",study="deployed"'
+        assert "feddusss_superlink_up 1.0" in page and 'feddusss_site_connected{site="birch"} 1.0' in page
+        assert f"feddusss_run_running{{{named}}} 1.0" in page
+        assert re.search(
+            r'feddusss_rounds\{phase="pretrain",[^}]*\} 1\.0|feddusss_rounds\{phase="segment",[^}]*\} 50', page
+        )
     stopped = there.told("stop", out)
     assert "is stopped" in stopped
     # at once, as a person would, and as it stands there

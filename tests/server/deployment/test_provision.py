@@ -9,6 +9,7 @@ import socket
 import ssl
 import stat
 import subprocess
+import sys
 import threading
 import zipfile
 from pathlib import Path
@@ -293,6 +294,20 @@ def test_the_start_script_says_what_it_must(run):
         assert word in script
 
 
+def test_the_studys_unit_goes_on_with_the_runs_own_settings_and_leaves_what_a_person_must_mend(run, tmp_path):
+    folder, _ = run()
+    unit = (folder.path / "feddusss-study.service").read_text()
+    assert "Restart=on-failure" in unit and "RestartPreventExitStatus=2" in unit
+    command = unit.partition("ExecStart=/bin/sh -c '")[2].partition("'\n")[0].replace("\\\n", " ")
+    told = command.replace(f"exec {Path(sys.executable).parent}/python", "echo")
+    begin = f"-m server run {tmp_path / 'study.yaml'} --out runs/trees --resume --coordinator {folder.path}\n"
+    assert subprocess.run(["sh", "-c", told], cwd=tmp_path, capture_output=True, text=True).stdout == begin
+    (tmp_path / "runs" / "trees").mkdir(parents=True)
+    (tmp_path / "runs" / "trees" / "config.yaml").touch()
+    resumed = begin.replace(str(tmp_path / "study.yaml"), "runs/trees/config.yaml")
+    assert subprocess.run(["sh", "-c", told], cwd=tmp_path, capture_output=True, text=True).stdout == resumed
+
+
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
 def test_systemd_understands_the_units(run, tmp_path):
     folder, _ = run()
@@ -303,7 +318,8 @@ def test_systemd_understands_the_units(run, tmp_path):
     client.write_text(
         unit.replace("/srv/feddusss/app/.venv/bin/python", "/bin/true").replace("User=feddusss", "User=root")
     )
-    for path in (folder.path / "feddusss-superlink.service", client):
+    units = [folder.path / name for name in ("feddusss-superlink.service", "feddusss-study.service")]
+    for path in (*units, client):
         checked = subprocess.run(["systemd-analyze", "verify", str(path)], capture_output=True, text=True)
         assert path.name not in checked.stderr, checked.stderr
 
