@@ -39,7 +39,6 @@ def test_a_study_goes_on_from_backups_after_both_disks_are_lost(tmp_path):
             shutil.rmtree(folder)
         for folder, name in kept.items():
             shutil.copytree(backup / name, folder)
-        # the guide: lost without harm, since keys are registered again from sites.json, which this trial has not
         there.link.start()
         there.start_clients()
         command = there.server("run", out / "config.yaml", "--out", out, "--resume", log="restored")
