@@ -88,4 +88,3 @@ def test_a_model_of_another_phase_is_another(tmp_path):
     Given(tmp_path, "cd").check_model(name_of_model(Phase.SEGMENT, "1" * 64), other)
     with pytest.raises(Refused):
         Given(tmp_path, "cd").check_model(name_of_model(Phase.PRETRAIN, "1" * 64), other)
-
