@@ -94,7 +94,7 @@ def _worked(request: Judged) -> tuple[RecordDict, Mapping[str, Any]]:
     if request.kind == "query":
         return query.introduction(request, *way.query(request, bench)), {}
     if request.kind == "evaluate":
-        return way.evaluate(request, evaluation.figures(request, bench)), {}
+        return way.evaluate(request, bench, evaluation.figures(request, bench)), {}
     return way.train(training.Round(request, bench)), {}
 
 

@@ -61,6 +61,8 @@ def admitted(site: SiteConfig, site_file: Path, kind: str, content: RecordDict) 
     with locked(site.state_dir), held(site.limits, site.device), ThreadPoolExecutor(1) as disk:
         allowed = policy.judge(site, request)
         state = SiteState(site.state_dir, request.training.study, request.run_key)
+        if kind == "evaluate":
+            policy.check_evaluations(site, state)
         yield Judged(
             **vars(request),
             site=site,

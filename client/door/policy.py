@@ -8,7 +8,8 @@ from pathlib import Path
 
 from client.declined import Declined
 from client.door.request import Allowed, Request
-from dusss_core.config import TEXT_NETWORKS, TrainingConfig
+from client.state.store import SiteState
+from dusss_core.config import AUTO, TEXT_NETWORKS, TrainingConfig
 from dusss_core.phases import Phase
 from sites.config import SiteConfig
 
@@ -60,10 +61,25 @@ def check_study(site: SiteConfig, request: Request) -> None:
             f"pictures of {training.image.size} pixels were asked for; this site allows {limits.max_picture_size} "
             "(limits.max_picture_size)"
         )
+    check_batches(site, training)
     for phase in Phase:
         rounds = phase.settings(training).rounds
         if rounds > limits.max_rounds:
             raise Declined(f"{rounds} rounds were asked for; this site allows {limits.max_rounds} (limits.max_rounds)")
+
+
+def check_batches(site: SiteConfig, training: TrainingConfig) -> None:
+    """Refuse more pictures at a time than the site allows: what is gathered for them takes time before any step.
+
+    Raises:
+        Declined: with the limit and what was asked.
+    """
+    asked = {f"{phase}.batch": phase.settings(training).batch for phase in Phase}
+    if training.runtime.eval_batch != AUTO:
+        asked["runtime.eval_batch"] = training.runtime.eval_batch
+    for setting, batch in asked.items():
+        if batch > site.limits.max_batch:
+            raise Declined(f"{setting}: {batch}; this site allows {site.limits.max_batch} (limits.max_batch)")
 
 
 def check_secure(site: SiteConfig, request: Request) -> None:
@@ -135,6 +151,11 @@ def check_training(site: SiteConfig, request: Request) -> None:
         )
     if request.round > limits.max_rounds:
         raise Declined(f"round {request.round}; this site allows {limits.max_rounds} (limits.max_rounds)")
+    rate = phase.settings(request.training).optimizer.lr
+    if rate > limits.max_learning_rate:
+        raise Declined(
+            f"a learning rate of {rate:g}; this site allows {limits.max_learning_rate:g} (limits.max_learning_rate)"
+        )
     if phase.reads_sentences:
         check_language(site, request.training)
     if site.privacy.epsilon is not None:
@@ -144,6 +165,19 @@ def check_training(site: SiteConfig, request: Request) -> None:
         raise Declined(
             f"this site's private state takes more disk than it allows ({limits.max_disk_gb:g} GB, limits.max_disk_gb)"
         )
+
+
+def check_evaluations(site: SiteConfig, state: SiteState) -> None:
+    """Count an evaluation that a run asks for, and refuse one too many.
+
+    Raises:
+        Declined: with the limit.
+        UserError: the count could not be written.
+    """
+    most = site.limits.max_evaluations_per_run
+    if state.evaluations() >= most:
+        raise Declined(f"this site evaluates {most} models for a run (limits.max_evaluations_per_run)")
+    state.count_evaluation()
 
 
 def check_hours(site: SiteConfig) -> None:

@@ -54,12 +54,20 @@ def workbench(request: Judged) -> Workbench:
     file, manifest = request.site_file, request.site.data.manifest
     key = (str(file.resolve()), _stamp(file), _stamp(manifest), request.training_digest)
     bench = _kept.pop(key, None)
+    _drop_oldest(key[0], but=request.site.limits.kept_workbenches - 1)
     heir_of = _make_room(request)
     if bench is None:
         bench = Workbench(request)
     bench.heir_of = heir_of
     _kept[key] = bench
     return bench
+
+
+def _drop_oldest(site_file: str, but: int) -> None:
+    """Drop a site's workbenches down to the `but` newest: settings that a coordinator makes up are without end."""
+    own = [key for key in _kept if key[0] == site_file]
+    for key in own[: max(0, len(own) - but)]:
+        del _kept[key]
 
 
 def _make_room(request: Judged) -> _Seat | None:

@@ -21,7 +21,7 @@ from client.state.chain import BEGINNING
 from dusss_core.errors import UserError
 from feddusss import wire
 from sites.config import load_site
-from tests.client.conftest import RUN_KEY, declined, make_content, tensors_of
+from tests.client.conftest import RUN_KEY, declined, limit, make_content, tensors_of
 
 
 @pytest.fixture
@@ -246,7 +246,7 @@ def test_a_round_is_recorded_with_what_came_and_what_left(fake, site_file):
 
 
 def test_what_is_declined_is_recorded_with_its_reason(fake, site_file):
-    site_file.write_text(site_file.read_text() + "limits: {phases: []}\n")
+    limit(site_file, phases=[])
     answer("train", make_content(), site_file)
     answer("train", make_content(run_key="../../escape" * 1000), site_file)
     (_, first, hostile, second) = entries(site_file.parent / "state" / "audit.jsonl")
