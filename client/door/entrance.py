@@ -58,7 +58,12 @@ def admitted(site: SiteConfig, site_file: Path, kind: str, content: RecordDict) 
     audit.record(site.state_dir, "message", kind=kind, **_told(content))
     request = read(kind, content)
     # what is still written when the block ends is waited for, with the lock held
-    with locked(site.state_dir), held(site.limits, site.device), ThreadPoolExecutor(1) as disk:
+    with (
+        locked(site.state_dir),
+        policy.bounded_disk(site),
+        held(site.limits, site.device),
+        ThreadPoolExecutor(1) as disk,
+    ):
         allowed = policy.judge(site, request)
         state = SiteState(site.state_dir, request.training.study, request.run_key)
         if kind == "evaluate":

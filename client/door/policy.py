@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, time
 from functools import lru_cache, partial
-from pathlib import Path
 
 from client.declined import Declined
 from client.door.request import Allowed, Request
 from client.state.store import SiteState
+from dusss_core import quota
 from dusss_core.config import AUTO, TEXT_NETWORKS, TrainingConfig
 from dusss_core.phases import Phase
+from dusss_core.quota import NoRoom
 from sites.config import SiteConfig
 
 
@@ -161,10 +164,6 @@ def check_training(site: SiteConfig, request: Request) -> None:
     if site.privacy.epsilon is not None:
         _check_private(site, request)
     check_hours(site)
-    if limits.max_disk_gb is not None and _size(site.state_dir) > limits.max_disk_gb * 1e9:
-        raise Declined(
-            f"this site's private state takes more disk than it allows ({limits.max_disk_gb:g} GB, limits.max_disk_gb)"
-        )
 
 
 def check_evaluations(site: SiteConfig, state: SiteState) -> None:
@@ -178,6 +177,24 @@ def check_evaluations(site: SiteConfig, state: SiteState) -> None:
     if state.evaluations() >= most:
         raise Declined(f"this site evaluates {most} models for a run (limits.max_evaluations_per_run)")
     state.count_evaluation()
+
+
+@contextmanager
+def bounded_disk(site: SiteConfig) -> Iterator[None]:
+    """Hold `limits.max_disk_gb` while the block runs: before anything is worked on, and before every write.
+
+    Raises:
+        Declined: with the limit.
+    """
+    most = site.limits.max_disk_gb
+    with quota.bounded(site.state_dir, None if most is None else most * 1e9):
+        try:
+            quota.check_room(site.state_dir, 0)
+            yield
+        except NoRoom:
+            raise Declined(
+                f"this site's private state would take more disk than it allows ({most:g} GB, limits.max_disk_gb)"
+            ) from None
 
 
 def check_hours(site: SiteConfig) -> None:
@@ -230,17 +247,6 @@ def _parameters(network: str, settings: str) -> int:
     build = {"student": build_student, "vlm": build_vlm}[network]
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in build(TrainingConfig.model_validate_json(settings)).parameters())
-
-
-def _size(folder: Path) -> int:
-    """Bytes of all files in `folder`; other processes may remove some meanwhile."""
-    size = 0
-    for path in folder.rglob("*"):
-        try:
-            size += path.lstat().st_size
-        except OSError:
-            continue
-    return size
 
 
 def _within(hours: str, now: time) -> bool:

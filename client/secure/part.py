@@ -206,7 +206,7 @@ class Part:
         # an error here is one of the message: nothing leaves
         make_private(self._path.parent)
         content = self._kept.model_dump_json().encode()
-        write_atomically(self._path, lambda temporary: write_private(temporary, content))
+        write_atomically(self._path, lambda temporary: write_private(temporary, content), size=len(content))
 
 
 def _encoded(trained: Mapping[str, Tensor], received: Mapping[str, Tensor], weight: int, members: int) -> np.ndarray:

@@ -312,7 +312,7 @@ class Workbench:
         path = folder / f"text-masks-{key}.npy"
         if not path.is_file():
             logits = training.text_guided_masks(self.config, vlm, train, self.text, self.device)
-            write_atomically(path, lambda temporary: _save(temporary, logits))
+            write_atomically(path, lambda temporary: _save(temporary, logits), size=logits.nbytes)
             for other in folder.glob("text-masks-*.npy"):
                 if other != path:
                     other.unlink()
