@@ -15,6 +15,7 @@ from client.state import chain
 from client.state.chain import HEAD, LOG, Verdict, verify
 from client.state.store import make_private
 from dusss_core.errors import UserError
+from dusss_core.outside import shown
 
 if TYPE_CHECKING:
     from sites.config import SiteConfig
@@ -29,7 +30,7 @@ def record(state_dir: Path, event: str, **fields: Any) -> None:
 
     Args:
         event: what happened, in a word or two.
-        fields: numbers, short texts, lists and mappings of them; long texts are cut.
+        fields: numbers, short texts, lists and mappings of them; long texts are cut, and escaped.
 
     Raises:
         Unrecorded: the line is not in the log (disk full, no permission). The lines before are untouched.
@@ -76,7 +77,7 @@ def _print_table(path: Path, verdict: Verdict, entries: list[dict[str, Any]]) ->
     table = Table("line", "time (UTC)", "event", "what", box=None, pad_edge=False, header_style="bold")
     for entry in entries:
         time = entry["time"][:19].replace("T", " ")
-        table.add_row(str(entry["seq"]), time, Text(_shown(entry["event"])), Text(_told(entry["fields"])))
+        table.add_row(str(entry["seq"]), time, Text(shown(entry["event"])), Text(_told(entry["fields"])))
     console.print(table)
     if verdict.broken is None:
         lines = f"{verdict.lines} line{'s' * (verdict.lines != 1)}"
@@ -102,9 +103,4 @@ def _told(fields: Mapping[str, Any]) -> str:
             parts.append(f"{key} {value[:12]}…")
         else:
             parts.append(f"{key} {value}")
-    return _shown("; ".join(parts))
-
-
-def _shown(text: str) -> str:
-    """One line without control characters."""
-    return "".join(c if c.isprintable() else " " for c in text)
+    return shown("; ".join(parts), 5000)

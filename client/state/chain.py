@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from dusss_core.errors import UserError
+from dusss_core.outside import shown
 
 LOG, HEAD = "audit.jsonl", "audit.head"
 BEGINNING = "0" * 64
 """The hash before the first line."""
 TORN, DAMAGED = "torn line set aside", "log damaged"
 """Events about the log itself."""
-_LONGEST_TEXT = 500
 
 
 def append(folder: Path, event: str, fields: Mapping[str, Any]) -> None:
@@ -254,7 +254,7 @@ def _cut(hashes: list[str], head: tuple[int, str] | None) -> tuple[int, str] | N
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     types = {"seq": int, "time": str, "event": str, "fields": dict, "previous": str}
     if not isinstance(entry, dict) or any(not isinstance(entry.get(key), kind) for key, kind in types.items()):
@@ -274,11 +274,11 @@ def _now() -> str:
 def _plain(value: Any) -> Any:
     """`value` in JSON's own types: no NaN, no text without end."""
     if isinstance(value, Mapping):
-        return {str(key)[:_LONGEST_TEXT]: _plain(inner) for key, inner in value.items()}
+        return {shown(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
-    return str(value)[:_LONGEST_TEXT]
+    return shown(value)

@@ -41,6 +41,7 @@ from dusss_core.files import (
     write_json,
     write_tensors,
 )
+from dusss_core.outside import shown_lines
 from dusss_core.phases import Phase
 
 if TYPE_CHECKING:
@@ -297,10 +298,11 @@ def locked(state_dir: Path, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
 
 
 def write_log(state_dir: Path, text: str) -> None:
-    """Add a line to the site's own log; a disk that is full does not stop the answer."""
+    """Add a line to the site's own log, or a line and more behind a margin; a disk that is full does not stop the
+    answer."""
     try:
         with (Path(state_dir) / "log.txt").open("a", encoding="utf-8") as file:
-            file.write(f"{datetime.now().isoformat(timespec='seconds')} {text}\n")
+            file.write(f"{datetime.now().isoformat(timespec='seconds')} {shown_lines(text)}\n")
     except OSError:
         pass
 

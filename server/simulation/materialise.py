@@ -94,9 +94,7 @@ def simulation_of(study: StudyConfig) -> SimulationConfig:
     return study.simulation
 
 
-def _write(
-    folder: Path, simulation: SimulationConfig, root: Path, seed: int, settings: dict[str, Any]
-) -> list[Path]:
+def _write(folder: Path, simulation: SimulationConfig, root: Path, seed: int, settings: dict[str, Any]) -> list[Path]:
     source = simulation.data
     if source.kind == "synth":
         manifests = write_hospitals(folder, source.synth, seed)

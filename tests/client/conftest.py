@@ -63,9 +63,9 @@ def declined(reply: RecordDict) -> str | None:
 def limit(site_file, **limits):
     """Add limits to those of a site's file."""
     lines = site_file.read_text().splitlines()
-    before = {key: value for line in lines if line.startswith("limits: ") for key, value in json.loads(line[8:]).items()}
+    known = [json.loads(line[8:]) for line in lines if line.startswith("limits: ")]
     others = [line for line in lines if not line.startswith("limits: ")]
-    site_file.write_text("\n".join([*others, f"limits: {json.dumps({**before, **limits})}", ""]))
+    site_file.write_text("\n".join([*others, f"limits: {json.dumps({**(known[0] if known else {}), **limits})}", ""]))
 
 
 def tensors_of(reply: RecordDict) -> dict[str, torch.Tensor]:
