@@ -57,6 +57,7 @@ def admitted(site: SiteConfig, site_file: Path, kind: str, content: RecordDict) 
     """
     audit.record(site.state_dir, "message", kind=kind, **_told(content))
     request = read(kind, content)
+    audit.check_head(site.state_dir, request.audit_head)
     # what is still written when the block ends is waited for, with the lock held
     with (
         locked(site.state_dir),
@@ -118,6 +119,7 @@ def read(kind: str, content: RecordDict) -> Request:
         model_digest=_text(record, "model_digest", _DIGEST, ""),
         charges=_round(record, "charges", 0),
         study_digest=_text(record, "study_digest", _DIGEST, ""),
+        audit_head=_text(record, "audit_head", _DIGEST, ""),
         step=_step(kind, wire.config_records(content).get("secure")),
     )
 

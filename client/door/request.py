@@ -62,6 +62,8 @@ class Request:
     """How many charges of this site's privacy ledger the coordinator has seen."""
     study_digest: str = ""
     """With `what: test`: SHA-256 of the study's settings, for the student's file."""
+    audit_head: str = ""
+    """The newest hash of a line of this site's audit log that the coordinator has kept; empty: none."""
     step: Step | None = None
     """None: no secure aggregation."""
 

@@ -20,6 +20,8 @@ from dusss_core.phases import Phase
 from server.rounds.aggregation import Aggregator, check_number_of_sites, sites_needed
 from server.rounds.collecting import Collector
 from server.rounds.domains import LOOK_AT, warning_of_domains
+from server.rounds.heads import FILE as HEADS
+from server.rounds.heads import Heads
 from server.rounds.messages import Messages
 from server.rounds.replies import DIVERGED, EXHAUSTED, Reply
 from server.rounds.roster import Roster
@@ -68,7 +70,7 @@ class Coordinator:
         self._method = method
         self._warned_of_saturation = False
         self._run = run
-        self._messages = Messages(study, run.run_key, self._reporter, run.charges())
+        self._messages = Messages(study, run.run_key, self._reporter, run.charges(), Heads(run.folder / HEADS))
         allowed = study.federation.sites if sites is None else sites
         self._roster = Roster(grid, self._messages.query, allowed, self._say)
         collector = SecureCollector if study.federation.secure_aggregation else Collector
