@@ -55,13 +55,13 @@ def check_head(state_dir: Path, head: str) -> None:
     """Note, once, that a head which left this site is not in its log any more: `verify` finds it damaged from then on.
 
     Args:
-        head: that the coordinator has kept; empty: none.
+        head: that the coordinator has kept.
 
     Raises:
         Unrecorded: as `record`.
         UserError: the log cannot be read.
     """
-    if head and not chain.holds(Path(state_dir) / LOG, head):
+    if not chain.holds(Path(state_dir) / LOG, head):
         problem = (
             "the coordinator has kept a head that no line here has: lines were removed, or the log or all of state_dir "
             "was begun anew or put back from a copy, or the coordinator is mistaken"

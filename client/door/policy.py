@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime, time
 from functools import lru_cache, partial
 
 from client.declined import Declined
 from client.door.request import Allowed, Request
 from client.state.store import SiteState
-from dusss_core import quota
 from dusss_core.config import AUTO, TEXT_NETWORKS, TrainingConfig
 from dusss_core.phases import Phase
-from dusss_core.quota import NoRoom
+from dusss_core.quota import check_room
 from sites.config import SiteConfig
 
 
@@ -25,8 +22,10 @@ def judge(site: SiteConfig, request: Request) -> Allowed:
 
     Raises:
         Declined: with the limit and what was asked.
+        NoRoom: what the site keeps takes as much disk as it allows.
         UserError: this release cannot build the study's networks.
     """
+    check_room(site.state_dir, 0)
     check_study(site, request)
     check_secure(site, request)
     # whoever joins a session of secure aggregation is going to train in it
@@ -177,24 +176,6 @@ def check_evaluations(site: SiteConfig, state: SiteState) -> None:
     if state.evaluations() >= most:
         raise Declined(f"this site evaluates {most} models for a run (limits.max_evaluations_per_run)")
     state.count_evaluation()
-
-
-@contextmanager
-def bounded_disk(site: SiteConfig) -> Iterator[None]:
-    """Hold `limits.max_disk_gb` while the block runs: before anything is worked on, and before every write.
-
-    Raises:
-        Declined: with the limit.
-    """
-    most = site.limits.max_disk_gb
-    with quota.bounded(site.state_dir, None if most is None else most * 1e9):
-        try:
-            quota.check_room(site.state_dir, 0)
-            yield
-        except NoRoom:
-            raise Declined(
-                f"this site's private state would take more disk than it allows ({most:g} GB, limits.max_disk_gb)"
-            ) from None
 
 
 def check_hours(site: SiteConfig) -> None:

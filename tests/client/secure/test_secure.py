@@ -243,7 +243,7 @@ def test_settings_that_the_others_were_not_told_of_are_not_trained(alder, change
     round = Round(alder).keys().deal()
     if change == "training":
         values = json.loads(round.content["config"]["training"])
-        values["segment"]["optimizer"]["lr"] = 0.5
+        values["segment"]["optimizer"]["lr"] = 0.05
         round.content["config"]["training"] = json.dumps(values)
     else:
         round.weighting = "uniform"
