@@ -142,3 +142,21 @@ def test_settings_without_end_do_not_fill_the_memory(fake, site_file):
     for seed in range(5):
         answer("train", make_content(study=settings(seed=seed + 1)), site_file)
     assert len(workbench._kept) == 2
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_a_study_over_sites_that_keep_their_figures_finishes(fake, tmp_path, monkeypatch, secure):
+    """alder and birch have 6 validation and 6 test pictures, and are told nothing about being simulated."""
+    from server.runs.events import Reporter
+    from server.simulation import materialise
+    from server.simulation.simulate import simulate
+
+    write = materialise.write_site
+    monkeypatch.setattr(materialise, "write_site", lambda *args, simulated, **settings: write(*args, **settings))
+    study = make_study(federation={"secure_aggregation": secure, "secure_threshold": 2 if secure else None})
+    simulate(study, tmp_path, reporter=Reporter())
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    of_sites = [line for line in lines if line["site"] in ("alder", "birch")]
+    assert len(of_sites) >= 8 and all(line["accepted"] for line in of_sites)
+    assert not any(line.get("val") or line.get("train") for line in of_sites)
+    assert (tmp_path / "student.safetensors").is_file() and "dice" not in str(of_sites)
