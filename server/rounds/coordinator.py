@@ -20,7 +20,6 @@ from dusss_core.phases import Phase
 from server.rounds.aggregation import Aggregator, check_number_of_sites, sites_needed
 from server.rounds.collecting import Collector
 from server.rounds.domains import LOOK_AT, warning_of_domains
-from server.rounds.heads import FILE as HEADS
 from server.rounds.heads import Heads
 from server.rounds.messages import Messages
 from server.rounds.replies import DIVERGED, EXHAUSTED, Reply
@@ -31,7 +30,7 @@ from server.rounds.spool import Spool
 from server.rounds.summary import evaluation_figures, make_summary, without_own_layers
 from server.runs.checkpoints import Checkpoint
 from server.runs.events import PlainReporter, Reporter
-from server.runs.runfolder import ALL_SITES, RunFolder, log, nested
+from server.runs.runfolder import ALL_SITES, HEADS, RunFolder, log, nested
 from server.runs.students import write_student_of_run
 from server.study.config import StudyConfig
 

@@ -19,7 +19,7 @@ from feddusss import wire
 if TYPE_CHECKING:
     from flwr.app import Message
 
-FILE, KEY = "audit_heads.jsonl", "audit_head"
+KEY = "audit_head"
 _HEAD = re.compile(r"[0-9a-f]{64}")
 
 

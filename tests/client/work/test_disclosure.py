@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from client.answer import answer
+from client.door import policy
 from client.door.audit import verify
 from client.work.disclosure import _Pictures
 from dusss_core.phases import Phase
 from dusss_core.sampling import labelled_per_step, two_stream_batches
-from sites.config import LimitsConfig, load_site
+from server.study.config import load_study
+from sites.config import LimitsConfig, SiteConfig, load_site
 from tests.client.conftest import declined, limit, make_content
 from tests.server.conftest import make_study
 
+ROOT = Path(__file__).parents[3]
+STUDIES = [file for file in sorted((ROOT / "configs").glob("*.yaml")) if not file.stem.startswith("site_")]
 ALWAYS = {"num-examples", "state.age", "seconds"}
 
 
@@ -133,6 +138,19 @@ def test_a_run_has_a_bounded_number_of_models_evaluated(fake, site_file):
     assert metrics("evaluate", site_file, what="test", run_key="cd" * 16)
     counts = json.loads((site_file.parent / "state" / "evaluations.json").read_text())
     assert counts == {f"tiny/{'ab' * 16}": 2, f"tiny/{'cd' * 16}": 1}
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
+def test_the_default_limits_refuse_no_preset(file):
+    """Of a site with six masks among 120 pictures, as the demo's hospitals have."""
+    limits, training = LimitsConfig(), load_study(file).training()
+    site = SiteConfig(site="here", data={"manifest": "manifest.csv"}, state_dir="state", limits=limits)
+    policy.check_batches(site, training)
+    for phase in Phase:
+        settings = phase.settings(training)
+        assert settings.optimizer.lr <= limits.max_learning_rate and settings.epochs <= limits.max_epochs_per_round
+        drawn = labelled_per_step(6, 114, settings.batch, settings.labelled_share)
+        assert drawn >= limits.min_labelled_per_step
 
 
 def test_settings_without_end_do_not_fill_the_memory(fake, site_file):
