@@ -8,7 +8,13 @@ BIN    := $(VENV)/bin
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$python"; break; }; done)
 
-.PHONY: help install demo federation federation-prepare test faults gpu-pack lint format clean
+LOCK   := requirements-hospital.txt
+# A folder of their own for tools that are no part of the installation.
+TOOLS  := .tools
+# The operating system that `make wheels` packs for is this one; another Python: make wheels PYTHON=...
+WHEELS := wheels
+
+.PHONY: help install install-hospital lock wheels sbom demo federation federation-prepare test faults gpu-pack lint format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +27,10 @@ help:
 	@echo "make lint     check format and style"
 	@echo "make format   put format and style right"
 	@echo "make install  only install, into $(VENV)"
+	@echo "make install-hospital    only what a hospital needs, each file checked by its SHA-256, into $(VENV)"
+	@echo "make wheels   make the folder $(WHEELS), which installs on a machine of this kind without network"
+	@echo "make sbom     write sbom.json, a CycloneDX bill of materials of what a hospital installs"
+	@echo "make lock     make $(LOCK) anew, after a change of pyproject.toml or constraints.txt"
 	@echo "make clean    delete $(VENV), caches, runs/demo and runs/federation"
 
 install: $(STAMP)
@@ -36,6 +46,40 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) (the first time takes some minutes) ..."
 	@"$(BIN)/python" -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch "$@"
+
+# Without the tools of developers, and nothing whose hash is not in the file. `make install` later adds these tools.
+install-hospital:
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "No Python 3.11 or newer was found. Install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; fi
+	@"$(BIN)/python" -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear "$(VENV)" || { \
+		echo "Python could not make $(VENV). On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 2; }
+	@echo "Installing into $(VENV) (the first time takes some minutes) ..."
+	@"$(BIN)/python" -m pip install -qq --disable-pip-version-check --only-binary :all: --require-hashes -r $(LOCK)
+	@"$(BIN)/python" -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+
+$(TOOLS)/.installed:
+	@"$(PYTHON)" -m venv --clear "$(TOOLS)"
+	@"$(TOOLS)/bin/python" -m pip install -qq --disable-pip-version-check uv cyclonedx-bom 'setuptools>=77' wheel
+	@touch "$@"
+
+lock: $(TOOLS)/.installed
+	@head -2 $(LOCK) > $(LOCK).new
+	@"$(TOOLS)/bin/uv" pip compile -q pyproject.toml --extra dicom -c constraints.txt --generate-hashes --universal --no-build \
+		--python-version 3.11 --no-header --no-annotate --no-emit-index-url -o $(TOOLS)/lock.txt
+	@cat $(TOOLS)/lock.txt >> $(LOCK).new && mv $(LOCK).new $(LOCK)
+
+# LOCK=FILE packs another list, such as a few lines of it to try this out.
+wheels: $(TOOLS)/.installed
+	@rm -rf "$(WHEELS)" && mkdir "$(WHEELS)"
+	@"$(TOOLS)/bin/python" -m pip download -q --disable-pip-version-check --only-binary :all: --require-hashes -r $(LOCK) -d "$(WHEELS)"
+	@"$(TOOLS)/bin/python" -m pip wheel -q --disable-pip-version-check --no-deps --no-build-isolation -w "$(WHEELS)" .
+	@cp $(LOCK) "$(WHEELS)/requirements.txt"
+	@cd "$(WHEELS)" && sha256sum * > SHA256SUMS && sha256sum SHA256SUMS
+	@echo "compare the line above on the other machine, in this folder: sha256sum SHA256SUMS; sha256sum -c --quiet SHA256SUMS"
+
+sbom: $(TOOLS)/.installed
+	@"$(TOOLS)/bin/cyclonedx-py" requirements $(LOCK) --pyproject pyproject.toml --output-reproducible --of JSON -o sbom.json
+	@echo "sbom.json: written"
 
 demo: $(STAMP)
 	@"$(BIN)/python" -m server simulate configs/demo.yaml --out runs/demo --force
@@ -66,5 +110,5 @@ format: $(STAMP)
 	@"$(BIN)/ruff" format .
 
 clean:
-	rm -rf "$(VENV)" build dist *.egg-info .pytest_cache .ruff_cache runs/demo runs/federation
+	rm -rf "$(VENV)" "$(TOOLS)" "$(WHEELS)" sbom.json build dist *.egg-info .pytest_cache .ruff_cache runs/demo runs/federation
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -53,6 +53,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--last", type=int, metavar="N", help="with audit: the last N lines; the whole chain is verified"
     )
+    parser.add_argument(
+        "--holds",
+        action="append",
+        default=[],
+        metavar="HEAD",
+        help="with audit: a head that the coordinator has kept (audit_heads.jsonl of a run), which the log must hold",
+    )
     cli.add_common_arguments(parser)
     return parser
 
@@ -97,7 +104,7 @@ def _init(arguments: argparse.Namespace) -> int:
 def _audit(arguments: argparse.Namespace) -> int:
     from client.door.audit import print_log
 
-    return print_log(_site(arguments), as_json=arguments.json, last=arguments.last)
+    return print_log(_site(arguments), as_json=arguments.json, last=arguments.last, heads=arguments.holds)
 
 
 _COMMANDS = {"run": _run, "init": _init, "audit": _audit}

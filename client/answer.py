@@ -26,6 +26,7 @@ from client.secure.part import Part
 from client.state.store import write_log
 from client.work import evaluation, observe, query, training, workbench
 from dusss_core.errors import NotFinite, UserError
+from dusss_core.quota import NoRoom
 from sites.config import SiteConfig, load_site
 
 UNUSABLE_FILE = "this site's own file has a mistake; its client tells which"
@@ -94,7 +95,7 @@ def _worked(request: Judged) -> tuple[RecordDict, Mapping[str, Any]]:
     if request.kind == "query":
         return query.introduction(request, *way.query(request, bench)), {}
     if request.kind == "evaluate":
-        return way.evaluate(request, evaluation.figures(request, bench)), {}
+        return way.evaluate(request, bench, evaluation.figures(request, bench)), {}
     return way.train(training.Round(request, bench)), {}
 
 
@@ -110,6 +111,9 @@ def _told(error: Exception, site: SiteConfig | None) -> Declined:
         return Declined(UNUSABLE_FILE)
     if isinstance(error, LedgerError):
         return Declined(paid.LEDGER_IS_WRONG)
+    if isinstance(error, NoRoom) and site is not None:
+        most = f"{site.limits.max_disk_gb:g} GB, limits.max_disk_gb"
+        return Declined(f"this site's private state would take more disk than it allows ({most})")
     if site is not None and _is_private(site):
         return Declined(paid.FAILED)
     if machine.exhausted(error) is not None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dusss_core.outside import shown
+
 
 class Declined(Exception):
     """The site does not do what was asked. The reason travels, so it never speaks of the site's data or paths.
 
     Args:
-        reason: one sentence.
+        reason: one sentence. What it quotes of a message is shortened and escaped.
         abstains: the site cannot take part in the phase at all, and that is no failure.
         diverged: training gave a loss or weights that are not finite.
         spent: under secure aggregation: the site's part of the round was given, and is not given twice.
@@ -27,7 +29,7 @@ class Declined(Exception):
         exhausted: bool = False,
         lost: bool = False,
     ):
-        super().__init__(reason)
+        super().__init__(shown(reason))
         self.abstains = abstains
         self.diverged = diverged
         self.spent = spent

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable, Sequence
 
 from dusss_core.errors import UserError
+from dusss_core.outside import printable, shown
 
 OK, FAILED, USER_MUST_MEND = 0, 1, 2
 
@@ -29,7 +31,7 @@ def run(
     except UserError as error:
         if arguments.debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return USER_MUST_MEND
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -39,5 +41,22 @@ def run(
     except Exception as error:
         if arguments.debug:
             raise
-        print(f"failed: {type(error).__name__}: {error}\n  -> run again with --debug to see where", file=sys.stderr)
+        if (mended := _of_bad_input(error)) is not None:
+            print(f"error: {printable(mended)}", file=sys.stderr)
+            return USER_MUST_MEND
+        print(
+            f"failed: {type(error).__name__}: {printable(error)}\n  -> run again with --debug to see where",
+            file=sys.stderr,
+        )
         return FAILED
+
+
+def _of_bad_input(error: Exception) -> UserError | None:
+    """What a file or an argument can do to any reader, wherever it is read; None if the error is another."""
+    if isinstance(error, RecursionError):
+        return UserError(
+            "the input has brackets within brackets without end", "mend it; --debug shows where it is read"
+        )
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return UserError(f"{shown(error.filename, 100)}: longer than a path may be", "check the path")
+    return None

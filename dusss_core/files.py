@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from dusss_core.errors import UserError
+from dusss_core.quota import check_room
 from dusss_core.tensorfile import chunks, raw
 
 
-def write_atomically(path: Path, write: Callable[[Path], None], over: Path | None = None) -> None:
+def write_atomically(path: Path, write: Callable[[Path], None], over: Path | None = None, *, size: int = 0) -> None:
     """Let `write` fill a temporary sibling of `path`, flush it to the disk and rename it.
 
     A crash, a full disk or an error in `write` leaves the previous file untouched.
@@ -25,12 +26,15 @@ def write_atomically(path: Path, write: Callable[[Path], None], over: Path | Non
     Args:
         over: a file in the same folder that nobody needs or reads any more, if it is there: it becomes the temporary
             one, and `write` finds it. To write over it costs a fifth of what fresh room costs.
+        size: bytes that `write` writes, about, for `dusss_core.quota`.
 
     Raises:
         UserError: the file system refused (disk full, no permission).
+        NoRoom: `dusss_core.quota` does.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    check_room(path, size - (over.stat().st_size if over is not None and over.is_file() else 0))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if over is not None:
@@ -53,7 +57,7 @@ def write_atomically(path: Path, write: Callable[[Path], None], over: Path | Non
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path` atomically."""
-    write_atomically(path, lambda temporary: temporary.write_bytes(content) and None)
+    write_atomically(path, lambda temporary: temporary.write_bytes(content) and None, size=len(content))
 
 
 def write_text(path: Path, content: str) -> None:
@@ -85,7 +89,7 @@ def write_tensors(
                 _write_all(file, piece)
             file.truncate()
 
-    write_atomically(path, write, over)
+    write_atomically(path, write, over, size=sum(tensor.nbytes for tensor in tensors.values()))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:

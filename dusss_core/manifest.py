@@ -16,11 +16,15 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dusss_core.errors import UserError
 from dusss_core.files import write_text
 from dusss_core.readers.reference import parse_reference
 from dusss_core.seeds import unit_hash
+
+if TYPE_CHECKING:
+    import pyarrow
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ("id", "image", "mask", "text", "split", "patient", "labelled")
@@ -221,10 +225,29 @@ def _read_parquet(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
         raise UserError(f"{path}: no such file", "check the path of the manifest") from None
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a Parquet file: {error}", "write it again") from None
-    values = [column.to_pylist() for column in table.columns]
+    values = [_listed(path, name, column) for name, column in zip(table.column_names, table.columns, strict=True)]
     return table.column_names, [
         (row, [_as_text(v) for v in cells]) for row, cells in enumerate(zip(*values, strict=True), start=2)
     ]
+
+
+def _listed(path: Path, name: str, column: pyarrow.ChunkedArray) -> list[object]:
+    """A column's values. Its text is not looked at when it is read, and may be anything."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        row = next(row for row, cell in enumerate(column, start=2) if not _is_text(cell))
+        raise UserError(
+            f"{path}, row {row}: column {name!r} is not UTF-8 text", "write the file again with UTF-8 strings"
+        ) from None
+
+
+def _is_text(cell: pyarrow.Scalar) -> bool:
+    try:
+        cell.as_py()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _as_text(value: object) -> str:
@@ -340,12 +363,19 @@ def _torn_patients(records: list[Record]) -> list[Problem]:
     return problems
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name longer than the file system takes
+        return False
+
+
 def _missing_files(records: list[Record], folder: Path) -> list[Problem]:
     problems = []
     for record in records:
         for kind, path in (("image", record.image), ("mask", record.mask)):
             # an empty image cell points at the folder itself, and is reported already
-            if path is not None and path != folder and not parse_reference(path).file.is_file():
+            if path is not None and path != folder and not _is_file(parse_reference(path).file):
                 problems.append(
                     Problem(
                         record.row,

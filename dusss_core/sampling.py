@@ -34,13 +34,19 @@ def two_stream_batches(
     """
     if not len(labelled) and not len(other):
         raise ValueError("no records to draw from")
-    natural = len(labelled) / (len(labelled) + len(other))
-    share = labelled_share if exact else max(labelled_share, natural)
-    n_labelled = batch if not len(other) else 0 if not len(labelled) else min(max(round(batch * share), 1), batch - 1)
+    n_labelled = labelled_per_step(len(labelled), len(other), batch, labelled_share, exact=exact)
     first = _endless(labelled, generator)
     second = _endless(other, generator)
     for _ in range(steps):
         yield _take(first, n_labelled), _take(second, batch - n_labelled)
+
+
+def labelled_per_step(labelled: int, other: int, batch: int, labelled_share: float, *, exact: bool = False) -> int:
+    """Labelled records of a batch, as `two_stream_batches` draws it from so many of either kind."""
+    if not labelled or not other:
+        return batch if labelled else 0
+    share = labelled_share if exact else max(labelled_share, labelled / (labelled + other))
+    return min(max(round(batch * share), 1), batch - 1)
 
 
 def steps_per_epoch(records: int, batch: int) -> int:

@@ -58,6 +58,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         problem = getattr(error, "problem", None) or "not YAML"
         raise UserError(f"{path}: {place}{problem}", "mend the YAML there") from None
+    except RecursionError:
+        raise UserError(f"{path}: brackets within brackets without end", "mend the YAML there") from None
+    except ValueError as error:  # a date that is none, a number of thousands of digits
+        raise UserError(f"{path}: {str(error)[:200]}", "mend that value") from None
     if values is None:
         return {}
     if not isinstance(values, dict):

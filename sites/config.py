@@ -85,13 +85,26 @@ class LimitsConfig(Strict):
     """Parameters of a study's network, in millions, without the text encoder."""
     text_encoders: list[str] = Field(default=["minilm"])
     """Text encoders that a study may name: one is read from this machine's disk, or fetched from a hub."""
+    max_batch: int = Field(1024, ge=2)
+    """Pictures of a step, and pictures that are evaluated at a time, at most."""
+    max_learning_rate: float = Field(0.1, gt=0)
+    """Peak learning rate of a phase, at most: a step that is large tells of the few pictures that it was made of."""
+    min_records: int = Field(10, ge=1)
+    """Pictures that a figure is a mean over, at least: a figure of fewer stays here, in `state_dir`/log.txt."""
+    min_labelled_per_step: int = Field(2, ge=1)
+    """Labelled pictures of a step, at least, where a step has any."""
+    max_evaluations_per_run: int = Field(20, ge=1)
+    """Models that one run may have evaluated here, beside the validation of each round; a study asks for three."""
+    kept_workbenches: int = Field(4, ge=1)
+    """Studies, or settings of one, whose pictures and trainers are kept in memory between messages, at most."""
     max_memory_gb: float | None = Field(None, gt=0)
     """Main memory of the process that works on messages, in GB; `client.door.machine` says how it is held. null: no
     limit."""
     max_gpu_memory_gb: float | None = Field(None, gt=0)
     """Memory that this process may take on its CUDA device, in GB. null: no limit."""
     max_disk_gb: float | None = Field(None, gt=0)
-    """Size of `state_dir`, in GB, beyond which nothing is trained. null: no limit."""
+    """Size of `state_dir`, in GB, beyond which nothing is written there but the audit log and log.txt; what cannot be
+    kept is not done. null: no limit."""
     hours: str | None = None
     """HH:MM-HH:MM, local time, in which training may run; it may span midnight. A round that is not done when they
     end is broken off, and counts as not trained. null: always."""
@@ -186,12 +199,21 @@ def load_site(path: Path, overrides: Iterable[str] = ()) -> SiteConfig:
     return site
 
 
-def write_site(folder: Path, site: str, *, evaluates_only: bool = False, text_encoder: str | None = None) -> Path:
+def write_site(
+    folder: Path,
+    site: str,
+    *,
+    evaluates_only: bool = False,
+    text_encoder: str | None = None,
+    simulated: bool = False,
+) -> Path:
     """Write `folder`/site.yaml for the manifest.csv beside it; private state goes to `folder`/state.
 
     Args:
         evaluates_only: the site trains in no phase.
         text_encoder: the one text encoder that a study may name; None: the default.
+        simulated: both sides are on one machine, and a toy's site may have few pictures: its figures are told all the
+            same.
 
     Returns:
         The file.
@@ -199,6 +221,7 @@ def write_site(folder: Path, site: str, *, evaluates_only: bool = False, text_en
     limits = {
         **({"phases": []} if evaluates_only else {}),
         **({"text_encoders": [text_encoder]} if text_encoder else {}),
+        **({"min_records": 1, "min_labelled_per_step": 1} if simulated else {}),
     }
     values = {
         "site": site,

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
+import re
 import shutil
 import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -21,9 +23,11 @@ import numpy as np
 
 from dusss_core.errors import UserError
 from dusss_core.files import write_json
+from dusss_core.quota import no_room, room
 
 FORMAT = 1
 """Raised when the same inputs would give other arrays, so that older caches are not used."""
+KEPT_PACKS = 4
 THREADS = 2
 Progress = Callable[[int, int], None]
 """Called with pictures done and pictures in all."""
@@ -37,15 +41,20 @@ Result = TypeVar("Result")
 class ArrayWriter:
     """A uint8 .npy file whose first axis grows with every `append`."""
 
-    def __init__(self, file: BinaryIO, item_shape: tuple[int, ...]):
-        self._file = file
+    def __init__(self, file: BinaryIO, item_shape: tuple[int, ...], take: Callable[[int], None]):
+        self._file, self._take = file, take
         self._item_shape = item_shape
         self.length = 0
         """Items so far."""
         file.write(self._header())
 
     def append(self, items: np.ndarray) -> None:
-        """Add `items`, n x item_shape, uint8."""
+        """Add `items`, n x item_shape, uint8.
+
+        Raises:
+            NoRoom: the site allows no more.
+        """
+        self._take(items.size)
         self._file.write(np.ascontiguousarray(items, dtype=np.uint8).data)
         self.length += len(items)
 
@@ -77,6 +86,7 @@ class PackBuilder:
 
     def __init__(self, folder: Path | None):
         self._folder = folder
+        self._room = math.inf if folder is None else room(folder)
         self._files: dict[str, BinaryIO] = {}
         self._writers: dict[str, ArrayWriter] = {}
         self.index: dict = {}
@@ -85,7 +95,7 @@ class PackBuilder:
         """A new, empty array."""
         file = io.BytesIO() if self._folder is None else (self._folder / f"{name}.npy").open("w+b")
         self._files[name] = file
-        self._writers[name] = ArrayWriter(file, item_shape)
+        self._writers[name] = ArrayWriter(file, item_shape, self._take)
         return self._writers[name]
 
     def finish(self) -> None:
@@ -97,6 +107,11 @@ class PackBuilder:
                 self._files[name].close()
         if self._folder is not None:
             write_json(self._folder / "index.json", self.index)
+
+    def _take(self, size: int) -> None:
+        self._room -= size
+        if self._room < 0:
+            raise no_room(self._folder)
 
     def in_memory(self) -> Pack:
         """The finished pack, where there is no folder."""
@@ -116,7 +131,7 @@ def load_or_build(cache: Path | None, digest: str, build: Callable[[PackBuilder]
     """The pack `digest` in the folder `cache`, built first where it is absent; in memory without a folder.
 
     A pack appears under its name only when it is whole: it is written into a temporary sibling, flushed and
-    renamed.
+    renamed. The `KEPT_PACKS` that were used last are kept: other picture settings and older data have their own.
 
     Raises:
         UserError: the disk is full or not writable; and what `build` raises.
@@ -135,6 +150,9 @@ def load_or_build(cache: Path | None, digest: str, build: Callable[[PackBuilder]
                 f"{target}: the picture cache could not be written: {error.strerror or error}",
                 "free disk space or mend the permissions, or set data.cache: false",
             ) from error
+    with suppress(OSError):
+        os.utime(target)  # used last
+    _drop_old(cache, but=target)
     arrays = {file.stem: np.load(file, mmap_mode="r") for file in target.glob("*.npy")}
     return Pack(arrays, json.loads((target / "index.json").read_text()))
 
@@ -224,6 +242,21 @@ def _build_folder(target: Path, build: Callable[[PackBuilder], None]) -> None:
     finally:
         builder.close()
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _drop_old(cache: Path, but: Path) -> None:
+    """Who has a dropped pack open can go on to read it."""
+    others = [index.parent for index in cache.glob("*/index.json") if index.parent not in (but, but.resolve())]
+    others = [folder for folder in others if re.fullmatch(r"[0-9a-f]{32}", folder.name)]
+    for folder in sorted(others, key=_when_used)[: -(KEPT_PACKS - 1)]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _when_used(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime
+    except OSError:  # another process dropped it
+        return 0.0
 
 
 def _remove_stale(cache: Path) -> None:

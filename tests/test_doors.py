@@ -35,7 +35,7 @@ FLOORS = {
     "dusss_core": "__main__ > export predicting > student > privacy > training > build > objectives > pretraining > "
     "models > losses > text > "
     "augment commandline devices inference manifest metrics phases pictures readers records sampling seeds runtime "
-    "transfer files tensorfile config errors",
+    "transfer files quota tensorfile config outside errors",
     "sites": "__main__ > check > importers > dataset > partition > prepare > packing > config > synth",
     "feddusss": "bundle > cli > configfile > compression > wire > monitoring page secagg terms uploads",
 }

@@ -7,7 +7,7 @@ the workers all write to it. Nothing of it is ever sent.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from client.state import chain
 from client.state.chain import HEAD, LOG, Verdict, verify
 from client.state.store import make_private
 from dusss_core.errors import UserError
+from dusss_core.outside import shown
 
 if TYPE_CHECKING:
     from sites.config import SiteConfig
@@ -24,12 +25,15 @@ class Unrecorded(UserError):
     """The audit log could not be written. What was to be recorded must not happen."""
 
 
-def record(state_dir: Path, event: str, **fields: Any) -> None:
+def record(state_dir: Path, event: str, **fields: Any) -> str:
     """Append one line, and return when it is on the disk.
 
     Args:
         event: what happened, in a word or two.
-        fields: numbers, short texts, lists and mappings of them; long texts are cut.
+        fields: numbers, short texts, lists and mappings of them; long texts are cut, and escaped.
+
+    Returns:
+        The line's hash, which binds all lines before it.
 
     Raises:
         Unrecorded: the line is not in the log (disk full, no permission). The lines before are untouched.
@@ -37,7 +41,7 @@ def record(state_dir: Path, event: str, **fields: Any) -> None:
     state_dir = Path(state_dir)
     try:
         make_private(state_dir)
-        chain.append(state_dir, event, fields)
+        return chain.append(state_dir, event, fields)
     except UserError as error:
         raise Unrecorded(error.problem, error.remedy) from error
     except OSError as error:
@@ -47,8 +51,29 @@ def record(state_dir: Path, event: str, **fields: Any) -> None:
         ) from error
 
 
-def print_log(site: SiteConfig, *, as_json: bool = False, last: int | None = None) -> int:
+def check_head(state_dir: Path, head: str) -> None:
+    """Note, once, that a head which left this site is not in its log any more: `verify` finds it damaged from then on.
+
+    Args:
+        head: that the coordinator has kept.
+
+    Raises:
+        Unrecorded: as `record`.
+        UserError: the log cannot be read.
+    """
+    if not chain.holds(Path(state_dir) / LOG, head):
+        problem = (
+            "the coordinator has kept a head that no line here has: lines were removed, or the log or all of state_dir "
+            "was begun anew or put back from a copy, or the coordinator is mistaken"
+        )
+        record(state_dir, chain.DAMAGED, problem=problem, head=head)
+
+
+def print_log(site: SiteConfig, *, as_json: bool = False, last: int | None = None, heads: Iterable[str] = ()) -> int:
     """Verify this site's log and print it, or its last lines.
+
+    Args:
+        heads: that the log must hold, as the coordinator has kept them.
 
     Returns:
         0 if the chain is whole, 1 if it is broken.
@@ -58,6 +83,8 @@ def print_log(site: SiteConfig, *, as_json: bool = False, last: int | None = Non
     """
     path = site.state_dir / LOG
     verdict = verify(path)
+    if verdict.broken is None and (lost := [head for head in heads if not chain.holds(path, head)]):
+        verdict = Verdict(verdict.lines, verdict.last, verdict.lines + 1, f"is missing: no line has the hash {lost[0]}")
     entries = chain.entries(path)
     shown = entries[-last:] if last and last > 0 else entries
     if as_json:
@@ -76,7 +103,7 @@ def _print_table(path: Path, verdict: Verdict, entries: list[dict[str, Any]]) ->
     table = Table("line", "time (UTC)", "event", "what", box=None, pad_edge=False, header_style="bold")
     for entry in entries:
         time = entry["time"][:19].replace("T", " ")
-        table.add_row(str(entry["seq"]), time, Text(_shown(entry["event"])), Text(_told(entry["fields"])))
+        table.add_row(str(entry["seq"]), time, Text(shown(entry["event"])), Text(_told(entry["fields"])))
     console.print(table)
     if verdict.broken is None:
         lines = f"{verdict.lines} line{'s' * (verdict.lines != 1)}"
@@ -102,9 +129,4 @@ def _told(fields: Mapping[str, Any]) -> str:
             parts.append(f"{key} {value[:12]}…")
         else:
             parts.append(f"{key} {value}")
-    return _shown("; ".join(parts))
-
-
-def _shown(text: str) -> str:
-    """One line without control characters."""
-    return "".join(c if c.isprintable() else " " for c in text)
+    return shown("; ".join(parts), 5000)

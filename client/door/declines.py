@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from dusss_core.outside import shown
+
 _AGAIN_S = 60.0
 _MOST_REASONS = 20
 """In a minute. A reason may quote what came, so whoever sends can make new ones."""
 _OTHERS = "other reasons (`python -m client audit` tells them)"
-_LONGEST = 500
 
 
 @dataclass
@@ -38,7 +39,7 @@ class Declines:
             reason: what the coordinator was told.
         """
         self.tell_counts()
-        reason = "".join(c if c.isprintable() else " " for c in reason)[:_LONGEST]
+        reason = shown(reason)
         if reason not in self._told and len(self._told) >= _MOST_REASONS:
             reason = _OTHERS
         if reason in self._told:

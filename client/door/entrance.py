@@ -27,6 +27,7 @@ from dusss_core.config import TrainingConfig
 from dusss_core.files import digest_of_tensors
 from dusss_core.objectives import misfit
 from dusss_core.phases import Phase
+from dusss_core.quota import bounded
 from feddusss import compression, wire
 from feddusss.terms import MOST_CHARACTERS, Terms
 from sites.config import SiteConfig
@@ -57,15 +58,26 @@ def admitted(site: SiteConfig, site_file: Path, kind: str, content: RecordDict) 
         Declined: the message is not of the right form, goes beyond a limit of the site, or the block took more memory
             than the site allows; or another process is working for the site.
         Unrecorded: the message could not be written to the audit log.
+        NoRoom: the block wrote more than the site allows; nothing of that is there.
         UserError: this release cannot build the networks.
     """
     audit.record(site.state_dir, "message", kind=kind, **_told(content))
     request = read(kind, content)
+    if request.audit_head:
+        audit.check_head(site.state_dir, request.audit_head)
     # what is still written when the block ends is waited for, with the lock held
-    with locked(site.state_dir), held(site.limits, site.device), ThreadPoolExecutor(1) as disk:
+    most = site.limits.max_disk_gb
+    with (
+        locked(site.state_dir),
+        bounded(site.state_dir, None if most is None else most * 1e9),
+        held(site.limits, site.device),
+        ThreadPoolExecutor(1) as disk,
+    ):
         allowed = policy.judge(site, request)
         _check_approval(site, request)
         state = SiteState(site.state_dir, request.training.study, request.run_key)
+        if kind == "evaluate":
+            policy.check_evaluations(site, state)
         yield Judged(
             **vars(request),
             site=site,
@@ -142,6 +154,7 @@ def read(kind: str, content: RecordDict) -> Request:
         charges=_round(record, "charges", 0),
         study_digest=_text(record, "study_digest", _DIGEST, ""),
         terms=_text(record, "terms", _TERMS, ""),
+        audit_head=_text(record, "audit_head", _DIGEST, ""),
         step=_step(kind, wire.config_records(content).get("secure")),
     )
 

@@ -33,7 +33,8 @@ def let_out(request: Judged, reply: RecordDict, about: Mapping[str, Any]) -> Rec
     told = {"kind": request.kind, "study": request.training.study, "phase": request.phase, "round": request.round}
     held = _held(reply)
     settle(request)
-    audit.record(request.site.state_dir, "answer", **told, **about, **held)
+    head = audit.record(request.site.state_dir, "answer", **told, **about, **held)
+    _tell_head(request.site, reply, head)
     write_log(request.site.state_dir, f"{request.kind} {request.phase} round {request.round}: answered")
     return reply
 
@@ -56,16 +57,31 @@ def decline(site: SiteConfig | None, kind: str, why: Declined) -> RecordDict:
     """
     from flwr.app import ConfigRecord, RecordDict
 
-    reason = str(why)
+    reason, head = str(why), ""
     if site is not None:
         write_log(site.state_dir, f"{kind}: declined: {reason}")
         try:
-            audit.record(site.state_dir, "declined", kind=kind, reason=reason, abstains=why.abstains)
+            head = audit.record(site.state_dir, "declined", kind=kind, reason=reason, abstains=why.abstains)
         except audit.Unrecorded:
             reason = UNRECORDED
     told = {"declined": reason, "abstains": why.abstains, "diverged": why.diverged}
     flags = {"spent": why.spent, "lacks": why.lacks, "exhausted": why.exhausted, "lost": why.lost}
-    return RecordDict({"config": ConfigRecord({**told, **{name: True for name, so in flags.items() if so}})})
+    reply = RecordDict({"config": ConfigRecord({**told, **{name: True for name, so in flags.items() if so}})})
+    if site is not None and head:
+        _tell_head(site, reply, head)
+    return reply
+
+
+def _tell_head(site: SiteConfig, reply: RecordDict, head: str) -> None:
+    """The log's last hash goes with what is sent, so that lines cannot be taken out of the log in silence.
+
+    Not where nothing leaves that was not paid for: it depends on all that the log says.
+    """
+    from flwr.app import ConfigRecord
+
+    if site.privacy.epsilon is None:
+        known = wire.config_records(reply).get("config") or {}
+        reply["config"] = ConfigRecord({**known, "audit_head": head})
 
 
 def _held(content: RecordDict) -> dict[str, Any]:

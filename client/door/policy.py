@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from datetime import datetime, time
 from functools import lru_cache, partial
-from pathlib import Path
 
 from client.declined import Declined
 from client.door.request import Allowed, Request
-from dusss_core.config import TEXT_NETWORKS, TrainingConfig
+from client.state.store import SiteState
+from dusss_core.config import AUTO, TEXT_NETWORKS, TrainingConfig
 from dusss_core.phases import Phase
+from dusss_core.quota import check_room
 from sites.config import SiteConfig
 
 
@@ -21,8 +22,10 @@ def judge(site: SiteConfig, request: Request) -> Allowed:
 
     Raises:
         Declined: with the limit and what was asked.
+        NoRoom: what the site keeps takes as much disk as it allows.
         UserError: this release cannot build the study's networks.
     """
+    check_room(site.state_dir, 0)
     check_study(site, request)
     check_secure(site, request)
     # whoever joins a session of secure aggregation is going to train in it
@@ -60,10 +63,25 @@ def check_study(site: SiteConfig, request: Request) -> None:
             f"pictures of {training.image.size} pixels were asked for; this site allows {limits.max_picture_size} "
             "(limits.max_picture_size)"
         )
+    check_batches(site, training)
     for phase in Phase:
         rounds = phase.settings(training).rounds
         if rounds > limits.max_rounds:
             raise Declined(f"{rounds} rounds were asked for; this site allows {limits.max_rounds} (limits.max_rounds)")
+
+
+def check_batches(site: SiteConfig, training: TrainingConfig) -> None:
+    """Refuse more pictures at a time than the site allows: what is gathered for them takes time before any step.
+
+    Raises:
+        Declined: with the limit and what was asked.
+    """
+    asked = {f"{phase}.batch": phase.settings(training).batch for phase in Phase}
+    if training.runtime.eval_batch != AUTO:
+        asked["runtime.eval_batch"] = training.runtime.eval_batch
+    for setting, batch in asked.items():
+        if batch > site.limits.max_batch:
+            raise Declined(f"{setting}: {batch}; this site allows {site.limits.max_batch} (limits.max_batch)")
 
 
 def check_secure(site: SiteConfig, request: Request) -> None:
@@ -135,15 +153,29 @@ def check_training(site: SiteConfig, request: Request) -> None:
         )
     if request.round > limits.max_rounds:
         raise Declined(f"round {request.round}; this site allows {limits.max_rounds} (limits.max_rounds)")
+    rate = phase.settings(request.training).optimizer.lr
+    if rate > limits.max_learning_rate:
+        raise Declined(
+            f"a learning rate of {rate:g}; this site allows {limits.max_learning_rate:g} (limits.max_learning_rate)"
+        )
     if phase.reads_sentences:
         check_language(site, request.training)
     if site.privacy.epsilon is not None:
         _check_private(site, request)
     check_hours(site)
-    if limits.max_disk_gb is not None and _size(site.state_dir) > limits.max_disk_gb * 1e9:
-        raise Declined(
-            f"this site's private state takes more disk than it allows ({limits.max_disk_gb:g} GB, limits.max_disk_gb)"
-        )
+
+
+def check_evaluations(site: SiteConfig, state: SiteState) -> None:
+    """Count an evaluation that a run asks for, and refuse one too many.
+
+    Raises:
+        Declined: with the limit.
+        UserError: the count could not be written.
+    """
+    most = site.limits.max_evaluations_per_run
+    if state.evaluations() >= most:
+        raise Declined(f"this site evaluates {most} models for a run (limits.max_evaluations_per_run)")
+    state.count_evaluation()
 
 
 def check_hours(site: SiteConfig) -> None:
@@ -196,17 +228,6 @@ def _parameters(network: str, settings: str) -> int:
     build = {"student": build_student, "vlm": build_vlm}[network]
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in build(TrainingConfig.model_validate_json(settings)).parameters())
-
-
-def _size(folder: Path) -> int:
-    """Bytes of all files in `folder`; other processes may remove some meanwhile."""
-    size = 0
-    for path in folder.rglob("*"):
-        try:
-            size += path.lstat().st_size
-        except OSError:
-            continue
-    return size
 
 
 def _within(hours: str, now: time) -> bool:

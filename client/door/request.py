@@ -64,6 +64,8 @@ class Request:
     """With `what: test`: SHA-256 of the study's settings, for the student's file."""
     terms: str = ""
     """`feddusss.terms` as JSON, not yet parsed: read where this site lets a person approve each study."""
+    audit_head: str = ""
+    """The newest hash of a line of this site's audit log that the coordinator has kept; empty: none."""
     step: Step | None = None
     """None: no secure aggregation."""
 

@@ -9,6 +9,8 @@ from datetime import datetime
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
+from dusss_core.outside import shown, shown_lines
+
 LOG_BYTES, LOG_FILES = 2_000_000, 5
 
 
@@ -22,6 +24,7 @@ class Console:
 
     def say(self, text: str) -> None:
         """Tell a person, and keep it."""
+        text = shown_lines(text)
         self._log.info(text)
         self._terminal.print(f"{datetime.now():%H:%M:%S} {text}", markup=False, highlight=False, soft_wrap=True)
 
@@ -30,11 +33,11 @@ class Console:
         if self._status is not None:
             from rich.markup import escape
 
-            self._status.update(escape(text))
+            self._status.update(escape(shown(text)))
 
     def keep(self, text: str) -> None:
         """Keep a line in the log only."""
-        self._log.debug(text)
+        self._log.debug(shown_lines(text))
 
 
 @contextmanager

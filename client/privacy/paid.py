@@ -68,7 +68,7 @@ def train(round: Round) -> RecordDict:
     return reply
 
 
-def evaluate(request: Judged, figures: Mapping[str, float]) -> RecordDict:
+def evaluate(request: Judged, bench: object, figures: Mapping[str, float]) -> RecordDict:
     """The answer to a message that evaluates: none of the figures."""
     _keep_figures(request, request.what, figures)
     return RecordDict({"metrics": wire.figures({})})

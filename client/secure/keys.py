@@ -44,7 +44,7 @@ def make_key(path: Path, comment: str, *, force: bool = False) -> str:
     text = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
     )
-    write_atomically(path, lambda temporary: write_private(temporary, text))
+    write_atomically(path, lambda temporary: write_private(temporary, text), size=len(text))
     line = f"{_public(key)} {comment}"
     write_text(public_path(path), line + "\n")
     return line

@@ -13,7 +13,6 @@ this site from giving its part of a round twice.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,12 +24,13 @@ from pydantic import Field, ValidationError
 from client.declined import Declined
 from client.door.exit import settle
 from client.door.request import Judged
+from client.secure.given import Given, name_of_model
 from client.secure.keys import write_private
 from client.secure.peers import own_key, read_peers
 from client.state.store import make_private
 from dusss_core.config import Strict
 from dusss_core.errors import UserError
-from dusss_core.files import write_atomically, write_text
+from dusss_core.files import digest_of_tensors, write_atomically
 from feddusss import wire
 from feddusss.secagg import fixedpoint
 from feddusss.secagg.member import Member, MemberState, default_threshold
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-FOLDER, GIVEN = "secure_aggregation", "given.txt"
+FOLDER = "secure_aggregation"
 COORDINATOR = "the coordinator"
 
 
@@ -59,6 +59,8 @@ class Sessions(Strict):
 
     round: int = 0
     sessions: list[MemberState] = Field(default_factory=list)
+    models: dict[str, str] = Field(default_factory=dict)
+    """Names of the models that were trained into masked updates, by attempt."""
 
 
 class Part:
@@ -76,6 +78,7 @@ class Part:
         self._site, self._request, self._step = request.site, request, request.step
         self._path = request.site.state_dir / FOLDER / f"{request.run_key}-{request.phase}.json"
         self._kept = _read(self._path)
+        self._given = Given(self._path.parent, request.run_key)
         if request.round < self._kept.round:
             raise Declined("this site has given its part of a later round", spent=True)
 
@@ -126,7 +129,10 @@ class Part:
         )
         if task != member.state.occasion.task:
             raise Declined("the model or the settings are not those that all sites of the sum were told of")
+        model = name_of_model(request.phase, digest_of_tensors(request.model or {}))
+        self._kept.models[self._step.attempt] = model
         with _refusals():
+            self._given.check_model(model, member.state.occasion)
             member.receive(self._parsed(Deliveries).deliveries)
         # not saved: should this process end while it trains, the message can be answered again
 
@@ -148,7 +154,7 @@ class Part:
         expected = request.run_key, request.phase, request.round, self._step.attempt
         if (occasion.run, occasion.phase, occasion.round, occasion.attempt) != expected:
             raise Refused("the occasion is not that of the message")
-        self._check_not_given(occasion)
+        self._given.check_occasion(occasion)
         if request.round > self._kept.round:
             self._kept = Sessions(round=request.round)
         if any(state.occasion.attempt == self._step.attempt for state in self._kept.sessions):
@@ -170,9 +176,13 @@ class Part:
 
     def _vote(self) -> Record:
         member = self._member()
-        self._check_not_given(member.state.occasion)
-        vote = member.vote(self._parsed(Ballot).survivors, own_key(self._site))
-        self._note_given(member.state.occasion)
+        occasion, survivors = member.state.occasion, self._parsed(Ballot).survivors
+        model = self._kept.models.get(self._step.attempt)
+        if model is None:
+            raise Refused("this site has masked nothing in this attempt")
+        self._given.check_model(model, occasion, survivors)
+        vote = member.vote(survivors, own_key(self._site))
+        self._given.note(model, occasion, survivors)
         self._save()
         return vote
 
@@ -189,27 +199,6 @@ class Part:
                 return Member(state)
         raise Declined("this site does not know the attempt that the message belongs to")
 
-    def _check_not_given(self, occasion: Occasion) -> None:
-        if self._given().get(_name_of(occasion), self._request.run_key) != self._request.run_key:
-            raise Refused(
-                "this site gave its part of the very same round in another run, and two sums over different sites "
-                "could be subtracted: change the study's seed"
-            )
-
-    def _note_given(self, occasion: Occasion) -> None:
-        name, given = _name_of(occasion), self._given()
-        if name not in given:
-            lines = [f"{known} {run}\n" for known, run in {**given, name: self._request.run_key}.items()]
-            write_text(self._path.parent / GIVEN, "".join(lines))
-
-    def _given(self) -> dict[str, str]:
-        """Rounds that this site has voted for, and the run of each."""
-        try:
-            lines = (self._path.parent / GIVEN).read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError:
-            return {}
-        return dict(line.split(" ", 1) for line in lines if " " in line)
-
     def _parsed(self, kind: type[Record]) -> Record:
         return parse(kind, self._step.body, COORDINATOR)
 
@@ -217,12 +206,7 @@ class Part:
         # an error here is one of the message: nothing leaves
         make_private(self._path.parent)
         content = self._kept.model_dump_json().encode()
-        write_atomically(self._path, lambda temporary: write_private(temporary, content))
-
-
-def _name_of(occasion: Occasion) -> str:
-    """Names all that an update depends on: with the same seed another run gives the same."""
-    return hashlib.sha256(f"{occasion.task} {occasion.round}".encode()).hexdigest()
+        write_atomically(self._path, lambda temporary: write_private(temporary, content), size=len(content))
 
 
 def _encoded(trained: Mapping[str, Tensor], received: Mapping[str, Tensor], weight: int, members: int) -> np.ndarray:

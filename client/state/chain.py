@@ -2,8 +2,9 @@
 
 A line that is changed, removed, inserted or moved breaks the chain at its place. The chain alone cannot show that
 lines at its end were cut off; a second small file, the head, holds the number of lines and the hash of the last one,
-and does. What neither can show: somebody who may write in the folder, and rewrites both files from some line on.
-Against that, note the last hash now and then in a place that this account cannot write to.
+and does: it is made before the first line. What neither can show: somebody who may write in the folder, and rewrites
+both files from some line on, or begins them anew. Against that the hash of the last line goes with each answer: the
+coordinator keeps it and repeats it, and a log that does not hold it says so (`client.door.audit.check_head`).
 
 Several processes may write: each holds a lock on the file itself.
 """
@@ -23,26 +24,29 @@ from pathlib import Path
 from typing import Any
 
 from dusss_core.errors import UserError
+from dusss_core.outside import shown
 
 LOG, HEAD = "audit.jsonl", "audit.head"
 BEGINNING = "0" * 64
 """The hash before the first line."""
 TORN, DAMAGED = "torn line set aside", "log damaged"
 """Events about the log itself."""
-_LONGEST_TEXT = 500
 
 
-def append(folder: Path, event: str, fields: Mapping[str, Any]) -> None:
+def append(folder: Path, event: str, fields: Mapping[str, Any]) -> str:
     """Append one line to the log in `folder`, and return when it is on the disk.
 
     What a crash left of a line is moved to a file of its own first, and a log that does not end as its head says is
     noted in it.
 
+    Returns:
+        The line's hash: the head, until there is another line.
+
     Raises:
         OSError: the line is not in the log. The lines before are untouched.
     """
     with _locked(folder / LOG, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX) as log:
-        _Writer(folder, log).write(event, fields)
+        return _Writer(folder, log).write(event, fields)
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,19 @@ def entries(path: Path) -> list[dict[str, Any]]:
     return [entry for line in _read(path)[0] if (entry := _parse(line))]
 
 
+def holds(path: Path, head: str) -> bool:
+    """Whether a line of the log `path` has the hash `head`, or tells that none has.
+
+    Raises:
+        UserError: the log cannot be read.
+    """
+    lines = _read(Path(path))[0]
+    if any(sha256(line) == head for line in reversed(lines)):
+        return True
+    told = (_parse(line) for line in lines if head.encode() in line)
+    return any(entry and entry["event"] == DAMAGED and entry["fields"].get("head") == head for entry in told)
+
+
 def sha256(content: bytes | memoryview) -> str:
     """As hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()
@@ -114,8 +131,10 @@ class _Writer:
         os.fchmod(log, 0o600)
         self._head = _read_head(folder / HEAD)
 
-    def write(self, event: str, fields: Mapping[str, Any]) -> None:
-        """Append a line after those that are needed to tell what happened to the log itself."""
+    def write(self, event: str, fields: Mapping[str, Any]) -> str:
+        """Append a line after those that are needed to tell what happened to the log itself; its hash."""
+        if self._head is None and not os.lseek(self._log, 0, os.SEEK_END):
+            self._write_head(0, BEGINNING)  # before the first line: a log without a head was never left by a crash
         if torn := self._set_torn_aside():
             self._append(*self._next(), TORN, torn)
         seq, previous = self._next()
@@ -123,6 +142,7 @@ class _Writer:
             self._append(seq, previous, DAMAGED, {"problem": problem})
             seq, previous = self._next()
         self._append(seq, previous, event, fields)
+        return self._head[1]
 
     def _append(self, seq: int, previous: str, event: str, fields: Mapping[str, Any]) -> None:
         entry = {"seq": seq, "time": _now(), "event": event, "fields": _plain(fields), "previous": previous}
@@ -162,7 +182,7 @@ class _Writer:
     def _damage(self) -> str | None:
         line, entry = self._last()
         if self._head is None:
-            return None if line is None or (entry and entry["seq"] == 1) else f"{HEAD} was missing"
+            return None if line is None else f"{HEAD} was missing"
         count, last = self._head
         if (entry["seq"] if entry else 0, sha256(line) if line else BEGINNING) == (count, last):
             return None
@@ -240,8 +260,7 @@ def _cut(hashes: list[str], head: tuple[int, str] | None) -> tuple[int, str] | N
     """What the head tells against the end of the log: line and problem."""
     lines = len(hashes)
     if head is None:
-        # a crash after the very first line leaves it without a head
-        return (lines + 1, f"may be missing: there is no {HEAD}") if lines > 1 else None
+        return (lines + 1, f"may be missing: there is no {HEAD}") if lines else None
     count, last = head
     if count > lines:
         return lines + 1, f"and all that follow are missing: {count} lines were written"
@@ -254,7 +273,7 @@ def _cut(hashes: list[str], head: tuple[int, str] | None) -> tuple[int, str] | N
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     types = {"seq": int, "time": str, "event": str, "fields": dict, "previous": str}
     if not isinstance(entry, dict) or any(not isinstance(entry.get(key), kind) for key, kind in types.items()):
@@ -274,11 +293,11 @@ def _now() -> str:
 def _plain(value: Any) -> Any:
     """`value` in JSON's own types: no NaN, no text without end."""
     if isinstance(value, Mapping):
-        return {str(key)[:_LONGEST_TEXT]: _plain(inner) for key, inner in value.items()}
+        return {shown(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
-    return str(value)[:_LONGEST_TEXT]
+    return shown(value)

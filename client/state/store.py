@@ -2,6 +2,7 @@
 
     state_dir/lock                                       held while a message is worked on
     state_dir/log.txt                                    what this site did and why it declined; never leaves
+    state_dir/evaluations.json                           how many models each run has had evaluated
     state_dir/studies/STUDY/RUN_KEY/PHASE-ROUND.safetensors
     state_dir/studies/STUDY/RUN_KEY/PHASE-local-ROUND.safetensors    layers that stay here (FedBN, FedRep)
     state_dir/studies/STUDY/RUN_KEY/segment-personal-ROUND.safetensors    the site's own student, whole (`personal`)
@@ -21,6 +22,7 @@ best on the site's own validation pictures.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -32,12 +34,22 @@ from typing import TYPE_CHECKING
 
 from client.declined import Declined
 from dusss_core.errors import UserError
-from dusss_core.files import digest_of_tensors, exclusive, read_metadata, read_tensors, with_prefix, write_tensors
+from dusss_core.files import (
+    digest_of_tensors,
+    exclusive,
+    read_metadata,
+    read_tensors,
+    with_prefix,
+    write_json,
+    write_tensors,
+)
+from dusss_core.outside import shown_lines
 from dusss_core.phases import Phase
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+EVALUATIONS = "evaluations.json"
 _LOCAL, _SPARE = "local.", "-spare"
 _PERSONAL = f"{Phase.SEGMENT}-personal"
 KEPT_ROUNDS = 2
@@ -52,6 +64,7 @@ class SiteState:
 
     def __init__(self, state_dir: Path, study: str, run_key: str):
         self.folder = Path(state_dir) / "studies" / study / run_key
+        self._counts, self._name = Path(state_dir) / EVALUATIONS, f"{study}/{run_key}"
 
     def newest(self, phase: Phase, before: int) -> tuple[dict[str, Tensor], int] | None:
         """The state of the newest round before round `before`, and that round; None if there is none.
@@ -197,6 +210,20 @@ class SiteState:
             write_tensors(self._path(kind, round), tensors, {"digest": digest})
             self._drop_old(kind, round)
 
+    # How often the run has had a model evaluated here: it outlives the run's folder.
+
+    def evaluations(self) -> int:
+        """Models that the run has had evaluated."""
+        return _read_counts(self._counts).get(self._name, 0)
+
+    def count_evaluation(self) -> None:
+        """One more.
+
+        Raises:
+            UserError: disk full or no permission.
+        """
+        write_json(self._counts, {**_read_counts(self._counts), self._name: self.evaluations() + 1})
+
     def _drop_old(self, kind: str, round: int, spare: Path | None = None) -> None:
         """Drop the files of rounds that no resume can need; one of them becomes `spare`."""
         rounds = self._rounds(kind)
@@ -225,6 +252,22 @@ class SiteState:
             shutil.rmtree(old, ignore_errors=True)
         for run in others[-(KEPT_RUNS - 1) :]:
             _drop_spares(run)
+
+
+def _read_counts(path: Path) -> dict[str, int]:
+    """
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        return {str(name): int(count) for name, count in json.loads(path.read_bytes()).items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"{path}: could not be read ({type(error).__name__})",
+            "mend it, or delete it: runs may then have as many models evaluated as if they were new",
+        ) from None
 
 
 def _drop_spares(folder: Path, but: Path | None = None) -> None:
@@ -272,10 +315,11 @@ def client_runs(state_dir: Path) -> bool:
 
 
 def write_log(state_dir: Path, text: str) -> None:
-    """Add a line to the site's own log; a disk that is full does not stop the answer."""
+    """Add a line to the site's own log, or a line and more behind a margin; a disk that is full does not stop the
+    answer."""
     try:
         with (Path(state_dir) / "log.txt").open("a", encoding="utf-8") as file:
-            file.write(f"{datetime.now().isoformat(timespec='seconds')} {text}\n")
+            file.write(f"{datetime.now().isoformat(timespec='seconds')} {shown_lines(text)}\n")
     except OSError:
         pass
 

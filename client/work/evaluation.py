@@ -13,6 +13,7 @@ from client.door.machine import raise_full
 from client.door.request import Judged
 from client.state.store import student_path, write_log
 from client.work import personal
+from client.work.disclosure import open_figures
 from client.work.training import keep_vlm, load_shared, prefixed
 from client.work.workbench import Workbench
 from dusss_core.files import with_prefix
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
     from dusss_core.records import Split
 
 
-def plain(request: Judged, figures: Mapping[str, float]) -> RecordDict:
+def plain(request: Judged, bench: Workbench, figures: Mapping[str, float]) -> RecordDict:
     """The answer of a site without differential privacy."""
-    return RecordDict({"metrics": wire.figures(figures)})
+    return RecordDict({"metrics": wire.figures(open_figures(request, bench, figures))})
 
 
 def figures(request: Judged, bench: Workbench) -> dict[str, float]:

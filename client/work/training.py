@@ -13,8 +13,10 @@ from client.door.machine import raise_full
 from client.door.request import Judged
 from client.privacy.ledger import note_unpaid
 from client.work import personal
+from client.work.disclosure import open_figures
 from client.work.workbench import Workbench
 from dusss_core.config import LEAST_BATCH
+from dusss_core.sampling import labelled_per_step
 from feddusss import compression, wire
 
 if TYPE_CHECKING:
@@ -33,7 +35,8 @@ def plain(round: Round) -> RecordDict:
     figures = round.prepare()
     note_unpaid(request.site.state_dir, request.training.study, request.run_key, request.phase, request.round)
     update, trained = round.train()
-    return RecordDict({"arrays": wire.pack(update), "metrics": wire.figures({**figures, **trained})})
+    told = open_figures(request, round.bench, {**figures, **trained})
+    return RecordDict({"arrays": wire.pack(update), "metrics": wire.figures(told)})
 
 
 class Round:
@@ -45,7 +48,7 @@ class Round:
 
     def __init__(self, request: Judged, bench: Workbench):
         self.request = request
-        self._bench = bench
+        self.bench = bench
         self._started = time.perf_counter()
         check_can_train(request, bench)
         keep_vlm(request)
@@ -53,7 +56,7 @@ class Round:
     @property
     def records(self) -> list[Record]:
         """What the site's manifest holds."""
-        return self._bench.data.records
+        return self.bench.data.records
 
     def prepare(self) -> dict[str, float]:
         """Load the site's private state and the model of the message.
@@ -65,7 +68,7 @@ class Round:
             Declined: more steps than the site allows; no vision-language model; the model does not fit.
         """
         most = self.request.allowed.max_steps
-        self._trainer, self._state_round = self._bench.trainer(self.request)
+        self._trainer, self._state_round = self.bench.trainer(self.request)
         students = 2 if self.request.training.personal.beside else 1
         if most is not None and students * self._trainer.steps_per_round > most:
             # the number of steps is left out, since it tells the number of pictures
@@ -74,7 +77,7 @@ class Round:
         try:
             figures = self._trainer.validate()
         except (MemoryError, RuntimeError) as error:
-            raise_full(error, "runtime.eval_batch", self._bench.eval_batch(self.request.phase))
+            raise_full(error, "runtime.eval_batch", self.bench.eval_batch(self.request.phase))
             raise
         if self.request.training.personal.beside:
             personal.offer(self.request, self._trainer, figures)
@@ -91,7 +94,7 @@ class Round:
             NotFinite: the loss is not finite.
             OutOfMemory: a batch does not fit.
         """
-        request, bench = self.request, self._bench
+        request, bench = self.request, self.bench
         try:
             figures = prefixed("train", self._trainer.train_round(request.round))
         except (MemoryError, RuntimeError) as error:
@@ -135,6 +138,24 @@ def check_can_train(request: Judged, bench: Workbench) -> None:
 
     if reason := can_train(request.training, request.phase, bench.split("train")):
         raise Declined(reason, abstains=True)
+    least = request.site.limits.min_labelled_per_step
+    if request.site.privacy.epsilon is None and 0 < _labelled_per_step(request, bench) < least:
+        # how many there are is left out, since it tells the number of pictures
+        raise Declined(
+            f"fewer labelled pictures per step than this site allows ({least}, limits.min_labelled_per_step)",
+            abstains=True,
+        )
+
+
+def _labelled_per_step(request: Judged, bench: Workbench) -> int:
+    """Labelled pictures of a step, each counted once; 0 where none is trained on."""
+    phase, config, train = request.phase, request.training, bench.split("train")
+    if phase.reads_sentences and not config.method.grounding_supervision:
+        return 0
+    usable, settings = phase.usable(train), phase.settings(config)
+    labelled = int((usable & train.labelled).sum())
+    drawn = labelled_per_step(labelled, int(usable.sum()) - labelled, settings.batch, settings.labelled_share)
+    return min(drawn, bench.data.counts["n_labelled"])
 
 
 def keep_vlm(request: Judged) -> None:

@@ -54,12 +54,20 @@ def workbench(request: Judged) -> Workbench:
     file, manifest = request.site_file, request.site.data.manifest
     key = (str(file.resolve()), _stamp(file), _stamp(manifest), request.training_digest)
     bench = _kept.pop(key, None)
+    _drop_oldest(key[0], but=request.site.limits.kept_workbenches - 1)
     heir_of = _make_room(request)
     if bench is None:
         bench = Workbench(request)
     bench.heir_of = heir_of
     _kept[key] = bench
     return bench
+
+
+def _drop_oldest(site_file: str, but: int) -> None:
+    """Drop a site's workbenches down to the `but` newest: settings that a coordinator makes up are without end."""
+    own = [key for key in _kept if key[0] == site_file]
+    for key in own[: max(0, len(own) - but)]:
+        del _kept[key]
 
 
 def _make_room(request: Judged) -> _Seat | None:
@@ -304,7 +312,7 @@ class Workbench:
         path = folder / f"text-masks-{key}.npy"
         if not path.is_file():
             logits = training.text_guided_masks(self.config, vlm, train, self.text, self.device)
-            write_atomically(path, lambda temporary: _save(temporary, logits))
+            write_atomically(path, lambda temporary: _save(temporary, logits), size=logits.nbytes)
             for other in folder.glob("text-masks-*.npy"):
                 if other != path:
                     other.unlink()

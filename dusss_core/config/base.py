@@ -18,7 +18,14 @@ LEAST_BATCH = 2
 """BatchNorm needs two pictures."""
 
 
-class Strict(BaseModel):
-    """Base of every settings class: unknown keys are errors, values are checked on assignment too."""
+LONGEST_NAME, LONGEST_PATH = 200, 4096
+"""Characters of a network's name, which is compared with all that are known, and of a path."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, use_attribute_docstrings=True)
+
+class Strict(BaseModel):
+    """Base of every settings class: unknown keys are errors, values are checked on assignment too, numbers are
+    finite."""
+
+    model_config = ConfigDict(
+        extra="forbid", validate_assignment=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )

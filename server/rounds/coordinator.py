@@ -20,6 +20,7 @@ from dusss_core.phases import Phase
 from server.rounds.aggregation import Aggregator, check_number_of_sites, sites_needed
 from server.rounds.collecting import Collector
 from server.rounds.domains import LOOK_AT, warning_of_domains
+from server.rounds.heads import Heads
 from server.rounds.messages import Messages
 from server.rounds.replies import DIVERGED, EXHAUSTED, Reply
 from server.rounds.roster import Roster
@@ -29,7 +30,7 @@ from server.rounds.spool import Spool
 from server.rounds.summary import evaluation_figures, make_summary, without_own_layers
 from server.runs.checkpoints import Checkpoint
 from server.runs.events import PlainReporter, Reporter
-from server.runs.runfolder import ALL_SITES, RunFolder, log, nested
+from server.runs.runfolder import ALL_SITES, HEADS, RunFolder, log, nested
 from server.runs.students import write_student_of_run
 from server.study.config import StudyConfig
 
@@ -68,7 +69,8 @@ class Coordinator:
         self._method = method
         self._warned_of_saturation = False
         self._run = run
-        self._messages = Messages(study, run.run_key, self._reporter, run.charges(), run.partners())
+        told = {"charges": run.charges(), "heads": Heads(run.folder / HEADS), "partners": run.partners()}
+        self._messages = Messages(study, run.run_key, self._reporter, **told)
         allowed = study.federation.sites if sites is None else sites
         self._roster = Roster(grid, self._messages.query, allowed, self._say)
         collector = SecureCollector if study.federation.secure_aggregation else Collector

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dusss_core.files import digest_of_tensors
 from dusss_core.phases import Phase
 from feddusss import compression, wire
+from server.rounds.heads import Heads
 from server.rounds.reference import Reference
 from server.rounds.replies import LACKS, MASKED, MISCOUNTED, Reply, read_reply
 from server.rounds.roster import Roster, Site
@@ -32,6 +33,7 @@ class Messages:
 
     Args:
         run_key: names the run; the sites keep their private state by it.
+        heads: what sites tell of their audit logs; None: it is kept in memory alone.
         charges: how many charges of its privacy ledger each site has told of in this run. It is repeated to the site,
             which so finds out when its disk was set back to an older copy.
         partners: each hospital and the fingerprint of its key, which every one of them is told.
@@ -43,6 +45,7 @@ class Messages:
         run_key: str,
         reporter: Reporter,
         charges: Mapping[str, int] | None = None,
+        heads: Heads | None = None,
         partners: Mapping[str, str] | None = None,
     ):
         self._training_json = study.training().model_dump_json()
@@ -54,6 +57,7 @@ class Messages:
         self._reference = Reference(self._codec) if self._codec is not None else None
         self._reporter = reporter
         self._charges = dict(charges or {})
+        self._heads = heads or Heads()
         self._vlm: dict[str, Tensor] | None = None
         self._vlm_digest, self._vlm_round = "", 0
 
@@ -118,6 +122,7 @@ class Messages:
             records = {"arrays": record, **({"vlm": vlm} if self._lacks_vlm(site) else {})}
             seen = {"charges": self._charges[site.name]} if site.name in self._charges else {}
             contents[site.name] = self._content(records, wire=back, **about, **seen, **settings)
+            contents[site.name]["config"].update(self._heads.seen(site.name))
             down[site.name] = sum(wire.size(record) for record in records.values())
             if secure is not None:
                 contents[site.name]["secure"] = secure[site.name]
@@ -126,6 +131,7 @@ class Messages:
 
         def on_reply(name: str, message: Message | None) -> None:
             site = roster.sites[name]
+            self._heads.note(name, message, {"kind": kind, **{k: settings.get(k) for k in ("phase", "round")}})
             up = back if secure is None else MASKED
             reply = read_reply(
                 name, message, expected, wire=up, compressed=codec, most_examples=site.pictures, spool=spool

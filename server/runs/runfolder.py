@@ -3,6 +3,7 @@
 config.yaml      fully resolved settings        run.json     the run's key
 metrics.jsonl    a line per round and site      log.txt      what happened
 events.jsonl     see server/runs/eventlog.py      partners.json the hospitals and their keys
+audit_heads.jsonl see server/rounds/heads.py
 checkpoints/     see server/runs/checkpoints.py      summary.json final figures
 """
 
@@ -29,6 +30,7 @@ from server.study.config import StudyConfig, changed_keys, study_digest
 
 ALL_SITES = "*"
 """The site of the lines of metrics.jsonl that hold a round's aggregate."""
+HEADS = "audit_heads.jsonl"
 CHARGES = "ledger-charges"
 """Figure of a site that trains with differential privacy: how many charges its privacy ledger holds."""
 PARTNERS = "partners.json"
@@ -249,7 +251,7 @@ def nested(metrics: Mapping[str, float]) -> dict[str, Any]:
 
 
 def _start(folder: Path, study: StudyConfig) -> str:
-    for name in ("run.json", "config.yaml", "summary.json", "metrics.jsonl", "log.txt", "report.html", STUDENT):
+    for name in ("run.json", "config.yaml", "summary.json", "metrics.jsonl", HEADS, "log.txt", "report.html", STUDENT):
         (folder / name).unlink(missing_ok=True)
     for name in ("checkpoints", "compare", STUDENTS):
         shutil.rmtree(folder / name, ignore_errors=True)

@@ -56,7 +56,8 @@ def materialise(study: StudyConfig, out: Path, *, keep: bool = False, spread: bo
     root = Path(study.data.root).expanduser().absolute()
     seed = study.seed if simulation.seed is None else simulation.seed
     folder = Path(out).absolute() / "sites"
-    settings = {"text_encoder": study.vlm.text.encoder if study.vlm.text.encoder != "minilm" else None}
+    encoder = study.vlm.text.encoder if study.vlm.text.encoder != "minilm" else None
+    settings = {"text_encoder": encoder, "simulated": True}
     devices = _devices(simulation, spread)
     secure = study.federation.secure_aggregation
     digest = _digest(simulation, root, seed, settings["text_encoder"], secure, devices)
@@ -93,9 +94,7 @@ def simulation_of(study: StudyConfig) -> SimulationConfig:
     return study.simulation
 
 
-def _write(
-    folder: Path, simulation: SimulationConfig, root: Path, seed: int, settings: dict[str, str | None]
-) -> list[Path]:
+def _write(folder: Path, simulation: SimulationConfig, root: Path, seed: int, settings: dict[str, Any]) -> list[Path]:
     source = simulation.data
     if source.kind == "synth":
         manifests = write_hospitals(folder, source.synth, seed)
@@ -163,7 +162,7 @@ def _site_files(folder: Path) -> list[Path]:
     return files
 
 
-def _copied(file: Path, folder: Path, settings: dict[str, str | None]) -> Path:
+def _copied(file: Path, folder: Path, settings: dict[str, Any]) -> Path:
     """A simulated site with the data of the site `file`, as far as that lets them be used. Its own file and its private
     state are not touched."""
     site = load_site(file)

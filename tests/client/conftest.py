@@ -17,6 +17,8 @@ from tests.server.conftest import fake, made_once, make_study
 from tests.server.fake_training import initial_shared
 
 RUN_KEY = "ab" * 16
+TOY = {"min_records": 1, "min_labelled_per_step": 1}
+"""A site of six pictures would keep its figures to itself."""
 
 
 @pytest.fixture
@@ -25,6 +27,7 @@ def site_file(tmp_path):
     write_hospitals(tmp_path, SynthConfig.model_validate({"size": 32, "hospitals": [hospital]}), 1)
     file = tmp_path / "alder" / "site.yaml"
     file.write_text("site: alder\ndata: {manifest: manifest.csv}\nstate_dir: state\n")
+    limit(file, **TOY)
     return file
 
 
@@ -58,8 +61,11 @@ def declined(reply: RecordDict) -> str | None:
 
 
 def limit(site_file, **limits):
-    """Add limits to a site's file."""
-    site_file.write_text(site_file.read_text() + f"limits: {json.dumps(limits)}\n")
+    """Add limits to those of a site's file."""
+    lines = site_file.read_text().splitlines()
+    known = [json.loads(line[8:]) for line in lines if line.startswith("limits: ")]
+    others = [line for line in lines if not line.startswith("limits: ")]
+    site_file.write_text("\n".join([*others, f"limits: {json.dumps({**(known[0] if known else {}), **limits})}", ""]))
 
 
 def tensors_of(reply: RecordDict) -> dict[str, torch.Tensor]:

@@ -23,12 +23,8 @@ from dusss_core.files import digest_of_tensors
 from dusss_core.manifest import read_manifest
 from dusss_core.phases import Phase
 from feddusss import wire
-from tests.client.conftest import RUN_KEY, declined, make_content, tensors_of
+from tests.client.conftest import RUN_KEY, declined, limit, make_content, tensors_of
 from tests.server.conftest import make_study
-
-
-def limit(site_file, text):
-    site_file.write_text(site_file.read_text() + text + "\n")
 
 
 def test_a_query_is_answered_with_name_role_and_counts(fake, site_file):
@@ -79,14 +75,14 @@ def test_a_text_encoder_that_the_site_does_not_allow_is_declined(fake, site_file
 @pytest.mark.parametrize(
     ("limits", "training", "reason"),
     [
-        ("limits: {max_epochs_per_round: 1}", {"segment__epochs": 2}, "2 epochs per round were asked for.* allows 1"),
-        ("limits: {max_steps_per_round: 1}", {}, "more steps per round than this site allows"),
-        ("limits: {phases: [pretrain]}", {}, "does not train in phase 'segment'"),
-        ("limits: {max_memory_gb: 0.001}", {}, "0.001 GB that this site allows"),
+        ({"max_epochs_per_round": 1}, {"segment__epochs": 2}, "2 epochs per round were asked for.* allows 1"),
+        ({"max_steps_per_round": 1}, {}, "more steps per round than this site allows"),
+        ({"phases": ["pretrain"]}, {}, "does not train in phase 'segment'"),
+        ({"max_memory_gb": 0.001}, {}, "0.001 GB that this site allows"),
     ],
 )
 def test_what_goes_beyond_a_limit_is_declined_and_nothing_is_trained(fake, site_file, limits, training, reason):
-    limit(site_file, limits)
+    limit(site_file, **limits)
     study = make_study(method={"preset": "mean_teacher"}, **training).training()
     text = declined(answer("train", make_content(study=study), site_file))
     assert text is not None
@@ -101,7 +97,7 @@ def test_training_waits_for_the_hours_that_a_site_allows(fake, site_file, monkey
     within = client.door.policy._within
     assert within("20:00-06:00", time(23, 0)) and within("20:00-06:00", time(5, 0))
     assert not within("20:00-06:00", time(12, 0)) and within("08:00-18:00", time(12, 0))
-    limit(site_file, 'limits: {hours: "20:00-06:00"}')
+    limit(site_file, hours="20:00-06:00")
     monkeypatch.setattr(client.door.policy, "_within", lambda hours, now: False)
     assert "20:00-06:00" in declined(answer("train", make_content(), site_file))
 

@@ -13,7 +13,7 @@ from client.door import machine
 from client.node import worker
 from dusss_core.errors import UserError
 from server.simulation.simulate import simulate
-from tests.client.conftest import declined, make_content, tensors_of
+from tests.client.conftest import declined, limit, make_content, tensors_of
 from tests.server.conftest import finals, make_study, quiet
 
 __all__ = ["quiet"]
@@ -92,8 +92,8 @@ def test_what_filled_the_memory_is_given_back_and_the_state_before_is_kept(fake,
         train(self, round)
         raise RuntimeError(str(FULL["CPU"]))
 
-    for limit in ("", "limits: {max_memory_gb: 1000}\n"):
-        site_file.write_text(site_file.read_text() + limit)
+    for limits in ({}, {"max_memory_gb": 1000}):
+        limit(site_file, **limits)
         monkeypatch.setattr(fake.Segmenter, "train_round", full)
         reply = answer("train", make_content(round=2), site_file)
         assert reply["config"]["exhausted"] is True

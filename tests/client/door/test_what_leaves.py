@@ -94,7 +94,7 @@ def test_no_answer_carries_anything_private(request, answers, tmp_path, method):
         for record in reply.content.metric_records.values():
             assert all(isinstance(value, int | float) for value in record.values())
         texts = {key for record in reply.content.config_records.values() for key in record}
-        assert texts <= {"site", "release", "role", "vlm"}
+        assert texts <= {"site", "release", "role", "vlm", "audit_head"}
 
 
 def test_an_exception_in_the_client_app_becomes_an_error_reply_as_in_flowers_runtime(tmp_path, monkeypatch):

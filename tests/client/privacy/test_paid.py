@@ -22,7 +22,7 @@ from dusss_core.phases import Phase
 from feddusss import wire
 from sites.config import load_site
 from tests.client import fake_private
-from tests.client.conftest import declined, make_content, tensors_of
+from tests.client.conftest import declined, limit, make_content, tensors_of
 from tests.client.fake_private import RECORDS, make_private
 from tests.server.conftest import HOSPITALS, make_study
 from tests.server.unreliable import coordinate
@@ -78,7 +78,7 @@ def test_a_site_without_a_budget_sends_its_figures_as_before(fake, site_file):
 
 def test_the_role_of_a_private_site_follows_from_its_file_alone(private, site_file):
     private.site(site_file)
-    site_file.write_text(site_file.read_text() + "limits: {phases: []}\n")
+    limit(site_file, phases=[])
     assert answer("query", make_content(arrays=False), site_file).config_records["config"]["role"] == "evaluate"
 
 

@@ -62,9 +62,12 @@ def pinned(site_file, **settings):
 class Round:
     """One attempt at a round: alder is the client under test, the others are played here, and so is the coordinator."""
 
-    def __init__(self, site_file, round=1, threshold=3, others=OTHERS, weighting="examples", earlier=()):
+    def __init__(
+        self, site_file, round=1, threshold=3, others=OTHERS, weighting="examples", earlier=(), run=None, study=None
+    ):
         self.site_file, self.round, self.weighting, self.others = site_file, round, weighting, others
-        self.content = make_content(round=round)
+        self.told = {"round": round, "run_key": run or RUN_KEY, "study": study}
+        self.content = make_content(**self.told)
         settings = self.content["config"]["training"]
         task = task_digest(
             training=hashlib.sha256(settings.encode()).hexdigest(),
@@ -74,12 +77,12 @@ class Round:
             weighting=weighting,
             model=hashlib.sha256(wire.content(self.content["arrays"])).hexdigest(),
         )
-        self.about = occasion(threshold, run=RUN_KEY, round=round, task=task)
+        self.about = occasion(threshold, run=run or RUN_KEY, round=round, task=task)
         self.earlier = {name: [was.members[name].state for was in earlier if name in was.members] for name in others}
         self.members: dict[str, Member] = {}
 
     def ask(self, step, body=b"{}", content=None, **record):
-        content = content or (self.content if step == "train" else make_content(arrays=False, round=self.round))
+        content = content or (self.content if step == "train" else make_content(arrays=False, **self.told))
         record = {"step": step, "attempt": self.about.attempt, "body": body, "weighting": self.weighting, **record}
         content["secure"] = ConfigRecord(record)
         return answer("train" if step == "train" else "query", content, self.site_file)
@@ -240,7 +243,7 @@ def test_settings_that_the_others_were_not_told_of_are_not_trained(alder, change
     round = Round(alder).keys().deal()
     if change == "training":
         values = json.loads(round.content["config"]["training"])
-        values["segment"]["optimizer"]["lr"] = 0.5
+        values["segment"]["optimizer"]["lr"] = 0.05
         round.content["config"]["training"] = json.dumps(values)
     else:
         round.weighting = "uniform"

@@ -89,7 +89,7 @@ def test_a_kit_is_ready_but_for_the_manifest(run, tmp_path):
     assert site.superlink.address == "fed.example.org:8443"
     assert site.superlink.root_certificates.is_file()
     assert not site.superlink.private_key.exists()
-    assert site.limits == LimitsConfig(studies=["trees"], approval=True)
+    assert site.limits == LimitsConfig(studies=["trees"], approval=True, max_memory_gb=16, max_disk_gb=50)
     written = yaml.safe_load((tmp_path / "birch" / "site.yaml").read_text())
     assert set(written["limits"]) == set(LimitsConfig.model_fields), "every limit stands in the file, to be seen"
     fingerprint = certificates.fingerprint(tmp_path / "birch" / "ca.crt")

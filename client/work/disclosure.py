@@ -1,0 +1,79 @@
+"""Which figures of an answer may leave: those that are means over pictures enough. The others stay in the site's log.
+
+A mean over one picture is that picture's own figure, and fifty models in a row tell more of it than its outline. So a
+figure leaves where at least `limits.min_records` pictures have a part in it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from client.door.request import Judged
+from client.state.store import write_log
+from client.work.workbench import Workbench
+from dusss_core.phases import Phase
+
+if TYPE_CHECKING:
+    from dusss_core.records import Split
+
+_ALWAYS = {"num-examples", "state.age", "seconds", "personal.round"}
+"""Counts of pictures and of rounds, and time: no picture has a figure in them."""
+
+
+def open_figures(request: Judged, bench: Workbench, figures: Mapping[str, float]) -> dict[str, float]:
+    """Those of `figures` that may leave; the others are written to the site's own log.
+
+    Args:
+        figures: as they are sent, under "val.", "train.", "test.", "text_mask.", "pseudo." and "personal.".
+    """
+    least = request.site.limits.min_records
+    pictures = _Pictures(request, bench)
+    kept = {name: value for name, value in figures.items() if name not in _ALWAYS and pictures.of(name) < least}
+    if kept:
+        told = json.dumps({name: round(float(value), 6) for name, value in kept.items()})
+        what = f"{request.kind} {request.phase} round {request.round}"
+        write_log(request.site.state_dir, f"{what}: figures of too few pictures, which stay here: {told}")
+    return {name: value for name, value in figures.items() if name not in kept}
+
+
+class _Pictures:
+    """How many pictures, at least, a figure is made of."""
+
+    def __init__(self, request: Judged, bench: Workbench):
+        self._request, self._bench = request, bench
+
+    def of(self, name: str) -> int:
+        group, _, rest = name.partition(".")
+        if group == "train":
+            return self._training()
+        if group == "pseudo":
+            train = self._bench.split("train")
+            return _pictures(train, train.masked & ~train.labelled & train.has_text)
+        if name == "personal.val_dice" or group == "val":
+            return self._scored("val", rest)
+        return self._scored("test", rest, told=group == "text_mask")
+
+    def _training(self) -> int:
+        """A loss is a sum of means over either kind of pictures: the fewer of the two."""
+        train = self._bench.split("train")
+        counts = (_pictures(train, train.labelled), _pictures(train, ~train.labelled))
+        return min((count for count in counts if count), default=0)
+
+    def _scored(self, name: str, figure: str, told: bool = False) -> int:
+        split = self._bench.split(name)
+        chosen = split.masked
+        if told or figure.startswith("text_") or self._request.phase == Phase.PRETRAIN:
+            chosen = chosen & split.has_text if figure != "loss" else split.has_text
+        if (number := figure.rpartition("dice_")[2]).isdecimal():
+            holds = [bool((np.asarray(mask) == int(number)).any()) for mask in split.masks]
+            chosen = chosen & np.array(holds, dtype=bool)
+        return _pictures(split, chosen)
+
+
+def _pictures(split: Split, chosen: np.ndarray) -> int:
+    """Distinct pictures among the chosen records, which may be tiles of them (`id@y,x`)."""
+    return len({split.ids[i].rpartition("@")[0] or split.ids[i] for i in np.flatnonzero(chosen)})

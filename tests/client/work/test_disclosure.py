@@ -1,0 +1,180 @@
+"""No figure of a single patient leaves a site, whatever a study asks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from client.answer import answer
+from client.door import policy
+from client.door.audit import verify
+from client.work.disclosure import _Pictures
+from dusss_core.phases import Phase
+from dusss_core.sampling import labelled_per_step, two_stream_batches
+from server.study.config import load_study
+from sites.config import LimitsConfig, SiteConfig, load_site
+from tests.client.conftest import declined, limit, make_content
+from tests.server.conftest import make_study
+
+ROOT = Path(__file__).parents[3]
+STUDIES = [file for file in sorted((ROOT / "configs").glob("*.yaml")) if not file.stem.startswith("site_")]
+ALWAYS = {"num-examples", "state.age", "seconds"}
+
+
+def settings(**changes):
+    return make_study(method={"preset": "mean_teacher"}, **changes).training()
+
+
+def metrics(kind, site_file, **config):
+    reply = answer(kind, make_content(study=settings(), **config), site_file)
+    assert declined(reply) is None, declined(reply)
+    return dict(reply["metrics"])
+
+
+def log_of(site_file):
+    return (site_file.parent / "state" / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(("kind", "what"), [("train", "train"), ("evaluate", "val"), ("evaluate", "test")])
+def test_figures_of_few_pictures_stay_at_home(fake, site_file, kind, what):
+    """alder has 6 test, 6 validation and 8 labelled pictures."""
+    told = metrics(kind, site_file, what=what)
+    assert set(told) - ALWAYS
+    limit(site_file, min_records=9)
+    assert set(metrics(kind, site_file, what=what, round=2)) <= ALWAYS
+    assert "which stay here" in log_of(site_file) and '"' + min(set(told) - ALWAYS) in log_of(site_file)
+
+
+def test_what_stays_at_home_is_not_in_the_audit_log_either(fake, site_file):
+    """Whose head leaves."""
+    limit(site_file, min_records=9)
+    metrics("evaluate", site_file, what="test")
+    log = site_file.parent / "state" / "audit.jsonl"
+    assert verify(log).broken is None and "dice" not in log.read_text()
+
+
+def test_figures_of_enough_pictures_leave(fake, site_file):
+    limit(site_file, min_records=6)
+    assert metrics("evaluate", site_file, what="test")["test.n"] == 6
+    assert {"val.dice", "train.loss"} <= set(metrics("train", site_file))
+
+
+def test_by_default_ten_pictures_are_enough():
+    assert LimitsConfig().min_records == 10 and LimitsConfig().min_labelled_per_step == 2
+
+
+def test_tiles_of_one_picture_are_one(fake, site_file):
+    from types import SimpleNamespace
+
+    many = SimpleNamespace(
+        ids=tuple(f"one@{y},0" for y in range(50)),
+        masked=np.ones(50, bool),
+        has_text=np.ones(50, bool),
+        labelled=np.ones(50, bool),
+        masks=[np.ones((2, 2), np.uint8)] * 50,
+    )
+    bench, request = SimpleNamespace(split=lambda name: many), SimpleNamespace(phase=Phase.SEGMENT)
+    pictures = _Pictures(request, bench)
+    assert {pictures.of(name) for name in ("train.loss", "val.dice", "test.hd95", "test.dice_1")} == {1}
+    assert pictures.of("test.dice_2") == pictures.of("pseudo.text_dice") == 0
+
+
+def test_a_step_on_a_single_labelled_picture_is_not_made(fake, site_file):
+    limit(site_file, min_labelled_per_step=2)
+    shy = settings(segment__labelled_share=0.01, segment__batch=2)
+    reply = answer("train", make_content(study=shy), site_file)
+    assert "limits.min_labelled_per_step" in declined(reply) and reply["config"]["abstains"] is True
+    assert not list((site_file.parent / "state").rglob("segment-*"))
+    assert declined(answer("train", make_content(study=settings(segment__batch=4)), site_file)) is None
+
+
+def test_a_site_with_one_labelled_picture_does_not_train_on_it_over_and_over(fake, site_file):
+    limit(site_file, min_labelled_per_step=2)
+    text = site_file.read_text().replace("manifest.csv}", "manifest.csv, label_fraction: 0.1}")
+    site_file.write_text(text)
+    assert load_site(site_file).data.label_fraction == 0.1
+    assert "limits.min_labelled_per_step" in declined(answer("train", make_content(study=settings()), site_file))
+
+
+@pytest.mark.parametrize("batch", [2, 5, 8])
+@pytest.mark.parametrize(("labelled", "other"), [(0, 4), (4, 0), (1, 9), (6, 120), (9, 1)])
+def test_the_counted_labelled_pictures_of_a_step_are_those_that_are_drawn(labelled, other, batch):
+    import torch
+
+    for share in (0.01, 0.5, 0.99):
+        drawn = two_stream_batches(
+            np.arange(labelled), np.arange(other), batch, share, 1, torch.Generator().manual_seed(1)
+        )
+        ((first, _),) = drawn
+        assert len(first) == labelled_per_step(labelled, other, batch, share)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"segment__optimizer": {"lr": 1.0}}, "limits.max_learning_rate"),
+        ({"segment__batch": 10**18}, "limits.max_batch"),
+        ({"pretrain__batch": 10**18}, "limits.max_batch"),
+        ({"runtime": {"eval_batch": 10**18}}, "limits.max_batch"),
+    ],
+)
+def test_a_study_beyond_a_limit_is_declined_before_any_step(fake, site_file, changes, reason):
+    study = settings(**changes)
+    assert reason in declined(answer("train", make_content(study=study), site_file))
+    if "batch" in reason:
+        assert reason in declined(answer("evaluate", make_content(study=study, what="test"), site_file))
+
+
+def test_a_run_has_a_bounded_number_of_models_evaluated(fake, site_file):
+    limit(site_file, max_evaluations_per_run=2)
+    for _ in range(2):
+        metrics("evaluate", site_file, what="test")
+    again = make_content(study=settings(), what="test")
+    assert "limits.max_evaluations_per_run" in declined(answer("evaluate", again, site_file))
+    assert declined(answer("train", make_content(study=settings()), site_file)) is None
+    assert metrics("evaluate", site_file, what="test", run_key="cd" * 16)
+    counts = json.loads((site_file.parent / "state" / "evaluations.json").read_text())
+    assert counts == {f"tiny/{'ab' * 16}": 2, f"tiny/{'cd' * 16}": 1}
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
+def test_the_default_limits_refuse_no_preset(file):
+    """Of a site with six masks among 120 pictures, as the demo's hospitals have."""
+    limits, training = LimitsConfig(), load_study(file).training()
+    site = SiteConfig(site="here", data={"manifest": "manifest.csv"}, state_dir="state", limits=limits)
+    policy.check_batches(site, training)
+    for phase in Phase:
+        settings = phase.settings(training)
+        assert settings.optimizer.lr <= limits.max_learning_rate and settings.epochs <= limits.max_epochs_per_round
+        drawn = labelled_per_step(6, 114, settings.batch, settings.labelled_share)
+        assert drawn >= limits.min_labelled_per_step
+
+
+def test_settings_without_end_do_not_fill_the_memory(fake, site_file):
+    from client.work import workbench
+
+    limit(site_file, kept_workbenches=2)
+    for seed in range(5):
+        answer("train", make_content(study=settings(seed=seed + 1)), site_file)
+    assert len(workbench._kept) == 2
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_a_study_over_sites_that_keep_their_figures_finishes(fake, tmp_path, monkeypatch, secure):
+    """alder and birch have 6 validation and 6 test pictures, and are told nothing about being simulated."""
+    from server.runs.events import Reporter
+    from server.simulation import materialise
+    from server.simulation.simulate import simulate
+
+    write = materialise.write_site
+    monkeypatch.setattr(materialise, "write_site", lambda *args, simulated, **settings: write(*args, **settings))
+    study = make_study(federation={"secure_aggregation": secure, "secure_threshold": 2 if secure else None})
+    simulate(study, tmp_path, reporter=Reporter())
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    of_sites = [line for line in lines if line["site"] in ("alder", "birch")]
+    assert len(of_sites) >= 8 and all(line["accepted"] for line in of_sites)
+    assert not any(line.get("val") or line.get("train") for line in of_sites)
+    assert (tmp_path / "student.safetensors").is_file() and "dice" not in str(of_sites)
