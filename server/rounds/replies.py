@@ -40,6 +40,8 @@ MASKED = "masked"
 _MOST_TEXTS = 64
 _NODE_UNAVAILABLE = 5
 """Flower's error code for a node whose heartbeats have stopped."""
+TOO_LARGE = 413
+"""Our SuperLink's and our grid's error code for an answer that goes beyond its quota."""
 _HEADER_BYTES, _HEADER_BYTES_PER_TENSOR = 4096, 512
 
 
@@ -146,6 +148,8 @@ def _content(message: Message | None):
             raise Refused("its connection was lost", kind=LOST)
         reason = (message.error.reason or "no reason given").strip().splitlines()
         told = reason[0][:300] if reason else "no reason given"
+        if message.error.code == TOO_LARGE:
+            raise Refused(printable(told))
         raise Refused(f"error {message.error.code}: {printable(told)}", kind=LOST)
     for record in codec.config_records(message.content).values():
         if "declined" in record:

@@ -360,6 +360,7 @@ def exchange(
         pause(grid, min(_LONGEST_POLL_S, max(_POLL_S, waited / 20, _LOOKS * look)))
         began = time.monotonic()
         look = 0.0 if pull() else time.monotonic() - began
+    getattr(grid, "forget", list)(pending)
     return list(silent)
 
 
