@@ -123,8 +123,8 @@ def flower_arguments(site: SiteConfig, site_file: Path) -> list[str]:
 def _push_answers(
     push: Callable[..., None], *, state: Any, object_store: Any, send: Callable, push_object: Callable
 ) -> None:
-    """Flower's `_push_messages`, which waits for an answer, and for ever if the worker ended before it had one; and which
-    gives an answer up if the line breaks while it is sent."""
+    """Flower's `_push_messages`, which waits for an answer for ever if the worker ended before it had one, and gives it
+    up if the line breaks while it is sent."""
     from flwr.app import Error, Message
     from flwr.common.constant import ErrorCode, Status, SubStatus
     from flwr.supernode.start_client_internal import _insert_message

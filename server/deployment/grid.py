@@ -77,9 +77,12 @@ class PatientGrid(Grid):
         from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 
         wanted = list(message_ids)
-        response = self._grid._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=wanted))
-        for message, tree in zip(response.messages_list, response.message_object_trees, strict=True):
-            self._announced[message.metadata.reply_to_message_id] = _Answer(message.metadata.message_id, _names(tree))
+        # the SuperLink announces an answer once, and then knows no more of the message that it answers
+        if unheard := [name for name in wanted if name not in self._announced]:
+            response = self._grid._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=unheard))
+            for message, tree in zip(response.messages_list, response.message_object_trees, strict=True):
+                answer = _Answer(message.metadata.message_id, _names(tree))
+                self._announced[message.metadata.reply_to_message_id] = answer
         found = (self._fetched(name) for name in wanted if name in self._announced)
         return [message for message in found if message is not None]
 
@@ -97,6 +100,7 @@ class PatientGrid(Grid):
 
     def _fetched(self, asked: str) -> Message | None:
         """An announced answer, if all of it is there."""
+        from flwr.common.constant import ErrorCode
         from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, inflate_object_from_contents
 
         answer = self._announced[asked]
@@ -104,11 +108,11 @@ class PatientGrid(Grid):
             whole = self._fetch(answer, self._limits.get(asked))
         except _TooLarge as beyond:
             self._done(asked, answer)
-            return _error(asked, self.run.run_id, f"its answer is larger than the {beyond} bytes that it can take")
+            why = f"its answer is larger than the {beyond} bytes that it can take"
+            return _error(asked, self.run.run_id, TOO_LARGE, why)
         except ObjectPullError:
-            # its upload was given up; the site may send it again, and it is announced anew
-            self._announced.pop(asked, None)
-            return None
+            self.forget([asked])
+            return _error(asked, self.run.run_id, ErrorCode.MESSAGE_UNAVAILABLE, "its upload stopped in the middle")
         if not whole:
             return None
         self._done(asked, answer)
@@ -163,7 +167,7 @@ def _size(content: RecordDict) -> int:
     return sum(wire.size(record) for record in wire.array_records(content).values())
 
 
-def _error(asked: str, run_id: int, reason: str) -> Message:
+def _error(asked: str, run_id: int, code: int, reason: str) -> Message:
     from flwr.app import Error, Message
     from flwr.app.metadata import Metadata
 
@@ -178,4 +182,4 @@ def _error(asked: str, run_id: int, reason: str) -> Message:
         ttl=1.0,
         message_type="system",
     )
-    return Message(Error(TOO_LARGE, reason), metadata=metadata)
+    return Message(Error(code, reason), metadata=metadata)

@@ -7,7 +7,8 @@ with the line, it refuses, after which the sender gives its whole answer up. Her
 - a message whose sender is not the node that sent it is refused;
 - an answer has a quota, by the kind and the size of the message that it answers, counted as its objects arrive and
   before they are stored; one that goes beyond is let go, and the study hears of an error in its place;
-- an object that is there already is taken again.
+- an object that is there already is taken again, and an answer that stopped in the middle can be announced again, also
+  when the study has heard of it.
 """
 
 from __future__ import annotations
@@ -68,6 +69,9 @@ class Intake:
         self._push_object = handlers.push_object
         self._down: OrderedDict[str, int] = OrderedDict()
         self._uploads: OrderedDict[str, _Upload] = OrderedDict()
+        """By session."""
+        self._answers: OrderedDict[str, _Upload] = OrderedDict()
+        """By the answer's own name."""
         self._lock = threading.Lock()
 
     def pull_messages(self, request: Any, state: Any, store: Any) -> Any:
@@ -87,19 +91,33 @@ class Intake:
         if message.metadata.src_node_id != node:
             log.warning("node %d sent an answer in the name of node %d", node, message.metadata.src_node_id)
             raise _refusal(403, "an answer in the name of another node")
-        asked = message.metadata.reply_to_message_id
-        found = state.get_valid_message_ins(asked)
-        kind = _kind(found) if found is not None else ""
         with self._lock:
-            limit = quota(kind, self._down.get(asked))
+            before = self._answers.get(message.metadata.message_id)
+            down = self._down.get(message.metadata.reply_to_message_id)
+        if before is None:
+            found = state.get_valid_message_ins(message.metadata.reply_to_message_id)
+            limit = quota(_kind(found) if found is not None else "", down)
+        else:
+            limit = before.limit
         objects = sum(1 for _ in _nodes(tree))
         if objects > _OBJECTS + limit // _BYTES_PER_OBJECT:
             raise _refusal(413, f"{objects} objects")
         response = self._push_messages(request, state)
+        if before is not None and before.node == node and not response.objects_to_push:
+            self._go_on(response, message.metadata.run_id, tree, state)
         if response.session_id:
+            upload = _Upload(node, message, limit)
             with self._lock:
-                _remember(self._uploads, response.session_id, _Upload(node, message, limit))
+                _remember(self._uploads, response.session_id, upload)
+                _remember(self._answers, message.metadata.message_id, upload)
         return response
+
+    def _go_on(self, response: Any, run_id: int, tree: Any, state: Any) -> None:
+        """Take what an answer still lacks, of which the study has heard: Flower takes it for one to no message."""
+        if state.object_store.get(tree.object_id) is None:
+            return  # it was fetched as a whole, or given up
+        response.session_id = state.start_session(run_id)
+        response.objects_to_push.extend(state.preregister_object_tree(tree, response.session_id))
 
     def push_object(self, request: Any, state: Any) -> Any:
         """A node sends an object of an answer that it has announced."""
