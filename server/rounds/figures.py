@@ -59,7 +59,7 @@ def checked(sent: Mapping[str, object], counts: Mapping[str, int] | None = None)
         if math.isfinite(value):
             low, high = _range(name, counts or {})
             if not low <= value <= high:
-                impossible = Impossible(f"'{name}' is {value:g}, not between {low:g} and {high:g}")
+                impossible = Impossible(f"'{name}' is {value:g}, not between {low if low <= -1 else 0:g} and {high:g}")
                 impossible.beyond_count = name == "test.n" and value > high
                 raise impossible
             if _WHOLE.fullmatch(name) and value != int(value):
