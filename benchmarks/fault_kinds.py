@@ -6,8 +6,8 @@ A fault raises NotSurvived (or AssertionError) if the study did not do what it m
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -29,6 +29,7 @@ from benchmarks.fault_lab import (
 )
 from feddusss import cli
 from tests.deployment import Client, wait_until
+from tests.server.deployed import metrics
 
 
 @dataclass(frozen=True)
@@ -136,14 +137,7 @@ def two_clients(lab: Lab, name: str) -> Outcome:
 
 @fault("network of one site cut for a minute and healed")
 def network_cut(lab: Lab, name: str) -> Outcome:
-    cable = Cable(lab.link.port)
-    address = lab.link.address
-    try:
-        lab.victim.stop()
-        text = lab.victim.site_file.read_text().replace(address, f"127.0.0.1:{cable.port}")
-        lab.victim.site_file.write_text(text)
-        lab.victim.start()
-        lab.there.wait_online(set(SITES))
+    with _through_a_cable(lab) as cable:
         with lab.study(name) as out:
             lab.train_site(out, 2)
             cable.cut()
@@ -155,9 +149,48 @@ def network_cut(lab: Lab, name: str) -> Outcome:
                 # it counts as connected only if it has come back: the minute was long enough to be missed
                 lab.there.wait_online({"cedar"})
         return _without_victim(out, since)
+
+
+@contextmanager
+def _through_a_cable(lab: Lab) -> Iterator[Cable]:
+    """The victim reaches the coordinator through a line that can be cut."""
+    cable = Cable(lab.link.port)
+    try:
+        lab.victim.stop()
+        text = lab.victim.site_file.read_text().replace(lab.link.address, f"127.0.0.1:{cable.port}")
+        lab.victim.site_file.write_text(text)
+        lab.victim.start()
+        lab.there.wait_online(set(SITES))
+        yield cable
     finally:
         lab.victim.stop()
         cable.close()
+
+
+@fault("an upload broken in the middle, twice")
+def upload_broken(lab: Lab, name: str) -> Outcome:
+    with _through_a_cable(lab) as cable, lab.study(name) as out:
+        lab.end_of_round(out, 1)
+        size = next(line["bytes_up"] for line in metrics(out) if line["site"] == "cedar")
+        lab.train_site(out, 2)
+        for share in (0.5, 0.3):
+            cable.cut_after(int(share * size))
+            wait_until(lambda: cable.is_cut, 300, "the line to be cut")
+            time.sleep(25)
+            since = now()
+            cable.mend()
+    missed = lost(out)
+    if 2 in missed:
+        raise NotSurvived(f"cedar's answer was lost: {missed}")
+    # a minute without a sign of life, and it is not asked until it gives one
+    if wrong := {why for why in missed.values() if why != "not connected"}:
+        raise NotSurvived(f"cedar was left out for another reason: {wrong}")
+    if not missed:
+        lab.check_equal(out)
+    later = f"; cedar's part of round{'s' * (len(missed) > 1)} {', '.join(map(str, missed))} (not connected)"
+    return Outcome(
+        f"nothing of the answer, which is sent again{later * bool(missed)}", recovery(out, since), not missed
+    )
 
 
 @fault("a site slower than the deadline", quick=True)
@@ -217,6 +250,22 @@ def too_large(lab: Lab, name: str) -> Outcome:
     return _bad_update(lab, name, damage, "times as large as the median")
 
 
+@fault("figures of a liar: a Dice of 5")
+def liars_figures(lab: Lab, name: str) -> Outcome:
+    return _bad_update(lab, name, "figures['val.dice'] = 5.0", "'val.dice' is 5")
+
+
+@fault("a variance below 0")
+def impossible_statistics(lab: Lab, name: str) -> Outcome:
+    damage = "[t.fill_(-1e30) for key, t in tensors.items() if key.endswith('running_var')]"
+    return _bad_update(lab, name, damage, "holds a variance below 0")
+
+
+@fault("a huge answer: 200 MB")
+def huge_reply(lab: Lab, name: str) -> Outcome:
+    return _bad_update(lab, name, "tensors['x'] = torch.zeros(50_000_000)", "its answer is larger than")
+
+
 # Data and disks.
 
 
@@ -272,6 +321,30 @@ def coordinator_disk_full(lab: Lab, name: str) -> Outcome:
             pass
         lab.check_equal(out)
         return Outcome("the open round's work", recovery(out, since), True)
+
+
+@fault("database of the coordinator deleted, resumed")
+def database_deleted(lab: Lab, name: str) -> Outcome:
+    from client.secure.keys import public_path
+
+    out, process = lab.interrupted_study(name)
+    try:
+        lab.train_site(out, 3)
+        lab.link.kill()
+        for file in lab.link.folder.glob("superlink.db*"):
+            file.unlink()
+        lab.link.start()
+        lab.victim.wait_for("lost its list of keys, and takes them up again by itself", 300)
+        for client in lab.there.clients.values():  # as `start.sh` does from sites.json
+            lab.link.register(client.name, public_path(client.key))
+        lab.there.wait_online(set(SITES), 600)
+        since = now()
+    finally:
+        process.end()
+    with lab.study(name, resume=True):
+        pass
+    lab.check_equal(out)
+    return Outcome("the open round's work, and the list of runs", recovery(out, since), True)
 
 
 # Keys, certificates, code.

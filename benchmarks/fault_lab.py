@@ -198,6 +198,7 @@ class Cable:
     def __init__(self, port: int):
         self._port = port
         self._cut = False
+        self._left: int | None = None
         self.cut_at = 0.0
         self._pairs: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -211,6 +212,14 @@ class Cable:
         for end in list(self._pairs):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+
+    def cut_after(self, size: int) -> None:
+        """Cut it when so many more bytes have gone out: the last of them arrive, and what is said to them does not."""
+        self._left = size
+
+    @property
+    def is_cut(self) -> bool:
+        return self._cut
 
     def mend(self) -> None:
         """New connections pass again."""
@@ -241,12 +250,17 @@ class Cable:
         far.settimeout(None)
         self._pairs |= {near, far}
         for source, sink in ((near, far), (far, near)):
-            threading.Thread(target=self._pass_on, args=(source, sink), daemon=True).start()
+            threading.Thread(target=self._pass_on, args=(source, sink, source is near), daemon=True).start()
 
-    def _pass_on(self, source: socket.socket, sink: socket.socket) -> None:
+    def _pass_on(self, source: socket.socket, sink: socket.socket, out: bool) -> None:
         with suppress(OSError):
             while data := source.recv(1 << 16):
                 sink.sendall(data)
+                if out and self._left is not None:
+                    self._left -= len(data)
+                    if self._left <= 0:
+                        self._left = None
+                        self.cut()
         for end in (source, sink):
             with suppress(OSError):
                 end.close()

@@ -50,8 +50,10 @@ def _run(grid: Grid, study: StudyConfig, out: Path, events) -> None:
     from server.runs.runfolder import open_run
 
     if not _is_simulated(grid):
+        from server.deployment.grid import PatientGrid
+
         run = open_run(out, study, resume=True)
-        Coordinator(grid, study, run, reporter=events).run()
+        Coordinator(PatientGrid(grid), study, run, reporter=events).run()
     else:
         _simulate(grid, study, out, events)
     _write_report(out)

@@ -73,8 +73,9 @@ _CLOCK = Ending(
 def _unknown_key(public_key: str) -> Ending:
     return Ending(
         "key",
-        f"the coordinator does not know this site's key: send it {public_key}. Or the key was revoked, or another "
-        "client with this key is connected. Trying again now and then",
+        f"the coordinator does not know this site's key: send it {public_key}, if that was not done. Or the key was "
+        "revoked; or the coordinator has lost its list of keys, and takes them up again by itself; or another client "
+        "with this key is connected. Trying again now and then",
         15,
         300,
     )
@@ -83,8 +84,9 @@ def _unknown_key(public_key: str) -> Ending:
 def _revoked(public_key: str) -> Ending:
     return Ending(
         "revoked",
-        "the coordinator no longer accepts this site's key (it was revoked), or this machine's clock was changed; "
-        f"this site's public key is {public_key}",
+        "the coordinator no longer accepts this site's key: it was revoked, or the coordinator has lost its list of "
+        "keys, and takes them up again by itself, or this machine's clock was changed. Trying again now and then; ask "
+        f"the coordinator if it lasts. This site's public key is {public_key}",
         15,
         300,
     )

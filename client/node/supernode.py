@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from client.door.guard import guard_supernode, record_refusal
-from client.node import arrivals, connection
+from client.node import arrivals, connection, sending
 from client.node.child import end_with_supervisor, tell
 from dusss_core.files import write_bytes
 from feddusss import uploads
@@ -120,8 +120,11 @@ def flower_arguments(site: SiteConfig, site_file: Path) -> list[str]:
     return [*arguments, "--auth-supernode-private-key", str(link.private_key)]
 
 
-def _push_answers(push: Callable[..., None], *, state: Any, object_store: Any, **others: Any) -> None:
-    """Flower's `_push_messages`, which waits for an answer, and for ever if the worker ended before it had one."""
+def _push_answers(
+    push: Callable[..., None], *, state: Any, object_store: Any, send: Callable, push_object: Callable
+) -> None:
+    """Flower's `_push_messages`, which waits for an answer for ever if the worker ended before it had one, and gives it
+    up if the line breaks while it is sent."""
     from flwr.app import Error, Message
     from flwr.common.constant import ErrorCode, Status, SubStatus
     from flwr.supernode.start_client_internal import _insert_message
@@ -140,7 +143,8 @@ def _push_answers(push: Callable[..., None], *, state: Any, object_store: Any, *
             state.record_message_processing_end(message.metadata.message_id)
             reason = "the site's worker ended while it had this message"
             _insert_message(Message(Error(ErrorCode.CLIENT_APP_CRASHED, reason), reply_to=message), state, object_store)
-    push(state=state, object_store=object_store, **others)
+    send = sending.until_it_arrives(send, push_object, object_store)
+    push(state=state, object_store=object_store, send=send, push_object=push_object)
 
 
 def _newest_task(state: Any, run_id: int) -> Any:

@@ -100,8 +100,8 @@ def _read(response: http.client.HTTPResponse, content: bytes) -> Finding:
         return Finding("ok", "registration", "the coordinator knows this site's key")
     if code == _UNKNOWN:
         return _error(
-            "the coordinator does not know this site's key, or has revoked it",
-            "send it the public key (the .pub file beside the private one) to be registered",
+            "the coordinator does not know this site's key, or has revoked it, or has lost its list of keys",
+            "send it the public key (the .pub file beside the private one) to be registered; if that was done, ask it",
         )
     if status == 401:
         return _error(

@@ -1,6 +1,6 @@
 """flower-superlink for a study of days: python -m server.deployment.superlink FLOWER_ARGUMENTS...
 
-It is Flower's own command, mended in four places:
+It is Flower's own command, mended in five places:
 
 - Flower gives a call 5 s to get at its SQLite file, and then answers 500. Models come and go in hundreds of calls that
   all write to it, so on a busy machine this happens, and it ends the SuperNode or the study whose call it was.
@@ -10,6 +10,7 @@ It is Flower's own command, mended in four places:
   filled with zeros when they are deleted, and are moved from the log to the file less often, that takes a third of the
   processor time and half of the bytes on the disk. A file that is there already keeps the pages that it has.
 - uvicorn takes a chunk in pieces: `feddusss.uploads`.
+- A hospital could answer for another, fill the memory, and lose an answer with a line that broke: `intake`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import threading
 from typing import Any
 
 from feddusss import uploads
+from server.deployment import intake
 
 DATABASE_WAIT_S = 60
 PAGE_BYTES = 65536
@@ -35,6 +37,7 @@ def main() -> None:
 
     _tune_the_database()
     uploads.read_on()
+    intake.install()
     _end_with_the_child()
     sys.argv[0] = "flower-superlink"
     flower_superlink()

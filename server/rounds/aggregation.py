@@ -25,6 +25,7 @@ import numpy as np
 
 from dusss_core.errors import UserError
 from feddusss.wire import is_statistic
+from server.rounds.shares import capped
 from server.rounds.spool import Places, Spooled
 from server.study.federation import MEANS, FederationConfig
 
@@ -127,7 +128,7 @@ class Aggregator:
                 elif not run.floating:
                     value = reduce(np.maximum, (run.numbers(model, start, stop) for model in models))
                 elif name in MEANS:
-                    value = _mean(run, models, weights, start, stop)
+                    value = _mean(run, models, weights, start, stop, self._config.max_share)
                 else:
                     value = self._robust(np.stack([run.numbers(model, start, stop) for model in models]))
                 run.fill(result, start, value)
@@ -240,13 +241,23 @@ def _runs(
 
 
 def _mean(
-    run: _Run, models: Sequence[Mapping[str, Tensor]], weights: Sequence[float], start: int, stop: int
+    run: _Run,
+    models: Sequence[Mapping[str, Tensor]],
+    weights: Sequence[float],
+    start: int,
+    stop: int,
+    max_share: float | None = None,
 ) -> np.ndarray:
     """Weighted mean of a piece. What a site did not train is replaced by the mean of those that did, so that it changes
     nothing in the mean of all."""
+    trained = [i for i in range(len(models)) if i not in run.handed_on]
+    if max_share is not None:
+        # among those that trained it: the others' part goes to them
+        weights = list(weights)
+        for i, weight in zip(trained, capped([weights[i] for i in trained], max_share), strict=True):
+            weights[i] = weight
     stand_in, total = None, sum(weights)
     if run.handed_on:
-        trained = [i for i in range(len(models)) if i not in run.handed_on]
         of_these = sum(weights[i] for i in trained)
         stand_in = sum(run.numbers(models[i], start, stop) * (weights[i] / of_these) for i in trained)
     mean = None

@@ -11,7 +11,7 @@ from server.rounds.aggregation import SiteModel, sites_needed
 from server.rounds.messages import Messages
 from server.rounds.replies import LOST, Reply
 from server.rounds.roster import Roster
-from server.rounds.screening import NEEDED, too_large
+from server.rounds.screening import NEEDED, too_large, too_strong
 from server.rounds.spool import Spool
 from server.runs.events import Reporter
 from server.runs.runfolder import log
@@ -95,8 +95,9 @@ class Collector:
                 break
         replies = self._told(phase, round, replies, abstaining)
         accepted = {name: reply for name, reply in replies.items() if reply.accepted}
+        weights = {name: self._roster.sites[name].weight(reply.examples) for name, reply in accepted.items()}
         models = {
-            name: SiteModel(reply.tensors, reply.examples, self._handed_on(phase, name))
+            name: SiteModel(reply.tensors, weights[name], self._handed_on(phase, name))
             for name, reply in accepted.items()
         }
         return Collected(replies, {name: down.get(name, 0) for name in replies}, models)
@@ -129,7 +130,7 @@ class Collector:
         return self._roster.sites.keys() - abstaining.keys() - done
 
     def _screen(self, replies: dict[str, Reply]) -> None:
-        """Refuse updates that are far too large."""
+        """Refuse updates and statistics that are far too large."""
         ratio = self._federation.max_norm_ratio
         accepted = {name: reply for name, reply in replies.items() if reply.accepted}
         if ratio is None:
@@ -140,6 +141,9 @@ class Collector:
         norms = {name: reply.norm for name, reply in accepted.items()}
         for name, norm in norms.items():
             accepted[name].metrics["update.norm"] = norm
-        for name, reason in too_large(norms, {n: r.examples for n, r in accepted.items()}, ratio).items():
+        examples = {name: self._roster.sites[name].weight(reply.examples) for name, reply in accepted.items()}
+        refused = too_strong({name: reply.moments for name, reply in accepted.items()})
+        refused |= too_large(norms, examples, ratio, declared=self._federation.sizes or ())
+        for name, reason in refused.items():
             replies[name] = Reply(name, reason, metrics=accepted[name].metrics, bytes_up=accepted[name].bytes_up)
             self._reporter.on_site_refused(name, reason)

@@ -22,10 +22,12 @@ from server.rounds.collecting import Collector
 from server.rounds.domains import LOOK_AT, warning_of_domains
 from server.rounds.heads import Heads
 from server.rounds.messages import Messages
-from server.rounds.replies import DIVERGED, EXHAUSTED, Reply
-from server.rounds.roster import Roster
+from server.rounds.parts import told_parts
+from server.rounds.replies import DIVERGED, EXHAUSTED, MISCOUNTED, Reply
+from server.rounds.roster import Roster, Site
 from server.rounds.secure import SecureCollector
 from server.rounds.selection import NOTHING_TO_CHOOSE_BY, Selection, weighted_mean
+from server.rounds.shares import warning_of_shares
 from server.rounds.spool import Spool
 from server.rounds.summary import evaluation_figures, make_summary, without_own_layers
 from server.runs.checkpoints import Checkpoint
@@ -72,7 +74,7 @@ class Coordinator:
         told = {"charges": run.charges(), "heads": Heads(run.folder / HEADS), "partners": run.partners()}
         self._messages = Messages(study, run.run_key, self._reporter, **told)
         allowed = study.federation.sites if sites is None else sites
-        self._roster = Roster(grid, self._messages.query, allowed, self._say)
+        self._roster = Roster(grid, self._messages.query, allowed, self._say, study.federation.sizes)
         collector = SecureCollector if study.federation.secure_aggregation else Collector
         self._collector = collector(study, self._roster, self._messages, self._reporter, self._say)
 
@@ -126,6 +128,9 @@ class Coordinator:
         names = [site.name for site in self._roster.all()]
         counts = ", ".join(f"{site.name} ({site.pictures} training pictures)" for site in self._roster.all())
         log.info("study %s, run %s, sites: %s", self._study.study, self._run.run_key, counts)
+        pictures = {site.name: site.pictures for site in self._roster.training()}
+        if warning := warning_of_shares(self._study.federation, pictures):
+            self._say(f"warning: {warning}")
         self._reporter.on_study(self._study.study, names, phases, self._method)
         final = None
         for phase, rounds in phases.items():
@@ -166,7 +171,7 @@ class Coordinator:
                 last = self._run_round(phase, rounds, last, aggregator, selection, abstaining, spool)
         if last.round:
             self._validate_last(last, selection, abstaining)
-            if not selection.chooses and self._study.federation.select == "best":
+            if not selection.chooses and self._study.federation.select != "last":
                 self._say(f"{phase}: {NOTHING_TO_CHOOSE_BY}")
         final = self._choose(last, selection)
         final.ended = (
@@ -184,7 +189,9 @@ class Coordinator:
 
     def _start_phase(self, phase: Phase) -> tuple[Checkpoint, Aggregator, Selection]:
         aggregator = Aggregator(self._study.federation)
-        selection = Selection(phase, phase.settings(self._study).patience)
+        federation = self._study.federation
+        by_median = federation.select == "median"
+        selection = Selection(phase, phase.settings(self._study).patience, by_median, federation.max_share)
         last = self._run.checkpoints.latest(phase)
         if last is None:
             from dusss_core.training import initial_shared
@@ -302,10 +309,13 @@ class Coordinator:
             )
         if reasons and all(reply.kind == DIVERGED for reply in replies.values() if not reply.abstains):
             lr = phase.settings(self._study).optimizer.lr
+            parts = told_parts(self._study.federation, round - 1, self._run.accepted(phase, round - 1))
             raise UserError(
-                f"{phase} round {round}: the loss or the weights are not finite at every site:\n{told}",
+                f"{phase} round {round}: the loss or the weights are not finite at every site:\n{told}"
+                + (f"\n  {parts}" if parts else ""),
                 f"lower {phase}.optimizer.lr (now {lr:g}) and start afresh, or look for damaged pictures at the sites "
-                "with `python -m sites check`",
+                "with `python -m sites check`"
+                + ("; if one site's part stands out, do without that site (federation.sites)" if parts else ""),
             )
         if reasons and all(reply.kind == EXHAUSTED for reply in replies.values() if not reply.abstains):
             batch = phase.settings(self._study).batch
@@ -340,16 +350,11 @@ class Coordinator:
         started = time.perf_counter()
         write_student_of_run(self._run.folder, self._study, self._run.digest, student)
         self._roster.refresh()
-        replies, _ = self._messages.ask(
-            self._roster,
-            "evaluate",
-            self._roster.all(),
-            student.model,
-            what="test",
-            phase=Phase.SEGMENT,
-            round=max(1, student.round),
-            study_digest=self._run.digest,
-        )
+        replies = self._tested(student, self._roster.all())
+        if miscounted := {name for name, reply in replies.items() if reply.kind == MISCOUNTED}:
+            # it may have got new pictures, and was asked what it has
+            self._roster.refresh()
+            replies |= self._tested(student, [site for site in self._roster.all() if site.name in miscounted])
         for name, reply in replies.items():
             if not reply.accepted:
                 log.warning("evaluation: %s: %s", name, reply.reason)
@@ -375,10 +380,15 @@ class Coordinator:
         self._reporter.on_study_end(summary["seconds"]["total"], str(self._run.folder))
         return summary
 
+    def _tested(self, student: Checkpoint, sites: list[Site]) -> dict[str, Reply]:
+        about = {"phase": Phase.SEGMENT, "round": max(1, student.round), "study_digest": self._run.digest}
+        return self._messages.ask(self._roster, "evaluate", sites, student.model, what="test", **about)[0]
+
     # Figures.
 
     def _validation(self, accepted: Mapping[str, Reply]) -> list[tuple[float, dict[str, float]]]:
-        return [(self._roster.sites[name].counts.get("n_val", 0), reply.metrics) for name, reply in accepted.items()]
+        sites = {name: self._roster.sites[name] for name in accepted}
+        return [(sites[name].weight(sites[name].counts.get("n_val", 0)), accepted[name].metrics) for name in accepted]
 
     def _means(self, accepted: Mapping[str, Reply]) -> dict[str, float]:
         """Means of the sites' figures, weighted by validation pictures (val.*) or training pictures (the rest)."""

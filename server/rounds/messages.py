@@ -134,7 +134,14 @@ class Messages:
             self._heads.note(name, message, {"kind": kind, **{k: settings.get(k) for k in ("phase", "round")}})
             up = back if secure is None else MASKED
             reply = read_reply(
-                name, message, expected, wire=up, compressed=codec, most_examples=site.pictures, spool=spool
+                name,
+                message,
+                expected,
+                wire=up,
+                compressed=codec,
+                most_examples=site.pictures,
+                counts=site.counts,
+                spool=spool,
             )
             if reply.accepted and on_accepted is not None:
                 reply = on_accepted(reply)

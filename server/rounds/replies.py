@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from dusss_core.errors import UserError
 from feddusss import compression
 from feddusss import wire as codec
 from feddusss.compression import Codec
-from server.rounds.screening import squared_distance
+from server.rounds import figures
+from server.rounds.figures import printable
+from server.rounds.screening import impossible_statistic, moments, squared_distance
 
 if TYPE_CHECKING:
     from flwr.app import ArrayRecord, Message
@@ -35,10 +37,11 @@ SPENT = "spent"
 MASKED = "masked"
 """As a `wire`: every tensor as 64-bit integers that mean nothing by themselves."""
 
-_METRIC_NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
-_MOST_EXAMPLES = 10**8
+_MOST_TEXTS = 64
 _NODE_UNAVAILABLE = 5
 """Flower's error code for a node whose heartbeats have stopped."""
+TOO_LARGE = 413
+"""Our SuperLink's and our grid's error code for an answer that goes beyond its quota."""
 _HEADER_BYTES, _HEADER_BYTES_PER_TENSOR = 4096, 512
 
 
@@ -56,6 +59,8 @@ class Reply:
     """Read from the disk when they are asked for, where they were put there. Not to be written to."""
     norm: float = 0.0
     """L2 norm of the change of the learned weights."""
+    moments: dict[str, float] = field(default_factory=dict)
+    """By normalisation layer: see `server.rounds.screening.moments`."""
     metrics: dict[str, float] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
     """The strings of the answer to a query: site, release, role, ..."""
@@ -87,7 +92,8 @@ def read_reply(
     *,
     wire: str = "float32",
     compressed: Codec | None = None,
-    most_examples: float = _MOST_EXAMPLES,
+    most_examples: float = figures.MOST_PICTURES,
+    counts: Mapping[str, int] | None = None,
     spool: Spool | None = None,
 ) -> Reply:
     """Check one answer; whatever it is, nothing is raised.
@@ -100,6 +106,7 @@ def read_reply(
         wire: the type in which learned weights come back; see `feddusss.wire`. MASKED: under secure aggregation.
         compressed: how changes come back encoded, in place of that; None: they do not.
         most_examples: training pictures that the site said it has: it can claim no more weight than that.
+        counts: what the site said it has, which its figures cannot go beyond.
         spool: where the tensors of an accepted answer are put, so that the message can be let go. None: they stay in
             the message's own memory.
 
@@ -108,7 +115,7 @@ def read_reply(
     """
     try:
         content = _content(message)
-        metrics = _metrics(content)
+        metrics = _metrics(content, counts)
         texts = _texts(content)
         if expected is None:
             if codec.array_records(content):
@@ -116,13 +123,21 @@ def read_reply(
             return Reply(site, metrics=metrics, texts=texts)
         record = _record(content)
         tensors = decoded(record, expected, wire, compressed)
-        norm = _checked_norm(tensors, expected) if wire != MASKED else 0.0
+        plain = wire != MASKED
+        norm = _checked_norm(tensors, expected) if plain else 0.0
+        layers = moments(tensors) if plain else {}
         _check_examples(metrics, most_examples)
         if spool is not None:
             tensors = spool.put(tensors)
-        return Reply(site, tensors=tensors, norm=norm, metrics=metrics, texts=texts, bytes_up=codec.size(record))
+        size = codec.size(record)
+        return Reply(site, tensors=tensors, norm=norm, moments=layers, metrics=metrics, texts=texts, bytes_up=size)
     except Refused as refused:
         return Reply(site, reason=str(refused), abstains=refused.abstains, kind=refused.kind)
+    except UserError:
+        raise
+    except Exception as error:
+        # one site's answer, whatever is wrong with it, ends no study
+        return Reply(site, reason=f"its answer cannot be read ({type(error).__name__})")
 
 
 def _content(message: Message | None):
@@ -133,37 +148,33 @@ def _content(message: Message | None):
             raise Refused("its connection was lost", kind=LOST)
         reason = (message.error.reason or "no reason given").strip().splitlines()
         told = reason[0][:300] if reason else "no reason given"
-        raise Refused(f"error {message.error.code}: {_printable(told)}", kind=LOST)
+        if message.error.code == TOO_LARGE:
+            raise Refused(printable(told))
+        raise Refused(f"error {message.error.code}: {printable(told)}", kind=LOST)
     for record in codec.config_records(message.content).values():
         if "declined" in record:
             kinds = (DIVERGED, SPENT, LACKS, EXHAUSTED, LOST)
             kind = next((kind for kind in kinds if record.get(kind) is True), "")
-            raise Refused(_printable(record["declined"]), abstains=record.get("abstains") is True, kind=kind)
+            told = printable(record["declined"]).strip() or "it gave no reason"
+            raise Refused(told, abstains=record.get("abstains") is True, kind=kind)
     return message.content
 
 
-def _metrics(content) -> dict[str, float]:
+def _metrics(content, counts: Mapping[str, int] | None) -> dict[str, float]:
     sent = list(codec.metric_records(content).values())
     if len(sent) > 1:
         raise Refused("sent more than one metric record")
-    metrics: dict[str, float] = {}
-    for name, value in (sent[0] if sent else {}).items():
-        if not _METRIC_NAME.fullmatch(name):
-            raise Refused(f"metric name {_printable(name)!r} is not allowed")
-        if isinstance(value, list):
-            raise Refused(f"metric '{name}' is a list; only single figures are taken")
-        if math.isfinite(value):
-            metrics[name] = value
-    return metrics
+    try:
+        return figures.checked(sent[0] if sent else {}, counts)
+    except figures.Impossible as impossible:
+        raise Refused(str(impossible), kind=MISCOUNTED if impossible.beyond_count else "") from None
 
 
 def _texts(content) -> dict[str, str]:
-    return {
-        _printable(k): _printable(v)
-        for record in codec.config_records(content).values()
-        for k, v in record.items()
-        if isinstance(v, str)
-    }
+    records = list(codec.config_records(content).values())
+    if sum(map(len, records)) > _MOST_TEXTS:
+        raise Refused(f"more than {_MOST_TEXTS} texts")
+    return {printable(k): printable(v) for record in records for k, v in record.items() if isinstance(v, str)}
 
 
 def decoded(
@@ -191,7 +202,7 @@ def decoded(
     if missing:
         raise Refused(f"tensor '{missing[0]}' is missing ({len(missing)} in all)")
     if extra:
-        raise Refused(f"tensor '{_printable(extra[0])}' was not asked for ({len(extra)} in all)")
+        raise Refused(f"tensor '{printable(extra[0])}' was not asked for ({len(extra)} in all)")
     for name, tensor in expected.items():
         _check_type(name, tensors[name], tensor, wire)
     tensors = {name: tensors[name] for name in expected}
@@ -201,7 +212,7 @@ def decoded(
 def _record(content) -> ArrayRecord:
     arrays = codec.array_records(content)
     if list(arrays) != ["arrays"]:
-        raise Refused(f"tensor records {sorted(map(_printable, arrays))} instead of ['arrays']")
+        raise Refused(f"tensor records {sorted(map(printable, arrays))} instead of ['arrays']")
     return arrays["arrays"]
 
 
@@ -233,6 +244,8 @@ def _checked_norm(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor])
             square += change
         elif not codec.is_finite(tensor):
             raise Refused(f"tensor '{name}' holds NaN or infinity", kind=DIVERGED)
+        elif not learned and (reason := impossible_statistic(name, tensor)):
+            raise Refused(f"tensor '{name}' {reason}")
     return math.sqrt(square)
 
 
@@ -240,7 +253,7 @@ def _check_examples(metrics: Mapping[str, float], most: float) -> None:
     examples = metrics.get("num-examples")
     if examples is None:
         raise Refused("'num-examples' is missing")
-    if not 0 < examples <= _MOST_EXAMPLES:
+    if not 0 < examples <= figures.MOST_PICTURES:
         raise Refused(f"'num-examples' is {examples:g}")
     if examples > most:
         raise Refused(
@@ -255,8 +268,3 @@ def _dtype(tensor: Tensor) -> str:
 
 def _describe(dtype: str, shape: tuple[int, ...]) -> str:
     return f"{dtype[:20]} {'x'.join(map(str, shape)) or 'scalar'}"
-
-
-def _printable(text: object) -> str:
-    """Text of a site for logs and reports: one line, no control characters, not long."""
-    return "".join(c if c.isprintable() else " " for c in str(text))[:300]

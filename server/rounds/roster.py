@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dusss_core.errors import UserError
+from server.rounds.figures import COUNTS
 from server.rounds.replies import Reply, read_reply
 
 if TYPE_CHECKING:
     from flwr.app import Message, RecordDict
     from flwr.serverapp import Grid
 
+ROLES = ("train", "evaluate")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+"""As in a site's own file."""
 _POLL_S = 0.1
 _LONGEST_POLL_S = 2.0
 """Each look costs the SuperLink processor time, so a long wait looks less often: after a twentieth of it."""
@@ -44,6 +49,8 @@ class Site:
     counts: dict[str, int] = field(default_factory=dict)
     """n_labelled, n_unlabelled, n_val, n_test, n_text; of a site that trains with differential privacy n_records alone,
     its declared number of training pictures."""
+    size: int | None = None
+    """Most training pictures that it counts with, as the study file declares; None: as many as it says."""
     vlm: str = ""
     """Digest of the vision-language model that it holds."""
     reference: str | None = None
@@ -53,6 +60,10 @@ class Site:
     def pictures(self) -> int:
         """Training pictures that it said it has."""
         return sum(self.counts.get(name, 0) for name in ("n_labelled", "n_unlabelled", "n_records"))
+
+    def weight(self, examples: float) -> float:
+        """What `examples` training pictures count, or that many validation pictures: no more than its declared size."""
+        return examples if self.size is None else min(examples, self.size)
 
 
 @dataclass
@@ -72,11 +83,19 @@ class Roster:
         query: makes the content of the message that asks a node who it is.
         allowed: names that may take part, all of which are waited for; None: whoever is there.
         say: told what a person should know.
+        sizes: most training pictures that each site counts with; a site that is not named there takes no part. None: as
+            many as it says.
     """
 
     def __init__(
-        self, grid: Grid, query: Callable[[], RecordDict], allowed: Iterable[str] | None, say: Callable[[str], None]
+        self,
+        grid: Grid,
+        query: Callable[[], RecordDict],
+        allowed: Iterable[str] | None,
+        say: Callable[[str], None],
+        sizes: Mapping[str, int] | None = None,
     ):
+        self._sizes = sizes
         self._grid = grid
         self._query = query
         self._allowed = None if allowed is None else set(allowed)
@@ -249,17 +268,30 @@ class Roster:
         name, registered = reply.texts.get("site", ""), self._nodes.get(node, "")
         if not name:
             return "it did not say which site it is", True
+        if not _NAME.fullmatch(name):
+            return f"it says that it is {name!r}, which is no name of a site", True
         if registered and registered != name:
             return f"its key is registered for '{registered}', and it says that it is '{name}'", True
         if self._allowed is not None and name not in self._allowed:
             return f"site '{name}' is not in federation.sites", True
+        if self._sizes is not None and name not in self._sizes:
+            return f"site '{name}' is not in federation.sizes", True
+        role = reply.texts.get("role", "train")
+        if role not in ROLES:
+            return f"it says that its role is {role!r}, which is none of {', '.join(ROLES)}", True
         known = self.sites.get(name)
         if known is not None and known.node != node:
             if known.node in self._nodes:
                 return f"site '{name}' is already there as node {known.node}", False
             self._say(f"site '{name}' is back as node {node}")
-        counts = {key: int(value) for key, value in reply.metrics.items()}
-        self.sites[name] = Site(name, node, reply.texts.get("role", "train"), counts, reply.texts.get("vlm", ""))
+        counts = {key: int(value) for key, value in reply.metrics.items() if key in COUNTS}
+        size = None if self._sizes is None else self._sizes[name]
+        site = self.sites[name] = Site(name, node, role, counts, size, reply.texts.get("vlm", ""))
+        if size is not None and site.pictures > size:
+            self._say(
+                f"site '{name}' says that it has {site.pictures} training pictures; it counts with {size}, as "
+                "federation.sizes declares"
+            )
         return None, False
 
     # What a person is told.
@@ -335,6 +367,7 @@ def exchange(
         pause(grid, min(_LONGEST_POLL_S, max(_POLL_S, waited / 20, _LOOKS * look)))
         began = time.monotonic()
         look = 0.0 if pull() else time.monotonic() - began
+    getattr(grid, "forget", list)(pending)
     return list(silent)
 
 

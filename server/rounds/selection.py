@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from statistics import median
 
 from dusss_core.phases import Phase
+from server.rounds.shares import capped
 
 CRITERIA = ("val.text_dice", "val.dice")
 """What the best round is chosen by: the first that any site sends. A student that is given sentences is chosen by its
@@ -25,6 +27,10 @@ class Selection:
 
     phase: Phase
     patience: int
+    by_median: bool = False
+    """By the median of the sites' figures, and not by their mean over pictures."""
+    max_share: float | None = None
+    """Of one site in that mean, at most."""
     best_round: int | None = None
     best_score: float | None = None
     waited: int = 0
@@ -58,19 +64,31 @@ class Selection:
 
     def state(self) -> dict:
         """What `restore` needs, ready for JSON."""
-        return asdict(self)
+        return {key: value for key, value in asdict(self).items() if key not in _RULES}
 
     def restore(self, state: Mapping) -> None:
-        """Take back a `state`; patience stays as it is now."""
+        """Take back a `state`; patience and the rule stay as they are now."""
         for key, value in state.items():
-            if key not in ("phase", "patience"):
+            if key not in _SETTINGS:
                 setattr(self, key, value)
 
     def _score(self, sites: list[tuple[float, Mapping[str, float]]]) -> float | None:
-        scores = (
-            weighted_mean([(count, metrics.get(name)) for count, metrics in sites if count > 0]) for name in CRITERIA
-        )
+        scores = (self._over_sites([(count, metrics.get(name)) for count, metrics in sites]) for name in CRITERIA)
         return next((score for score in scores if score is not None), None)
+
+    def _over_sites(self, pairs: list[tuple[float, float | None]]) -> float | None:
+        told = [(count, score) for count, score in pairs if count > 0 and score is not None and math.isfinite(score)]
+        if not told:
+            return None
+        scores = [score for _, score in told]
+        if self.by_median:
+            return median(scores)
+        return weighted_mean(zip(capped([count for count, _ in told], self.max_share), scores, strict=True))
+
+
+_RULES = ("by_median", "max_share")
+_SETTINGS = ("phase", "patience", *_RULES)
+"""Of the study, and not of what was seen."""
 
 
 def weighted_mean(pairs: Iterable[tuple[float, float | None]]) -> float | None:

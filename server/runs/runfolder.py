@@ -134,6 +134,13 @@ class RunFolder:
         """What `note_members` has written, oldest first."""
         return json.loads((self.folder / "run.json").read_text(encoding="utf-8")).get("members", [])
 
+    def accepted(self, phase: Phase, round: int) -> dict[str, dict[str, Any]]:
+        """The lines of a round's accepted answers in metrics.jsonl, by site; of a round done twice the later ones."""
+        path = self.folder / "metrics.jsonl"
+        lines = [line for _, line in _lines(path) if "train" in line] if path.is_file() else []
+        lines = [line for line in lines if (line["phase"], line["round"]) == (phase, round)]
+        return {line["site"]: line for line in lines if line.get("accepted")}
+
     def charges(self) -> dict[str, int]:
         """The largest number of charges that each site's privacy ledger has told of, as far as metrics.jsonl knows."""
         path = self.folder / "metrics.jsonl"

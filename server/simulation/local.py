@@ -127,8 +127,8 @@ def _train_phase(
         reporter.on_site_done(site.name, metrics)
         reporter.on_round_end(phase, round, {**metrics, "seconds": time.perf_counter() - started}, selection.best_round)
     best = _observe(selection, round, n_val, _validate(trainer), last, best)
-    use_best = study.federation.select == "best" and selection.chooses
-    if study.federation.select == "best" and not selection.chooses:
+    use_best = study.federation.select != "last" and selection.chooses
+    if study.federation.select != "last" and not selection.chooses:
         reporter.on_message(f"{phase}: {NOTHING_TO_CHOOSE_BY}")
     reporter.on_phase_end(phase, selection.best_round if use_best else round, f"{round} rounds trained")
     return best if use_best else last

@@ -41,6 +41,13 @@ class FederationConfig(Strict):
     """krum: how many sites may be faulty; needs at least 2 * byzantine + 3 sites."""
     weighting: Literal["examples", "uniform"] = "examples"
     """A site's weight in the mean: its number of training pictures, or the same for all."""
+    sizes: dict[str, int] | None = None
+    """Training pictures of each site, as was agreed: a site counts with no more, in the mean, beside the sizes of the
+    others' updates and in the choice of the best round, whatever it says that it has; a site that is not named takes no
+    part. null: as many as it says."""
+    max_share: float | None = Field(None, gt=0, lt=1)
+    """Largest share that one site has in a mean, of updates and of validation figures; with n sites at least 1/n. null:
+    its share of the pictures."""
     min_sites: int = Field(1, ge=1)
     """A round with fewer accepted replies fails. In pretraining, sites without sentences send none that counts."""
     retries: int = Field(2, ge=0)
@@ -62,8 +69,10 @@ class FederationConfig(Strict):
     secure_aggregation updates go up as 64-bit integers, and changes cannot be compressed."""
     topk_share: float = Field(SHARE, gt=0, le=0.5)
     """wire: topk: share of a tensor's numbers that travels; each takes the bytes of two."""
-    select: Literal["best", "last"] = "best"
-    """Which round's model ends a phase: the best by validation (pictures weigh the same), or the last."""
+    select: Literal["best", "median", "last"] = "best"
+    """Which round's model ends a phase: the best by validation (pictures weigh the same), the best by the median of the
+    sites' figures (sites weigh the same, and of three or more none alone can move it past the others' figures), or the
+    last. `patience` goes by the same figure."""
     keep_checkpoints: int = Field(3, ge=1)
     """Rounds of each phase whose checkpoints stay on disk, besides the best and the final model."""
     round_timeout_s: float = Field(3600, gt=0)
@@ -94,6 +103,21 @@ class FederationConfig(Strict):
                 "secure_aggregation with max_norm_ratio, which compares the sizes of single updates: set it to null, "
                 "or do without secure_aggregation"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _shares_are_known_to_the_coordinator(self) -> FederationConfig:
+        named = "max_share" if self.max_share is not None else "sizes" if self.sizes is not None else None
+        if named and self.secure_aggregation and self.weighting == "examples":
+            raise ValueError(
+                f"secure_aggregation with {named}: each site weighs its update before it is masked, and nobody can "
+                "weigh it anew: set weighting to uniform, or do without secure_aggregation"
+            )
+        if self.sizes is not None:
+            if small := sorted(name for name, size in self.sizes.items() if size < 0):
+                raise ValueError(f"sizes: {small[0]} is below 0")
+            if missing := sorted(set(self.sites or ()) - self.sizes.keys()):
+                raise ValueError(f"sizes: no number for {', '.join(missing)}, which federation.sites names")
         return self
 
     @model_validator(mode="after")

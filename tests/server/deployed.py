@@ -18,6 +18,9 @@ from server.simulation.materialise import materialise
 from server.study.config import StudyConfig
 from tests.deployment import Client, Process, SuperLink, environment, wait_until
 
+OURS = ("python", "-m", "server.deployment.superlink")
+"""The SuperLink as the coordinator starts it."""
+
 
 class Federation:
     """A SuperLink, clients by name, and the study that they are the hospitals of."""
@@ -89,7 +92,7 @@ def federation(folder: Path, study: StudyConfig, **site: Any) -> Iterator[Federa
     if secure:
         site = {"secure_aggregation": {"peers": "../peers.txt"}, **site}
     with ExitStack() as stack:
-        link = stack.enter_context(SuperLink(folder / "coordinator"))
+        link = stack.enter_context(SuperLink(folder / "coordinator", command=OURS))
         there = Federation(folder, study, link)
         for file in files:
             client = Client(file.parent, link, site={"device": "cpu", **site})

@@ -1,0 +1,65 @@
+"""An answer is sent until all of it has arrived, also over a line that breaks in the middle.
+
+Flower's SuperNode tries each request again until the line is back. But where the line took the *reply* to a request
+with it, the SuperLink has the object already, refuses it, and Flower gives the whole answer up and deletes it. Here the
+answer is announced anew: the SuperLink says which objects it lacks, and these are sent.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+WAITS_S = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
+"""Before each further try. How long the line was away does not count: Flower waits for it within a try."""
+_LOOK_S = 0.5
+_REFUSED = range(400, 500)
+"""Answers of HTTP that another try does not change."""
+
+
+def until_it_arrives(send: Callable, push_object: Callable, store: Any) -> Callable:
+    """Flower's `send`, which announces an answer, as one that also sends all of it; nothing is left to be pushed.
+
+    Args:
+        send: (message, tree of objects, seconds) -> names of the objects that are lacking, and the session's name.
+        push_object: (run, session, name, content) sends one.
+        store: where the contents are.
+    """
+    from flwr.supercore.inflatable.inflatable_utils import push_object_contents_from_iterable
+    from flwr.supercore.run import RunNotRunningException
+
+    def send_all(message: Any, tree: Any, seconds: float) -> tuple[set[str], str]:
+        for wait in (*WAITS_S, None):
+            try:
+                lacking, session = send(message, tree, seconds)
+                push = partial(push_object, message.metadata.run_id, session)
+                push_object_contents_from_iterable(_contents(tree, lacking, store), push)
+                return set(), session
+            except RunNotRunningException:
+                raise
+            except Exception as error:
+                if wait is None or _is_refused(error):
+                    raise
+                time.sleep(wait)
+        raise AssertionError("not reached")
+
+    return send_all
+
+
+def _contents(tree: Any, lacking: set[str], store: Any) -> Iterator[tuple[str, bytes]]:
+    """The objects that are lacking, with their contents, each once. What the worker is still writing is waited for."""
+    from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+
+    for name in dict.fromkeys(node.object_id for node in iterate_object_tree(tree)):
+        if name in lacking:
+            while (content := store.get(name)) == b"":
+                time.sleep(_LOOK_S)
+            yield name, content
+
+
+def _is_refused(error: Exception) -> bool:
+    import httpx
+
+    return isinstance(error, httpx.HTTPStatusError) and error.response.status_code in _REFUSED

@@ -1,0 +1,91 @@
+"""Single figures of a site, checked before anything is computed or written with them.
+
+A figure has a name that the run's files have a place for, and lies where such a figure can lie: a score between 0 and
+1, a count whole and not below 0. No figure is so large that a sum, a mean or a weight of many of them is not finite.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+GROUPS = ("train", "val", "test", "text_mask", "personal", "pseudo", "state")
+"""What may stand before the point of a figure's name."""
+SINGLE = ("num-examples", "seconds", "ledger-charges")
+"""Figures without a point, in the answer to a message that trains or evaluates."""
+COUNTS = ("n_labelled", "n_unlabelled", "n_val", "n_test", "n_text", "n_records")
+"""Of the answer to a query."""
+MOST_FIGURES = 512
+MOST_PICTURES = 10**8
+LARGEST = 1e12
+"""Of the size of a loss, or of what else has no range of its own."""
+_NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
+_SCORE = re.compile(r"(?:[a-z0-9]+_)*(?:dice|iou|precision|recall)(?:_\d+)?")
+_SLACK = 1e-6
+"""By which rounding may push a mean of scores out of its range."""
+_WHOLE = re.compile(r"n_[a-z]+|.*\.n|personal\.round|ledger-charges")
+_SCORED = ("val", "test", "text_mask", "personal", "pseudo")
+
+
+class Impossible(ValueError):
+    """A figure that no honest site sends; the text names it."""
+
+    beyond_count = False
+    """More pictures than the site said it has: it may have got new ones."""
+
+
+def checked(sent: Mapping[str, object], counts: Mapping[str, int] | None = None) -> dict[str, float]:
+    """The figures of an answer, without those that are not finite.
+
+    Args:
+        counts: what the site said it has; n_test pictures bound how many it can have been tested on.
+
+    Raises:
+        Impossible: a name that has no place, a list, too many, or a number out of its range.
+    """
+    if len(sent) > MOST_FIGURES:
+        raise Impossible(f"{len(sent)} figures, more than the {MOST_FIGURES} that are taken")
+    figures: dict[str, float] = {}
+    for name, value in sent.items():
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise Impossible(f"metric name {printable(name)!r} is not allowed")
+        if isinstance(value, list):
+            raise Impossible(f"metric '{name}' is a list; only single figures are taken")
+        if not _has_a_place(name):
+            raise Impossible(f"metric name '{name}' is not allowed")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise Impossible(f"metric '{name}' is no number")
+        if math.isfinite(value):
+            low, high = _range(name, counts or {})
+            if not low <= value <= high:
+                impossible = Impossible(f"'{name}' is {value:g}, not between {low if low <= -1 else 0:g} and {high:g}")
+                impossible.beyond_count = name == "test.n" and value > high
+                raise impossible
+            if _WHOLE.fullmatch(name) and value != int(value):
+                raise Impossible(f"'{name}' is {value:g}, and no whole number")
+            figures[name] = value
+    return figures
+
+
+def printable(text: object) -> str:
+    """Text of a site for logs and reports: one line, no control characters, not long."""
+    return "".join(c if c.isprintable() else " " for c in str(text)[:300])
+
+
+def _has_a_place(name: str) -> bool:
+    group, point, rest = name.partition(".")
+    return (group in GROUPS and bool(rest)) if point else name in (*SINGLE, *COUNTS)
+
+
+def _range(name: str, counts: Mapping[str, int]) -> tuple[float, float]:
+    group, _, rest = name.partition(".")
+    if group in _SCORED and _SCORE.fullmatch(rest):
+        return -_SLACK, 1 + _SLACK
+    if name in COUNTS or name == "num-examples":
+        return 0, MOST_PICTURES
+    if name == "test.n":
+        return 0, counts.get("n_test", MOST_PICTURES)
+    if rest == "n" or rest.endswith("hd95") or name in ("seconds", "personal.round", "ledger-charges"):
+        return 0, LARGEST
+    return -LARGEST, LARGEST
