@@ -18,7 +18,7 @@ from dusss_core.config import PAPER_BEYOND_METHOD, PRESETS
 from dusss_core.errors import UserError
 from dusss_core.files import write_json, write_tensors
 from feddusss import configfile
-from server.rounds.summary import overall
+from server.rounds.summary import figures_of_test, overall
 from server.runs.events import Reporter
 from server.simulation.local import LocalSite, load_local, pool, told_on, train_locally
 from server.study.config import StudyConfig, study_digest
@@ -52,7 +52,7 @@ def compare(
     """Train `method` in `out`/compare/`method`, or take the result that is there.
 
     Returns:
-        {"dice_mean", "dice_weighted", "dice_worst", "sites": {name: {"dice", "iou", "hd95", "n_test"}}}
+        {"dice_mean", "dice_weighted", "dice_worst", "sites": {name: {"dice", "iou", "hd95", "n_test", ...}}}
     """
     folder = Path(out) / "compare" / method
     if method not in ALONE:
@@ -176,21 +176,22 @@ def _train(study: StudyConfig, site: LocalSite, path: Path, reporter: Reporter) 
 
 
 def scores_on_test(study: StudyConfig, student: dict, site: LocalSite) -> dict[str, Any]:
-    """Figures of a student on a site's test pictures: {"n_test", "dice", "iou", "hd95"}, None where there is none; of
-    a student that is given sentences also {"text_dice", "text_iou", "text_hd95"}."""
+    """Figures of a student on a site's test pictures: "n_test", and those of `figures_of_test`."""
     from dusss_core.training import evaluate_student
 
     config = study.training()
     test = site.splits["test"]
-    scores = evaluate_student(config, student, test, site.device, told_on(config, site, test.sentences))
-    told = {name: value for name, value in scores.items() if name.startswith("text_")}
-    return {"n_test": int(scores["n"]), **{name: scores.get(name) for name in ("dice", "iou", "hd95")}, **told}
+    told = told_on(config, site, test.sentences)
+    scores = evaluate_student(config, student, test, site.device, told, behind=True)
+    return {"n_test": int(scores["n"]), **figures_of_test(scores)}
 
 
 def _figures(sites: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    kept = {name: {key: site.get(key) for key in ("dice", "iou", "hd95", "n_test")} for name, site in sites.items()}
-    for name, site in sites.items():
-        kept[name] |= {key: value for key, value in site.items() if key.startswith("text_")}
+    of_training = ("n_labeled", "n_unlabeled", "n_records")
+    kept = {
+        name: {key: value for key, value in site.items() if key not in of_training and not key.startswith("personal_")}
+        for name, site in sites.items()
+    }
     return {**overall(kept), "sites": kept}
 
 
