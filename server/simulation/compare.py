@@ -16,7 +16,7 @@ from typing import Any
 from dusss_core import objectives, pretraining
 from dusss_core.config import PAPER_BEYOND_METHOD, PRESETS
 from dusss_core.errors import UserError
-from dusss_core.files import write_json, write_tensors
+from dusss_core.files import read_tensors, write_json, write_tensors
 from feddusss import configfile
 from server.rounds.summary import figures_of_test, overall
 from server.runs.events import Reporter
@@ -28,6 +28,9 @@ ALONE = ("local", "centralized")
 """Methods without a federation."""
 METHODS = tuple(dict.fromkeys([*ALONE, *PRESETS, *objectives.TABLE, *pretraining.TABLE]))
 """All that `--compare` knows."""
+
+MOST_ACROSS = 40
+"""With more sites than this their own models are tested at home alone: all at all would be thousands of tests."""
 
 RunFederation = Callable[[StudyConfig, Path, str], dict[str, Any]]
 """Runs a study's federation in a folder under a method's name and returns its summary."""
@@ -52,7 +55,8 @@ def compare(
     """Train `method` in `out`/compare/`method`, or take the result that is there.
 
     Returns:
-        {"dice_mean", "dice_weighted", "dice_worst", "sites": {name: {"dice", "iou", "hd95", "n_test", ...}}}
+        {"dice_mean", "dice_weighted", "dice_worst", "sites": {name: {"dice", "iou", "hd95", "n_test", ...}}}; of local
+        also "across": {name of the model's site: {name of the tested site: Dice}}, of MOST_ACROSS sites at most.
     """
     folder = Path(out) / "compare" / method
     if method not in ALONE:
@@ -69,7 +73,10 @@ def compare(
         train(study, sites, folder, done, lambda: write_json(path, done), reporter)
         done["finished"] = True
         write_json(path, done)
-    return _figures(done["sites"])
+    across = (
+        _tested_across(study, site_files, folder, done, lambda: write_json(path, done)) if method == "local" else {}
+    )
+    return _figures(done["sites"]) | ({"across": across} if across else {})
 
 
 def why_not(method: str, study: StudyConfig, site_files: Sequence[Path]) -> str | None:
@@ -152,6 +159,34 @@ def _train_each(
         student = _train(study, site, folder / f"{site.name}.safetensors", reporter)
         done["sites"][site.name] = scores_on_test(study, student, site)
         save()
+
+
+def _tested_across(
+    study: StudyConfig, site_files: Sequence[Path], folder: Path, done: dict, save: Callable[[], None]
+) -> dict[str, dict[str, float]]:
+    """Dice of every site's own model on every site's test pictures, as far as it is not known yet.
+
+    A simulation has all of it at hand; no message asks a hospital for its own model.
+    """
+    across, home = done.setdefault("across", {}), done["sites"]
+    if not 1 < len(home) <= MOST_ACROSS:
+        return {}
+    if missing := [name for name in home if name not in across]:
+        from dusss_core.training import evaluate_student
+
+        config, sites = study.training(), [load_local(file, study) for file in site_files]
+        told = {site.name: told_on(config, site, site.splits["test"].sentences) for site in sites}
+        for name in missing:
+            student, row = read_tensors(folder / f"{name}.safetensors")[0], {}
+            for site in sites:
+                dice = home[name].get("dice")
+                if site.name != name:
+                    test, text = site.splits["test"], told[site.name]
+                    dice = evaluate_student(config, student, test, site.device, text, distances=False).get("dice")
+                row |= {} if dice is None else {site.name: dice}
+            across[name] = row
+            save()
+    return across
 
 
 def _train_pooled(
