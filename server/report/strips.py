@@ -77,7 +77,7 @@ def share_chart(description: str, rows: Sequence[tuple[str, Sequence[tuple[float
             if number:
                 said = f"{name}: {number} pictures with Dice {start:g} to {end:g}"
                 parts.append(rectangle("accent", x, top + 3, width, _STEP - 6, said, _opacity((start + end) / 2)))
-                if width > 9 * len(str(number)):
+                if width > 7 * len(str(number)):
                     parts.append(text(x + width / 2, top + _STEP / 2 + 4, str(number), "middle", "on"))
             x += width
     for index in range(5):

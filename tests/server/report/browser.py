@@ -1,4 +1,4 @@
-"""A real headless Chromium that opens a page from the disk: what it says and asks for, how wide and long the page is."""
+"""A real headless Chromium that opens a page from the disk: what it says and asks for, how wide and long it is."""
 
 from __future__ import annotations
 
