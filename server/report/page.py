@@ -53,7 +53,7 @@ def page(run: Run) -> dict[str, Any]:
         "told": any(row["text_dice"] is not None for row in rows),
         "personal": bool(run.summary.get("personal")),
         "outside": outside,
-        "outside_charts": results.charts([{**row, "bins": []} for row in outside]),
+        "outside_charts": results.charts(outside),
         "absent": course.absences(run),
         "methods": [method_name(method) for method in methods(run)],
         "comparisons": comparisons.charts(run),

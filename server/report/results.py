@@ -45,7 +45,7 @@ def outside_rows(run: Run) -> list[dict[str, Any]]:
     for name, raw in sorted(mapping(mapping(run.summary.get("outside")).get("sites")).items()):
         site, paid = mapping(raw), mapping(mapping(raw).get("privacy"))
         row = {key: number(site.get(key)) for key in ("n_test", "n_positive")}
-        row |= {figure: _measured(site, figure) for figure in _FIGURES}
+        row |= {figure: _measured(site, figure) for figure in _FIGURES} | {"bins": _bins(site.get("dice_bins"))}
         rows.append({"name": name, **row, **{key: number(paid.get(key)) for key in ("epsilon", "spent")}})
     return rows
 

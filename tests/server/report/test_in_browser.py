@@ -45,8 +45,9 @@ def test_the_browser_tells_what_a_page_does_wrong(tmp_path):
     assert "http://127.0.0.1:9/a.png" in browser.run(page, tmp_path, "--dump-dom")[2]
 
 
-def test_a_narrow_window_shows_all_without_scrolling_to_the_side(report, tmp_path):
-    assert browser.size(report, tmp_path, 390)[0] <= 390
+@pytest.mark.parametrize("width", [390, 640, 800])
+def test_a_narrow_window_shows_all_without_scrolling_to_the_side(report, tmp_path, width):
+    assert browser.size(report, tmp_path, width)[0] <= width
 
 
 def test_many_sites_fit_into_a_narrow_window(tmp_path):
