@@ -67,23 +67,41 @@ def mean(figures: dict[str, np.ndarray]) -> dict[str, float]:
     return {**{name: float(np.mean(values)) for name, values in known.items() if len(values)}, "n": n}
 
 
-class Scores:
-    """Figures of pictures that come batch by batch, possibly of different sizes."""
+def pixel_counts(prediction: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
+    """Pixels of each picture and foreground class: N x H x W class indices -> N x F x 3, int64: in both, in the truth,
+    in the prediction."""
+    predicted, true = _foreground(prediction, classes), _foreground(truth, classes)
+    return np.stack([_count(predicted & true), _count(true), _count(predicted)], axis=-1)
 
-    def __init__(self, classes: int, *, distances: bool = True):
+
+class Scores:
+    """Figures of pictures that come batch by batch, possibly of different sizes.
+
+    Args:
+        pixels: also count pixels.
+    """
+
+    def __init__(self, classes: int, *, distances: bool = True, pixels: bool = False):
         self._classes = classes
         self._distances = distances
         self._batches: list[dict[str, np.ndarray]] = []
+        self._pixels: list[np.ndarray] | None = [] if pixels else None
 
     def add(self, prediction: np.ndarray, truth: np.ndarray) -> None:
         """N x H x W class indices each."""
         self._batches.append(per_image(prediction, truth, self._classes, distances=self._distances))
+        if self._pixels is not None:
+            self._pixels.append(pixel_counts(prediction, truth, self._classes))
 
     def per_image(self) -> dict[str, np.ndarray]:
         """The figures of all pictures so far, in order; {} when there are none."""
         if not self._batches:
             return {}
         return {name: np.concatenate([batch[name] for batch in self._batches]) for name in self._batches[0]}
+
+    def pixels(self) -> np.ndarray:
+        """`pixel_counts` of all pictures so far, in order: N x F x 3. At least one picture was added."""
+        return np.concatenate(self._pixels)
 
     def mean(self) -> dict[str, float]:
         """Plain means over the pictures so far, and their number `n`."""

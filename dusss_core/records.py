@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dusss_core.intervals import numbered
+
 
 @dataclass(frozen=True)
 class Split:
@@ -33,6 +35,8 @@ class Split:
     """N record ids, in the order of the arrays. They never leave the site."""
     more: np.ndarray | None = None
     """N x M, int64: further sentences of each record, -1 where it has fewer. None: no record has any."""
+    patients: tuple[str, ...] | None = None
+    """N names, empty where none is given. None: not known. They never leave the site."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -41,6 +45,12 @@ class Split:
     def has_text(self) -> np.ndarray:
         """N, bool."""
         return self.sentence >= 0
+
+    @property
+    def groups(self) -> np.ndarray:
+        """N numbers from 0: records of one patient have the same, and one whose patient is not known has its own."""
+        patients = self.patients or ("",) * len(self)
+        return numbered([("patient", p) if p else ("id", i) for p, i in zip(patients, self.ids, strict=True)])
 
     def select(self, keep: np.ndarray) -> Split:
         """The records at the integer positions `keep`, in that order; sentences keep their numbers."""
@@ -58,6 +68,7 @@ class Split:
             sentences=self.sentences,
             ids=tuple(self.ids[i] for i in keep),
             more=None if self.more is None else self.more[keep],
+            patients=None if self.patients is None else tuple(self.patients[i] for i in keep),
         )
 
     @property

@@ -102,6 +102,7 @@ class SiteData:
             sentences=self.sentences,
             ids=tuple(ids),
             more=self._further(records),
+            patients=tuple(record.patient or "" for record in records),
         )
 
     def _further(self, records: Sequence[Record]) -> np.ndarray | None:

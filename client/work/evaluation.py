@@ -75,7 +75,7 @@ def _test(request: Judged, bench: Workbench) -> dict[str, float]:
     if student is not None and (local or not keeps_layers):
         student = _at_its_best(config, {**student, **local}, train, bench)
         _keep_student(request, student)
-        scores = evaluate_student(config, student, test, device, bench.told)
+        scores = evaluate_student(config, student, test, device, bench.told, behind=True)
         found |= prefixed("test", scores)
         if config.personal.kind != "none":
             found |= personal.figures(request, bench, student, scores)

@@ -50,6 +50,7 @@ def figures(request: Judged, bench: Workbench, student: dict[str, Tensor], teste
         "personal.NAME" for each of its figures; "personal.val_dice"; "personal.round", of which it is. Nothing where
         this site has no student of its own, or may not make one now: its own log says why.
     """
+    from dusss_core.intervals import without_spread
     from dusss_core.training import evaluate_student
 
     config, device = request.training, bench.device
@@ -58,7 +59,9 @@ def figures(request: Judged, bench: Workbench, student: dict[str, Tensor], teste
         return {}
     tensors, round = own
     same = config.personal.kind == "fedrep"
-    scores = tested if same else evaluate_student(config, tensors, bench.split("test"), device, bench.told)
+    scores = (
+        without_spread(tested) if same else evaluate_student(config, tensors, bench.split("test"), device, bench.told)
+    )
     val = evaluate_student(config, tensors, bench.split("val"), device, bench.told, distances=False)
     found = {f"personal.{name}": value for name, value in scores.items() if name != "n"}
     return {**found, **({"personal.val_dice": val["dice"]} if "dice" in val else {}), "personal.round": round}

@@ -16,13 +16,12 @@ import numpy as np
 
 from dusss_core.errors import UserError
 from dusss_core.files import write_text
+from dusss_core.intervals import DRAWS, LEVEL, Bootstrap, interval, numbered, over_classes, pooled_dice
 from dusss_core.manifest import SPLITS, Record, read_manifest
-from dusss_core.metrics import per_image
+from dusss_core.metrics import per_image, pixel_counts
 from dusss_core.pictures import load_mask
 from dusss_core.student.student import Student
 
-DRAWS = 2000
-LEVEL = 95
 COLUMNS = ("id", "patient", "height", "width", "dice", "iou", "hd95_pixels", "true_pixels", "predicted_pixels")
 
 
@@ -40,33 +39,24 @@ def evaluate(student: Student, manifest: Path, out: Path | None = None, split: s
     scores = scores_of(student, manifest, split)
     if out is not None:
         write_text(out, _csv(scores))
-    groups = _groups(scores["patient"], scores["id"])
+    bootstrap = Bootstrap(_groups(scores["patient"], scores["id"]))
     counts = np.stack([scores["overlap"], scores["true"], scores["predicted"]], axis=-1)  # N x F x 3
     names = student.about.names[1:]
+    each, whole = pooled_dice(bootstrap.sums(counts)), pooled_dice(counts.sum(0))
+    n = bootstrap.sums(np.ones(len(counts)))
 
-    def pooled(chosen: np.ndarray) -> np.ndarray:
-        """Draws x F; counts are summed by group before."""
-        overlap, true, predicted = np.moveaxis(chosen, -1, 0)
-        return np.where(true + predicted > 0, 2 * overlap / np.maximum(true + predicted, 1), np.nan)
+    def over_pictures(name: str) -> dict[str, float | None]:
+        return _figure(scores[name].mean(), bootstrap.sums(scores[name]) / n)
 
-    members = np.bincount(groups)
-    by_group = {name: np.bincount(groups, scores[name]) for name in ("dice", "iou", "hd95")}
-    pixels = np.stack([np.bincount(groups, column) for column in counts.reshape(len(groups), -1).T], axis=-1)
-    pixels = pixels.reshape(len(members), *counts.shape[1:])
-    # how often each group is drawn: a draw of groups with replacement, by the thousand
-    drawn = np.random.default_rng(0).multinomial(len(members), np.full(len(members), 1 / len(members)), DRAWS)
-    n = drawn @ members
-    each = pooled(np.tensordot(drawn, pixels, axes=1))
-    whole = pooled(pixels.sum(0)[None])[0]
     figures: dict[str, Any] = {
         "model": student.about.tensors,
         "study": student.about.study,
-        "n": len(groups),
-        "groups": len(members),
-        "dice_per_picture": _figure(scores["dice"].mean(), drawn @ by_group["dice"] / n),
-        "dice_pooled": _figure(_mean(whole[None])[0], _mean(each)),
-        "iou_per_picture": _figure(scores["iou"].mean(), drawn @ by_group["iou"] / n),
-        "hd95_per_picture": _figure(scores["hd95"].mean(), drawn @ by_group["hd95"] / n),
+        "n": len(counts),
+        "groups": len(bootstrap),
+        "dice_per_picture": over_pictures("dice"),
+        "dice_pooled": _figure(over_classes(whole), over_classes(each)),
+        "iou_per_picture": over_pictures("iou"),
+        "hd95_per_picture": over_pictures("hd95"),
     }
     if len(names) > 1:
         figures["classes"] = {
@@ -119,18 +109,16 @@ def table(figures: dict[str, Any]) -> str:
 def _scored(record: Record, predicted: np.ndarray, true: np.ndarray, classes: int) -> dict[str, Any]:
     found = per_image(predicted[None], true[None], classes)
     scores = {name: found[name][0] for name in ("dice", "iou", "hd95")}
-    indices = range(1, classes + 1)
-    if classes == 1:
-        predicted, true = predicted != 0, true != 0
+    overlap, of_truth, of_prediction = pixel_counts(predicted[None], true[None], classes)[0].T.tolist()
     return {
         "id": record.id,
         "patient": record.patient,
         "height": true.shape[0],
         "width": true.shape[1],
         **scores,
-        "overlap": [np.count_nonzero((predicted == i) & (true == i)) for i in indices],
-        "true": [np.count_nonzero(true == i) for i in indices],
-        "predicted": [np.count_nonzero(predicted == i) for i in indices],
+        "overlap": overlap,
+        "true": of_truth,
+        "predicted": of_prediction,
     }
 
 
@@ -147,16 +135,7 @@ def _csv(scores: dict[str, np.ndarray]) -> str:
 
 def _groups(patients: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """N numbers: pictures of one patient have the same."""
-    keys = [("patient", p) if p else ("id", i) for p, i in zip(patients, ids, strict=True)]
-    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-    return np.array([numbers[key] for key in keys])
-
-
-def _mean(each: np.ndarray) -> np.ndarray:
-    """Over the classes that are there: Draws x F -> Draws; 1 where none is, in truth and prediction."""
-    there = ~np.isnan(each)
-    total = np.where(there, each, 0).sum(-1)
-    return np.where(there.any(-1), total / np.maximum(there.sum(-1), 1), 1.0)
+    return numbered([("patient", p) if p else ("id", i) for p, i in zip(patients, ids, strict=True)])
 
 
 def _present(scores: dict[str, np.ndarray], i: int) -> float | None:
@@ -167,11 +146,10 @@ def _present(scores: dict[str, np.ndarray], i: int) -> float | None:
 
 
 def _figure(value: float, draws: np.ndarray) -> dict[str, float | None]:
-    draws = draws[~np.isnan(draws)]
-    if np.isnan(value) or not len(draws):
+    found = interval(draws)
+    if np.isnan(value) or found is None:
         return {"value": None, "low": None, "high": None}
-    low, high = np.percentile(draws, ((100 - LEVEL) / 2, (100 + LEVEL) / 2))
-    return {"value": float(value), "low": float(low), "high": float(high)}
+    return {"value": float(value), "low": found[0], "high": found[1]}
 
 
 def _told(figure: dict[str, float | None]) -> str:

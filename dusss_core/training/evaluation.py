@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dusss_core.build import build_student, build_vlm
 from dusss_core.config import AUTO, TrainingConfig
 from dusss_core.inference import predict_logits, to_input
+from dusss_core.intervals import spread
 from dusss_core.metrics import Scores, to_classes
 from dusss_core.models import VisionLanguageModel
 from dusss_core.models.told import Told
@@ -34,6 +35,7 @@ def evaluate_student(
     text: TextBank | None = None,
     *,
     distances: bool = True,
+    behind: bool = False,
 ) -> dict[str, float]:
     """Mean Dice, IoU and HD95 (pixels) of a student, picture alone, over the records with masks.
 
@@ -41,6 +43,7 @@ def evaluate_student(
         student: a whole student's tensors (under FedBN with a site's own normalisation layers).
         text: features of the split's sentences, where the student is given them; elsewhere not looked at.
         distances: with HD95, which takes most of the time.
+        behind: with what stands behind the means, `dusss_core.intervals.spread`.
 
     Returns:
         {"dice", "iou", "hd95", "n"}; only "n": 0 where no record has a mask. Of a student that is given sentences also
@@ -51,7 +54,7 @@ def evaluate_student(
         return {"n": 0.0}
     model = build_student(config).to(device, memory_format=runtime_of(config, Phase.SEGMENT, device).memory_format)
     load_tensors(model, student)
-    return score_model(config, model, split, device, text, distances=distances)
+    return score_model(config, model, split, device, text, distances=distances, behind=behind)
 
 
 def text_guided_masks(
@@ -103,17 +106,19 @@ def score_model(
     text: TextBank | None = None,
     *,
     distances: bool = True,
+    behind: bool = False,
 ) -> dict[str, float]:
     """Mean figures of a student over a split whose records all have masks: "dice", "iou", perhaps "hd95" of the picture
     alone. Where it is given sentences, and `text` has their features, "text_dice" and so on with the sentence, over the
     records that have one."""
     runtime = runtime_of(config, Phase.SEGMENT, device)
     logits = predict_logits(model, split.images, config.image, device, runtime.eval_batch, amp=runtime.amp)
-    figures = score_logits(config, logits, split, distances=distances)
+    figures = score_logits(config, logits, split, distances=distances, behind=behind)
     told = np.flatnonzero(split.has_text)
     if text is not None and len(told) and reads_sentences(config):
         split = split.select(told)
-        with_text = score_logits(config, told_logits(config, model, split, text, device), split, distances=distances)
+        logits = told_logits(config, model, split, text, device)
+        with_text = score_logits(config, logits, split, distances=distances, behind=behind)
         figures |= {f"text_{name}": value for name, value in with_text.items() if name != "n"}
     return figures
 
@@ -140,15 +145,21 @@ def told_logits(
     return [predicted(positions, [images[positions[0]]])[0] for positions in batches]
 
 
-def score_logits(config: TrainingConfig, logits: Logits, split: Split, *, distances: bool = False) -> dict[str, float]:
-    """Mean figures of mask logits over a split whose records all have masks."""
-    scores = scores_of_logits(config, logits, split, distances=distances)
-    return {name: float(value) for name, value in scores.mean().items()}
+def score_logits(
+    config: TrainingConfig, logits: Logits, split: Split, *, distances: bool = False, behind: bool = False
+) -> dict[str, float]:
+    """Mean figures of mask logits over a split whose records all have masks; with `behind` also what stands behind
+    them."""
+    scores = scores_of_logits(config, logits, split, distances=distances, pixels=behind)
+    figures = {name: float(value) for name, value in scores.mean().items()}
+    return figures | (spread(scores.per_image(), scores.pixels(), split.groups) if behind and len(split) else {})
 
 
-def scores_of_logits(config: TrainingConfig, logits: Logits, split: Split, *, distances: bool = False) -> Scores:
+def scores_of_logits(
+    config: TrainingConfig, logits: Logits, split: Split, *, distances: bool = False, pixels: bool = False
+) -> Scores:
     """Figures of mask logits, picture by picture, over a split whose records all have masks."""
-    scores = Scores(config.image.classes, distances=distances)
+    scores = Scores(config.image.classes, distances=distances, pixels=pixels)
     if isinstance(logits, np.ndarray):
         scores.add(to_classes(logits), np.asarray(split.masks))
     else:

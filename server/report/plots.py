@@ -10,7 +10,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
+
+from server.report.marks import named, rectangle, short_names, svg, text
 
 WIDTH = 320
 """Units of every chart's viewBox; the page shows about one pixel per unit, so that text keeps its size."""
@@ -77,28 +79,34 @@ def line_chart(
         (place_x(line.points[-1][0]), place_y(line.points[-1][1]), line) for line in series if line.style != "muted"
     ]
     parts += _end_labels(ends, right, bottom)
-    return _svg(description, height, parts)
+    return svg(description, WIDTH, height, parts)
 
 
 def bar_chart(description: str, bars: Sequence[Bar], limit: float, show: Callable[[float], str]) -> Markup:
     """Horizontal bars from 0 to `limit`, name on the left, figure at the end."""
     step, left, right = 26, 116, WIDTH - 42
-    parts = []
+    parts, short = [], short_names((bar.name for bar in bars), 18)
     for index, bar in enumerate(bars):
         top = 4 + index * step
         middle = top + 13
         parts.append(
-            _text(left - 8, middle + 4, _short(bar.name, 18), "end", "strong" if bar.colour == "accent" else "")
+            text(
+                left - 8,
+                middle + 4,
+                named(short[bar.name], bar.name),
+                "end",
+                "strong" if bar.colour == "accent" else "",
+            )
         )
         parts.append(Markup('<line class="base" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(left, top, top + step))
         if bar.value is None:
-            parts.append(_text(left + 6, middle + 4, "no figure", "start", "faint"))
+            parts.append(text(left + 6, middle + 4, "no figure", "start", "faint"))
             continue
         length = max(0.0, min(1.0, bar.value / limit)) * (right - left)
         said = f"{bar.name}: {show(bar.value)}"
-        parts.append(_rectangle(bar.colour, left, middle - 8, length, 16, said))
-        parts.append(_text(left + length + 6, middle + 4, show(bar.value), "start", "strong"))
-    return _svg(description, 8 + len(bars) * step, parts)
+        parts.append(rectangle(bar.colour, left, middle - 8, length, 16, said))
+        parts.append(text(left + length + 6, middle + 4, show(bar.value), "start", "strong"))
+    return svg(description, WIDTH, 8 + len(bars) * step, parts)
 
 
 def traffic_chart(
@@ -116,10 +124,10 @@ def traffic_chart(
     for value, sign in ((limit, -1), (limit, 1)):
         y = middle + sign * reach
         parts.append(Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(left, right, y, y))
-        parts.append(_text(left - 6, y + 4, show(value), "end", "faint"))
-    parts.append(_text(left - 6, middle + 4, "0", "end", "faint"))
-    parts.append(_text(left + 4, middle - reach - 7, "from the hospitals", "start", "faint"))
-    parts.append(_text(left + 4, middle + reach + 16, "to the hospitals", "start", "faint"))
+        parts.append(text(left - 6, y + 4, show(value), "end", "faint"))
+    parts.append(text(left - 6, middle + 4, "0", "end", "faint"))
+    parts.append(text(left + 4, middle - reach - 7, "from the hospitals", "start", "faint"))
+    parts.append(text(left + 4, middle + reach + 16, "to the hospitals", "start", "faint"))
     step = (right - left) / len(rounds)
     gap = min(3.0, step * 0.25)
     for index, (phase, number, up, down) in enumerate(rounds):
@@ -128,7 +136,7 @@ def traffic_chart(
             length = value / limit * reach
             said = f"{phase}, round {number}: {show(value)} {'from' if sign < 0 else 'to'} the hospitals"
             top = middle - length if sign < 0 else middle
-            parts.append(_rectangle(colour, x + gap / 2, top, step - gap, length, said))
+            parts.append(rectangle(colour, x + gap / 2, top, step - gap, length, said))
         if index and phase != rounds[index - 1][0]:
             parts.append(
                 Markup('<line class="split" x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}"/>').format(
@@ -136,7 +144,7 @@ def traffic_chart(
                 )
             )
     parts.append(Markup('<line class="axis" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(left, right, middle, middle))
-    return _svg(description, height, parts)
+    return svg(description, WIDTH, height, parts)
 
 
 def _limits(values: Sequence[float], known: tuple[float | None, float | None]) -> tuple[float, float]:
@@ -164,7 +172,7 @@ def _value_axis(
     for tick in ticks:
         y = place(tick)
         parts.append(Markup('<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(_LEFT, right, y, y))
-        parts.append(_text(_LEFT - 6, y + 4, show(tick), "end", "faint"))
+        parts.append(text(_LEFT - 6, y + 4, show(tick), "end", "faint"))
     return parts
 
 
@@ -175,8 +183,8 @@ def _count_axis(
     shown = [x for x in range(first, last + 1, step) if last - x >= step or x == last or step == 1]
     if last not in shown:
         shown.append(last)
-    parts = [_text(place(x), bottom + 15, show(x), "middle", "faint") for x in shown]
-    return [*parts, _text((_LEFT + WIDTH - _RIGHT) / 2, bottom + 30, across, "middle", "faint")]
+    parts = [text(place(x), bottom + 15, show(x), "middle", "faint") for x in shown]
+    return [*parts, text((_LEFT + WIDTH - _RIGHT) / 2, bottom + 30, across, "middle", "faint")]
 
 
 def _line(
@@ -210,7 +218,7 @@ def _end_labels(ends: Sequence[tuple[float, float, Series]], right: float, botto
         for index in reversed(range(len(places))):
             places[index] = min(places[index], limit)
             limit = places[index] - gap
-    parts = []
+    parts, short = [], short_names((line.name for _, _, line in ordered), 11)
     for (x, y, line), label_y in zip(ordered, places, strict=True):
         lead = Markup('<polyline class="lead" points="{:.1f},{:.1f} {:.1f},{:.1f}"/>')
         parts.append(lead.format(x + 4, y, right + 11, label_y))
@@ -218,10 +226,10 @@ def _end_labels(ends: Sequence[tuple[float, float, Series]], right: float, botto
             Markup('<circle class="dot {}" cx="{}" cy="{:.1f}" r="4"/>').format(_colour(line), right + 15, label_y)
         )
         parts.append(
-            _text(
+            text(
                 right + 23,
                 label_y + 4,
-                _short(line.name, 11),
+                named(short[line.name], line.name),
                 "start",
                 "strong" if line.style == "all" else "",
             )
@@ -231,28 +239,3 @@ def _end_labels(ends: Sequence[tuple[float, float, Series]], right: float, botto
 
 def _colour(line: Series) -> str:
     return line.style if line.style != "site" else f"s{line.colour % COLOURS}"
-
-
-def _short(name: str, length: int) -> Markup:
-    """`name`, cut where it is too long, in full as a tooltip."""
-    if len(name) <= length:
-        return escape(name)
-    return Markup("{}…<title>{}</title>").format(name[: length - 1], name)
-
-
-def _rectangle(colour: str, x: float, y: float, width: float, height: float, said: str) -> Markup:
-    return Markup(
-        '<rect class="fill-{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"><title>{}</title></rect>'
-    ).format(colour, x, y, width, height, said)
-
-
-def _text(x: float, y: float, content: str | Markup, anchor: str, css: str = "") -> Markup:
-    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}" class="{}">{}</text>').format(
-        x, y, anchor, css, content
-    )
-
-
-def _svg(description: str, height: float, parts: Sequence[Markup]) -> Markup:
-    return Markup('<svg class="chart" viewBox="0 0 {} {:.0f}" role="img" aria-label="{}">{}</svg>').format(
-        WIDTH, height, description, Markup("").join(parts)
-    )

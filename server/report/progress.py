@@ -206,7 +206,8 @@ class _SiteState:
 _FIGURES = {"train.loss": "loss", "val.loss": "val loss", "val.dice": "Dice", "val.text_dice": "with the sentence"}
 _STYLES = {"trains": "cyan", "works": "cyan", "done": "green", "left out": "yellow"}
 _COLUMNS = (
-    ("test.dice", "Dice", 4),
+    ("test.dice", "Dice, per picture", 4),
+    ("test.dice_pooled", "Dice, pooled", 4),
     ("test.iou", "IoU", 4),
     ("test.hd95", "HD95", 2),
     ("test.n", "pictures", 0),
@@ -243,8 +244,10 @@ def _result_table(title: str, sites: Mapping[str, Mapping[str, float]], overall:
         table.add_row(Text(site), *(_figure(metrics.get(name), digits) for name, _, digits in columns))
     table.add_section()
     means, worst = ([_figure(overall.get(f"text_dice_{kind}"), 4) for _ in told] for kind in ("mean", "worst"))
-    table.add_row("mean", _figure(overall.get("dice_mean"), 4), _figure(overall.get("iou_mean"), 4), "", "", *means)
-    table.add_row("worst", _figure(overall.get("dice_worst"), 4), "", "", "", *worst)
+    names = ("dice_mean", "dice_pooled_mean", "iou_mean")
+    table.add_row("mean", *(_figure(overall.get(name), 4) for name in names), "", "", *means)
+    lowest = (_figure(overall.get(name), 4) for name in ("dice_worst", "dice_pooled_worst"))
+    table.add_row("worst", *lowest, "", "", "", *worst)
     return table
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from dusss_core.files import with_prefix
 from dusss_core.phases import Phase
 from server.rounds.selection import weighted_mean
 from server.runs.checkpoints import Checkpoint, describe
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
 _FIGURES = ("dice", "iou", "hd95")
 """Of a student on test pictures."""
+_FIGURE = re.compile(r"(text_)?(iou|hd95|dice(_pooled)?(_[1-9]\d?)?)")
+_COUNT = re.compile(r"(text_)?n_positive(_[1-9]\d?)?")
+_BINS = ("0", "20", "40", "60", "80")
 
 
 def make_summary(
@@ -86,11 +91,13 @@ def overall(sites: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
     dice = [site["dice"] for site in tested.values()]
     iou = [site["iou"] for site in tested.values() if site.get("iou") is not None]
     hd95 = [site["hd95"] for site in tested.values() if site.get("hd95") is not None]
+    pooled = [site["dice_pooled"] for site in tested.values() if site.get("dice_pooled") is not None]
     told = [site["text_dice"] for site in tested.values() if site.get("text_dice") is not None]
     return {
         "dice_weighted": weighted_mean([(site["n_test"], site["dice"]) for site in tested.values()]),
         "dice_mean": fmean(dice) if dice else None,
         "dice_worst": min(dice, default=None),
+        **({"dice_pooled_mean": fmean(pooled), "dice_pooled_worst": min(pooled)} if pooled else {}),
         "iou_mean": fmean(iou) if iou else None,
         "hd95_mean": fmean(hd95) if hd95 else None,
         **({"text_dice_mean": fmean(told), "text_dice_worst": min(told)} if told else {}),
@@ -135,17 +142,36 @@ def without_own_layers(study: StudyConfig, replies: Mapping[str, Reply]) -> str 
     )
 
 
+def figures_of_test(scores: Mapping[str, float]) -> dict[str, Any]:
+    """Figures of a student on one site's test pictures as summary.json has them.
+
+    Args:
+        scores: as a site sends them, without "test.".
+
+    Returns:
+        "dice", "iou", "hd95", None where there is none, and those of the following that are known: of several classes
+        "dice_1" and so on; "dice_pooled", with "dice_pooled_1" and so on; "n_positive", with "n_positive_1" and so on;
+        "intervals": {"dice": [low, high], ...}; "dice_bins": {"0": pictures, ...}; of a student that is given sentences
+        the same names with "text_" before them.
+    """
+    found: dict[str, Any] = dict.fromkeys(_FIGURES)
+    found |= {name: scores[name] for name in sorted(scores) if _FIGURE.fullmatch(name)}
+    found |= {name: int(scores[name]) for name in sorted(scores) if _COUNT.fullmatch(name)}
+    intervals = {}
+    for told in ("", "text_"):
+        for name in (f"{told}{figure}" for figure in (*_FIGURES, "dice_pooled")):
+            ends = [scores.get(f"{name}_{end}") for end in ("low", "high")]
+            intervals |= {} if None in ends else {name: ends}
+        bins = {start: int(scores[name]) for start in _BINS if (name := f"{told}dice_from_{start}") in scores}
+        found |= {f"{told}dice_bins": bins} if bins else {}
+    return found | ({"intervals": intervals} if intervals else {})
+
+
 def _scores(site: Site, metrics: Mapping[str, float]) -> dict[str, Any]:
-    figures = {name: metrics.get(f"test.{name}") for name in _FIGURES}
-    # of a student that is given sentences: with them
-    told = {name: metrics.get(f"test.{name}") for name in ("text_dice", "text_iou", "text_hd95")}
-    figures |= {name: value for name, value in told.items() if value is not None}
+    figures = figures_of_test(with_prefix(metrics, "test."))
     if "personal.round" in metrics:
         figures |= {f"personal_{name}": metrics.get(f"personal.{name}") for name in (*_FIGURES, "val_dice")}
         figures["personal_round"] = int(metrics["personal.round"])
-    # of several classes, each one's
-    of_class = {name: name.removeprefix("test.dice_") for name in metrics if name.startswith("test.dice_")}
-    figures |= {f"dice_{index}": metrics[name] for name, index in sorted(of_class.items()) if index.isdigit()}
     if "n_records" in site.counts:  # differential privacy: no true count leaves the site
         return {
             "n_records": site.counts["n_records"],

@@ -94,7 +94,9 @@ class PlainReporter(Reporter):
             if "test.dice" in metrics:
                 told = metrics.get("test.text_dice")
                 with_text = "" if told is None else f", with the sentence {told:.4f}"
-                self._say(f"test {site}: Dice {metrics['test.dice']:.4f}{with_text}")
+                pooled = metrics.get("test.dice_pooled")
+                both = "" if pooled is None else f", pooled {pooled:.4f}"
+                self._say(f"test {site}: Dice {metrics['test.dice']:.4f}{both}{with_text}")
         if overall.get("dice_mean") is not None:
             self._say(f"test: mean Dice {overall['dice_mean']:.4f}, worst {overall['dice_worst']:.4f}")
         if overall.get("text_dice_mean") is not None:

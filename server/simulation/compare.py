@@ -16,9 +16,9 @@ from typing import Any
 from dusss_core import objectives, pretraining
 from dusss_core.config import PAPER_BEYOND_METHOD, PRESETS
 from dusss_core.errors import UserError
-from dusss_core.files import write_json, write_tensors
+from dusss_core.files import read_tensors, write_json, write_tensors
 from feddusss import configfile
-from server.rounds.summary import overall
+from server.rounds.summary import figures_of_test, overall
 from server.runs.events import Reporter
 from server.simulation.local import LocalSite, load_local, pool, told_on, train_locally
 from server.study.config import StudyConfig, study_digest
@@ -28,6 +28,9 @@ ALONE = ("local", "centralized")
 """Methods without a federation."""
 METHODS = tuple(dict.fromkeys([*ALONE, *PRESETS, *objectives.TABLE, *pretraining.TABLE]))
 """All that `--compare` knows."""
+
+MOST_ACROSS = 40
+"""With more sites than this their own models are tested at home alone: all at all would be thousands of tests."""
 
 RunFederation = Callable[[StudyConfig, Path, str], dict[str, Any]]
 """Runs a study's federation in a folder under a method's name and returns its summary."""
@@ -52,7 +55,8 @@ def compare(
     """Train `method` in `out`/compare/`method`, or take the result that is there.
 
     Returns:
-        {"dice_mean", "dice_weighted", "dice_worst", "sites": {name: {"dice", "iou", "hd95", "n_test"}}}
+        {"dice_mean", "dice_weighted", "dice_worst", "sites": {name: {"dice", "iou", "hd95", "n_test", ...}}}; of local
+        also "across": {name of the model's site: {name of the tested site: Dice}}, of MOST_ACROSS sites at most.
     """
     folder = Path(out) / "compare" / method
     if method not in ALONE:
@@ -69,7 +73,10 @@ def compare(
         train(study, sites, folder, done, lambda: write_json(path, done), reporter)
         done["finished"] = True
         write_json(path, done)
-    return _figures(done["sites"])
+    across = (
+        _tested_across(study, site_files, folder, done, lambda: write_json(path, done)) if method == "local" else {}
+    )
+    return _figures(done["sites"]) | ({"across": across} if across else {})
 
 
 def why_not(method: str, study: StudyConfig, site_files: Sequence[Path]) -> str | None:
@@ -154,6 +161,34 @@ def _train_each(
         save()
 
 
+def _tested_across(
+    study: StudyConfig, site_files: Sequence[Path], folder: Path, done: dict, save: Callable[[], None]
+) -> dict[str, dict[str, float]]:
+    """Dice of every site's own model on every site's test pictures, as far as it is not known yet.
+
+    A simulation has all of it at hand; no message asks a hospital for its own model.
+    """
+    across, home = done.setdefault("across", {}), done["sites"]
+    if not 1 < len(home) <= MOST_ACROSS:
+        return {}
+    if missing := [name for name in home if name not in across]:
+        from dusss_core.training import evaluate_student
+
+        config, sites = study.training(), [load_local(file, study) for file in site_files]
+        told = {site.name: told_on(config, site, site.splits["test"].sentences) for site in sites}
+        for name in missing:
+            student, row = read_tensors(folder / f"{name}.safetensors")[0], {}
+            for site in sites:
+                dice = home[name].get("dice")
+                if site.name != name:
+                    test, text = site.splits["test"], told[site.name]
+                    dice = evaluate_student(config, student, test, site.device, text, distances=False).get("dice")
+                row |= {} if dice is None else {site.name: dice}
+            across[name] = row
+            save()
+    return across
+
+
 def _train_pooled(
     study: StudyConfig,
     sites: Sequence[LocalSite],
@@ -176,21 +211,22 @@ def _train(study: StudyConfig, site: LocalSite, path: Path, reporter: Reporter) 
 
 
 def scores_on_test(study: StudyConfig, student: dict, site: LocalSite) -> dict[str, Any]:
-    """Figures of a student on a site's test pictures: {"n_test", "dice", "iou", "hd95"}, None where there is none; of
-    a student that is given sentences also {"text_dice", "text_iou", "text_hd95"}."""
+    """Figures of a student on a site's test pictures: "n_test", and those of `figures_of_test`."""
     from dusss_core.training import evaluate_student
 
     config = study.training()
     test = site.splits["test"]
-    scores = evaluate_student(config, student, test, site.device, told_on(config, site, test.sentences))
-    told = {name: value for name, value in scores.items() if name.startswith("text_")}
-    return {"n_test": int(scores["n"]), **{name: scores.get(name) for name in ("dice", "iou", "hd95")}, **told}
+    told = told_on(config, site, test.sentences)
+    scores = evaluate_student(config, student, test, site.device, told, behind=True)
+    return {"n_test": int(scores["n"]), **figures_of_test(scores)}
 
 
 def _figures(sites: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    kept = {name: {key: site.get(key) for key in ("dice", "iou", "hd95", "n_test")} for name, site in sites.items()}
-    for name, site in sites.items():
-        kept[name] |= {key: value for key, value in site.items() if key.startswith("text_")}
+    of_training = ("n_labeled", "n_unlabeled", "n_records")
+    kept = {
+        name: {key: value for key, value in site.items() if key not in of_training and not key.startswith("personal_")}
+        for name, site in sites.items()
+    }
     return {**overall(kept), "sites": kept}
 
 

@@ -164,7 +164,7 @@ def text_guided_masks(config, vlm, split, text, device="cpu"):
     return logits
 
 
-def evaluate_student(config, student, split, device="cpu", text=None, *, distances=True):
+def evaluate_student(config, student, split, device="cpu", text=None, *, distances=True, behind=False):
     if not len(split):
         return {"n": 0.0}
     dice = _score(student["body.weight"], split.images)

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
 from dusss_core.errors import UserError
+from dusss_core.phases import Phase
+from dusss_core.privacy.accounting import epsilon
+from dusss_core.privacy.mechanism import charge_of
+from feddusss import configfile
+from server.report.marks import short_names
 from server.report.page import write_report
 from server.report.quantities import show_bytes, show_points, show_seconds
+from tests.server.conftest import make_study
 from tests.server.fake_run import SITES, round_lines, write_run
 
 _VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -63,6 +70,7 @@ def test_the_page_shows_the_figures_of_the_summary(tmp_path):
     assert "3 hospitals trained one model together" in page.words
     assert "9.0 points above each hospital training alone" in page.words
     assert "1.0 points below training on the pooled data" in page.words
+    assert "below Fed." not in page.words
     for site, (labelled, unlabelled, _) in SITES.items():
         assert site in page.words
         assert str(labelled) in page.words and str(unlabelled) in page.words
@@ -71,7 +79,7 @@ def test_the_page_shows_the_figures_of_the_summary(tmp_path):
 
 def test_every_site_is_compared_with_every_method(tmp_path):
     _, page = report_of(write_run(tmp_path / "run"))
-    described = [svg["aria-label"] for svg in page.named("svg") if svg["aria-label"].startswith("Test Dice")]
+    described = [svg["aria-label"] for svg in page.named("svg") if svg["aria-label"].startswith("Test Dice, ")]
     assert len(described) == 1 + len(SITES)
     for method in ("Federated", "Each site alone", "Data pooled", "Fed. Mean Teacher", "Fed. supervised"):
         assert all(method in label for label in described)
@@ -93,7 +101,7 @@ def test_a_method_that_could_not_run_has_its_reason_in_place_of_a_bar(tmp_path):
     (folder / "summary.json").write_text(json.dumps(summary))
     text, page = report_of(folder)
     assert "Not compared: mcnet: mcnet does not work on &lt;encoder&gt;" in text
-    described = [svg["aria-label"] for svg in page.named("svg") if svg["aria-label"].startswith("Test Dice")]
+    described = [svg["aria-label"] for svg in page.named("svg") if svg["aria-label"].startswith("Test Dice, ")]
     assert described and not any("mcnet" in label for label in described)
     assert all("Data pooled" in label for label in described)
 
@@ -153,7 +161,10 @@ def test_answers_that_were_refused_are_listed_with_their_reason(tmp_path):
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({**line, "bytes_up": 0, "bytes_down": 1_900_000}) + "\n")
     _, page = report_of(folder)
-    assert "Answers that were not used" in page.words and "no answer in time" in page.words
+    assert (
+        "Answers that were not used" in page.words
+        and "birch Segmentation (step 2) 9 1 of 10 no answer in time" in page.words
+    )
 
 
 def test_every_kind_of_figure_that_a_site_sent_is_listed(tmp_path):
@@ -195,9 +206,11 @@ def test_any_number_of_sites_can_be_drawn(tmp_path, count):
     sites = {f"hospital-with-a-rather-long-name-{index}": (5, 5, 5) for index in range(count)}
     _, page = report_of(write_run(tmp_path / "run", sites=sites))
     heights = [float(svg["viewbox"].split()[3]) for svg in page.named("svg")]
-    assert all(0 < height < 400 for height in heights)
-    ends = [float(text["y"]) for text in page.named("text")]
-    assert all(-20 < y < 400 for y in ends)
+    # some charts have a row for each site
+    most = max(400, 120 + 22 * count)
+    assert all(0 < height < most for height in heights)
+    ends = [float(text["y"]) for text in page.named("text") if "y" in text]
+    assert all(-20 < y < most for y in ends)
 
 
 def test_pictures_of_one_round_and_of_flat_lines_can_be_drawn(tmp_path):
@@ -221,6 +234,148 @@ def test_damaged_files_are_named_with_the_row(tmp_path):
     with pytest.raises(UserError, match=r"summary\.json"):
         write_report(folder)
     assert not (folder / "report.html").exists()
+
+
+def test_figures_stand_with_what_is_behind_them(tmp_path):
+    folder = write_run(tmp_path / "run")
+    _, page = report_of(folder)
+    for shown in ("0.750 0.710 to 0.780", "0.810 0.770 to 0.840", "0.620 0.580 to 0.650", "6.2 5.1 to 8.2"):
+        assert shown in page.words  # alder: Dice per picture, pooled, IoU, HD95
+    assert "30 28" in page.words  # test pictures, and those with a finding
+    labels = [svg["aria-label"] for svg in page.named("svg")]
+    assert "Test Dice by site, worst first: cedar 0.690; birch 0.720; alder 0.750" in labels
+    assert (
+        "alder: 6 pictures with Dice 0.2 to 0.6" in page.text and "alder: 17 pictures with Dice 0.6 to 0.8" in page.text
+    )
+    summary = json.loads((folder / "summary.json").read_text())
+    for site in summary["sites"].values():
+        del site["intervals"], site["dice_bins"]
+    (folder / "summary.json").write_text(json.dumps(summary))
+    _, page = report_of(folder)
+    assert "0.710 to 0.780" not in page.words and "pictures with Dice" not in page.words
+
+
+def test_each_class_has_its_dice_of_both_kinds(tmp_path):
+    folder = write_run(tmp_path / "run")
+    assert "Dice of each class" not in report_of(folder)[1].words
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["sites"]["alder"] |= {"dice_1": 0.61, "dice_pooled_1": 0.66, "n_positive_1": 21, "dice_2": 0.31}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "config.yaml").write_text("study: demo\nimage: {classes: 2, names: [lesion, <organ>]}\n")
+    text, page = report_of(folder)
+    assert "Dice of each class" in page.words and "0.610 pooled 0.660 , in 21" in page.words.replace("0, in", "0 , in")
+    assert "&lt;organ&gt;" in text and "0.310 pooled –" in page.words
+
+
+def test_a_part_of_the_time_is_never_shown_as_part_of_a_smaller_whole(tmp_path):
+    """Sites that work side by side work longer, added up, than the time that passed."""
+    folder = write_run(tmp_path / "run")
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["seconds"] = {"pretrain": 47.0, "segment": 40.0, "evaluate": 3.0, "total": 90.0, "training_at_sites": 150.0}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    _, page = report_of(folder)
+    assert "Sites work side by side" in page.words and "of it, the sites' own work" not in page.words
+    time = page.words[page.words.index("Part of the run") :]
+    # three sites, 6 and 10 rounds of 1.5 + 2.5 + 3.5 s
+    assert "Pretraining (step 1) 47 s 45 s Segmentation (step 2) 40 s 1 min 15 s" in time
+    assert "Evaluation 3.0 s – Total 1 min 30 s 2 min 00 s" in time
+
+
+def test_a_column_says_what_it_holds(tmp_path):
+    _, page = report_of(write_run(tmp_path / "run"))
+    time = page.words[page.words.index("Part of the run") :]
+    assert time.startswith("Part of the run Time that passed Sites' own work, added up") and "Rounds" not in time
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"hospital-with-a-rather-long-name-{index}" for index in range(9)],
+        [f"{index}-hospital-with-a-rather-long-name" for index in range(9)],
+        [f"hospital-with-a-rather-{index}-long-name-indeed" for index in range(12)],
+        ["north", "north-of-the-river", "north-of-the-railway"],
+    ],
+)
+@pytest.mark.parametrize("length", [11, 16, 18])
+def test_names_that_are_cut_can_still_be_told_apart(names, length):
+    short = short_names(names, length)
+    assert list(short) == names and len(set(short.values())) == len(names)
+    assert all(len(cut) <= length for cut in short.values())
+    assert all(short[name] == name for name in names if len(name) <= length)
+
+
+def test_no_legend_has_the_same_name_twice(tmp_path):
+    sites = {f"hospital-with-a-rather-long-name-{index}": (5, 5, 5) for index in range(3)}
+    text, _ = report_of(write_run(tmp_path / "run", sites=sites))
+    for chart in re.findall(r"<svg.*?</svg>", text, re.S):
+        # names of lines, bars and rows; values may be equal
+        shown = re.findall(r"<text[^>]*>([^<]*…[^<]*)<title>", chart)
+        twice = 2 if "own models" in chart else 1  # a matrix names a site at its row and at its column
+        assert all(shown.count(name) <= twice for name in shown)
+
+
+def test_who_was_absent_is_told_by_site_phase_and_round(tmp_path):
+    folder = write_run(tmp_path / "run")
+    assert "Nobody: every site took part in every round." in report_of(folder)[1].words
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    kept = []
+    for line in lines:
+        place = line["phase"], line["site"]
+        if place == ("segment", "birch") and line["round"] in (3, 5, 6, 7):
+            line = {**line, "accepted": False, "reason": "no answer in time", "train": {}, "val": {}}
+        if place == ("pretrain", "cedar") and line["round"] == 1:
+            line = {**line, "accepted": False, "reason": "the site has no sentences", "train": {}, "val": {}}
+        if place != ("pretrain", "cedar") or line["round"] == 1:
+            kept.append(line)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    _, page = report_of(folder)
+    assert "birch Segmentation (step 2) 3, 5–7 4 of 10 no answer in time" in page.words
+    assert "cedar Pretraining (step 1) 1 1 of 6 the site has no sentences" in page.words
+    assert "cedar Pretraining (step 1) 2–6 5 of 6 not asked again: the site has no sentences" in page.words
+    assert "alder Segmentation (step 2)" not in page.words
+
+
+def test_every_sites_own_model_is_shown_at_every_site(tmp_path):
+    _, page = report_of(write_run(tmp_path / "run"))
+    assert "alder, tested at cedar: 0.58" in page.text and "Federated, tested at cedar: 0.69" in page.text
+    assert "mean Dice 0.630 at home" in page.words and "0.617 elsewhere" in page.words
+
+
+def test_differences_are_shown_for_each_site(tmp_path):
+    _, page = report_of(write_run(tmp_path / "run"))
+    for site, dice in (("alder", "0.750"), ("birch", "0.720"), ("Mean over sites", "0.720")):
+        assert f"{site} {dice} +9.0 −1.0 +2.5 +5.0" in page.words
+
+
+def test_a_comparison_that_is_better_is_in_the_first_sentence(tmp_path):
+    folder = write_run(tmp_path / "run")
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["compare"]["supervised"]["dice_mean"] = summary["global"]["dice_mean"] + 0.03
+    (folder / "summary.json").write_text(json.dumps(summary))
+    assert "3.0 points below Fed. supervised" in report_of(folder)[1].words
+
+
+def test_a_verdict_of_the_summary_is_shown_as_text(tmp_path):
+    folder = write_run(tmp_path / "run")
+    summary = json.loads((folder / "summary.json").read_text()) | {"verdict": "<b>Nowhere</b> below the best."}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    assert "&lt;b&gt;Nowhere&lt;/b&gt; below the best." in report_of(folder)[0]
+
+
+def test_privacy_that_was_spent_is_told_for_each_private_site(tmp_path):
+    study = make_study(method={"preset": "mean_teacher"}, student={"width": 4, "norm": "group"})
+    study = study.model_copy(update={"privacy": study.privacy.model_copy(update={"noise_multiplier": 1.0})})
+    folder = write_run(tmp_path / "run")
+    assert "No hospital trained with differential privacy" in report_of(folder)[1].words
+    (folder / "config.yaml").write_text(configfile.dump(study))
+    with (folder / "metrics.jsonl").open("w") as file:
+        for round in (1, 2, 3):
+            line = {"phase": "segment", "round": round, "site": "alder", "accepted": True}
+            file.write(json.dumps({**line, "num-examples": 500, "ledger-charges": 7 + round}) + "\n")
+    _, page = report_of(folder)
+    each = charge_of(study.training(), Phase.SEGMENT)
+    spent = epsilon([replace(each, steps=3 * each.steps)], 1e-5)
+    assert f"alder – 3 {spent:.2f} 10" in page.words and "by themselves" in page.words
 
 
 def test_quantities_are_written_for_people():

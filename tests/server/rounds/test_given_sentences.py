@@ -51,7 +51,8 @@ def test_figures_with_the_sentence_are_in_every_place_beside_those_without(run):
     assert summary["global"]["text_dice_worst"] == min(told)
     mean = f"{sum(told) / 2:.4f}"
     assert f"test, with the sentence: mean Dice {mean}, worst {min(told):.4f}" in printed
-    assert f"test alder: Dice {sites['alder']['dice']:.4f}, with the sentence {told[0]:.4f}" in printed
+    alone = f"{sites['alder']['dice']:.4f}, pooled {sites['alder']['dice_pooled']:.4f}"
+    assert f"test alder: Dice {alone}, with the sentence {told[0]:.4f}" in printed
     assert "val" in read_run(folder).rounds[0] and "text_dice" in read_run(folder).rounds[0]["val"]
     shown = page(read_run(folder))
     assert shown["told"] and "Dice with the sentence, mean" in [tile["name"] for tile in shown["headline"]]

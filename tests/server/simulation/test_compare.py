@@ -10,11 +10,14 @@ import yaml
 from dusss_core import objectives, pretraining
 from dusss_core.config import PAPER_BEYOND_METHOD, PRESETS, MethodConfig
 from dusss_core.errors import UserError
+from dusss_core.files import read_tensors
 from dusss_core.manifest import read_manifest
 from dusss_core.objectives.bcp import BCP
 from dusss_core.objectives.mcnet import MCNet
 from server.runs.runfolder import read_study
+from server.simulation import compare as compare_module
 from server.simulation.compare import METHODS, why_not, with_method, with_preset
+from server.simulation.local import load_local
 from server.simulation.simulate import simulate
 from tests.server.conftest import HOSPITALS, make_study
 from tests.server.unreliable import Listener
@@ -47,6 +50,29 @@ def test_every_method_is_trained_on_the_training_pictures_alone(fake, quiet, tmp
         "centralized": {tuple(pooled)},
     }
     assert all(pictures(name, "test") for name in names)
+
+
+def test_every_sites_own_model_is_tested_at_every_site(fake, quiet, tmp_path):
+    names = [hospital["name"] for hospital in HOSPITALS]
+    summary = simulate(make_study(), tmp_path, reporter=quiet, compare_with="local")
+    local = summary["compare"]["local"]
+    assert {model: sorted(row) for model, row in local["across"].items()} == {name: sorted(names) for name in names}
+    for model in names:
+        assert local["across"][model][model] == local["sites"][model]["dice"]
+        student, _ = read_tensors(tmp_path / "compare" / "local" / f"{model}.safetensors")
+        for name in names:
+            site = load_local(tmp_path / "sites" / name / "site.yaml", make_study())
+            expected = fake.evaluate_student(None, student, site.splits["test"])["dice"]
+            assert local["across"][model][name] == pytest.approx(expected)
+    # what is known is not tested again
+    again = simulate(make_study(), tmp_path, reporter=quiet, compare_with="local", resume=True)
+    assert again["compare"]["local"] == json.loads(json.dumps(local))
+
+
+def test_models_of_very_many_sites_are_tested_at_home_alone(fake, quiet, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare_module, "MOST_ACROSS", 1)
+    local = simulate(make_study(), tmp_path, reporter=quiet, compare_with="local")["compare"]["local"]
+    assert "across" not in local and len(local["sites"]) == 2
 
 
 def other_way_round(preset):

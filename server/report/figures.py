@@ -1,0 +1,71 @@
+"""What several parts of the page read from a run: results, methods, and what they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from dusss_core.phases import Phase
+from server.runs.runfiles import Run, mapping, number
+
+METHODS = {
+    "federated": "Federated",
+    "local": "Each site alone",
+    "centralized": "Data pooled",
+    "mean_teacher": "Fed. Mean Teacher",
+    "supervised": "Fed. supervised",
+}
+"""What the methods are called on the page; a method that is not listed keeps its own name."""
+
+
+def results(run: Run) -> dict[str, Mapping[str, Any]]:
+    """Figures of the final student on the test pictures of each site that trained, by name."""
+    return {name: mapping(site) for name, site in sorted(mapping(run.summary.get("sites")).items())}
+
+
+def methods(run: Run) -> list[str]:
+    """The federated study, then what it was compared with, as far as that could run."""
+    found = mapping(run.summary.get("compare"))
+    found = {method: result for method, result in found.items() if "reason" not in mapping(result)}
+    known = [method for method in METHODS if method in found]
+    return ["federated", *known, *sorted(set(found) - set(METHODS))]
+
+
+def method_name(method: str) -> str:
+    """What a method is called on the page."""
+    return METHODS.get(method, method)
+
+
+def dice_of(run: Run, method: str, site: str | None) -> float | None:
+    """Test Dice of `method` at `site`, mean over pictures; mean over sites where `site` is None."""
+    if method == "federated":
+        if site is None:
+            return number(mapping(run.summary.get("global")).get("dice_mean"))
+        return number(results(run).get(site, {}).get("dice"))
+    compared = mapping(mapping(run.summary.get("compare")).get(method))
+    if site is None:
+        return number(compared.get("dice_mean"))
+    value = mapping(compared.get("sites")).get(site)
+    return number(value.get("dice") if isinstance(value, Mapping) else value)
+
+
+def worst_site(run: Run, figure: str = "dice") -> str:
+    """The site with the lowest figure; "" where none has it."""
+    scored = {name: value for name, site in results(run).items() if (value := number(site.get(figure))) is not None}
+    return min(scored, key=scored.__getitem__, default="")
+
+
+def title(phase: Any) -> str:
+    """What a phase is called on the page; a file of another release may name one that is not known here."""
+    return Phase(phase).title if phase in list(Phase) else str(phase)
+
+
+def trained(line: Mapping[str, Any]) -> bool:
+    """Whether a line tells of training; the last model of a phase is validated in a line of its own."""
+    return bool(mapping(line.get("train"))) or line.get("accepted") is False
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Mean of what is known; None where nothing is."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
