@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "configs": set(),
 }
 FLOORS = {
-    "client": "__main__ > node > preflight > app > answer > work > privacy > secure > door > state > declined",
+    "client": "__main__ > node > preflight > app > answer > report > work > privacy > secure > door > state > declined",
     "server": "__main__ > app > onemachine simulation > deployment > report > rounds > runs > study",
     "dusss_core": "__main__ > export predicting > student > privacy > training > build > objectives > pretraining > "
     "models > losses > text > "
