@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dusss_core.config import TrainingConfig
-from dusss_core.objectives import reads_sentences
 from dusss_core.phases import Phase
 from dusss_core.records import Split
 from dusss_core.text.bank import build_text_bank
@@ -38,6 +37,8 @@ class Network:
 
     config: TrainingConfig
     tensors: dict[str, Tensor]
+    hears: bool = False
+    """Whether it can be given a sentence."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def _masks(models: Models, split: Split, device: str, cache: Path | None) -> dic
     for column, network in ((TEACHER, models.teacher), (STUDENT, models.student), (OWN, models.own)):
         if network is not None:
             found[column] = _student_masks(network, split, device)
-        if column == STUDENT and network is not None and reads_sentences(network.config):
+        if column == STUDENT and network is not None and network.hears:
             found[TOLD] = _told_masks(network, split, device, cache)
     return found
 

@@ -87,6 +87,7 @@ def _test(request: Judged, bench: Workbench) -> dict[str, float]:
         vlm = bench.vlm(request)
         if config.local_norm and not state.local_layers(Phase.PRETRAIN, request.vlm_round):
             return found
+        _keep_vlm(request, vlm)
         if test.has_text.any():
             logits = text_guided_masks(config, vlm, test, bench.text, device)
             found |= prefixed("text_mask", evaluate_logits(config, logits, test))
@@ -133,3 +134,24 @@ def _keep_student(request: Judged, student: dict[str, Tensor]) -> None:
     path = student_path(site.state_dir, config.study, request.run_key)
     finished.write_student(path, about, finished.whole_student(config, student))
     write_log(site.state_dir, f"the finished student is in {path}")
+
+
+def _keep_vlm(request: Judged, vlm: dict[str, Tensor]) -> None:
+    """Write the whole vision-language model beside this site's own student. It is never sent.
+
+    Raises:
+        UserError: disk full or no permission.
+    """
+    from dusss_core import student as finished
+
+    config, site = request.training, request.site
+    path = finished.vlm_path(student_path(site.state_dir, config.study, request.run_key))
+    finished.write_vlm(
+        path,
+        config,
+        vlm,
+        layers="site" if config.local_norm else "shared",
+        site=site.site if config.local_norm else None,
+        study_digest=request.study_digest,
+        round=request.vlm_round,
+    )

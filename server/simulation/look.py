@@ -16,6 +16,7 @@ from client.state.store import SiteState, student_path
 from dusss_core.config import TrainingConfig
 from dusss_core.errors import UserError
 from dusss_core.files import with_prefix
+from dusss_core.objectives import reads_sentences
 from dusss_core.phases import Phase
 from dusss_core.text.bank import build_text_bank
 from server.runs.checkpoints import Checkpoint, CheckpointStore
@@ -132,7 +133,8 @@ def _models(
         local = state.local_layers(phase, checkpoint.round)
         if not local and (config.local_norm or (phase == Phase.SEGMENT and config.personal.own_head != "none")):
             return None
-        return Network(config, _with_statistics(config, phase, {**checkpoint.model, **local}, site, data, device))
+        tensors = _with_statistics(config, phase, {**checkpoint.model, **local}, site, data, device)
+        return Network(config, tensors, phase == Phase.SEGMENT and reads_sentences(config))
 
     names = {Phase.PRETRAIN: "vision-language model", Phase.SEGMENT: "student"}
     notes = [f"The {names[phase]} is that of round {one.round}." for phase, one in finals.items()]
@@ -159,7 +161,7 @@ def _finished_student(config: TrainingConfig, site: SiteConfig, run_key: str) ->
     from dusss_core.student import read_student
 
     about, tensors = read_student(path)
-    return Network(about.config(), tensors)
+    return Network(about.config(), tensors, about.hears)
 
 
 def _with_statistics(
