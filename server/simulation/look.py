@@ -172,7 +172,7 @@ def _with_statistics(
     if not config.local_norm:
         return tensors
     train, text = data.split("train"), None
-    if config.vlm.text.tuning == "frozen" and phase.reads_sentences:
+    if config.vlm.text.tuning == "frozen" and (phase.reads_sentences or reads_sentences(config)):
         cache = site.state_dir / "cache" / "text"
         text = build_text_bank(train.sentences, config.vlm.text, cache, device, augmented=False)
     return with_own_statistics(config, phase, tensors, train, text, device)
