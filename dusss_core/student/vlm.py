@@ -177,7 +177,7 @@ class TextGuide:
 
         if not set(sentences) <= set(self._known):
             self.learn([*self._known, *sentences])
-        split = _split(images, sentences, self._known)
+        split = split_of(images, sentences, self._known)
         return list(ground_split(self._config, self._model, split, self._bank, self._device))
 
 
@@ -187,7 +187,8 @@ def load_vlm(path: Path | str, device: str = "auto", encoder: str = "") -> TextG
     return TextGuide(about, tensors, device, str(path), encoder)
 
 
-def _split(images, sentences: Sequence[str], known: Sequence[str]) -> Split:
+def split_of(images, sentences: Sequence[str], known: Sequence[str]) -> Split:
+    """Pictures with a sentence each out of `known`, without masks."""
     number = {sentence: i for i, sentence in enumerate(known)}
     nothing = np.zeros(len(sentences), dtype=bool)
     return Split(

@@ -31,9 +31,9 @@ _MAY_FETCH = ContextVar("may_fetch", default=True)
 
 
 @contextlib.contextmanager
-def nothing_fetched() -> Iterator[None]:
-    """Inside it an encoder that is not on this machine is an error: none is fetched from the model hub."""
-    token = _MAY_FETCH.set(False)
+def fetching(allowed: bool) -> Iterator[None]:
+    """Inside it an encoder that is not on this machine may be fetched from the model hub, or is an error."""
+    token = _MAY_FETCH.set(allowed)
     try:
         yield
     finally:
