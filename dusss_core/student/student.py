@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dusss_core.config import RuntimeConfig
+from dusss_core.config import RuntimeConfig, TrainingConfig
 from dusss_core.devices import resolve_device
 from dusss_core.errors import UserError
 from dusss_core.phases import Phase
@@ -17,7 +17,7 @@ from dusss_core.pictures import resize_image, to_bytes
 from dusss_core.readers import Raw, raw_of_array, raw_of_picture, read_raw, to_intensities
 from dusss_core.runtime import runtime_of
 from dusss_core.student.about import About
-from dusss_core.student.file import check_fit, read_student, write_student
+from dusss_core.student.file import check_fit, layers_without_a_site, read_student, whole_student, write_student
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from dusss_core.student.listening import Ears
 
     Picture = str | Path | np.ndarray | Image.Image
+
+
+FITTED_ON = 64
+"""Pictures that a site's student is fitted to, at most; more help no further (docs/use_a_model.md)."""
 
 
 class Prediction(NamedTuple):
@@ -237,6 +241,33 @@ def load(path: Path | str, device: str = "auto", fetch: bool = False) -> Student
 
     with fetching(fetch):  # the network's width is the text encoder's
         return Student(about, tensors, device, str(path))
+
+
+def write_fitted(
+    path: Path, config: TrainingConfig, tensors: Mapping[str, Tensor], images: Sequence[np.ndarray], device: str, **more
+) -> bool:
+    """Write the student of a study with `local_norm` for a site without layers of its own, fitted to its pictures.
+
+    Args:
+        tensors: what the coordinator has of the student.
+        images: prepared pictures, channels x H x W uint8; some of them are used, evenly spaced.
+        more: fields of `About`.
+
+    Returns:
+        Whether it was written: there must be two pictures, unless its network has no statistics.
+
+    Raises:
+        UserError: disk full or no permission.
+    """
+    layers = layers_without_a_site(config)
+    student = Student(About.of(config, layers=layers, **more), whole_student(config, tensors), device, str(path))
+    if layers == "unfitted":
+        if len(images) < 2:
+            return False
+        numbers = np.unique(np.linspace(0, len(images) - 1, min(len(images), FITTED_ON)).astype(int))
+        student = student.fit([np.squeeze(np.moveaxis(images[i], 0, -1)) for i in numbers])
+    student.save(path)
+    return True
 
 
 def _raw(picture: Any) -> Raw:

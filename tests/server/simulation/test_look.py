@@ -10,10 +10,11 @@ import stat
 import numpy as np
 import pytest
 
+import dusss_core
 from client.__main__ import main as client
 from client.report.sheet import STUDENT, TEACHER, TEXT_MASK, Models, make_sheet
 from dusss_core.files import digest_of_tensors
-from dusss_core.student import read_vlm
+from dusss_core.student import read_student, read_vlm
 from server.__main__ import main as server
 from server.runs.checkpoints import read_model
 from server.runs.events import Reporter
@@ -21,16 +22,18 @@ from server.simulation.local import load_local
 from server.simulation.look import PAGE, look
 from server.simulation.simulate import simulate
 from tests.chromium import console_of, needs_chromium, pixels_of, printed
-from tests.server.conftest import make_study
+from tests.server.conftest import HOSPITALS, make_study
 
 ROUNDS = {"pretrain__rounds": 1, "segment__rounds": 1}
+CEDAR = {"name": "cedar", "train": 0, "val": 0, "test": 5}
+"""It only evaluates, so that it has no layers of its own."""
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A finished run of two hospitals that keep their own normalisation layers."""
+    """A finished run of two hospitals that keep their own normalisation layers, and of one that only evaluates."""
     folder = tmp_path_factory.mktemp("look") / "run"
-    simulate(make_study(local_norm=True, **ROUNDS), folder, reporter=Reporter())
+    simulate(make_study([*HOSPITALS, CEDAR], local_norm=True, **ROUNDS), folder, reporter=Reporter())
     look(folder, say=lambda line: None)
     return folder
 
@@ -87,7 +90,7 @@ def test_pages_ask_for_nothing_and_only_their_owner_reads_them(run, capsys):
 def test_a_hospital_sees_what_the_simulation_sees(run):
     assert client(["report", "--site", str(run / "sites" / "birch" / "site.yaml"), "--each", "2"]) == 0
     own = next((run / "sites" / "birch" / "state" / "reports").glob("tiny-*.html")).read_text(encoding="utf-8")
-    part = page_of(run).split("<h2>birch</h2>")[1].split("</main>")[0]
+    part = page_of(run).split("<h2>birch</h2>")[1].split("<h2>")[0]
     for what in (r"<dt>(.*?)</dt><dd>(.*?)<small>", r'<img src="(.*?)"', r"<figcaption><b>(.*?)</b><br>(.*?)</f"):
         assert re.findall(what, own) == re.findall(what, part)
 
@@ -139,6 +142,17 @@ def test_each_site_keeps_its_whole_vision_language_model(run):
     assert shared.keys() < tensors.keys()
     assert digest_of_tensors({name: tensors[name] for name in shared}) == digest_of_tensors(shared)
     assert not (run / "student.vlm.safetensors").exists()
+
+
+def test_a_site_that_only_evaluates_has_a_student_that_is_fitted_to_its_pictures(run):
+    about, tensors = read_student(run / "students" / "cedar.safetensors")
+    assert (about.layers, about.fitted_on, about.site) == ("fitted", 5, None)
+    pictures = load_local(run / "sites" / "cedar" / "site.yaml", make_study(local_norm=True)).splits["test"].images
+    outsider = dusss_core.load(run / "student.safetensors", "cpu").fit([picture[0] for picture in pictures])
+    assert digest_of_tensors(outsider.tensors()) == digest_of_tensors(tensors)
+    part = page_of(run).split("<h2>cedar</h2>")[1]
+    assert "5 test pictures" in part and "<dt>Student</dt>" in part and "<dt>Text-guided mask</dt>" not in part
+    assert not (run / "students" / "cedar.vlm.safetensors").exists()
 
 
 @needs_chromium
