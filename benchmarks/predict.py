@@ -2,8 +2,8 @@
 
     python -m benchmarks.predict MODEL PICTURES [--number N] [--threads T]
 
-Both in this process, in turns of some batches, so that whatever else the machine does meets both alike: the bare pass sees
-the same number of made-up inputs in the same batches. `predict` reads files, scales, scales back, and writes PNGs.
+Both in this process, in turns of some batches, so that whatever else the machine does meets both alike: the bare pass
+sees the same number of made-up inputs in the same batches. `predict` reads files, scales, scales back, and writes PNGs.
 """
 
 from __future__ import annotations

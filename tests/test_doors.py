@@ -33,8 +33,8 @@ FLOORS = {
     "server": "__main__ > app > onemachine simulation > deployment > report > rounds > runs > study",
     "dusss_core": "__main__ > export predicting > student > privacy > training > build > objectives > pretraining > "
     "models > losses > text > "
-    "augment commandline devices inference manifest metrics phases pictures readers records sampling seeds sheets runtime "
-    "transfer files tensorfile config errors",
+    "augment commandline devices inference manifest metrics phases pictures readers records sampling seeds runtime "
+    "sheets transfer files tensorfile config errors",
     "sites": "__main__ > check > importers > dataset > partition > prepare > packing > config > synth",
     "feddusss": "bundle > cli > configfile > compression > wire > page secagg uploads",
 }
