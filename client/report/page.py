@@ -81,7 +81,7 @@ def _site(sheet: Sheet) -> dict[str, Any]:
 
 
 def _row(row: Row, sheet: Sheet) -> dict[str, Any]:
-    large = _Large(row.picture)
+    large = _Large(row.picture, sheet.classes)
     tiles = [{"title": "Picture", "more": "", "image": data_url(large.picture)}]
     if row.truth is not None:
         tiles.append({"title": "Truth", "more": _area(row.truth), "image": data_url(large.with_truth(row.truth))})
@@ -101,10 +101,13 @@ class _Large:
 
     Args:
         picture: channels x H x W, uint8.
+        classes: foreground classes.
     """
 
-    def __init__(self, picture: np.ndarray):
+    def __init__(self, picture: np.ndarray, classes: int):
         from PIL import Image
+
+        self._single = classes == 1
 
         pixels = np.repeat(picture, 3, axis=0) if len(picture) == 1 else picture
         pixels = np.ascontiguousarray(pixels.transpose(1, 2, 0))
@@ -134,10 +137,8 @@ class _Large:
 
     def _classes(self, mask: np.ndarray, single: tuple[int, int, int]):
         """Each class that is there with its colour: of a single class `single`."""
-        there = np.unique(mask[mask > 0])
-        if set(there.tolist()) <= {1}:
-            return [(int(index), single) for index in there]
-        return [(int(index), COLOURS[(int(index) - 1) % len(COLOURS)]) for index in there]
+        there = [int(index) for index in np.unique(mask[mask > 0])]
+        return [(index, single if self._single else COLOURS[(index - 1) % len(COLOURS)]) for index in there]
 
     def _scaled(self, mask: np.ndarray) -> np.ndarray:
         from PIL import Image

@@ -54,6 +54,12 @@ class Models:
     notes: tuple[str, ...] = ()
     """Of which rounds these are, for people."""
 
+    @property
+    def classes(self) -> int:
+        """Foreground classes that they tell apart."""
+        there = (self.student, self.teacher, self.own, self.vlm)
+        return next((one.config.image.classes for one in there if one is not None), 1)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -83,6 +89,8 @@ class Sheet:
     n: int
     """Pictures that were looked at, of `of`."""
     of: int
+    classes: int = 1
+    """Foreground classes."""
     notes: tuple[str, ...] = ()
     columns: list[str] = field(default_factory=list)
     judge: str = ""
@@ -117,7 +125,7 @@ def make_sheet(
     known = np.flatnonzero(split.masked)
     there = known if len(known) else np.arange(len(split))
     looked = split.select(_spaced(there, most))
-    sheet = Sheet(site, name, len(looked), len(there), models.notes)
+    sheet = Sheet(site, name, len(looked), len(there), models.classes, models.notes)
     if not len(looked):
         return sheet
     masks = _masks(models, looked, device, text_cache)
@@ -201,12 +209,11 @@ def _dice(masks: Sequence[np.ndarray | None], split: Split, models: Models) -> n
     """Of each picture; NaN where the model says nothing of it."""
     from dusss_core.metrics import per_image
 
-    classes = next(one for one in (models.student, models.vlm, models.teacher, models.own) if one).config.image.classes
     return np.array(
         [
             np.nan
             if mask is None
-            else per_image(mask[None], np.asarray(truth)[None], classes, distances=False)["dice"][0]
+            else per_image(mask[None], np.asarray(truth)[None], models.classes, distances=False)["dice"][0]
             for mask, truth in zip(masks, split.masks, strict=True)
         ]
     )
