@@ -4,6 +4,7 @@ python -m client init --site FILE     make this site's key pair and print the pu
 python -m client --site FILE --check  look at everything once; change nothing
 python -m client --site FILE          take part in studies until stopped
 python -m client audit --site FILE    verify and print the audit log
+python -m client report --site FILE   a page of this site's pictures with what a finished study's models mark
 python -m client privacy --help       the privacy budget: what is spent and left, what a study would cost
 python -m client studies --help       what asks to run here: look at it, approve it, withdraw
 python -m client status --site FILE   what it does and did; also for programs, and for Prometheus
@@ -60,6 +61,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="HEAD",
         help="with audit: a head that the coordinator has kept (audit_heads.jsonl of a run), which the log must hold",
     )
+    parser.add_argument("--study", metavar="NAME", help="with report: of this study; the newest one, if left out")
+    parser.add_argument("--each", type=int, default=3, metavar="N", help="with report: N worst, median and best (3)")
+    parser.add_argument("--most", type=int, default=500, metavar="N", help="with report: pictures to look at (500)")
     cli.add_common_arguments(parser)
     return parser
 
@@ -107,7 +111,16 @@ def _audit(arguments: argparse.Namespace) -> int:
     return print_log(_site(arguments), as_json=arguments.json, last=arguments.last, heads=arguments.holds)
 
 
-_COMMANDS = {"run": _run, "init": _init, "audit": _audit}
+def _report(arguments: argparse.Namespace) -> int:
+    from client.report.command import report
+
+    cli.check_positive(each=arguments.each, most=arguments.most)
+    page = report(_site(arguments), arguments.study, each=arguments.each, most=arguments.most)
+    print(f"{page}: it shows patients, keep it at the site")
+    return cli.OK
+
+
+_COMMANDS = {"run": _run, "init": _init, "audit": _audit, "report": _report}
 
 
 def _site(arguments: argparse.Namespace) -> SiteConfig:

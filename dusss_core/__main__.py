@@ -34,6 +34,11 @@ def _parser() -> argparse.ArgumentParser:
     predict = _command(commands, "predict", _predict, "masks of files and folders")
     predict.add_argument("pictures", nargs="+", help="PNG, JPEG, TIFF, WebP, BMP, DICOM, NIfTI, or folders of them")
     predict.add_argument("--out", type=Path, required=True, help="folder of the outputs; gone on with if it is there")
+    predict.add_argument("--text", type=Path, metavar="SHEET", help="CSV or xlsx with a sentence for each picture")
+    predict.add_argument("--partial", action="store_true", help="with --text: other rows and pictures may be there")
+    predict.add_argument("--vlm", type=Path, metavar="FILE", help="with --text: in place of MODEL's own, beside it")
+    predict.add_argument("--encoder", default="", metavar="FOLDER", help="with --text: of the text encoder")
+    predict.add_argument("--fetch", action="store_true", help="with --text: the text encoder may come from a model hub")
     predict.add_argument("--overlay", action="store_true", help="also the picture with the outlines")
     predict.add_argument("--probabilities", action="store_true", help="also the probabilities")
     predict.add_argument("--threshold", type=float, help="of one class, in place of the file's")
@@ -89,6 +94,9 @@ def _predict(arguments: argparse.Namespace) -> None:
             )
         student.about = student.about.model_copy(update={"threshold": arguments.threshold})
     options = {"overlay": arguments.overlay, "probabilities": arguments.probabilities, "codes": arguments.code}
+    if arguments.text is not None:
+        options |= {"sheet": arguments.text, "partial": arguments.partial}
+        student.listen(arguments.vlm, encoder=arguments.encoder, fetch=arguments.fetch)
     print(told(predict(student, arguments.pictures, arguments.out, **options), arguments.out))
 
 
@@ -127,9 +135,9 @@ def _show(arguments: argparse.Namespace) -> None:
 
 
 def _load(arguments: argparse.Namespace):
-    import dusss_core
+    from dusss_core.student.student import load
 
-    return dusss_core.load(arguments.model, arguments.device)
+    return load(arguments.model, arguments.device, fetch=getattr(arguments, "fetch", False))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 
 from dusss_core import commandline
 from dusss_core.commandline import FAILED, OK, USER_MUST_MEND
+from dusss_core.errors import UserError
 
-__all__ = ["FAILED", "OK", "USER_MUST_MEND", "add_common_arguments", "run"]
+__all__ = ["FAILED", "OK", "USER_MUST_MEND", "add_common_arguments", "check_positive", "run"]
 
 
 def add_common_arguments(parser: argparse.ArgumentParser, *, overrides: bool = True) -> None:
@@ -19,6 +20,17 @@ def add_common_arguments(parser: argparse.ArgumentParser, *, overrides: bool = T
         parser.add_argument(
             "--set", dest="overrides", metavar="A.B=C", action="append", default=[], help="override a config key"
         )
+
+
+def check_positive(**numbers: int) -> None:
+    """Refuse an option that is not a positive number.
+
+    Raises:
+        UserError: with the option's name.
+    """
+    for name, number in numbers.items():
+        if number < 1:
+            raise UserError(f"--{name} {number}: not a positive number", "give 1 or more")
 
 
 def run(

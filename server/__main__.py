@@ -56,6 +56,14 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("run", type=Path, help="folder of the run")
     cli.add_common_arguments(report, overrides=False)
     report.set_defaults(command=_report)
+
+    look = commands.add_parser("look", help="a simulation's pictures with what the models mark, also while it trains")
+    look.add_argument("run", type=Path, help="folder of the run")
+    look.add_argument("--each", type=int, default=2, metavar="N", help="of each site the N worst, median and best (2)")
+    look.add_argument("--most", type=int, default=500, metavar="N", help="pictures of each site to look at (500)")
+    look.add_argument("--device", default="auto", help="auto (that of each site's file), cpu, cuda, cuda:N or mps")
+    cli.add_common_arguments(look, overrides=False)
+    look.set_defaults(command=_look)
     return parser
 
 
@@ -88,6 +96,14 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     evaluate(arguments.run, reporter=make_reporter())
     _write_report(arguments.run)
+
+
+def _look(arguments: argparse.Namespace) -> None:
+    from server.simulation.look import look
+
+    cli.check_positive(each=arguments.each, most=arguments.most)
+    page = look(arguments.run, each=arguments.each, most=arguments.most, device=arguments.device)
+    print(f"{page}: it shows pictures, keep it where they may be seen")
 
 
 def _report(arguments: argparse.Namespace) -> None:

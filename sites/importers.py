@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from dusss_core.errors import UserError
 from dusss_core.manifest import COLUMNS, MORE_TEXT, SPLITS, Record, known_name, sentences_of, write_manifest
-from dusss_core.readers import READERS, Reference
+from dusss_core.readers import Reference
+from dusss_core.sheets import KEY_COLUMNS, SUFFIXES, TEXT_COLUMNS, name_key, read_table
 
-SUFFIXES = tuple(sorted(READERS, key=len, reverse=True))
 LVIT_FOLDERS = {"Train_Folder": "train", "Val_Folder": "val", "Test_Folder": "test"}
-_TEXT_COLUMNS = ("description", "text", "report", "caption", "sentence", "findings", "impression")
-_KEY_COLUMNS = ("image", "id", "file", "filename", "name", "slide")
 
 
 @dataclass
@@ -92,14 +89,6 @@ def import_folder(folder: Path, options: ImportOptions = ImportOptions()) -> Imp
             _merge(cells, _texts(place, options, result.warnings), place, result.warnings)
         _add(result, place / "images", place / "masks", split, cells, report_unused=not places)
     return _finish(result, options)
-
-
-def name_key(name: str) -> str:
-    """What a picture, its mask and its text share: the name without folder, suffix, `mask_` and case."""
-    key = Path(name.strip().replace("\\", "/")).name.lower()
-    while key.endswith(SUFFIXES):
-        key = key[: -len(next(suffix for suffix in SUFFIXES if key.endswith(suffix)))]
-    return key.removeprefix("mask_")
 
 
 def _target(folder: Path, options: ImportOptions) -> Path:
@@ -221,7 +210,7 @@ def _sheet(table: Path, options: ImportOptions, warnings: list[str]) -> dict[str
         wordy = [name for name in columns if _is_wordy(cells, name)]
         warnings.append(
             f"{table}: no column of sentences, so all are left out; it has: {', '.join(columns)}; accepted: "
-            f"{', '.join(_TEXT_COLUMNS)}; name another with --text {wordy[0] if wordy else 'COLUMN'}"
+            f"{', '.join(TEXT_COLUMNS)}; name another with --text {wordy[0] if wordy else 'COLUMN'}"
         )
     lost = [name for name in ("id", "image") if name in columns]
     if lost:
@@ -248,13 +237,13 @@ def _by_key(
 ) -> dict[str, dict[str, str]]:
     """The rows of a table by the picture they name; the text's column becomes `text`, known ones lower
     case."""
-    rows = _read_table(table)
+    rows = read_table(table)
     header = next(rows, None)
     if header is None:
         raise UserError(f"{table}: empty", "its first row names the columns")
     names = [name.strip() for name in header]
     lower = [name.lower() for name in names]
-    wanted = [key_column.lower()] if key_column else [name for name in _KEY_COLUMNS if name in lower][:1]
+    wanted = [key_column.lower()] if key_column else [name for name in KEY_COLUMNS if name in lower][:1]
     if not wanted or wanted[0] not in lower:
         raise UserError(
             f"{table}, row 1: no column {f'{key_column!r}' if key_column else 'that names the pictures'}",
@@ -263,7 +252,7 @@ def _by_key(
     position = lower.index(wanted[0])
     if text_column and text_column.lower() not in lower:
         raise UserError(f"{table}, row 1: no column '{text_column}'", f"--text is one of: {', '.join(names)}")
-    text = text_column.lower() if text_column else next((name for name in _TEXT_COLUMNS if name in lower), None)
+    text = text_column.lower() if text_column else next((name for name in TEXT_COLUMNS if name in lower), None)
     # a column text beside the one that is named is another sentence's
     names = [
         "text" if low == text else f"other_{low}" if low == "text" else known_name(name)
@@ -285,28 +274,6 @@ def _by_key(
             differ.add(row[position])
     _warn(warnings, f"{table}: named twice with different cells, the first row counts", differ)
     return found
-
-
-def _read_table(table: Path) -> Iterator[list[str]]:
-    try:
-        if table.suffix.lower() == ".xlsx":
-            import openpyxl
-
-            book = openpyxl.load_workbook(table, read_only=True, data_only=True)
-            try:
-                for row in book.active.iter_rows(values_only=True):
-                    yield ["" if cell is None else str(cell) for cell in row]
-            finally:
-                book.close()
-        else:
-            with table.open(encoding="utf-8-sig", newline="") as file:
-                yield from csv.reader(file)
-    except FileNotFoundError:
-        raise UserError(f"{table}: no such file", "check the path") from None
-    except UserError:
-        raise
-    except Exception as error:  # zip, XML and encoding errors alike
-        raise UserError(f"{table}: could not be read: {error}", "save it again as xlsx or as CSV UTF-8") from error
 
 
 def _pictures(folder: Path) -> list[Path]:

@@ -29,13 +29,13 @@ MAY_IMPORT = {
     "configs": set(),
 }
 FLOORS = {
-    "client": "__main__ > node > preflight > status studies > app > answer > work > privacy > secure > door > "
+    "client": "__main__ > node > preflight > status studies > app > answer > report > work > privacy > secure > door > "
     "consent > state > declined",
     "server": "__main__ > app > onemachine simulation > deployment > report > rounds > runs > study",
     "dusss_core": "__main__ > export predicting > student > privacy > training > build > objectives > pretraining > "
     "models > losses > text > "
     "augment commandline devices inference intervals manifest metrics phases pictures readers records sampling seeds "
-    "runtime transfer files quota tensorfile config outside errors",
+    "runtime sheets transfer files quota tensorfile config outside errors",
     "sites": "__main__ > check > importers > dataset > partition > prepare > packing > config > synth",
     "feddusss": "bundle > cli > configfile > compression > wire > monitoring page secagg terms uploads",
 }

@@ -12,6 +12,8 @@
     state_dir/studies/STUDY/RUN_KEY/vlm-SHA256.safetensors
     state_dir/studies/STUDY/RUN_KEY/text-masks-*.npy     made once per VLM and data
     state_dir/students/STUDY-RUN_KEY.safetensors         the finished student with this site's layers; never dropped
+    state_dir/students/STUDY-RUN_KEY.vlm.safetensors     the vision-language model likewise
+    state_dir/reports/STUDY-RUN_KEY.html                 this site's own page (`client.report`)
 
 The last two rounds of a phase are kept: a coordinator that died before it saved round r asks for round r again, and
 then the state of round r - 1 is needed. The local layers are kept for every round, since the final model of a phase may

@@ -20,6 +20,9 @@ from dusss_core.files import with_prefix
 from dusss_core.phases import Phase
 from feddusss import wire
 
+LEAST_TO_FIT = 2
+"""Pictures that normalisation layers need at least."""
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -79,6 +82,8 @@ def _test(request: Judged, bench: Workbench) -> dict[str, float]:
         found |= prefixed("test", scores)
         if config.personal.kind != "none":
             found |= personal.figures(request, bench, student, scores)
+    elif student is not None and config.personal.own_head == "none":
+        _keep_fitted_student(request, student, bench)
     hidden = (train.masked & ~train.labelled & train.has_text).nonzero()[0]
     newest = state.newest(Phase.SEGMENT, before=10**9) if len(hidden) else None
     if newest is not None and (teacher := with_prefix(newest[0], "objective.teacher.")):
@@ -88,6 +93,7 @@ def _test(request: Judged, bench: Workbench) -> dict[str, float]:
         vlm = bench.vlm(request)
         if config.local_norm and not state.local_layers(Phase.PRETRAIN, request.vlm_round):
             return found
+        _keep_vlm(request, vlm)
         if test.has_text.any():
             logits = text_guided_masks(config, vlm, test, bench.text, device)
             found |= prefixed("text_mask", evaluate_logits(config, logits, test))
@@ -134,3 +140,44 @@ def _keep_student(request: Judged, student: dict[str, Tensor]) -> None:
     path = student_path(site.state_dir, config.study, request.run_key)
     finished.write_student(path, about, finished.whole_student(config, student))
     write_log(site.state_dir, f"the finished student is in {path}")
+
+
+def _keep_fitted_student(request: Judged, student: dict[str, Tensor], bench: Workbench) -> None:
+    """Write a student for a site that trained none of its normalisation layers (`local_norm`): with statistics of its
+    own pictures, whose masks are not looked at. Its figures are not measured here.
+
+    Raises:
+        UserError: disk full or no permission.
+    """
+    from dusss_core import student as finished
+
+    config, site = request.training, request.site
+    path = student_path(site.state_dir, config.study, request.run_key)
+    splits = (bench.split(name) for name in ("train", "val", "test"))
+    images = next((split.images for split in splits if len(split) >= LEAST_TO_FIT), ())
+    about = {"study_digest": request.study_digest, "round": request.round}
+    if finished.write_fitted(path, config, student, images, bench.device, **about):
+        write_log(site.state_dir, f"a student that is fitted to this site's pictures is in {path}")
+    else:
+        write_log(site.state_dir, "too few pictures to fit a student of this site's own to")
+
+
+def _keep_vlm(request: Judged, vlm: dict[str, Tensor]) -> None:
+    """Write the whole vision-language model beside this site's own student. It is never sent.
+
+    Raises:
+        UserError: disk full or no permission.
+    """
+    from dusss_core import student as finished
+
+    config, site = request.training, request.site
+    path = finished.vlm_path(student_path(site.state_dir, config.study, request.run_key))
+    finished.write_vlm(
+        path,
+        config,
+        vlm,
+        layers="site" if config.local_norm else "shared",
+        site=site.site if config.local_norm else None,
+        study_digest=request.study_digest,
+        round=request.vlm_round,
+    )

@@ -7,7 +7,7 @@ as the sites gave them to the coordinator.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +87,7 @@ def card(student: Student, summary: Mapping[str, Any], licence: str) -> str:
         "## Who trained it, and how good it is",
         "",
         *(_figures(sites, summary) if sites else ["No figures of the run lay beside the file."]),
+        *_classes(sites, about.names[1:]),
         "",
         "## Privacy",
         "",
@@ -97,7 +98,7 @@ def card(student: Student, summary: Mapping[str, Any], licence: str) -> str:
         "- It is a result of research and no medical device: no diagnosis may rest on it.",
         "- It was tested at the sites above alone. On other scanners and patients it may fail without a sign:",
         "  `python -m dusss_core evaluate` gives figures on pictures of your own with masks.",
-        "- Picture in, mask out: it knows no sentence and no history of the patient.",
+        _sentence(about),
         "",
         "## Licence",
         "",
@@ -108,8 +109,10 @@ def card(student: Student, summary: Mapping[str, Any], licence: str) -> str:
 
 
 def _figures(sites: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]:
+    intervals = any(_interval(site) for site in sites.values())
     lines = [
-        "Means over each site's own test pictures, at the study's picture size; HD95 in pixels.",
+        "Means over each site's own test pictures, at the study's picture size; HD95 in pixels."
+        + (" In brackets bootstrap intervals of the mean (95 %)." if intervals else ""),
         "",
         "| site | training pictures with, without mask | test pictures | Dice | IoU | HD95 |",
         "|---|---|---|---|---|---|",
@@ -117,12 +120,34 @@ def _figures(sites: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]:
     for name, site in sorted(sites.items()):
         given = [_number(site.get(key), 0) for key in ("n_labeled", "n_unlabeled")]
         pictures = f"{site['n_records']} declared" if "n_records" in site else ", ".join(given)
-        figures = " | ".join([_number(site.get("dice"), 3), _number(site.get("iou"), 3), _number(site.get("hd95"), 1)])
+        dice = _number(site.get("dice"), 3) + _interval(site)
+        figures = " | ".join([dice, _number(site.get("iou"), 3), _number(site.get("hd95"), 1)])
         lines.append(f"| {_plain(name)} | {pictures} | {_number(site.get('n_test'), 0)} | {figures} |")
     overall = summary.get("global", {})
     mean, worst = (_number(overall.get(f"dice_{kind}"), 3) for kind in ("mean", "worst"))
     lines += ["", f"Mean of the sites: Dice {mean}, worst {worst}."]
     return lines
+
+
+def _classes(sites: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """Of several classes each one's Dice, over the test pictures where it is in the mask or in the prediction."""
+    keys = {f"dice_{index}": name for index, name in enumerate(names, start=1)}
+    known = {key: name for key, name in keys.items() if any(site.get(key) is not None for site in sites.values())}
+    if len(names) < 2 or not known:
+        return []
+    lines = ["", "Dice of each class, over the pictures where it is or was found:", ""]
+    lines += [f"| site | {' | '.join(map(_plain, known.values()))} |", f"|---{'|---' * len(known)}|"]
+    for name, site in sorted(sites.items()):
+        lines.append(f"| {_plain(name)} | {' | '.join(_number(site.get(key), 3) for key in known)} |")
+    return lines
+
+
+def _interval(site: Mapping[str, Any]) -> str:
+    """The bootstrap interval of a site's mean Dice, where its summary has one."""
+    found = site.get("dice_interval")
+    if not isinstance(found, list) or len(found) != 2 or not all(isinstance(end, int | float) for end in found):
+        return ""
+    return f" [{found[0]:.3f}, {found[1]:.3f}]"
 
 
 def _privacy(summary: Mapping[str, Any]) -> list[str]:
@@ -145,6 +170,8 @@ def _metadata_of_figures(about, summary: Mapping[str, Any]) -> list[str]:
     dice = summary.get("global", {}).get("dice_mean")
     if dice is None:
         return []
+    tested = {**summary.get("sites", {}), **summary.get("external_test", {})}
+    each = {name: site["dice"] for name, site in sorted(tested.items()) if site.get("dice") is not None}
     return [
         "model-index:",
         f"- name: {json.dumps(about.study)}",
@@ -152,6 +179,15 @@ def _metadata_of_figures(about, summary: Mapping[str, Any]) -> list[str]:
         "  - task: {type: image-segmentation}",
         '    dataset: {type: private, name: "the sites\' own test pictures"}',
         f'    metrics: [{{type: dice, name: "Dice, mean over pictures, mean over sites", value: {dice:.4f}}}]',
+        *(
+            line
+            for name, value in each.items()
+            for line in (
+                "  - task: {type: image-segmentation}",
+                f'    dataset: {{type: private, name: "test pictures of {_plain(name)}"}}',
+                f'    metrics: [{{type: dice, name: "Dice, mean over pictures", value: {value:.4f}}}]',
+            )
+        ),
     ]
 
 
@@ -170,6 +206,18 @@ def _summary(student: Student, run: Path) -> tuple[dict[str, Any], str]:
 
 def _how(about) -> str:
     return "the whole picture scaled" if about.image.mode == "resize" else "large pictures in overlapping windows"
+
+
+def _sentence(about) -> str:
+    if about.hears:
+        return "- It can be given a sentence beside the picture, and knows no history of the patient."
+    alone = "- Picture in, mask out: it knows no sentence and no history of the patient."
+    if about.objective != "dusss":
+        return alone
+    return (
+        f"{alone} With the study's "
+        "vision-language model (NAME.vlm.safetensors) `predict --text` adds what a sentence says."
+    )
 
 
 def _threshold(about) -> str:

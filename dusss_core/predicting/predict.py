@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from dusss_core.errors import UserError
 from dusss_core.predicting.inputs import Job, find_jobs, pictures_of
 from dusss_core.predicting.outputs import Writer
 from dusss_core.predicting.segmentation import segments_of
+from dusss_core.predicting.sentences import sentences_for
 from dusss_core.readers import Raw
 from dusss_core.student.student import Student
 
@@ -25,6 +27,8 @@ JOURNAL = "predictions.jsonl"
 _AHEAD = 4
 """Batches that are read while the network works."""
 _MOST_TOLD = 20
+Said = Callable[[Job, int], str]
+"""The sentence of a job's picture, by its number in the job."""
 
 
 @dataclass
@@ -48,25 +52,36 @@ def predict(
     overlay: bool = False,
     probabilities: bool = False,
     codes: Sequence[str] = (),
+    sheet: Path | None = None,
+    partial: bool = False,
 ) -> Tally:
     """Predict every picture in `paths` into the folder `out`.
 
     Files that cannot be read are told, and the others done.
 
+    Args:
+        sheet: sentences of the pictures (`dusss_core.predicting.sentences`), for a student that listens.
+        partial: the sheet may lack pictures, and name others.
+
     Raises:
-        UserError: no pictures, a student that must be fitted first, disk full.
+        UserError: no pictures, a student that must be fitted first, a sheet that does not fit the pictures, disk full.
     """
     segments = segments_of(student.about, codes)
     student.check_usable()
     jobs = find_jobs(paths, out)
+    said: Said = _nothing if sheet is None else sentences_for(sheet, jobs, partial)
     options = {"overlay": overlay, "probabilities": probabilities, "codes": list(codes)}
-    journal = _Journal(out, student, options)
+    if sheet is not None:
+        options["text"] = student.ears.digest
+    journal = _Journal(out, student, options, said)
     waiting = [job for job in jobs if not journal.has(job)]
+    if sheet is not None and (first := sorted({said(job, 0) for job in waiting} - {""})):
+        student.ears.learn(first)
     tally = Tally(skipped=len(jobs) - len(waiting))
     out.mkdir(parents=True, exist_ok=True)
     with _progress(len(jobs), tally.skipped) as advance:
         plain = [job for job in waiting if job.kind == "picture"]
-        for job, result in _each(student, plain, tally):
+        for job, result in _each(student, plain, tally, said):
             writer = Writer(job, out, student.about, segments, overlay, probabilities)
             writer.add(*result)
             journal.add(job, writer.finish(), 1, writer.foreground)
@@ -74,7 +89,8 @@ def predict(
             advance(len(tally.failed) + tally.done)
         for job in (job for job in waiting if job.kind != "picture"):
             try:
-                count = _whole(student, job, Writer(job, out, student.about, segments, overlay, probabilities), journal)
+                writer = Writer(job, out, student.about, segments, overlay, probabilities)
+                count = _whole(student, job, writer, journal, said)
                 tally.done, tally.pictures = tally.done + 1, tally.pictures + count
             except UserError as error:
                 tally.failed.append(error.problem)
@@ -82,7 +98,7 @@ def predict(
     return tally
 
 
-def _each(student: Student, jobs: Sequence[Job], tally: Tally) -> Iterator[tuple[Job, tuple]]:
+def _each(student: Student, jobs: Sequence[Job], tally: Tally, said: Said) -> Iterator[tuple[Job, tuple]]:
     """Single pictures, read ahead by a thread while the network works, and seen several at a time."""
 
     def read(job: Job) -> Raw | UserError:
@@ -105,18 +121,18 @@ def _each(student: Student, jobs: Sequence[Job], tally: Tally) -> Iterator[tuple
             else:
                 batch.append((job, found))
             if len(batch) == size:
-                yield from _seen(student, batch)
+                yield from _seen(student, batch, said)
                 batch = []
-        yield from _seen(student, batch)
+        yield from _seen(student, batch, said)
 
 
-def _seen(student: Student, batch: list[tuple[Job, Raw]]) -> Iterator[tuple[Job, tuple]]:
-    predictions = student.predict_each([raw for _, raw in batch])
+def _seen(student: Student, batch: list[tuple[Job, Raw]], said: Said) -> Iterator[tuple[Job, tuple]]:
+    predictions = student.predict_each([raw for _, raw in batch], [said(job, 0) for job, _ in batch])
     for (job, raw), prediction in zip(batch, predictions, strict=True):
         yield job, (raw, prediction)
 
 
-def _whole(student: Student, job: Job, writer: Writer, journal: _Journal) -> int:
+def _whole(student: Student, job: Job, writer: Writer, journal: _Journal, said: Said) -> int:
     held: list[Raw] = []
 
     def remembered() -> Iterator[Raw]:
@@ -125,7 +141,7 @@ def _whole(student: Student, job: Job, writer: Writer, journal: _Journal) -> int
             yield raw
 
     count = 0
-    for prediction in student.predict_each(remembered()):
+    for prediction in student.predict_each(remembered(), (said(job, index) for index in itertools.count())):
         writer.add(held.pop(0), prediction)
         count += 1
     journal.add(job, writer.finish(), count, writer.foreground)
@@ -135,8 +151,8 @@ def _whole(student: Student, job: Job, writer: Writer, journal: _Journal) -> int
 class _Journal:
     """Which jobs are done, in the folder of the outputs."""
 
-    def __init__(self, out: Path, student: Student, options: dict[str, Any]):
-        self._path, self._out = out / JOURNAL, out
+    def __init__(self, out: Path, student: Student, options: dict[str, Any], said: Said):
+        self._path, self._out, self._said = out / JOURNAL, out, said
         about = student.about.model_dump_json() + json.dumps(options, sort_keys=True)
         self._key = hashlib.sha256(about.encode()).hexdigest()
         self._done = {line["name"]: line for line in _lines(self._path)}
@@ -144,6 +160,8 @@ class _Journal:
     def has(self, job: Job) -> bool:
         line = self._done.get(job.name)
         if line is None or line.get("by") != self._key or line.get("sources") != job.stamp:
+            return False
+        if line.get("said", "") != self._told_of(job, int(line.get("pictures", 1))):
             return False
         return all((self._out / name).is_file() for name in line.get("written", ()))
 
@@ -156,6 +174,7 @@ class _Journal:
             "pictures": pictures,
             "foreground_pixels": foreground,
             "by": self._key,
+            **({"said": told} if (told := self._told_of(job, pictures)) else {}),
         }
         try:
             with self._path.open("a", encoding="utf-8") as file:
@@ -164,6 +183,15 @@ class _Journal:
             raise UserError(
                 f"{self._path}: could not be written: {error.strerror or error}", "free disk space, then start again"
             ) from error
+
+    def _told_of(self, job: Job, pictures: int) -> str:
+        """Names the sentences of a job, which the journal does not hold; empty: none."""
+        sentences = [self._said(job, index) for index in range(pictures)]
+        return hashlib.sha256("\x1f".join(sentences).encode()).hexdigest() if any(sentences) else ""
+
+
+def _nothing(job: Job, index: int) -> str:
+    return ""
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -6,6 +6,21 @@ statistics of normalisation layers can be fitted to pictures of a hospital that 
 
 from dusss_core.student.about import About
 from dusss_core.student.file import layers_without_a_site, read_student, whole_student, write_student
-from dusss_core.student.student import Prediction, Student
+from dusss_core.student.student import Prediction, Student, write_fitted
+from dusss_core.student.vlm import AboutVLM, load_vlm, read_vlm, vlm_path, write_vlm
 
-__all__ = ["About", "Prediction", "Student", "layers_without_a_site", "read_student", "whole_student", "write_student"]
+__all__ = [
+    "About",
+    "AboutVLM",
+    "Prediction",
+    "Student",
+    "layers_without_a_site",
+    "load_vlm",
+    "read_student",
+    "read_vlm",
+    "vlm_path",
+    "whole_student",
+    "write_fitted",
+    "write_student",
+    "write_vlm",
+]

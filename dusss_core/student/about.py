@@ -6,7 +6,15 @@ from typing import Literal
 
 from pydantic import Field
 
-from dusss_core.config import TEXT_NETWORKS, ImageConfig, Strict, StudentConfig, TextConfig, TrainingConfig
+from dusss_core.config import (
+    TEXT_NETWORKS,
+    ImageConfig,
+    MethodConfig,
+    Strict,
+    StudentConfig,
+    TextConfig,
+    TrainingConfig,
+)
 
 Layers = Literal["shared", "site", "fitted", "initial", "unfitted"]
 """Whose normalisation layers a student has: the sites' mean; one site's own; fitted to pictures of whoever uses it. Of
@@ -50,6 +58,15 @@ class About(Strict):
         number = self.image.classes
         given = self.image.names or ([f"class {i + 1}" for i in range(number)] if number > 1 else ["foreground"])
         return ["background", *given]
+
+    @property
+    def hears(self) -> bool:
+        """Whether its network was trained with sentences, and can be given one."""
+        if self.text is None:
+            return False
+        from dusss_core.objectives import reads_sentences
+
+        return reads_sentences(self.config().model_copy(update={"method": MethodConfig(objective=self.objective)}))
 
     def config(self) -> TrainingConfig:
         """Settings that build its network."""

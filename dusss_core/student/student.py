@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dusss_core.config import RuntimeConfig
+from dusss_core.config import RuntimeConfig, TrainingConfig
 from dusss_core.devices import resolve_device
 from dusss_core.errors import UserError
 from dusss_core.phases import Phase
@@ -16,13 +17,19 @@ from dusss_core.pictures import resize_image, to_bytes
 from dusss_core.readers import Raw, raw_of_array, raw_of_picture, read_raw, to_intensities
 from dusss_core.runtime import runtime_of
 from dusss_core.student.about import About
-from dusss_core.student.file import check_fit, read_student, write_student
+from dusss_core.student.file import check_fit, layers_without_a_site, read_student, whole_student, write_student
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from dusss_core.student.listening import Ears
+
     Picture = str | Path | np.ndarray | Image.Image
+
+
+FITTED_ON = 64
+"""Pictures that a site's student is fitted to, at most; more help no further (docs/use_a_model.md)."""
 
 
 class Prediction(NamedTuple):
@@ -59,30 +66,66 @@ class Student:
         check_fit(source, self.network.state_dict(), tensors)
         load_tensors(self.network, tensors)
         self.network.to(self.device, memory_format=self._runtime.memory_format)
+        self.ears: Ears | None = None
+        """What it hears sentences with; see `listen`."""
 
     @property
     def batch(self) -> int:
         """Pictures that are seen at a time."""
         return self._runtime.eval_batch
 
-    def predict(self, picture: Picture) -> Prediction:
+    def listen(
+        self, vlm: Path | str | None = None, sentences: Sequence[str] = (), encoder: str = "", fetch: bool = False
+    ) -> None:
+        """Make it ready for sentences: through its own network, or through its study's vision-language model.
+
+        Args:
+            vlm: the model's file; None: beside the student's (`student.vlm.safetensors`).
+            sentences: those that will come, where they are known: they are encoded at once.
+            encoder: folder of the text encoder, in place of where the study found it.
+            fetch: a text encoder that is not on this machine may be fetched from the model hub.
+
+        Raises:
+            UserError: the model is not there, or is another study's; no text encoder.
+        """
+        from dusss_core.student.listening import ears_of
+        from dusss_core.text.encoder import fetching
+
+        vlm = None if vlm is None else Path(vlm)
+        with fetching(fetch):
+            self.ears = ears_of(self.about, self.network, self.device, self.source, vlm, encoder)
+            if sentences:
+                self.ears.learn(sentences)
+
+    def predict(self, picture: Picture, text: str = "") -> Prediction:
         """The mask and the probabilities of one picture.
 
         Args:
             picture: a path (`volume.nii.gz#z=12`, `cine.dcm#3` and `pages.tif#2` name a slice, frame or page), an
                 array (H x W or H x W x 3; uint8, deeper integers, or floating point in [0, 1]), or a PIL picture.
+            text: its sentence, for a student that listens; '': the picture alone.
 
         Raises:
             UserError: the picture cannot be read, or the student must be fitted first (`fit`).
         """
-        return next(self.predict_each([picture]))
+        return next(self.predict_each([picture], [text]))
 
-    def predict_each(self, pictures: Iterable[Picture | Raw]) -> Iterator[Prediction]:
-        """As `predict`, picture by picture, several at a time in the network; as many are held in memory."""
+    def predict_each(
+        self, pictures: Iterable[Picture | Raw], texts: Iterable[str] | None = None
+    ) -> Iterator[Prediction]:
+        """As `predict`, picture by picture, several at a time in the network; as many are held in memory.
+
+        Args:
+            texts: a sentence for each picture, '' for none; None: there are none. Asked for after its picture.
+        """
         self.check_usable()
-        batch: list[np.ndarray] = []
+        batch: list[tuple[np.ndarray, str]] = []
+        said = repeat("") if texts is None else iter(texts)
         for picture in pictures:
-            batch.append(self._prepared(picture))
+            text = next(said)
+            if text and self.ears is None:
+                self.listen()
+            batch.append((self._prepared(picture), text))
             if len(batch) == self.batch or self.about.image.mode == "tile":
                 yield from self._see(batch)
                 batch = []
@@ -157,16 +200,24 @@ class Student:
         top, left = ((length - size) // 2 for length in image.shape[1:])
         return to_bytes(image[:, top : top + size, left : left + size])
 
-    def _see(self, images: Sequence[np.ndarray]) -> Iterator[Prediction]:
-        if not images:
+    def _see(self, batch: Sequence[tuple[np.ndarray, str]]) -> Iterator[Prediction]:
+        """Pictures with their sentences."""
+        if not batch:
             return
+        size = self.about.image.size
         if self.about.image.mode == "tile":
-            seen = [(image.shape[1:], self.logits(to_bytes(image)[None])) for image in images]
+            seen = [self._logits_of([to_bytes(image)], [text]) for image, text in batch]
         else:
-            logits = self.logits(np.stack([to_bytes(resize_image(image, self.about.image.size)) for image in images]))
-            seen = [(image.shape[1:], logits[i : i + 1]) for i, image in enumerate(images)]
-        for shape, logits in seen:
-            yield self._judged(logits, shape)
+            resized = np.stack([to_bytes(resize_image(image, size)) for image, _ in batch])
+            logits = self._logits_of(resized, [text for _, text in batch])
+            seen = [logits[i : i + 1] for i in range(len(batch))]
+        for (image, _), logits in zip(batch, seen, strict=True):
+            yield self._judged(logits, image.shape[1:])
+
+    def _logits_of(self, images: np.ndarray | Sequence[np.ndarray], texts: Sequence[str]) -> Tensor:
+        """Of prepared pictures of one size, with what their sentences say."""
+        plain = self.logits(np.asarray(images))
+        return self.ears.told(plain, images, texts) if any(texts) else plain
 
     def _judged(self, logits: Tensor, shape: tuple[int, int]) -> Prediction:
         from torch.nn import functional as F
@@ -181,10 +232,42 @@ class Student:
         return Prediction(probabilities.argmax(0).astype(np.uint8), probabilities)
 
 
-def load(path: Path | str, device: str = "auto") -> Student:
+def load(path: Path | str, device: str = "auto", fetch: bool = False) -> Student:
     """The student in a file; see `dusss_core.load`."""
     about, tensors = read_student(path)
-    return Student(about, tensors, device, str(path))
+    if about.text is None:
+        return Student(about, tensors, device, str(path))
+    from dusss_core.text.encoder import fetching
+
+    with fetching(fetch):  # the network's width is the text encoder's
+        return Student(about, tensors, device, str(path))
+
+
+def write_fitted(
+    path: Path, config: TrainingConfig, tensors: Mapping[str, Tensor], images: Sequence[np.ndarray], device: str, **more
+) -> bool:
+    """Write the student of a study with `local_norm` for a site without layers of its own, fitted to its pictures.
+
+    Args:
+        tensors: what the coordinator has of the student.
+        images: prepared pictures, channels x H x W uint8; some of them are used, evenly spaced.
+        more: fields of `About`.
+
+    Returns:
+        Whether it was written: there must be two pictures, unless its network has no statistics.
+
+    Raises:
+        UserError: disk full or no permission.
+    """
+    layers = layers_without_a_site(config)
+    student = Student(About.of(config, layers=layers, **more), whole_student(config, tensors), device, str(path))
+    if layers == "unfitted":
+        if len(images) < 2:
+            return False
+        numbers = np.unique(np.linspace(0, len(images) - 1, min(len(images), FITTED_ON)).astype(int))
+        student = student.fit([np.squeeze(np.moveaxis(images[i], 0, -1)) for i in numbers])
+    student.save(path)
+    return True
 
 
 def _raw(picture: Any) -> Raw:

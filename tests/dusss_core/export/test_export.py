@@ -110,6 +110,27 @@ def test_a_card_tells_the_figures_of_the_run_and_its_head_is_yaml(student_file, 
     assert "http" not in text
 
 
+def test_a_card_has_intervals_and_each_class_where_the_summary_has_them(student_file):  # noqa: F811
+    names = ["liver", "spleen"]
+    student = dusss_core.load(student_file(image={"classes": 2, "names": names}), "cpu")
+    north = {"n_test": 40, "dice": 0.71, "dice_1": 0.8, "dice_2": None, "dice_interval": [0.65, 0.768]}
+    south = {"n_test": 9, "dice": 0.5, "dice_1": 0.25, "dice_2": 0.75, "dice_interval": "<b>"}
+    summary = {"sites": {"north": north}, "external_test": {"south": south}, "global": {"dice_mean": 0.71}}
+    text = card(student, summary, "mit")
+    assert "| 40 | 0.710 [0.650, 0.768] |" in text and "| 9 | 0.500 |" in text and "<b>" not in text
+    assert "bootstrap intervals" in text
+    table = text.split("Dice of each class")[1].split("## ")[0]
+    assert "| site | liver | spleen |" in table
+    assert "| north | 0.800 | not known |" in table and "| south | 0.250 | 0.750 |" in table
+    results = yaml.safe_load(text.split("---\n")[1])["model-index"][0]["results"]
+    assert [(one["dataset"]["name"], one["metrics"][0]["value"]) for one in results[1:]] == [
+        ("test pictures of north", 0.71),
+        ("test pictures of south", 0.5),
+    ]
+    without = card(student, {"sites": {"north": {"n_test": 40, "dice": 0.71}}}, "mit")
+    assert "bootstrap" not in without and "Dice of each class" not in without
+
+
 def test_figures_of_another_study_do_not_come_into_a_card(student_file, tmp_path, capsys):  # noqa: F811
     model = student_file()
     (tmp_path / "summary.json").write_text(json.dumps({**SUMMARY, "config_digest": "b" * 64}))

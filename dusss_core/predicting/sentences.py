@@ -1,0 +1,149 @@
+"""A sheet of sentences, CSV or xlsx: a row for each picture, with the column names that `python -m sites import` takes.
+
+The first of `image`, `id`, `file`, `filename`, `name`, `slide` names the picture, by its file's name with or without
+folder and suffix (of a volume, a TIFF with pages or a DICOM file with frames also `NAME#12`, one of its pictures); the
+first of `description`, `text`, `report`, `caption`, `sentence`, `findings`, `impression` is its sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dusss_core.errors import UserError
+from dusss_core.manifest import Problem, raise_problems
+from dusss_core.predicting.inputs import Job
+from dusss_core.readers import parse_reference
+from dusss_core.sheets import KEY_COLUMNS, TEXT_COLUMNS, name_key, read_table
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the sheet."""
+
+    row: int
+    """As a spreadsheet counts: the header is row 1."""
+    name: str
+    """Of the picture, as it stands there."""
+    sentence: str
+
+
+def read_sheet(sheet: Path) -> dict[str, Line]:
+    """The rows of a sheet by the key of the picture that they name.
+
+    Raises:
+        UserError: not a table, a column is missing, or a picture is named twice with different sentences.
+    """
+    rows = read_table(sheet)
+    header = [cell.strip().lower() for cell in next(rows, [])]
+    picture, sentence = (_column(sheet, header, names) for names in (KEY_COLUMNS, TEXT_COLUMNS))
+    lines: dict[str, Line] = {}
+    problems = []
+    for number, cells in enumerate(rows, start=2):
+        name, text = (" ".join(cells[i].split()) if i < len(cells) else "" for i in (picture, sentence))
+        if not name and not text:
+            continue
+        if not name:
+            problems.append(Problem(number, "a sentence without a picture", f"name it in column {header[picture]}"))
+            continue
+        line = lines.setdefault(_key(name), Line(number, name, text))
+        if line.sentence != text:
+            problems.append(
+                Problem(number, f"'{name}' is named in row {line.row} too, with another sentence", "keep one of them")
+            )
+    raise_problems(sheet, problems)
+    if not lines:
+        raise UserError(f"{sheet}: no row names a picture", "add a row for each picture")
+    return lines
+
+
+def sentences_for(sheet: Path, jobs: Sequence[Job], partial: bool = False) -> Callable[[Job, int], str]:
+    """What is said of the pictures of jobs.
+
+    Args:
+        partial: rows of other pictures are passed over, and pictures without a sentence are seen alone.
+
+    Returns:
+        The sentence of a job's picture by its number in the job, '' where there is none.
+
+    Raises:
+        UserError: as `read_sheet`; and unless `partial`, listed by row: a row that names no picture or has no sentence,
+            a picture without a row.
+    """
+    lines = read_sheet(sheet)
+    keys = [key for job in jobs for key in _keys_of_files(job)]
+    twice = sorted({key for key in keys if keys.count(key) > 1}) if len(set(keys)) < len(keys) else []
+    if twice:
+        raise UserError(
+            f"{sheet}: several pictures are called '{twice[0]}', and a row could mean either",
+            "predict their folders one after the other, each with its own sheet",
+        )
+    if not partial:
+        _check_all(sheet, lines, jobs)
+
+    def sentence(job: Job, index: int) -> str:
+        found = [lines[key].sentence for key in _keys_of_picture(job, index) if key in lines]
+        return found[0] if found else ""
+
+    return sentence
+
+
+def _check_all(sheet: Path, lines: dict[str, Line], jobs: Sequence[Job]) -> None:
+    there = {key for job in jobs for key in _keys_of_files(job)}
+    remedy = "or let such rows and pictures be, with --partial"
+    problems = [
+        Problem(line.row, f"'{line.name}' is none of the pictures", f"correct its name, add the picture, {remedy}")
+        for key, line in lines.items()
+        if key.partition("#")[0] not in there and key not in there
+    ]
+    problems += [
+        Problem(line.row, f"'{line.name}' has no sentence", f"write it, {remedy}")
+        for line in lines.values()
+        if not line.sentence
+    ]
+    named = {key.partition("#")[0] for key in lines} | set(lines)
+    without = sorted(key for key in there if key not in named)
+    if without and not problems:
+        more = f" and {len(without) - 3} more" if len(without) > 3 else ""
+        raise UserError(
+            f"{sheet}: no row for {len(without)} of the pictures: {', '.join(without[:3])}{more}",
+            f"add a row for each, {remedy}",
+        )
+    raise_problems(sheet, problems)
+
+
+def _keys_of_files(job: Job) -> list[str]:
+    """Of a job's files, or of the one picture in a file that it is."""
+    if job.part:
+        return [_key(f"{job.files[0].name}#{job.part}")]
+    return [_key(file.name) for file in job.files]
+
+
+def _keys_of_picture(job: Job, index: int) -> list[str]:
+    """The names under which one picture's sentence may stand, the most precise first."""
+    if job.part:
+        return _keys_of_files(job)
+    if job.kind == "series" and len(job.files) > 1:
+        return [_key(job.files[index].name)]
+    name = job.files[0].name
+    return [_key(f"{name}#{index}"), _key(name)]
+
+
+def _key(name: str) -> str:
+    reference = parse_reference(name)
+    if reference.index is None:
+        return name_key(name)
+    axis = "" if reference.axis == "z" else f"{reference.axis}="
+    return f"{name_key(str(reference.file))}#{axis}{reference.index}"
+
+
+def _column(sheet: Path, header: Sequence[str], names: Sequence[str]) -> int:
+    found = [header.index(name) for name in names if name in header]
+    if not found:
+        what = "that names the pictures" if names is KEY_COLUMNS else "of sentences"
+        raise UserError(
+            f"{sheet}, row 1: no column {what}; it has: {', '.join(filter(None, header)) or 'nothing'}",
+            f"name one of its columns {', '.join(names)}",
+        )
+    return found[0]

@@ -1,0 +1,51 @@
+"""Tables of sentences, CSV or xlsx, as people keep them beside their pictures."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+from dusss_core.errors import UserError
+from dusss_core.readers import READERS
+
+SUFFIXES = tuple(sorted(READERS, key=len, reverse=True))
+TEXT_COLUMNS = ("description", "text", "report", "caption", "sentence", "findings", "impression")
+"""Which column has the sentences: the first of these that is there."""
+KEY_COLUMNS = ("image", "id", "file", "filename", "name", "slide")
+"""Which column names the picture: the first of these that is there."""
+
+
+def name_key(name: str) -> str:
+    """What a picture, its mask and its text share: the name without folder, suffix, `mask_` and case."""
+    key = Path(name.strip().replace("\\", "/")).name.lower()
+    while key.endswith(SUFFIXES):
+        key = key[: -len(next(suffix for suffix in SUFFIXES if key.endswith(suffix)))]
+    return key.removeprefix("mask_")
+
+
+def read_table(table: Path) -> Iterator[list[str]]:
+    """The rows of a CSV or xlsx file, the first names the columns.
+
+    Raises:
+        UserError: missing, or not a table.
+    """
+    try:
+        if table.suffix.lower() == ".xlsx":
+            import openpyxl
+
+            book = openpyxl.load_workbook(table, read_only=True, data_only=True)
+            try:
+                for row in book.active.iter_rows(values_only=True):
+                    yield ["" if cell is None else str(cell) for cell in row]
+            finally:
+                book.close()
+        else:
+            with table.open(encoding="utf-8-sig", newline="") as file:
+                yield from csv.reader(file)
+    except FileNotFoundError:
+        raise UserError(f"{table}: no such file", "check the path") from None
+    except UserError:
+        raise
+    except Exception as error:  # zip, XML and encoding errors alike
+        raise UserError(f"{table}: could not be read: {error}", "save it again as xlsx or as CSV UTF-8") from error
