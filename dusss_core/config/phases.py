@@ -128,6 +128,9 @@ class SegmentConfig(PhaseConfig):
     """A text-guided mask weighs as much in the loss as a true one: such pictures count (unlabelled / labelled pictures
     of the batch) times. Off: all unlabelled pictures together weigh as much as the labelled ones (paper); a few of
     those, seen often, then weigh much each. What the teacher alone labels always does so: it is wrong more often."""
+    plain_share: float = Field(0.25, ge=0, le=1)
+    """Of `method.judge_text`: steps of the plain student, as a share of all steps of the phase; made once, in a site's
+    first round. 0: no plain student."""
     teacher_rampup: float = Field(1.0, ge=0, le=1)
     """Share of the phase over which the teacher comes into the merged target (sigmoid ramp-up): a teacher that has
     learnt little calls everything background, and its logits would outvote the text-guided mask. 0: at once (paper)."""
