@@ -91,6 +91,8 @@ def page(run: Run) -> dict[str, Any]:
         "comparisons": _comparison_charts(run),
         "not_compared": _not_compared(run),
         "pseudo": _pseudo_labels(run),
+        "worth": [str(mapping(one).get("told", "")) for one in mapping(run.summary.get("text_worth")).values()],
+        "verdict": str(run.summary.get("verdict") or ""),
         "curves": [_phase_curves(run, phase) for phase in run.phases],
         "traffic": _traffic(run),
         "time": _time(run),
