@@ -43,6 +43,10 @@ class PhaseConfig(Strict):
     strong: float = Field(1.0, ge=0, le=1)
     """Factor on the chance of each change in the strong view. Small pictures whose findings differ by a subtle look
     lose it to blur and noise: lower it there."""
+    outside: Literal["black", "edge"] = "black"
+    """What comes into a view that is moved out of the picture. black: as around an X-ray, or in a dark field. edge: the
+    pixels of the picture's edge; for pictures that are bright to the edge (stained tissue, endoscopy), whose batch
+    statistics in training do not fit the pictures themselves otherwise."""
     rampup: float = Field(0.2, ge=0, le=1)
     """Share of the phase over which the weight of pseudo-labels rises (sigmoid ramp-up) that a network gives to its own
     kind: the teacher's for pictures without a text-guided mask, and those of `method.grounding_consistency`."""
