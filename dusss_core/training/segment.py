@@ -24,6 +24,7 @@ from dusss_core.training.evaluation import score_model
 from dusss_core.training.judging import Judge
 from dusss_core.training.resident import Resident
 from dusss_core.training.sharing import handed_on
+from dusss_core.training.statistics import estimate_statistics
 from dusss_core.training.trainer import PhaseTrainer, Progress
 
 OUTSIDE = -8.0
@@ -134,7 +135,10 @@ class Segmenter(PhaseTrainer):
             return
         plain = _Plain(self, steps)
         plain.train_round(1)
-        self.judge.plain = self.judge.dice(plain.student)
+        followed = self.judge.dice(plain.student)
+        # after few steps the statistics that were followed may still be those of its start
+        estimate_statistics(plain.config, self.phase, plain.student, self.train, device=self.device)
+        self.judge.plain = max(followed, self.judge.dice(plain.student), key=np.mean)
 
     def private(self, *, copies: bool = True) -> dict[str, Tensor]:
         objective = {f"objective.{name}": value for name, value in self.objective.state().items()}
@@ -218,6 +222,7 @@ class _Plain(Segmenter):
         method = MethodConfig(preset="supervised")
         segment = of.config.segment.model_copy(update={"rounds": 1})
         changes = {"method": method, "segment": segment, "personal": PersonalConfig(), "prox_mu": 0.0}
+        changes["local_norm"] = True  # nothing of it travels, its statistics neither
         config = of.config.model_copy(update=changes)
         super().__init__(config, of.site, of.train, of.val, device=of.device, progress=of.progress)
         self.steps_per_round = steps
