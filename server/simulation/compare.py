@@ -52,7 +52,8 @@ def compare(
     """Train `method` in `out`/compare/`method`, or take the result that is there.
 
     Returns:
-        {"dice_mean", "dice_weighted", "dice_worst", "sites": {name: {"dice", "iou", "hd95", "n_test"}}}
+        {"dice_mean", "dice_weighted", "dice_worst", "sites": {name: {"dice", "iou", "hd95", "n_test"}}}; with students of
+        the sites' own each site also has "personal_dice".
     """
     folder = Path(out) / "compare" / method
     if method not in ALONE:
@@ -190,7 +191,7 @@ def scores_on_test(study: StudyConfig, student: dict, site: LocalSite) -> dict[s
 def _figures(sites: dict[str, dict[str, Any]]) -> dict[str, Any]:
     kept = {name: {key: site.get(key) for key in ("dice", "iou", "hd95", "n_test")} for name, site in sites.items()}
     for name, site in sites.items():
-        kept[name] |= {key: value for key, value in site.items() if key.startswith("text_")}
+        kept[name] |= {key: value for key, value in site.items() if key.startswith("text_") or key == "personal_dice"}
     return {**overall(kept), "sites": kept}
 
 

@@ -95,4 +95,9 @@ def _worth_it(dice: Mapping[str, Mapping[str, float]], sites: list[str], counts:
 
 
 def _by_site(found: Mapping[str, Any]) -> dict[str, float]:
-    return {name: site["dice"] for name, site in found.get("sites", {}).items() if site.get("dice") is not None}
+    """Dice of what is deployed at each site: of its own student, where it has one."""
+    deployed = {
+        name: site.get("dice") if site.get("personal_dice") is None else site["personal_dice"]
+        for name, site in found.get("sites", {}).items()
+    }
+    return {name: dice for name, dice in deployed.items() if dice is not None}

@@ -46,3 +46,10 @@ def test_pooled_data_are_no_rival_and_another_method_has_its_own_name():
     assert "the pooled data 0.900." in told({"a": 0.7}, centralized=sites(a=0.9))
     other = make_study(method={"objective": "fixmatch"})
     assert "federated fixmatch has 0.700" in told({"a": 0.7}, study=other, supervised=sites(a=0.6))
+
+
+def test_where_sites_have_students_of_their_own_those_are_compared():
+    ours, theirs = sites(a=0.6), sites(a=0.65)
+    ours["sites"]["a"]["personal_dice"], theirs["sites"]["a"]["personal_dice"] = 0.8, 0.7
+    text = verdict(make_study(), {**ours, "compare": {"supervised": theirs}})
+    assert "federated DuSSS has 0.800, 10.0 points above supervised training (0.700)" in text
