@@ -52,8 +52,8 @@ def compare(
     """Train `method` in `out`/compare/`method`, or take the result that is there.
 
     Returns:
-        {"dice_mean", "dice_weighted", "dice_worst", "sites": {name: {"dice", "iou", "hd95", "n_test"}}}; with students of
-        the sites' own each site also has "personal_dice".
+        {"dice_mean", "dice_weighted", "dice_worst", "sites": {name: {"dice", "iou", "hd95", "n_test"}}}; with students
+        of the sites' own each site also has "personal_dice".
     """
     folder = Path(out) / "compare" / method
     if method not in ALONE:
