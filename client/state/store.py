@@ -10,6 +10,7 @@
     state_dir/studies/STUDY/RUN_KEY/PHASE-spare          an older round's state, which the next one is written over
     state_dir/studies/STUDY/RUN_KEY/vlm-SHA256.safetensors
     state_dir/studies/STUDY/RUN_KEY/text-masks-*.npy     made once per VLM and data
+    state_dir/studies/STUDY/RUN_KEY/text-dice-*.npy      what they score on validation pictures
     state_dir/students/STUDY-RUN_KEY.safetensors         the finished student with this site's layers; never dropped
 
 The last two rounds of a phase are kept: a coordinator that died before it saved round r asks for round r again, and

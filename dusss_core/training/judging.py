@@ -26,6 +26,8 @@ from dusss_core.training.evaluation import scores_of_logits, text_guided_masks
 
 SPAN = 0.1
 """Text-guided masks that lose by this much Dice, beyond what chance would explain, weigh nothing."""
+MOST = 200
+"""Validation pictures that are looked at, spread over all: more would make rounds longer and the verdict no other."""
 _SPREAD = 0.2
 """Standard deviation between pictures of a difference of Dice, as it is assumed before any was seen: it counts as one
 picture, so that of one or two pictures none is called better than it can be known."""
@@ -88,8 +90,10 @@ class Judge:
     _positions: np.ndarray = field(init=False)
 
     def __post_init__(self):
-        self._positions = np.flatnonzero(~np.isnan(self.text))
-        self._split = self.val.select(self._positions)
+        known = np.flatnonzero(~np.isnan(self.text))
+        self._positions = known[np.linspace(0, len(known) - 1, min(len(known), MOST)).round().astype(int)]
+        whole = len(self._positions) == len(self.val)
+        self._split = self.val if whole else self.val.select(self._positions)
 
     def dice(self, student: nn.Module) -> np.ndarray:
         """Dice of a student on each of the pictures that are judged."""
