@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch.nn import functional
@@ -44,6 +44,8 @@ class Geometry:
     """B, bool: rows and columns exchanged; with the flips, that makes every quarter turn."""
     affine: torch.Tensor | None
     """B x 4 float32: rotation (radians), scale, shifts in x and y (shares of the picture); None: none."""
+    outside: Literal["black", "edge"] = "black"
+    """What comes into a picture from outside: black, or the pixels of its edge."""
     _moves: dict[tuple[torch.device, int, int], _Move] = field(default_factory=dict, repr=False)
     _turned: bool = field(default=True, repr=False)
 
@@ -56,6 +58,7 @@ class Geometry:
         flip: bool | torch.Tensor = True,
         turns: bool | torch.Tensor = False,
         affine: bool = True,
+        outside: Literal["black", "edge"] = "black",
     ) -> Geometry:
         """Draw for `batch` samples.
 
@@ -63,6 +66,7 @@ class Geometry:
             flip: whether left-right flips are drawn (half of the time); or B bool, for which samples.
             turns: the same for up-down flips and quarter turns; they need square pictures.
             affine: whether rotation, scale and shift are drawn.
+            outside: what comes into pictures from outside; into masks the background does, whatever it is.
         """
         # always the same amount of random numbers, whatever is switched on
         unit = torch.rand(batch, 7, generator=generator)
@@ -74,11 +78,14 @@ class Geometry:
             upended=(unit[:, 1] < 0.5) & may_turn,
             transposed=(unit[:, 2] < 0.5) & may_turn,
             affine=signed * limits + torch.tensor([0.0, 1.0, 0.0, 0.0]) if affine else None,
+            outside=outside,
             _turned=bool(may_turn.any()),
         )
 
-    def apply(self, picture: torch.Tensor, padding: str = "zeros") -> torch.Tensor:
-        """Move pictures, B x C x H x W float; bilinear. `padding`: zeros or border comes in from outside."""
+    def apply(self, picture: torch.Tensor, padding: str | None = None) -> torch.Tensor:
+        """Move pictures, B x C x H x W float; bilinear. `padding`: zeros or border comes in from outside; None: as
+        `outside` says."""
+        padding = padding or {"black": "zeros", "edge": "border"}[self.outside]
         return self._resample(self._move(picture), "bilinear", padding)
 
     def apply_mask(self, mask: torch.Tensor) -> torch.Tensor:

@@ -95,6 +95,8 @@ class PartitionConfig(Strict):
     official_test: bool = False
     """The data set's own test split becomes a site of its own that only evaluates; the others hold out their
     own."""
+    only: list[str] | None = Field(None, min_length=1)
+    """For by: column: values of `column` whose records take part; all others stay away. null: all."""
     left_out: str | None = None
     """For by: column: a value of `column` whose site takes no part. All its records, of every split, become the site
     official_test, which only evaluates."""
@@ -112,6 +114,8 @@ class PartitionConfig(Strict):
             raise ValueError("labels_of: all goes with one label_fraction for all sites")
         if self.left_out is not None and (self.by != "column" or self.official_test):
             raise ValueError("left_out goes with by: column, and without official_test")
+        if self.only and self.by != "column":
+            raise ValueError("only goes with by: column")
         if self.official_test and not self.keep_splits:
             raise ValueError("official_test needs the manifest's splits; set keep_splits: true")
         return self
@@ -129,7 +133,7 @@ def partition(records: Iterable[Record], config: PartitionConfig, seed: int = 1)
         fraction
             for an unknown site.
     """
-    records, official = _leave_out(list(records), config)
+    records, official = _leave_out(_only(list(records), config), config)
     records = _subset(records, config.subset, seed)
     if config.official_test:
         official = [record for record in records if record.split == "test"]
@@ -162,6 +166,17 @@ def write_sites(folder: Path, sites: dict[str, list[Record]], **settings: str | 
         evaluates_only = all(record.split == "test" for record in records)
         files.append(write_site(folder / name, name, evaluates_only=evaluates_only, **settings))
     return files
+
+
+def _only(records: list[Record], config: PartitionConfig) -> list[Record]:
+    """The records whose site may take part."""
+    if config.only is None:
+        return records
+    values = [_cell(record, config.column) for record in records]
+    for value in config.only:
+        if value not in values:
+            raise UserError(*_unknown("only", value, config.column, values))
+    return [record for record, value in zip(records, values, strict=True) if value in config.only]
 
 
 def _leave_out(records: list[Record], config: PartitionConfig) -> tuple[list[Record], list[Record]]:

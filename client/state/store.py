@@ -11,6 +11,7 @@
     state_dir/studies/STUDY/RUN_KEY/PHASE-spare          an older round's state, which the next one is written over
     state_dir/studies/STUDY/RUN_KEY/vlm-SHA256.safetensors
     state_dir/studies/STUDY/RUN_KEY/text-masks-*.npy     made once per VLM and data
+    state_dir/studies/STUDY/RUN_KEY/text-dice-*.npy      what they score on validation pictures
     state_dir/students/STUDY-RUN_KEY.safetensors         the finished student with this site's layers; never dropped
     state_dir/students/STUDY-RUN_KEY.vlm.safetensors     the vision-language model likewise
     state_dir/reports/STUDY-RUN_KEY.html                 this site's own page (`client.report`)

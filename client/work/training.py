@@ -73,6 +73,8 @@ class Round:
         if most is not None and students * self._trainer.steps_per_round > most:
             # the number of steps is left out, since it tells the number of pictures
             raise Declined(f"more steps per round than this site allows ({most}, limits.max_steps_per_round)")
+        if most is not None:
+            self._trainer.spare_steps = most - students * self._trainer.steps_per_round
         load_shared(self._trainer, self.request)
         try:
             figures = self._trainer.validate()

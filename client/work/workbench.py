@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -28,6 +28,7 @@ from dusss_core.phases import Phase
 from dusss_core.records import Split
 from dusss_core.sampling import steps_per_epoch
 from dusss_core.text.bank import build_text_bank
+from dusss_core.training.judging import SHARE
 from sites.config import LimitsConfig
 from sites.dataset import SiteData
 
@@ -148,6 +149,7 @@ class Workbench:
         self._allowed = request.allowed
         self._splits: dict[str, Split] = {}
         self._masks: tuple[tuple[str, str], str, np.ndarray] | None = None
+        self._text_dice: tuple[tuple[str, str], np.ndarray] | None = None
         self.seat: _Seat | None = None
         self.heir_of: _Seat | None = None
         """Another site's trainer, which that one gave up, for this one to take over."""
@@ -200,7 +202,8 @@ class Workbench:
         if self.seat is None or self.seat[:2] != (phase, masks_key) or round is None:
             # also without a state: a used trainer still has moments, a step count and a teacher
             heir_of = self.heir_of if round is not None else None
-            self.seat = _Seat(phase, masks_key, self.device, self._build_trainer(phase, masks, heir_of))
+            text_dice = self.text_dice(request) if masks is not None else None
+            self.seat = _Seat(phase, masks_key, self.device, self._build_trainer(phase, masks, text_dice, heir_of))
             self.trainer_at = None
         self.heir_of = None
         if round is not None and self.trainer_at != wanted:
@@ -243,8 +246,34 @@ class Workbench:
         if self._masks is None or self._masks[0] != made_for:
             vlm = self.vlm(request)
             key = _digest(self.config.model_dump_json(), digest_of_tensors(vlm), _digest_of_split(train))
-            self._masks = (made_for, key, self._load_masks(request.state.folder, key, vlm, train))
+
+            def made() -> np.ndarray:
+                return training.text_guided_masks(self.config, vlm, train, self.text, self.device)
+
+            self._masks = (made_for, key, _kept_file(request.state.folder, "text-masks", key, made))
         return self._masks[2]
+
+    def text_dice(self, request: Judged) -> np.ndarray | None:
+        """Dice of the text-guided mask of each validation picture, by which `method.judge_text` weighs those of the
+        training pictures; None where these are not judged: of a site with a privacy budget nothing leaves unpaid that
+        follows from its validation pictures.
+
+        Raises:
+            Declined: the site has not been given the VLM.
+        """
+        paid, val = self.site.privacy.epsilon is not None, self.split("val")
+        if paid or not self.config.method.judge_text or not (val.masked & val.has_text).any():
+            return None
+        made_for = (request.run_key, request.vlm_digest)
+        if self._text_dice is None or self._text_dice[0] != made_for:
+            vlm = self.vlm(request)
+            key = _digest(self.config.model_dump_json(), digest_of_tensors(vlm), _digest_of_split(val, masks=True))
+
+            def made() -> np.ndarray:
+                return training.dice_of_text(self.config, vlm, val, self.text, self.device)
+
+            self._text_dice = made_for, _kept_file(request.state.folder, "text-dice", key, made)
+        return self._text_dice[1]
 
     def vlm(self, request: Judged) -> dict[str, Tensor]:
         """The whole final VLM; under FedBN with this site's own normalisation layers of the same round.
@@ -271,6 +300,7 @@ class Workbench:
             NotFinite: the loss is not finite.
         """
         limits, train = self.site.limits, self.split("train")
+        judged = (request.state.newest(Phase.SEGMENT, before=10**9) or ({},))[0]
         passes = limits.max_epochs_per_round * steps_per_epoch(len(train), self.config.segment.batch)
         return training.fine_tuned(
             self.config,
@@ -279,6 +309,7 @@ class Workbench:
             student,
             most_steps=min(passes, limits.max_steps_per_round or passes),
             text_logits=self._training_masks(request),
+            text_share=float(judged.get(f"judge.{SHARE}", 1.0)),
             text=self.told,
             device=self.device,
             progress=self._step_made,
@@ -287,7 +318,9 @@ class Workbench:
     def _training_masks(self, request: Judged) -> np.ndarray | None:
         return self.text_masks(request) if self.config.method.text_mask else None
 
-    def _build_trainer(self, phase: Phase, masks: np.ndarray | None, heir_of: _Seat | None):
+    def _build_trainer(
+        self, phase: Phase, masks: np.ndarray | None, text_dice: np.ndarray | None, heir_of: _Seat | None
+    ):
         train, val = self.split("train"), self.split("val")
         common = {"device": self.device, "progress": self._step_made}
         segmenter = training.Segmenter if self.config.personal.kind == "none" else training.PersonalSegmenter
@@ -301,22 +334,12 @@ class Workbench:
             return kind(self.config, self.site.site, train, val, self.text, **common)
         if (told := self.told) is not None:
             common["text"] = told
-        return kind(self.config, self.site.site, train, val, text_logits=masks, **common)
+        return kind(self.config, self.site.site, train, val, text_logits=masks, text_dice=text_dice, **common)
 
     def _step_made(self, step: int, steps: int, loss: float) -> None:
         """After each step: breaks the round off when the site's hours are over."""
         self._allowed.still()
         observe.step_made(step, steps, loss)
-
-    def _load_masks(self, folder: Path, key: str, vlm: dict[str, Tensor], train: Split) -> np.ndarray:
-        path = folder / f"text-masks-{key}.npy"
-        if not path.is_file():
-            logits = training.text_guided_masks(self.config, vlm, train, self.text, self.device)
-            write_atomically(path, lambda temporary: _save(temporary, logits), size=logits.nbytes)
-            for other in folder.glob("text-masks-*.npy"):
-                if other != path:
-                    other.unlink()
-        return np.load(path, mmap_mode="r")
 
 
 def _private(phase: Phase):
@@ -331,14 +354,27 @@ def _arrays(images: np.ndarray | Sequence[np.ndarray]) -> Sequence[np.ndarray]:
     return (images,) if isinstance(images, np.ndarray) else images
 
 
+def _kept_file(folder: Path, kind: str, key: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """What `make` gives, made once for a key: it lies in `folder`, in place of that of an earlier key."""
+    path = folder / f"{kind}-{key}.npy"
+    if not path.is_file():
+        array = make()
+        write_atomically(path, lambda temporary: _save(temporary, array), size=array.nbytes)
+        for other in folder.glob(f"{kind}-*.npy"):
+            if other != path:
+                other.unlink()
+    return np.load(path, mmap_mode="r")
+
+
 def _save(path: Path, array: np.ndarray) -> None:
     with path.open("wb") as file:
         np.save(file, array, allow_pickle=False)
 
 
-def _digest_of_split(split: Split) -> str:
-    digest = hashlib.sha256(np.ascontiguousarray(split.images))
-    digest.update(np.ascontiguousarray(split.sentence))
+def _digest_of_split(split: Split, *, masks: bool = False) -> str:
+    digest = hashlib.sha256()
+    for array in (*_arrays(split.images), *(_arrays(split.masks) if masks else ()), split.sentence):
+        digest.update(np.ascontiguousarray(array))
     return _digest(digest.hexdigest(), *split.sentences)
 
 

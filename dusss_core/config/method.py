@@ -68,6 +68,11 @@ class MethodConfig(Strict):
     """
     pairs: Literal["multi_positive", "masked", "identity"] = "multi_positive"
     """Pairs with the same sentence: positives of each other, left out of the negatives, or (paper) negatives."""
+    judge_text: bool = True
+    """Where text-guided masks lose on a site's validation pictures against the teacher, the global student, or a plain
+    student that learns from the site's masks alone, they weigh less there, down to nothing. Not in the paper. A site
+    without such pictures lets them weigh in full; one with differential privacy too, since its pictures for validation
+    are not paid for."""
     merge: Literal["logits", "probabilities"] = "logits"
     """Eq. 15: sigmoid of the sum of logits, or (paper, literally) of the sum of probabilities."""
     merge_text_weight: float = Field(0.5, ge=0, le=1)
@@ -120,6 +125,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "grounding_supervision": False,
         "grounding_consistency": False,
+        "judge_text": False,
         "detach_uncertainty": False,
         "pairs": "identity",
         "negatives": "batch",

@@ -43,6 +43,10 @@ class PhaseConfig(Strict):
     strong: float = Field(1.0, ge=0, le=1)
     """Factor on the chance of each change in the strong view. Small pictures whose findings differ by a subtle look
     lose it to blur and noise: lower it there."""
+    outside: Literal["black", "edge"] = "black"
+    """What comes into a view that is moved out of the picture. black: as around an X-ray, or in a dark field. edge: the
+    pixels of the picture's edge; for pictures that are bright to the edge (stained tissue, endoscopy), whose batch
+    statistics in training do not fit the pictures themselves otherwise."""
     rampup: float = Field(0.2, ge=0, le=1)
     """Share of the phase over which the weight of pseudo-labels rises (sigmoid ramp-up) that a network gives to its own
     kind: the teacher's for pictures without a text-guided mask, and those of `method.grounding_consistency`."""
@@ -128,6 +132,9 @@ class SegmentConfig(PhaseConfig):
     """A text-guided mask weighs as much in the loss as a true one: such pictures count (unlabelled / labelled pictures
     of the batch) times. Off: all unlabelled pictures together weigh as much as the labelled ones (paper); a few of
     those, seen often, then weigh much each. What the teacher alone labels always does so: it is wrong more often."""
+    plain_share: float = Field(0.25, ge=0, le=1)
+    """Of `method.judge_text`: steps of the plain student, as a share of all steps of the phase; made once, in a site's
+    first round. 0: no plain student."""
     teacher_rampup: float = Field(1.0, ge=0, le=1)
     """Share of the phase over which the teacher comes into the merged target (sigmoid ramp-up): a teacher that has
     learnt little calls everything background, and its logits would outvote the text-guided mask. 0: at once (paper)."""

@@ -119,6 +119,7 @@ def semi_supervised_loss(
     teacher_ramp: float = 1.0,
     guided_weight: float = 1.0,
     teacher_only_weight: float = 1.0,
+    text_share: float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """L_semi, Eq. 15 to 17, and its parts.
 
@@ -127,6 +128,9 @@ def semi_supervised_loss(
     nothing; without text masks, every record costs CE to the teacher. The loss is the mean over the records
     that have a target.
 
+    With a `text_share` s below 1 a record with text costs s times that, and 1 - s times what it would cost without; so
+    at 0 its text is not looked at.
+
     Args:
         student_logits, teacher_logits, text_logits: B x C x H x W, pseudo-labels get no gradient. None, or
             the method's switch `teacher` or `text_mask` off: that path is off.
@@ -134,6 +138,7 @@ def semi_supervised_loss(
         confidence: a pixel whose target is less sure than this, max_c p_c, weighs 0. The sum is still divided
             by all pixels: a picture with three sure ones counts less than one that is sure throughout.
         guided_weight, teacher_only_weight: factors on the cost of a record with and without text.
+        text_share: s, in [0, 1].
 
     Returns:
         The scalar loss (a differentiable 0 when no record has a target), and detached scalars: `teacher`,
@@ -145,20 +150,28 @@ def semi_supervised_loss(
     if not (teacher_on or text_on):
         return 0 * student_logits.sum(), {}
     nobody = torch.zeros(len(student_logits), dtype=torch.bool, device=student_logits.device)
-    with_text = has_text.to(nobody) if text_on else nobody
+    with_text = has_text.to(nobody) if text_on and text_share else nobody
 
     targets, weights = [], []  # the weights of one record add up to 1, or to 0 if it has no target
     if teacher_on and text_on:
         weight = 1 - teacher_ramp * (1 - method.merge_text_weight)
         merge = {"merge": method.merge, "text_weight": weight, "has_text": with_text}
         targets.append(merged_target(teacher_logits, text_logits, **merge))
-        weights.append(torch.where(with_text, 0.5, 1.0))
+        weights.append(torch.where(with_text, 0.5 * text_share, 1.0))
     elif teacher_on:
         targets.append(probabilities(teacher_logits.detach()))
         weights.append(torch.ones_like(nobody, dtype=torch.float32))
     if text_on:
         targets.append(probabilities(_where_record(with_text, text_logits.detach(), 0.0)))
-        weights.append(torch.where(with_text, 0.5 if teacher_on else 1.0, 0.0))
+        weights.append(torch.where(with_text, 0.5 * text_share if teacher_on else 1.0, 0.0))
+    factors = [torch.where(with_text, guided_weight, teacher_only_weight)] * len(targets)
+    if text_on and text_share < 1:
+        if teacher_on:
+            targets.insert(1, probabilities(teacher_logits.detach()))
+            weights.insert(1, torch.where(with_text, 1 - text_share, 0.0))
+            factors.insert(1, torch.full_like(factors[0], teacher_only_weight))
+        else:
+            factors = [text_share * factors[0]]
 
     results = [_pseudo_label_costs(student_logits, target, confidence, dice) for target in targets]
     cost, sure = (torch.stack(values) for values in zip(*results, strict=True))
@@ -170,8 +183,7 @@ def semi_supervised_loss(
         parts["text"] = _weighted_mean(cost[-1], with_text)
     if teacher_on and text_on:
         parts["merged"] = _weighted_mean(cost[0], with_text)
-    cost = cost * torch.where(with_text, guided_weight, teacher_only_weight)
-    return _weighted_mean(cost, weight), {name: value.detach() for name, value in parts.items()}
+    return _weighted_mean(cost * torch.stack(factors), weight), {name: value.detach() for name, value in parts.items()}
 
 
 def _pixel_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:

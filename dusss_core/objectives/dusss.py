@@ -67,6 +67,7 @@ class Dusss(WithTeacher):
                 teacher_ramp=sigmoid_rampup(share_done, settings.teacher_rampup),
                 guided_weight=self._guided_weight(len(labelled), len(unlabelled)),
                 teacher_only_weight=sigmoid_rampup(share_done, settings.rampup),
+                text_share=host.text_share,
             )
             total, figures["semi"] = total + settings.weight_semi * semi, semi.detach()
             figures.update({f"semi_{name}": value for name, value in parts.items()})
@@ -74,8 +75,9 @@ class Dusss(WithTeacher):
 
     def unlabelled_weight(self, share_done: float) -> float:
         """Text-guided masks are as good at the start as later; what the teacher alone labels is ramped up."""
-        guided = self.host.guided[self.host.unlabelled].any()
-        return self.settings.weight_semi * (1.0 if guided else sigmoid_rampup(share_done, self.settings.rampup))
+        guided = self.host.text_share if self.host.guided[self.host.unlabelled].any() else 0.0
+        ramp = sigmoid_rampup(share_done, self.settings.rampup)
+        return self.settings.weight_semi * (guided + (1 - guided) * ramp)
 
     def _guided_weight(self, n_labelled: int, n_unlabelled: int) -> float:
         return n_unlabelled / n_labelled if self.settings.guided_as_labelled and n_labelled else 1.0

@@ -39,6 +39,8 @@ class Host(Protocol):
     steps_per_round: int
     guided: np.ndarray
     """N bool: training records with a text-guided mask."""
+    text_share: float
+    """What text-guided masks weigh at this site, in [0, 1]; 1: in full."""
     train: Split
     text: TextBank | None
     """Features of the site's sentences, where the student is given them."""

@@ -5,6 +5,7 @@ A trainer holds one site's share of one phase: `load_shared` takes the round's g
 """
 
 from dusss_core.training.evaluation import evaluate_logits, evaluate_student, text_guided_masks, told_logits
+from dusss_core.training.judging import dice_of_text
 from dusss_core.training.personal import PersonalSegmenter, fine_tuned, student_after
 from dusss_core.training.pretrain import Pretrainer
 from dusss_core.training.segment import Segmenter
@@ -16,6 +17,7 @@ __all__ = [
     "Pretrainer",
     "Segmenter",
     "can_train",
+    "dice_of_text",
     "evaluate_logits",
     "evaluate_student",
     "fine_tuned",

@@ -96,9 +96,12 @@ class PersonalSegmenter(Segmenter):
     def train_round(self, round: int) -> dict[str, float]:
         if self.own is None:
             return super().train_round(round)
-        self.own.begin(round)
         figures = super().train_round(round)
         return {**figures, **_as_own(self.own.finish())}
+
+    def begin_round(self, round: int) -> None:
+        if self.own is not None:
+            self.own.begin(round)
 
     def batches(self, steps: int, draw: torch.Generator) -> Iterator[Batch]:
         for i, batch in enumerate(super().batches(steps, draw)):
@@ -159,7 +162,11 @@ class Beside(Segmenter):
     def finish(self) -> dict[str, float]:
         """The global student's round is over; the figures of this one's."""
 
-    # Pictures are of both students: on a device they lie there once.
+    # Pictures, and what their text-guided masks weigh, are of both students: on a device they lie there once.
+
+    @property
+    def text_share(self) -> float:
+        return self.of.text_share
 
     @property
     def _images(self):
@@ -311,6 +318,8 @@ class Mixture(Beside):
 class FineTuner(Segmenter):
     """Trains the final student on: the end of the phase goes on, so pseudo-labels weigh what they weighed there."""
 
+    text_share = 1.0
+
     def seed_names(self, round: int) -> tuple[object, ...]:
         return *super().seed_names(round), "finetune"
 
@@ -332,6 +341,7 @@ def fine_tuned(
     *,
     most_steps: int | None = None,
     text_logits: np.ndarray | None = None,
+    text_share: float = 1.0,
     text: TextBank | None = None,
     device: str | torch.device = "cpu",
     progress: Any = None,
@@ -341,6 +351,7 @@ def fine_tuned(
 
     Args:
         student: a whole student's tensors (under FedBN with the site's own layers).
+        text_share: what text-guided masks weigh, as in the phase.
         text: features of the site's sentences, for a student that is given them.
         most_steps: what the site allows; None: no limit.
 
@@ -355,6 +366,7 @@ def fine_tuned(
     alone = _alone(config, segment=config.segment.model_copy(update={"rounds": 1, "optimizer": optimizer}))
     given = {"text_logits": text_logits, "text": text, "device": device, "progress": progress}
     trainer = FineTuner(alone, site, train, train, **given)
+    trainer.text_share = text_share
     trainer.steps_per_round = personal.steps if most_steps is None else min(personal.steps, most_steps)
     trainer.load_shared(dict(student))
     trainer.train_round(1)

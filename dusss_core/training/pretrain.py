@@ -105,7 +105,8 @@ class Pretrainer(PhaseTrainer):
         positions = np.concatenate([labelled, other])
         sentence = torch.from_numpy(self._sentence_of(positions))
         may_flip = self.text.may_flip(sentence) & self.settings.flip
-        geometry = Geometry.draw(len(positions), draw, flip=may_flip, turns=False)
+        how = {"flip": may_flip, "turns": False, "outside": self.settings.outside}
+        geometry = Geometry.draw(len(positions), draw, **how)
         picture = geometry.apply(self.pictures(positions))
         # a mirrored picture contradicts its sentence unless the sentence is mirrored too; "left" mirrored says the same
         # as "right"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dusss_core.augment import Geometry
 from dusss_core.build import build_student
-from dusss_core.config import TrainingConfig
+from dusss_core.config import MethodConfig, PersonalConfig, TrainingConfig
 from dusss_core.files import with_prefix
 from dusss_core.models.weights import on_cpu
 from dusss_core.models.words import Words
@@ -21,8 +21,10 @@ from dusss_core.phases import Phase
 from dusss_core.records import Split
 from dusss_core.text.bank import TextBank
 from dusss_core.training.evaluation import score_model
+from dusss_core.training.judging import Judge
 from dusss_core.training.resident import Resident
 from dusss_core.training.sharing import handed_on
+from dusss_core.training.statistics import estimate_statistics
 from dusss_core.training.trainer import PhaseTrainer, Progress
 
 OUTSIDE = -8.0
@@ -35,6 +37,8 @@ class Segmenter(PhaseTrainer):
     Args:
         text_logits: N x outputs x H x W, float16, text-guided masks of the training split as logits, NaN for records
             without text; None where the method or the site has none.
+        text_dice: Dice of the text-guided masks of the validation split (`judging.dice_of_text`), by which
+            `method.judge_text` weighs them; None: they weigh in full.
         text: features of the site's sentences; needed where the student is given them
             (`dusss_core.objectives.reads_sentences`), elsewhere not looked at.
     """
@@ -49,6 +53,7 @@ class Segmenter(PhaseTrainer):
         val: Split,
         *,
         text_logits: np.ndarray | None = None,
+        text_dice: np.ndarray | None = None,
         text: TextBank | None = None,
         device: str | torch.device = "cpu",
         progress: Progress | None = None,
@@ -78,6 +83,11 @@ class Segmenter(PhaseTrainer):
         self.handed_on = handed_on(config, self.phase, len(self.labelled))
         self.objective = kind(self) if heir_of is None else heir_of.objective
         self.objective.host = self
+        self.spare_steps: int | None = None
+        """Steps that the site allows in this round beyond its own; None: no limit."""
+        self.judge: Judge | None = None
+        if text_dice is not None and not np.isnan(text_dice).all() and config.method.judge_text and guided.any():
+            self.judge = Judge(config, val, text_dice, self.device)
 
     def kept(self) -> Iterator[Tensor]:
         yield from super().kept()
@@ -89,16 +99,57 @@ class Segmenter(PhaseTrainer):
             self.objective.start()
 
     def train_round(self, round: int) -> dict[str, float]:
+        judged = self.judge_text()
+        self.begin_round(round)
         self.objective.before_round()
-        return super().train_round(round)
+        return {**super().train_round(round), **judged}
+
+    def begin_round(self, round: int) -> None:
+        """A round begins; what text-guided masks weigh in it is known."""
+
+    @property
+    def text_share(self) -> float:
+        """What text-guided masks weigh at this site, in [0, 1]."""
+        return 1.0 if self.judge is None else self.judge.share
+
+    def judge_text(self) -> dict[str, float]:
+        """Decide what text-guided masks weigh in this round, by the global student and teacher as they are before it.
+
+        Returns:
+            The figures of `Judge.judge`; none where nothing is judged.
+        """
+        if self.judge is None:
+            return {}
+        if self.judge.plain is None:
+            self._train_plain()
+        students = {"student": self.student}
+        if (teacher := getattr(self.objective, "teacher", None)) is not None:
+            students["teacher"] = teacher.model
+        return self.judge.judge(students)
+
+    def _train_plain(self) -> None:
+        """Train the student that learns from the site's labelled pictures alone, and keep its figures."""
+        steps = round(self.settings.plain_share * self.settings.rounds * self.steps_per_round)
+        steps = steps if self.spare_steps is None else min(steps, self.spare_steps)
+        if not steps or not len(self.labelled):
+            return
+        plain = _Plain(self, steps)
+        plain.train_round(1)
+        followed = self.judge.dice(plain.student)
+        # after few steps the statistics that were followed may still be those of its start
+        estimate_statistics(plain.config, self.phase, plain.student, self.train, device=self.device)
+        self.judge.plain = max(followed, self.judge.dice(plain.student), key=np.mean)
 
     def private(self, *, copies: bool = True) -> dict[str, Tensor]:
         objective = {f"objective.{name}": value for name, value in self.objective.state().items()}
-        return {**super().private(copies=copies), **on_cpu(objective, copies)}
+        judge = {} if self.judge is None else {f"judge.{name}": value for name, value in self.judge.state().items()}
+        return {**super().private(copies=copies), **on_cpu(objective, copies), **judge}
 
     def load_private(self, tensors: dict[str, Tensor]) -> None:
         super().load_private(tensors)
         self.objective.load_state(with_prefix(tensors, "objective."))
+        if self.judge is not None:
+            self.judge.load_state(with_prefix(tensors, "judge."))
 
     def batches(self, steps: int, draw: torch.Generator) -> Iterator[Batch]:
         return self.objective.batches(steps, draw)
@@ -125,14 +176,17 @@ class Segmenter(PhaseTrainer):
 
     def geometry(self, count: int, draw: torch.Generator) -> Geometry:
         """A draw of flips, turns, rotation, scale and shift for so many pictures."""
-        return Geometry.draw(count, draw, flip=self.settings.flip, turns=self.settings.turns)
+        return self._drawn(count, draw, self.settings.flip, self.settings.turns)
 
     def geometry_told(self, positions: np.ndarray, draw: torch.Generator) -> Geometry:
         """As `geometry`, but that a picture is mirrored or turned only where its sentence can be."""
         sentence = torch.from_numpy(self.train.sentence[positions])
         flip = self.text.may_flip(sentence) & self.settings.flip
         turns = self.text.may_turn(sentence) if self.settings.turns else False
-        return Geometry.draw(len(positions), draw, flip=flip, turns=turns)
+        return self._drawn(len(positions), draw, flip, turns)
+
+    def _drawn(self, count: int, draw: torch.Generator, flip: bool | Tensor, turns: bool | Tensor) -> Geometry:
+        return Geometry.draw(count, draw, flip=flip, turns=turns, outside=self.settings.outside)
 
     def words(self, positions: np.ndarray, draw: torch.Generator, mirrored: Tensor | None = None) -> Words:
         """Token features of the records' sentences, B x L x E, mirrored where B bool `mirrored` says so; nothing for
@@ -158,3 +212,20 @@ class Segmenter(PhaseTrainer):
     @cached_property
     def _text_logits(self) -> Resident:
         return Resident(self.text_logits, self.device)
+
+
+class _Plain(Segmenter):
+    """A student from the study's start that learns from the labelled pictures of `of` alone, with batch statistics of
+    its own."""
+
+    def __init__(self, of: Segmenter, steps: int):
+        method = MethodConfig(preset="supervised")
+        segment = of.config.segment.model_copy(update={"rounds": 1})
+        changes = {"method": method, "segment": segment, "personal": PersonalConfig(), "prox_mu": 0.0}
+        changes["local_norm"] = True  # nothing of it travels, its statistics neither
+        config = of.config.model_copy(update=changes)
+        super().__init__(config, of.site, of.train, of.val, device=of.device, progress=of.progress)
+        self.steps_per_round = steps
+
+    def seed_names(self, round: int) -> tuple[object, ...]:
+        return *super().seed_names(round), "plain"

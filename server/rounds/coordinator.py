@@ -30,6 +30,7 @@ from server.rounds.selection import NOTHING_TO_CHOOSE_BY, Selection, weighted_me
 from server.rounds.shares import warning_of_shares
 from server.rounds.spool import Spool
 from server.rounds.summary import evaluation_figures, make_summary, without_own_layers
+from server.rounds.worth import Worth
 from server.runs.checkpoints import Checkpoint
 from server.runs.events import PlainReporter, Reporter
 from server.runs.runfolder import ALL_SITES, HEADS, RunFolder, log, nested
@@ -70,6 +71,7 @@ class Coordinator:
         self._wait_s = study.federation.start_timeout_s if wait_s is None else wait_s
         self._method = method
         self._warned_of_saturation = False
+        self._worth = Worth(study)
         self._run = run
         told = {"charges": run.charges(), "heads": Heads(run.folder / HEADS), "partners": run.partners()}
         self._messages = Messages(study, run.run_key, self._reporter, **told)
@@ -266,6 +268,8 @@ class Coordinator:
         self._run.checkpoints.save_round(checkpoint, self._study.federation.keep_checkpoints, selection.best_round)
         log.info("%s round %d: %d of %d sites, %.1f s", phase, round, len(accepted), len(replies), figures["seconds"])
         self._reporter.on_round_end(phase, round, figures, selection.best_round)
+        for line in self._worth.news(phase, {name: reply.metrics for name, reply in accepted.items()}):
+            self._say(line)
         return checkpoint
 
     def _validate_last(self, last: Checkpoint, selection: Selection, abstaining: Mapping[str, str]) -> None:
@@ -371,6 +375,7 @@ class Coordinator:
             evaluate_seconds=time.perf_counter() - started,
             before=self._run.summary() or {},
             members=self._run.members(),
+            lines=self._run.metrics(),
         )
         if missing := without_own_layers(self._study, replies):
             self._say(f"warning: {missing}")

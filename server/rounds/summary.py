@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dusss_core.files import with_prefix
 from dusss_core.phases import Phase
 from server.rounds.selection import weighted_mean
+from server.rounds.worth import of_final_round
 from server.runs.checkpoints import Checkpoint, describe
 from server.study.config import StudyConfig
 
@@ -36,6 +37,7 @@ def make_summary(
     evaluate_seconds: float,
     before: Mapping[str, Any],
     members: Sequence[Mapping[str, Any]] = (),
+    lines: Iterable[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """What summary.json holds.
 
@@ -45,12 +47,15 @@ def make_summary(
         finals: the final model of each phase.
         before: an earlier summary, whose comparisons are kept.
         members: which sites could take part since when; told where that has changed.
+        lines: of metrics.jsonl, for what was judged of text-guided masks.
     """
     trainers = [site for site in sites if site.role == "train"]
     scores = {site.name: _scores(site, metrics.get(site.name, {})) for site in sites}
     inside = {site.name: scores[site.name] for site in trainers}
     outside = {name: score for name, score in scores.items() if name not in inside}
     seconds = {phase: final.totals.get("seconds", 0.0) for phase, final in finals.items()}
+    judges = study.method.text_mask and study.method.judge_text and Phase.SEGMENT in finals
+    worth = of_final_round(lines, finals[Phase.SEGMENT].round) if judges else {}
     return {
         "study": study.study,
         "seed": study.seed,
@@ -63,6 +68,7 @@ def make_summary(
             "dice_mean": _mean_of(metrics, inside, "text_mask.dice"),
             **{site: metrics[site]["text_mask.dice"] for site in inside if "text_mask.dice" in metrics.get(site, {})},
         },
+        **({"text_worth": worth} if worth else {}),
         "pseudo": {
             "text_dice_mean": _mean_of(metrics, inside, "pseudo.text_dice"),
             "teacher_dice_mean": _mean_of(metrics, inside, "pseudo.teacher_dice"),

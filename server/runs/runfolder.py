@@ -98,10 +98,14 @@ class RunFolder:
         ]
         write_text(path, "".join(f"{text}\n" for text in kept))
 
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, in order; none before the first round is over."""
+        path = self.folder / "metrics.jsonl"
+        return [line for _, line in _lines(path)] if path.is_file() else []
+
     def last_sites(self) -> list[str]:
         """Sites whose answers were accepted in the last round in metrics.jsonl."""
-        path = self.folder / "metrics.jsonl"
-        lines = [line for _, line in _lines(path) if "train" in line] if path.is_file() else []
+        lines = [line for line in self.metrics() if "train" in line]
         last = lines[-1] if lines else {}
         rounds = [line for line in lines if (line["phase"], line["round"]) == (last["phase"], last["round"])]
         return sorted(line["site"] for line in rounds if line.get("accepted"))
@@ -143,9 +147,8 @@ class RunFolder:
 
     def charges(self) -> dict[str, int]:
         """The largest number of charges that each site's privacy ledger has told of, as far as metrics.jsonl knows."""
-        path = self.folder / "metrics.jsonl"
         seen: dict[str, int] = {}
-        for _, line in _lines(path) if path.is_file() else ():
+        for line in self.metrics():
             if CHARGES in line:
                 seen[line["site"]] = max(seen.get(line["site"], 0), int(line[CHARGES]))
         return seen

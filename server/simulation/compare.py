@@ -56,7 +56,8 @@ def compare(
 
     Returns:
         {"dice_mean", "dice_weighted", "dice_worst", "sites": {name: {"dice", "iou", "hd95", "n_test", ...}}}; of local
-        also "across": {name of the model's site: {name of the tested site: Dice}}, of MOST_ACROSS sites at most.
+        also "across": {name of the model's site: {name of the tested site: Dice}}, of MOST_ACROSS sites at most; with
+        students of the sites' own each site also has "personal_dice".
     """
     folder = Path(out) / "compare" / method
     if method not in ALONE:
@@ -224,7 +225,11 @@ def scores_on_test(study: StudyConfig, student: dict, site: LocalSite) -> dict[s
 def _figures(sites: dict[str, dict[str, Any]]) -> dict[str, Any]:
     of_training = ("n_labeled", "n_unlabeled", "n_records")
     kept = {
-        name: {key: value for key, value in site.items() if key not in of_training and not key.startswith("personal_")}
+        name: {
+            key: value
+            for key, value in site.items()
+            if key not in of_training and (not key.startswith("personal_") or key == "personal_dice")
+        }
         for name, site in sites.items()
     }
     return {**overall(kept), "sites": kept}

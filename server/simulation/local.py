@@ -75,20 +75,23 @@ def train_locally(study: StudyConfig, site: LocalSite, reporter: Reporter | None
     told = {"text": text} if reads_sentences(config) else {}
     common = {"device": site.device, "progress": lambda *step: reporter.on_site_step(site.name, *step)}
     result = LocalResult(student=training.initial_shared(study, Phase.SEGMENT))
-    masks = None
+    masks = text_dice = None
     for phase, rounds in study.phases().items():
         if training.can_train(config, phase, train) is not None:
             continue
         if phase == Phase.PRETRAIN:
             trainer = training.Pretrainer(config, site.name, train, val, text, **common)
         else:
-            trainer = training.Segmenter(config, site.name, train, val, text_logits=masks, **told, **common)
+            given = {"text_logits": masks, "text_dice": text_dice, **told}
+            trainer = training.Segmenter(config, site.name, train, val, **given, **common)
         start = training.initial_shared(study, phase, result.vlm)
         model = _train_phase(study, phase, rounds, trainer, site, reporter, start)
         if phase == Phase.PRETRAIN:
             result.vlm = model
             if config.method.text_mask:
                 masks = training.text_guided_masks(config, model, train, text, site.device)
+                if config.method.judge_text:
+                    text_dice = training.dice_of_text(config, model, val, text, site.device)
         else:
             result.student = model
     return result

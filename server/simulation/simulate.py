@@ -19,6 +19,7 @@ from server.simulation.compare import check_methods, compare, why_not
 from server.simulation.materialise import forget_sums, materialise, simulation_of
 from server.simulation.outside import add_outside_figures
 from server.simulation.privacy import check_sites, describe, has_budget, plan_noise
+from server.simulation.verdict import verdict
 from server.study.config import StudyConfig
 from sites.config import load_site
 
@@ -119,6 +120,10 @@ def _simulate(
         for method in methods:
             summary["compare"] = {**summary["compare"], method: compared(method)}
             write_json(out / "summary.json", summary)
+        if told := verdict(study, summary):
+            summary["verdict"] = told
+            write_json(out / "summary.json", summary)
+            reporter.on_message(told)
     finally:
         reporter.close()
     return summary

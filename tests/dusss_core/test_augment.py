@@ -168,3 +168,13 @@ def test_grain_on_cuda_follows_from_the_generator_alone():
     first, second, other = (strong_view(picture, generator("grain", i)) for i in (1, 1, 2))
     torch.testing.assert_close(first, second, atol=1e-5, rtol=0)
     assert (first - other).abs().max() > 0.01
+
+
+def test_what_comes_in_from_outside_is_black_or_the_edge():
+    bright = torch.ones(8, 1, 16, 16)
+    black, edge = (Geometry.draw(8, torch.Generator().manual_seed(1), outside=how) for how in ("black", "edge"))
+    assert black.apply(bright).min() == 0 and torch.allclose(edge.apply(bright), bright)
+    # into a mask and its logits background comes in, in both
+    for geometry in (black, edge):
+        assert geometry.apply_mask(bright).min() == 0
+        assert geometry.apply_logits(bright, fill=-8.0).min() == -8

@@ -27,6 +27,7 @@ def install(monkeypatch) -> None:
         "can_train",
         "initial_shared",
         "text_guided_masks",
+        "dice_of_text",
         "evaluate_student",
         "evaluate_logits",
         "with_own_statistics",
@@ -152,7 +153,9 @@ class Pretrainer(_Trainer):
 class Segmenter(_Trainer):
     phase = "segment"
 
-    def __init__(self, config, site, train, val, *, text_logits=None, device="cpu", progress=None, heir_of=None):
+    def __init__(
+        self, config, site, train, val, *, text_logits=None, text_dice=None, device="cpu", progress=None, heir_of=None
+    ):
         super().__init__(config, site, train, val, device=device, progress=progress)
         if text_logits is not None:
             self.moment = self.moment + float(np.nanmean(np.asarray(text_logits, dtype=np.float32)))
@@ -163,6 +166,10 @@ def text_guided_masks(config, vlm, split, text, device="cpu"):
     logits = np.full((n, 1, height, width), np.nan, dtype=np.float16)
     logits[split.has_text] = float(vlm["body.weight"].mean() + vlm["norm.running_mean"].mean() * 1e-3)
     return logits
+
+
+def dice_of_text(config, vlm, val, text, device="cpu"):
+    return np.where(val.masked & val.has_text, 0.5, np.nan)
 
 
 def evaluate_student(config, student, split, device="cpu", text=None, *, distances=True, behind=False):

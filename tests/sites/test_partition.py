@@ -167,6 +167,13 @@ def test_a_site_that_is_left_out_is_tested_on_as_a_whole_and_takes_no_part():
         assert trained[0] == trained[1]
 
 
+def test_values_that_are_not_named_stay_away_and_those_that_are_become_what_they_would_have_been():
+    records, config = dataset(), {"by": "column", "column": "finding", "label_fraction": 0.5}
+    usual = partition(records, PartitionConfig(**config))
+    some = partition(records, PartitionConfig(**config, only=["c", "a"]))
+    assert some == {name: usual[name] for name in ("a", "c")}
+
+
 def test_a_subset_is_exact_and_nested():
     def ids(n):
         sites = partition(dataset(), PartitionConfig(by="random", sites=2, subset={"train": n, "val": 20, "test": 0}))
@@ -228,6 +235,7 @@ def test_site_names_are_safe_and_unique(tmp_path):
             "would tear patient",
         ),
         ({"by": "column", "column": "family", "left_out": "cx"}, r"left_out names 'cx'.*\n  -> did you mean 'cxr'\?"),
+        ({"by": "column", "column": "family", "only": ["cx"]}, r"only names 'cx'.*\n  -> did you mean 'cxr'\?"),
         ({"by": "random", "sites": 5000}, r"no training records at site_"),
         ({"by": "random", "label_fraction": {"site_9": 0.5}}, r"unknown site 'site_9'"),
     ],
@@ -254,6 +262,7 @@ def test_an_empty_cell_is_named_with_its_row():
         {"official_test": True, "keep_splits": False},
         {"label_fraction": {"a": 0.5}, "labels_of": "all"},
         {"by": "random", "left_out": "a"},
+        {"by": "random", "only": ["a"]},
         {"by": "column", "column": "family", "left_out": "a", "official_test": True},
     ],
 )

@@ -129,3 +129,13 @@ def test_the_text_guided_loss_reaches_the_decoder_through_the_mask(bank):
     assert mask.flatten(1).any(1).all()
     (mask,) = gradients_at_the_masks(bank, method={"ltg": False, **others})
     assert not mask.any()
+
+
+def test_both_phases_see_what_the_study_says_comes_into_a_view_from_outside(bank):
+    def seen(how):
+        config = make_config(pretrain={"outside": how, "strong": 0.0}, segment={"outside": how, "strong": 0.0})
+        step_1, step_2 = pretrainer(config, make_split(), bank), segmenter(config, make_split())
+        return [digest_of_tensors(one.shared()) for one in (step_1, step_2) if one.train_round(1)]
+
+    black, edge = seen("black"), seen("edge")
+    assert all(a != b for a, b in zip(black, edge, strict=True))

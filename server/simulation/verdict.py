@@ -1,0 +1,103 @@
+"""What a comparison comes to, in two sentences for a person."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from statistics import fmean
+from typing import Any
+
+from server.study.config import StudyConfig
+
+_SPREAD = 0.15
+"""Standard deviation between test pictures of the difference of two methods' Dice, about: what single pictures score
+stays at the sites, so that only their number is known here."""
+_CALLED = {
+    "local": "each site alone",
+    "centralized": "the pooled data",
+    "supervised": "supervised training",
+    "mean_teacher": "Mean Teacher",
+    "clip": "CLIP-style pretraining",
+    "paper": "the paper's settings",
+}
+
+
+def verdict(study: StudyConfig, summary: Mapping[str, Any]) -> str | None:
+    """Which method is best at which site, and whether the study's own is worth it, as far as this many pictures tell.
+
+    Differences are called noise up to two standard errors, for the test pictures that there are. One seed says less
+    than that: training anew moves Dice by some points too.
+
+    Args:
+        summary: of the study, with its "compare".
+
+    Returns:
+        Two or three sentences; None where nothing was compared.
+    """
+    ours = our_name(study)
+    dice = {ours: _by_site(summary)}
+    dice |= {_CALLED.get(name, name): _by_site(found) for name, found in summary.get("compare", {}).items()}
+    dice = {name: of_site for name, of_site in dice.items() if of_site}
+    sites = sorted(set.intersection(*map(set, dice.values()))) if dice else []
+    if ours not in dice or len(dice) < 2 or not sites:
+        return None
+    counts = {site: summary["sites"][site].get("n_test") or 1 for site in sites}
+    return f"{_best_by_site(dice, sites, counts, ours)} {_worth_it(dice, sites, counts, ours)}"
+
+
+def our_name(study: StudyConfig) -> str:
+    """What the study's own method is called."""
+    method = study.method
+    if method.objective != "dusss":
+        return f"federated {method.objective}"
+    known = {"dusss": "DuSSS", **_CALLED}
+    return f"federated {known[method.preset]}"
+
+
+def noise(n: int) -> float:
+    """What a difference of mean Dice over `n` test pictures must exceed to be more than chance."""
+    return 2 * _SPREAD / math.sqrt(max(n, 1))
+
+
+def _best_by_site(
+    dice: Mapping[str, Mapping[str, float]], sites: list[str], counts: Mapping[str, int], ours: str
+) -> str:
+    parts = []
+    for site in sites:
+        best = max(dice, key=lambda name: dice[name][site])
+        lead = dice[best][site] - dice[ours][site]
+        told = f"{site} {best} ({dice[best][site]:.3f}"
+        if best != ours:
+            close = ", within noise" if lead <= noise(counts[site]) else ""
+            told += f"; {ours} {dice[ours][site]:.3f}{close}"
+        parts.append(f"{told})")
+    return f"Best at {', at '.join(parts)}."
+
+
+def _worth_it(dice: Mapping[str, Mapping[str, float]], sites: list[str], counts: Mapping[str, int], ours: str) -> str:
+    mean = {name: fmean(of_site[site] for site in sites) for name, of_site in dice.items()}
+    # of the mean over sites, each of which counts the same
+    enough = 2 * _SPREAD * math.sqrt(sum(1 / max(counts[site], 1) for site in sites)) / len(sites)
+    rivals = {name: value for name, value in mean.items() if name not in (ours, _CALLED["centralized"])}
+    if not rivals:
+        return (
+            f"In the mean over sites {ours} has {mean[ours]:.3f}, the pooled data {mean[_CALLED['centralized']]:.3f}."
+        )
+    best = max(rivals, key=rivals.__getitem__)
+    gain = mean[ours] - rivals[best]
+    pictures = sum(counts[site] for site in sites)
+    size = f"{abs(gain) * 100:.1f} points {'above' if gain >= 0 else 'below'} {best} ({rivals[best]:.3f})"
+    told = f"In the mean over sites {ours} has {mean[ours]:.3f}, {size}: "
+    limit = f"the {enough * 100:.1f} that {pictures} test pictures can tell apart"
+    if abs(gain) <= enough:
+        return f"{told}within noise, less than {limit}, so it is not shown to be worth more here."
+    return f"{told}more than {limit}, so it is {'worth it' if gain > 0 else 'not worth it'} here (one seed)."
+
+
+def _by_site(found: Mapping[str, Any]) -> dict[str, float]:
+    """Dice of what is deployed at each site: of its own student, where it has one."""
+    deployed = {
+        name: site.get("dice") if site.get("personal_dice") is None else site["personal_dice"]
+        for name, site in found.get("sites", {}).items()
+    }
+    return {name: dice for name, dice in deployed.items() if dice is not None}
