@@ -10,15 +10,14 @@ runs and for a site's own eyes: with real data the sheet shows patients.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from dusss_core.phases import Phase
 from feddusss import cli
 
 COLUMNS = ("picture", "true mask", "text-guided mask", "teacher", "student")
@@ -39,66 +38,38 @@ def main(argv: list[str] | None = None) -> int:
 def _draw(arguments: argparse.Namespace) -> None:
     from PIL import Image
 
-    rows = [row for site in _sites(arguments.run) for row in _rows(arguments.run, site, arguments.per_site)]
+    rows = list(_rows(arguments.run.absolute(), arguments.per_site))
     sheet = np.concatenate([np.concatenate([_framed(tile, arguments.scale) for tile in row], axis=1) for row in rows])
     Image.fromarray(_with_header(sheet, len(COLUMNS))).save(arguments.out)
     print(f"{arguments.out}: {len(rows)} pictures; columns: {', '.join(COLUMNS)}")
 
 
-def _sites(run: Path) -> list[Path]:
-    return [run / "sites" / file for file in json.loads((run / "sites" / "index.json").read_text())["site_files"]]
+def _rows(run: Path, count: int) -> Iterator[list[np.ndarray]]:
+    """Tiles of `count` unlabelled training pictures of each site, H x W x 3 each."""
+    from client.report.sheet import STUDENT, TEACHER, TEXT_MASK, masks_of
+    from server.runs.checkpoints import CheckpointStore
+    from server.runs.runfolder import read_study
+    from server.simulation.look import models_of, newest_models, site_files_of
+    from server.study.config import study_digest
+    from sites.config import load_site
+    from sites.dataset import SiteData
 
-
-def _rows(run: Path, site_file: Path, count: int) -> list[list[np.ndarray]]:
-    """Tiles of `count` unlabelled training pictures of a site, H x W x 3 each."""
-    from client.state.store import SiteState
-    from dusss_core.build import build_student
-    from dusss_core.files import read_tensors, with_prefix
-    from dusss_core.inference import predict_logits
-    from dusss_core.metrics import to_classes
-    from dusss_core.models.weights import load_tensors
-    from dusss_core.text.bank import build_text_bank
-    from dusss_core.training import text_guided_masks, with_own_statistics
-    from server.simulation.local import load_local
-    from server.study.config import load_study
-
-    study = load_study(run / "config.yaml")
-    site = load_local(site_file, study)
-    train = site.splits["train"]
-    hidden = np.flatnonzero(train.masked & ~train.labelled & train.has_text)
-    picked = train.select(hidden[np.linspace(0, len(hidden) - 1, min(count, len(hidden))).astype(int)])
-    if not len(picked):
-        return []
-
-    def predicted(tensors) -> np.ndarray:
-        model = build_student(study)
-        load_tensors(model, tensors)
-        return to_classes(predict_logits(model, picked.images, study.image, "cpu", 32))
-
-    key = json.loads((run / "run.json").read_text())["run_key"]
-    state = SiteState(site_file.parent / "state", study.study, key)
-
-    def final(name: str, phase: str) -> dict:
-        tensors, metadata = read_tensors(run / "checkpoints" / f"{name}.safetensors")
-        whole = {**tensors, **state.local_layers(phase, int(metadata["round"]))}
-        bank = build_text_bank(train.sentences, study.vlm.text, site.text_cache, "cpu", augmented=False)
-        return with_own_statistics(study, phase, whole, train, bank)
-
-    student = final("student", Phase.SEGMENT)
-    private = state.newest(Phase.SEGMENT, before=10**9)
-    teacher = with_prefix(private[0], "objective.teacher.") if private else {}
-    masks = [np.asarray(picked.masks)]
-    if study.method.text_mask:
-        vlm = final("vlm", Phase.PRETRAIN)
-        bank = build_text_bank(picked.sentences, study.vlm.text, site.text_cache, "cpu", augmented=False)
-        masks.append(to_classes(np.asarray(text_guided_masks(study, vlm, picked, bank), dtype=np.float32)))
-    else:
-        masks.append(np.zeros_like(masks[0]))
-    masks += [predicted(teacher) if teacher else np.zeros_like(masks[0]), predicted(student)]
-    return [
-        [_colour(picture), *(_outlined(picture, mask[i], TRUE if mask is masks[0] else PREDICTED) for mask in masks)]
-        for i, picture in enumerate(picked.images)
-    ]
+    study, run_key = read_study(run)
+    finals = newest_models(CheckpointStore(run / "checkpoints", run_key, study_digest(study)))
+    for site in map(load_site, site_files_of(run)):
+        data = SiteData(site, study.image)
+        train = data.split("train")
+        hidden = np.flatnonzero(train.masked & ~train.labelled & train.has_text)
+        picked = train.select(hidden[np.linspace(0, len(hidden) - 1, min(count, len(hidden))).astype(int)])
+        if not len(picked):
+            continue
+        models = models_of(study.training(), site, data, run_key, finals, False, "cpu")
+        found = masks_of(models, picked, "cpu", site.state_dir / "cache" / "text")
+        nothing = [np.zeros_like(mask) for mask in picked.masks]
+        shown = [found.get(column, nothing) for column in (TEXT_MASK, TEACHER, STUDENT)]
+        for picture, truth, *masks in zip(picked.images, picked.masks, *shown, strict=True):
+            tiles = [_outlined(picture, np.asarray(truth), TRUE), *(_outlined(picture, m, PREDICTED) for m in masks)]
+            yield [_colour(picture), *tiles]
 
 
 def _colour(picture: np.ndarray) -> np.ndarray:

@@ -128,7 +128,7 @@ def make_sheet(
     sheet = Sheet(site, name, len(looked), len(there), models.classes, models.notes)
     if not len(looked):
         return sheet
-    masks = _masks(models, looked, device, text_cache)
+    masks = masks_of(models, looked, device, text_cache)
     sheet.columns = list(masks)
     dice: dict[str, np.ndarray] = {}
     if len(known):
@@ -151,7 +151,7 @@ def make_sheet(
     return sheet
 
 
-def _masks(models: Models, split: Split, device: str, cache: Path | None) -> dict[str, list[np.ndarray | None]]:
+def masks_of(models: Models, split: Split, device: str, cache: Path | None) -> dict[str, list[np.ndarray | None]]:
     """By column: what each model says of every picture."""
     found: dict[str, list[np.ndarray | None]] = {}
     if models.vlm is not None:

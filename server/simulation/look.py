@@ -54,9 +54,9 @@ def look(
 
     folder = Path(folder).absolute()
     study, run_key = read_study(folder)
-    files = _site_files(folder)
+    files = site_files_of(folder)
     finished = (folder / "summary.json").is_file()
-    finals = _finals(CheckpointStore(folder / "checkpoints", run_key, study_digest(study)))
+    finals = newest_models(CheckpointStore(folder / "checkpoints", run_key, study_digest(study)))
     if not finals:
         raise UserError(f"{folder}: no round is finished yet", "look again when one is")
     sheets = []
@@ -73,7 +73,7 @@ def look(
     return path
 
 
-def _site_files(folder: Path) -> Sequence[Path]:
+def site_files_of(folder: Path) -> Sequence[Path]:
     """The simulated sites of a run, or of the run that it is a comparison of."""
     for place in (folder / "sites", folder.parent.parent / "sites"):
         if (place / "index.json").is_file():
@@ -85,7 +85,7 @@ def _site_files(folder: Path) -> Sequence[Path]:
     )
 
 
-def _finals(store: CheckpointStore) -> dict[Phase, Checkpoint]:
+def newest_models(store: CheckpointStore) -> dict[Phase, Checkpoint]:
     """The final model of each phase, or while the phase goes on that of its last round."""
     for attempt in range(_TRIES):
         try:
@@ -108,23 +108,30 @@ def _sheet(
     device: str,
 ) -> Sheet:
     config = study.training()
-    data, state = SiteData(site, config.image), SiteState(site.state_dir, study.study, run_key)
+    data = SiteData(site, config.image)
     cache = site.state_dir / "cache" / "text"
     name, split = split_to_show(data, _FINISHED if finished else _TRAINING)
-    models = _models(config, site, data, state, run_key, finals, finished, device)
+    models = models_of(config, site, data, run_key, finals, finished, device)
     return make_sheet(site.site, split, name, models, each=each, most=most, device=device, text_cache=cache)
 
 
-def _models(
+def models_of(
     config: TrainingConfig,
     site: SiteConfig,
     data: SiteData,
-    state: SiteState,
     run_key: str,
     finals: dict[Phase, Checkpoint],
     finished: bool,
     device: str,
 ) -> Models:
+    """What a simulated site has of a run, with the layers that it keeps.
+
+    Args:
+        finals: as `newest_models`.
+        finished: whether the site has been tested with the final student.
+    """
+    state = SiteState(site.state_dir, config.study, run_key)
+
     def at_site(phase: Phase) -> Network | None:
         """The phase's model with the layers that the site keeps of it; None where it keeps none and should."""
         checkpoint = finals.get(phase)
