@@ -7,6 +7,7 @@ figure leaves where at least `limits.min_records` pictures have a part in it.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 _ALWAYS = {"num-examples", "state.age", "seconds", "personal.round"}
 """Counts of pictures and of rounds, and time: no picture has a figure in them."""
+_OF_CLASS = re.compile(r"(?:text_)?(?:dice|iou|dice_pooled)_(\d+)(?:_(?:low|high))?")
+"""Figures of one class: pictures without it have no part in them."""
 
 
 def open_figures(request: Judged, bench: Workbench, figures: Mapping[str, float]) -> dict[str, float]:
@@ -48,6 +51,8 @@ class _Pictures:
 
     def of(self, name: str) -> int:
         group, _, rest = name.partition(".")
+        if group == "train" and (rest == "text_share" or rest.startswith("judged_")):
+            return self._scored("val", "text_dice")  # of `dusss_core.training.judging`
         if group == "train":
             return self._training()
         if group == "pseudo":
@@ -68,8 +73,9 @@ class _Pictures:
         chosen = split.masked
         if told or figure.startswith("text_") or self._request.phase == Phase.PRETRAIN:
             chosen = chosen & split.has_text if figure != "loss" else split.has_text
-        if (number := figure.rpartition("dice_")[2]).isdecimal():
-            holds = [bool((np.asarray(mask) == int(number)).any()) for mask in split.masks]
+        if (of_class := _OF_CLASS.fullmatch(figure)) is not None:
+            number = int(of_class[1])
+            holds = [bool((np.asarray(mask) == number).any()) for mask in split.masks]
             chosen = chosen & np.array(holds, dtype=bool)
         return _pictures(split, chosen)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from flwr.app import RecordDict
 
+from client.declined import Declined
 from client.door.machine import raise_full
 from client.door.request import Judged
 from client.state.store import student_path, write_log
@@ -163,7 +164,8 @@ def _keep_fitted_student(request: Judged, student: dict[str, Tensor], bench: Wor
 
 
 def _keep_vlm(request: Judged, vlm: dict[str, Tensor]) -> None:
-    """Write the whole vision-language model beside this site's own student. It is never sent.
+    """Write the whole vision-language model beside this site's own student, where the site allows it to be built. It is
+    never sent.
 
     Raises:
         UserError: disk full or no permission.
@@ -171,6 +173,10 @@ def _keep_vlm(request: Judged, vlm: dict[str, Tensor]) -> None:
     from dusss_core import student as finished
 
     config, site = request.training, request.site
+    try:
+        request.allowed.language()  # writing it reads its text encoder's settings
+    except Declined:
+        return
     path = finished.vlm_path(student_path(site.state_dir, config.study, request.run_key))
     finished.write_vlm(
         path,

@@ -21,7 +21,11 @@ MOST_PICTURES = 10**8
 LARGEST = 1e12
 """Of the size of a loss, or of what else has no range of its own."""
 _NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
-_SCORE = re.compile(r"(?:[a-z0-9]+_)*(?:dice|iou|precision|recall)(?:_\d+)?")
+_SCORE = re.compile(r"(?:[a-z0-9]+_)*(?:dice|iou|precision|recall)(?:_pooled)?(?:_\d+)?(?:_(?:low|high))?")
+_JUDGED = re.compile(r"train\.(?:text_share|judged_[a-z]+)")
+"""What text-guided masks are judged by at a site: scores, though they are told with what was trained."""
+_PICTURES = re.compile(r"test\.(?:n|n_positive(?:_\d+)?|(?:text_)?dice_from_\d+|text_n(?:_positive(?:_\d+)?)?)")
+"""Counts of test pictures."""
 _SLACK = 1e-6
 """By which rounding may push a mean of scores out of its range."""
 _WHOLE = re.compile(r"n_[a-z]+|.*\.n|personal\.round|ledger-charges")
@@ -80,12 +84,16 @@ def _has_a_place(name: str) -> bool:
 
 def _range(name: str, counts: Mapping[str, int]) -> tuple[float, float]:
     group, _, rest = name.partition(".")
-    if group in _SCORED and _SCORE.fullmatch(rest):
+    if (group in _SCORED and _SCORE.fullmatch(rest)) or _JUDGED.fullmatch(name):
         return -_SLACK, 1 + _SLACK
     if name in COUNTS or name == "num-examples":
         return 0, MOST_PICTURES
-    if name == "test.n":
+    if _PICTURES.fullmatch(name):
         return 0, counts.get("n_test", MOST_PICTURES)
-    if rest == "n" or rest.endswith("hd95") or name in ("seconds", "personal.round", "ledger-charges"):
+    if (
+        rest == "n"
+        or re.search(r"hd95(?:_\d+)?(?:_(?:low|high))?$", rest)
+        or name in ("seconds", "personal.round", "ledger-charges")
+    ):
         return 0, LARGEST
     return -LARGEST, LARGEST

@@ -11,7 +11,7 @@ import pytest
 from client.answer import answer
 from client.door import policy
 from client.door.audit import verify
-from client.work.disclosure import _Pictures
+from client.work.disclosure import _OF_CLASS, _Pictures
 from dusss_core.phases import Phase
 from dusss_core.sampling import labelled_per_step, two_stream_batches
 from server.study.config import load_study
@@ -80,6 +80,24 @@ def test_tiles_of_one_picture_are_one(fake, site_file):
     pictures = _Pictures(request, bench)
     assert {pictures.of(name) for name in ("train.loss", "val.dice", "test.hd95", "test.dice_1")} == {1}
     assert pictures.of("test.dice_2") == pictures.of("pseudo.text_dice") == 0
+
+
+def test_what_text_guided_masks_are_judged_by_counts_validation_pictures():
+    """And not the many training pictures, with whose loss it is told."""
+    from types import SimpleNamespace
+
+    def split(pictures):
+        every = np.ones(pictures, bool)
+        ids = tuple(map(str, range(pictures)))
+        return SimpleNamespace(
+            ids=ids, masked=every, has_text=every, labelled=every, masks=[np.ones((2, 2))] * pictures
+        )
+
+    bench = SimpleNamespace(split=lambda name: split(3 if name == "val" else 50))
+    pictures = _Pictures(SimpleNamespace(limits=None), bench)
+    pictures._request.phase = Phase.SEGMENT
+    assert {pictures.of(name) for name in ("train.text_share", "train.judged_text", "train.judged_plain")} == {3}
+    assert pictures.of("train.loss") == 50
 
 
 def test_a_step_on_a_single_labelled_picture_is_not_made(fake, site_file):
@@ -178,3 +196,10 @@ def test_a_study_over_sites_that_keep_their_figures_finishes(fake, tmp_path, mon
     assert len(of_sites) >= 8 and all(line["accepted"] for line in of_sites)
     assert not any(line.get("val") or line.get("train") for line in of_sites)
     assert (tmp_path / "student.safetensors").is_file() and "dice" not in str(of_sites)
+
+
+@pytest.mark.parametrize("name", ["test.dice_1", "test.dice_pooled_1", "test.dice_1_low", "test.text_dice_1_high"])
+def test_a_figure_of_a_class_counts_the_pictures_that_have_it(name):
+    """And so do its pooled form and the ends of its interval, which one picture alone would decide."""
+    assert _OF_CLASS.fullmatch(name.partition(".")[2])[1] == "1"
+    assert not [other for other in ("dice", "dice_low", "dice_from_20", "n_positive_1") if _OF_CLASS.fullmatch(other)]
