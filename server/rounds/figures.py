@@ -26,6 +26,7 @@ _JUDGED = re.compile(r"train\.(?:text_share|judged_[a-z]+)")
 """What text-guided masks are judged by at a site: scores, though they are told with what was trained."""
 _PICTURES = re.compile(r"test\.(?:n|n_positive(?:_\d+)?|(?:text_)?dice_from_\d+|text_n(?:_positive(?:_\d+)?)?)")
 """Counts of test pictures."""
+_DISTANCE = re.compile(r"(?:[a-z0-9]+_)*hd95(?:_\d+)?(?:_(?:low|high))?")
 _SLACK = 1e-6
 """By which rounding may push a mean of scores out of its range."""
 _WHOLE = re.compile(r"n_[a-z]+|.*\.n|personal\.round|ledger-charges")
@@ -90,10 +91,6 @@ def _range(name: str, counts: Mapping[str, int]) -> tuple[float, float]:
         return 0, MOST_PICTURES
     if _PICTURES.fullmatch(name):
         return 0, counts.get("n_test", MOST_PICTURES)
-    if (
-        rest == "n"
-        or re.search(r"hd95(?:_\d+)?(?:_(?:low|high))?$", rest)
-        or name in ("seconds", "personal.round", "ledger-charges")
-    ):
+    if rest == "n" or _DISTANCE.fullmatch(rest) or name in ("seconds", "personal.round", "ledger-charges"):
         return 0, LARGEST
     return -LARGEST, LARGEST
