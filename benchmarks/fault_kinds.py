@@ -263,7 +263,7 @@ def impossible_statistics(lab: Lab, name: str) -> Outcome:
 
 @fault("a huge answer: 200 MB")
 def huge_reply(lab: Lab, name: str) -> Outcome:
-    return _bad_update(lab, name, "tensors['x'] = torch.zeros(50_000_000)", "its answer is larger than")
+    return _bad_update(lab, name, "tensors['x'] = torch.zeros(50_000_000)", "larger than the")
 
 
 # Data and disks.

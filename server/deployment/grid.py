@@ -111,8 +111,11 @@ class PatientGrid(Grid):
             why = f"its answer is larger than the {beyond} bytes that it can take"
             return _error(asked, self.run.run_id, TOO_LARGE, why)
         except ObjectPullError:
+            # it had been announced, so that the SuperLink can tell no more of it
+            limit = self._limits.get(asked)
             self.forget([asked])
-            return _error(asked, self.run.run_id, ErrorCode.MESSAGE_UNAVAILABLE, "its upload stopped in the middle")
+            why = f"its upload stopped in the middle, or it is larger than the {limit} bytes that it can take"
+            return _error(asked, self.run.run_id, ErrorCode.MESSAGE_UNAVAILABLE, why)
         if not whole:
             return None
         self._done(asked, answer)

@@ -179,7 +179,7 @@ def flood(tmp_path, command, megabytes, patient) -> tuple[dict, float]:
 def test_a_huge_answer_to_a_query_is_refused_by_name_and_fills_no_memory(tmp_path):
     told, peak = flood(tmp_path, OURS, 200, patient=1)
     ((_, reply),) = told["heard"].items()
-    assert reply["reason"].startswith("its answer is larger than the")
+    assert "larger than the" in reply["reason"]
     print(f"SuperLink {peak:.0f} MB, ServerApp {told['peak_mb']:.0f} MB")
     assert peak < 400 and told["peak_mb"] < 400
 

@@ -205,8 +205,8 @@ def test_a_perfect_score_of_one_site_ends_no_phase_and_chooses_no_round_by_the_m
 
 
 def test_a_claimed_number_of_validation_pictures_counts_no_more_than_its_share():
-    assert played(with_liar(10**8, 0.4), max_share=0.4) == (6, 6)
-    assert played(with_liar(10**8, 0.9)) == (2, 4)
+    assert played(with_liar(10**8, 0.45), max_share=0.4) == (6, 6)
+    assert played(with_liar(10**8, 0.45)) == (2, 4)
 
 
 def test_a_study_by_the_median_goes_on_where_one_site_lies(short, tmp_path):  # noqa: F811
