@@ -29,11 +29,12 @@ from tests.server.conftest import make_study
 
 def test_a_query_is_answered_with_name_role_and_counts(fake, site_file):
     reply = answer("query", make_content(arrays=False), site_file)
-    assert dict(reply.config_records["config"]) | {"release": ""} == {
+    assert dict(reply.config_records["config"]) | {"release": "", "audit_head": ""} == {
         "site": "alder",
         "role": "train",
         "vlm": "",
         "release": "",
+        "audit_head": "",
     }
     metrics = reply.metric_records["metrics"]
     assert metrics["n_labelled"] == 8 and metrics["n_unlabelled"] == 8 and metrics["n_val"] == 6
