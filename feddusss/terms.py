@@ -15,7 +15,7 @@ from dusss_core.config import Strict
 MOST_CHARACTERS = 200_000
 """Of its JSON."""
 _Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
-_Key = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+_Key = Annotated[str, StringConstraints(pattern=r"^[a-z][A-Za-z0-9_.-]{0,127}$")]
 _Line = Annotated[str, StringConstraints(pattern=r"^[ -~]{0,128}$")]
 """Printable, since a person reads it in a terminal."""
 
@@ -28,8 +28,8 @@ class Terms(Strict):
     partners: dict[_Name, _Line] = Field(default_factory=dict, max_length=2000)
     """Each hospital's name, and the fingerprint of its key (SHA256:...; empty: it has sent none yet). Empty: the
     coordinator does not say."""
-    federation: dict[_Key, bool | int | float | _Line | None] = Field(default_factory=dict, max_length=64)
-    """Settings of `federation` that say what becomes of an update."""
+    federation: dict[_Key, bool | int | float | _Line | None] = Field(default_factory=dict, max_length=4000)
+    """Settings of `federation` that say what becomes of an update, by their dotted keys."""
 
     @property
     def min_sites(self) -> int:

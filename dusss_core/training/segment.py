@@ -176,16 +176,16 @@ class Segmenter(PhaseTrainer):
 
     def geometry(self, count: int, draw: torch.Generator) -> Geometry:
         """A draw of flips, turns, rotation, scale and shift for so many pictures."""
-        return self._drawn(count, draw, self.settings.flip, self.settings.turns)
+        return self._geometry(count, draw, self.settings.flip, self.settings.turns)
 
     def geometry_told(self, positions: np.ndarray, draw: torch.Generator) -> Geometry:
         """As `geometry`, but that a picture is mirrored or turned only where its sentence can be."""
         sentence = torch.from_numpy(self.train.sentence[positions])
         flip = self.text.may_flip(sentence) & self.settings.flip
         turns = self.text.may_turn(sentence) if self.settings.turns else False
-        return self._drawn(len(positions), draw, flip, turns)
+        return self._geometry(len(positions), draw, flip, turns)
 
-    def _drawn(self, count: int, draw: torch.Generator, flip: bool | Tensor, turns: bool | Tensor) -> Geometry:
+    def _geometry(self, count: int, draw: torch.Generator, flip: bool | Tensor, turns: bool | Tensor) -> Geometry:
         return Geometry.draw(count, draw, flip=flip, turns=turns, outside=self.settings.outside)
 
     def words(self, positions: np.ndarray, draw: torch.Generator, mirrored: Tensor | None = None) -> Words:

@@ -88,7 +88,7 @@ class StudyConfig(TrainingConfig):
         changed = self.federation.model_dump(mode="json", exclude_defaults=True)
         # at its default a setting that a later release brings is not told, so that an approval goes on to cover it
         values = {key: value for key, value in told.items() if key in _ALWAYS_TOLD or key in changed}
-        return Terms(release=__version__, partners=dict(partners), federation=values)
+        return Terms(release=__version__, partners=dict(partners), federation=configfile.flat(values))
 
     def phases(self) -> dict[Phase, int]:
         """Rounds by phase, in order; no pretraining where neither its masks nor its image tower would be used."""

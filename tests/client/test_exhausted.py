@@ -39,10 +39,10 @@ def device(monkeypatch):
 
 
 def broken(error, when=lambda self: True):
-    def broken(self, *arguments):
+    def broken(self, *arguments, **options):
         if when(self):
             raise error
-        return self.undisturbed(*arguments)
+        return self.undisturbed(*arguments, **options)
 
     return broken
 

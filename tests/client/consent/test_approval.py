@@ -73,10 +73,11 @@ def test_what_was_approved_by_whom_and_when_stands_in_the_audit_log(careful, cap
     "changes",
     [
         {"segment": {"patience": 21}},
-        {"segment": {"optimizer": {"lr": 1.0}}},
+        {"segment": {"optimizer": {"lr": 0.05}}},
         {"method": {"preset": "supervised"}},
         {"federation": {"min_sites": 1}},
         {"federation": {"weighting": "uniform"}},
+        {"federation": {"sizes": {"alder": 16}}},
         {"seed": 99},
     ],
 )

@@ -54,6 +54,6 @@ def test_a_site_without_sentences_takes_no_part_in_a_sum_that_it_cannot_train_fo
 def test_a_second_run_of_the_same_study_at_the_same_sites_is_told_to_change_its_seed(tmp_path, quiet):
     simulate(study(), tmp_path / "one", reporter=quiet)
     files = sorted((tmp_path / "one" / "sites").glob("*/site.yaml"))
-    with pytest.raises(RoundFailed, match=r"very same round in another run.*change the study's seed"):
+    with pytest.raises(RoundFailed, match=r"of this very model in another run.*change the study's seed"):
         simulate(study(), tmp_path / "two", reporter=quiet, site_files=files)
     simulate(study().model_copy(update={"seed": 99}), tmp_path / "three", reporter=quiet, site_files=files)
