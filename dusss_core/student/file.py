@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import ValidationError
 
-from dusss_core.config import TrainingConfig
+from dusss_core.config import Strict, TrainingConfig
 from dusss_core.errors import UserError
 from dusss_core.files import digest_of_tensors, read_tensors, write_tensors
 from dusss_core.student.about import About, Layers
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 KEY = "feddusss.student"
+Header = TypeVar("Header", bound=Strict)
 _OTHERS = ("others.", "pixel_heads.", "second.")
 """Parts of a student that only training needs."""
 _MOST_NAMES = 3
@@ -88,8 +89,20 @@ def read_student(path: Path | str) -> tuple[About, dict[str, Tensor]]:
             f"{path}: not a student's file but {kind}: it does not say how it is used",
             "use student.safetensors of the run's folder, or the file that the run wrote at your site",
         )
+    return checked_header(About, metadata[KEY], tensors, path), tensors
+
+
+def checked_header(kind: type[Header], text: str, tensors: Mapping[str, Tensor], path: Path) -> Header:
+    """The header of a finished model's file, whose `tensors` is the digest of the file's weights.
+
+    Args:
+        kind: its schema.
+
+    Raises:
+        UserError: of another release, or the weights are damaged.
+    """
     try:
-        about = About.model_validate_json(metadata[KEY])
+        about = kind.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "header"
@@ -99,7 +112,7 @@ def read_student(path: Path | str) -> tuple[About, dict[str, Tensor]]:
         ) from None
     if digest_of_tensors(tensors) != about.tensors:
         raise UserError(f"{path}: its weights are not those that were written", "copy the file again")
-    return about, tensors
+    return about
 
 
 def check_fit(what: str, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:

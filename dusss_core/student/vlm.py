@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from dusss_core.config import ImageConfig, Strict, TextConfig, TrainingConfig, VLMConfig
 from dusss_core.devices import resolve_device
@@ -22,7 +22,7 @@ from dusss_core.errors import UserError
 from dusss_core.files import digest_of_tensors, read_tensors, write_tensors
 from dusss_core.records import Split
 from dusss_core.student.about import Layers
-from dusss_core.student.file import check_fit
+from dusss_core.student.file import check_fit, checked_header
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,18 +107,7 @@ def read_vlm(path: Path | str) -> tuple[AboutVLM, dict[str, Tensor]]:
             f"{path}: not a vision-language model's file: it does not say how it is used",
             "use NAME.vlm.safetensors, which the run wrote beside the student NAME.safetensors",
         )
-    try:
-        about = AboutVLM.model_validate_json(metadata[KEY])
-    except ValidationError as error:
-        first = error.errors(include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "header"
-        raise UserError(
-            f"{path}: its header is not one of this release: '{where}': {first['msg']}",
-            "use the release of feddusss that wrote it, or a newer one",
-        ) from None
-    if digest_of_tensors(tensors) != about.tensors:
-        raise UserError(f"{path}: its weights are not those that were written", "copy the file again")
-    return about, tensors
+    return checked_header(AboutVLM, metadata[KEY], tensors, Path(path)), tensors
 
 
 class TextGuide:
