@@ -60,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         layout.add_argument(
             "--columns", type=Path, metavar="TABLE", help="CSV or xlsx with more columns (hospital, ...)"
         )
-        layout.add_argument("--key", help="its column that names the picture")
+        layout.add_argument("--key", help="column that names the picture, in either sheet")
         layout.add_argument("--text", help="column of the sentences (default: text, description, report, ...)")
         layout.add_argument(
             "--extract",
