@@ -30,9 +30,9 @@ def evaluate(student: Student, manifest: Path, out: Path | None = None, split: s
     """Figures over the records of a manifest that have masks, and a CSV with a line for each.
 
     Returns:
-        {"n", "splits", "groups", "dice_per_picture", "dice_pooled", "iou_per_picture", "hd95_per_picture", "classes", ...}. A
-        figure is {"value", "low", "high"}, with the middle 95 % of 2,000 bootstrap draws of patients (of pictures where
-        no patient is named).
+        {"n", "splits", "groups", "dice_per_picture", "dice_pooled", "iou_per_picture", "hd95_per_picture", "classes",
+        ...}. "splits" counts the records of each split. A figure is {"value", "low", "high"}, with the middle 95 % of
+        2,000 bootstrap draws of patients (of pictures where no patient is named).
 
     Raises:
         UserError: mistakes in the manifest, no record with a mask, or pictures that cannot be read.

@@ -39,8 +39,8 @@ def line(site: str, found: Mapping[str, Any]) -> str:
     figures = f"{found['text']:.2f} against {found['reference']:.2f}"
     if share >= 1 and found["text"] < found["reference"]:
         return (
-            f"text-guided masks are below {against} at {site}: {figures}; on so few pictures that may be chance, so they "
-            "weigh in full there"
+            f"text-guided masks are below {against} at {site}: {figures}; on so few pictures that may be chance, so "
+            "they weigh in full there"
         )
     if share >= 1:
         return f"text-guided masks hold against {against} at {site}: {figures}; they weigh in full there"

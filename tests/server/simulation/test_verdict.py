@@ -23,7 +23,9 @@ def test_a_method_that_loses_is_said_to_with_the_site_where_it_does():
 
 def test_a_method_that_gains_more_than_chance_is_worth_it():
     text = told({"a": 0.8, "b": 0.7}, supervised=sites(a=0.7, b=0.6))
-    assert "10.0 points above federated supervised training (0.650)" in text and text.endswith("worth it here (one seed).")
+    assert "10.0 points above federated supervised training (0.650)" in text and text.endswith(
+        "worth it here (one seed)."
+    )
     assert "not worth it" not in text
 
 
