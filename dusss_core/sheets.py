@@ -25,7 +25,7 @@ def name_key(name: str) -> str:
 
 
 def read_table(table: Path) -> Iterator[list[str]]:
-    """The rows of a CSV or xlsx file, the first names the columns.
+    """The rows of a CSV (with commas, semicolons or tabs) or xlsx file, the first names the columns.
 
     Raises:
         UserError: missing, or not a table.
@@ -42,7 +42,10 @@ def read_table(table: Path) -> Iterator[list[str]]:
                 book.close()
         else:
             with table.open(encoding="utf-8-sig", newline="") as file:
-                yield from csv.reader(file)
+                first = file.readline()
+                file.seek(0)
+                # a spreadsheet in a language with a decimal comma writes semicolons
+                yield from csv.reader(file, delimiter=max(",;\t", key=first.count))
     except FileNotFoundError:
         raise UserError(f"{table}: no such file", "check the path") from None
     except UserError:

@@ -13,9 +13,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dusss_core.errors import UserError
 from feddusss import cli
+
+if TYPE_CHECKING:
+    from dusss_core.manifest import Record
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -60,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
         layout.add_argument(
             "--columns", type=Path, metavar="TABLE", help="CSV or xlsx with more columns (hospital, ...)"
         )
-        layout.add_argument("--key", help="its column that names the picture")
+        layout.add_argument("--key", help="column that names the picture, in either sheet")
         layout.add_argument("--text", help="column of the sentences (default: text, description, report, ...)")
         layout.add_argument(
             "--extract",
@@ -75,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     dividing = commands.add_parser("partition", help="divide one data set into sites")
     dividing.add_argument("manifest", type=Path, help="manifest of the data set")
-    dividing.add_argument("--config", type=Path, help="how (YAML, see sites/partition.py); or --set alone")
+    dividing.add_argument("--config", type=Path, help="how (YAML, see docs/data.md); or --set alone")
     dividing.add_argument("--out", type=Path, required=True, help="folder for the sites")
     dividing.add_argument("--seed", type=int, default=1, help="seed of every draw (default 1)")
     dividing.add_argument("--force", action="store_true", help="write into a folder that is not empty")
@@ -149,9 +153,11 @@ def _import(arguments: argparse.Namespace) -> None:
 
 
 def _partition(arguments: argparse.Namespace) -> None:
-    from dusss_core.manifest import read_manifest
+    from collections import Counter
+
+    from dusss_core.manifest import SPLITS, read_manifest
     from feddusss import configfile
-    from sites.partition import PartitionConfig, partition, write_sites
+    from sites.partition import OFFICIAL_TEST, PartitionConfig, partition, write_sites
 
     values = configfile.read_yaml(arguments.config) if arguments.config else {}
     config = configfile.parse(PartitionConfig, values, str(arguments.config or "partition"), arguments.overrides)
@@ -159,7 +165,27 @@ def _partition(arguments: argparse.Namespace) -> None:
     sites = partition(records, config, arguments.seed)
     _refuse_full(arguments.out, arguments.force)
     for file, (name, members) in zip(write_sites(arguments.out, sites), sites.items(), strict=True):
-        print(f"{name}: {len(members)} records, {file}")
+        splits = Counter(record.split for record in members)
+        counts = ", ".join(f"{split} {splits[split]}" for split in SPLITS if splits[split])
+        print(f"{name}: {len(members)} records ({counts}), {file}")
+    for split in ("val", "test"):
+        lacking = [name for name, members in sites.items() if name != OFFICIAL_TEST and not _has(members, split)]
+        if lacking and not (split == "test" and OFFICIAL_TEST in sites):
+            print(
+                f"warning: no {split} records: {', '.join(lacking)}; --set hold_out.{split}=0.2 draws some by patient",
+                file=sys.stderr,
+            )
+    others = sorted(path.parent.name for path in arguments.out.glob("*/site.yaml") if path.parent.name not in sites)
+    if others:
+        print(
+            f"warning: {arguments.out}: sites of an earlier division are still there, and a study on this folder takes "
+            f"them too; remove them: {', '.join(others)}",
+            file=sys.stderr,
+        )
+
+
+def _has(members: Sequence[Record], split: str) -> bool:
+    return any(record.split == split for record in members)
 
 
 def _synth(arguments: argparse.Namespace) -> None:

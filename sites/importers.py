@@ -34,7 +34,7 @@ class ImportOptions:
     columns: Path | None = None
     """CSV or xlsx file with further columns (hospital, patient, ...), joined by the picture's name."""
     key: str | None = None
-    """Its column that names the picture; image, id, file, name or slide if None."""
+    """Column that names the picture, there or in the sheet of texts; image, id, file, name or slide if None."""
     text: str | None = None
     """Column of the sentences; text, description, report, caption, sentence, findings or impression if None."""
     extract: Mapping[str, str] = field(default_factory=dict)
@@ -144,7 +144,10 @@ def _add(
 def _finish(result: Imported, options: ImportOptions) -> Imported:
     if not result.records:
         raise UserError(f"{result.manifest.parent}: no pictures found", f"pictures end in {', '.join(SUFFIXES)}")
-    joined = _by_key(options.columns, options.key, result.warnings) if options.columns else {}
+    joined = {}
+    if options.columns:
+        told = any(record.text for record in result.records)  # then --text was of another sheet
+        joined = _by_key(options.columns, options.key, result.warnings, options.text, text_may_lack=told)
     if options.columns and not any(name_key(record.id) in joined for record in result.records):
         raise UserError(f"{options.columns}: no row names one of the pictures", "name its key column with --key")
     records = [_with_cells(record, joined.get(name_key(record.id), {}), options.extract) for record in result.records]
@@ -199,12 +202,17 @@ def _texts(folder: Path, options: ImportOptions, warnings: list[str]) -> dict[st
     for name in ("texts.csv", "texts.xlsx"):
         if (folder / name).is_file():
             return _sheet(folder / name, options, warnings)
+    if not options.columns:
+        others = {path.name for path in [*folder.glob("*.csv"), *folder.glob("*.xlsx")]} - {"manifest.csv"}
+        others = {name for name in others if not name.startswith(("~$", "."))}
+        _warn(warnings, f"{folder}: sheets that are not read: name one with --columns, or call it texts.csv", others)
     return {}
 
 
 def _sheet(table: Path, options: ImportOptions, warnings: list[str]) -> dict[str, dict[str, str]]:
     """A table of sentences, by picture; the user hears if there is no column of them, or more in it than is kept."""
-    cells = _by_key(table, None, warnings, options.text)
+    both = options.columns is not None  # then a column that is named may be of that sheet
+    cells = _by_key(table, options.key, warnings, options.text, key_may_lack=both, text_may_lack=both)
     columns = list(next(iter(cells.values()), {}))
     if columns and "text" not in columns and not any(MORE_TEXT.fullmatch(name) for name in columns):
         wordy = [name for name in columns if _is_wordy(cells, name)]
@@ -233,16 +241,26 @@ def _merge(
 
 
 def _by_key(
-    table: Path, key_column: str | None, warnings: list[str], text_column: str | None = None
+    table: Path,
+    key_column: str | None,
+    warnings: list[str],
+    text_column: str | None = None,
+    *,
+    key_may_lack: bool = False,
+    text_may_lack: bool = False,
 ) -> dict[str, dict[str, str]]:
     """The rows of a table by the picture they name; the text's column becomes `text`, known ones lower
-    case."""
+    case. A named column that may lack and does is looked for as if it were not named."""
     rows = read_table(table)
     header = next(rows, None)
     if header is None:
         raise UserError(f"{table}: empty", "its first row names the columns")
     names = [name.strip() for name in header]
     lower = [name.lower() for name in names]
+    if key_column and key_may_lack and key_column.lower() not in lower:
+        key_column = None
+    if text_column and text_may_lack and text_column.lower() not in lower:
+        text_column = None
     wanted = [key_column.lower()] if key_column else [name for name in KEY_COLUMNS if name in lower][:1]
     if not wanted or wanted[0] not in lower:
         raise UserError(

@@ -193,6 +193,8 @@ def _metadata_of_figures(about, summary: Mapping[str, Any]) -> list[str]:
 
 def _summary(student: Student, run: Path) -> tuple[dict[str, Any], str]:
     path = run / "summary.json"
+    if not path.is_file() and run.name == "students":  # of a simulated site, in the run's own folder
+        path = run.parent / "summary.json"
     if not path.is_file():
         return {}, ", without figures: no summary.json beside the file (name the run's folder with --run)"
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,15 @@ def evaluate(student: Student, manifest: Path, out: Path | None = None, split: s
     """Figures over the records of a manifest that have masks, and a CSV with a line for each.
 
     Returns:
-        {"n", "groups", "dice_per_picture", "dice_pooled", "iou_per_picture", "hd95_per_picture", "classes", ...}. A
-        figure is {"value", "low", "high"}, with the middle 95 % of 2,000 bootstrap draws of patients (of pictures where
-        no patient is named).
+        {"n", "splits", "groups", "dice_per_picture", "dice_pooled", "iou_per_picture", "hd95_per_picture", "classes",
+        ...}. "splits" counts the records of each split. A figure is {"value", "low", "high"}, with the middle 95 % of
+        2,000 bootstrap draws of patients (of pictures where no patient is named).
 
     Raises:
         UserError: mistakes in the manifest, no record with a mask, or pictures that cannot be read.
     """
-    scores = scores_of(student, manifest, split)
+    records = _with_masks(manifest, split)
+    scores = _scores(student, records)
     if out is not None:
         write_text(out, _csv(scores))
     bootstrap = Bootstrap(_groups(scores["patient"], scores["id"]))
@@ -52,6 +54,7 @@ def evaluate(student: Student, manifest: Path, out: Path | None = None, split: s
         "model": student.about.tensors,
         "study": student.about.study,
         "n": len(counts),
+        "splits": dict(sorted(Counter(record.split for record in records).items())),
         "groups": len(bootstrap),
         "dice_per_picture": over_pictures("dice"),
         "dice_pooled": _figure(over_classes(whole), over_classes(each)),
@@ -77,11 +80,19 @@ def scores_of(student: Student, manifest: Path, split: str | None = None) -> dic
     Raises:
         UserError: as `evaluate`.
     """
+    return _scores(student, _with_masks(manifest, split))
+
+
+def _with_masks(manifest: Path, split: str | None) -> list[Record]:
     if split is not None and split not in SPLITS:
         raise UserError(f"--split {split}: no such split", f"use {', '.join(SPLITS)}")
     records = [r for r in read_manifest(manifest) if r.mask is not None and split in (None, r.split)]
     if not records:
         raise UserError(f"{manifest}: no record with a mask to compare with", "name masks in the column mask")
+    return records
+
+
+def _scores(student: Student, records: list[Record]) -> dict[str, np.ndarray]:
     classes = student.about.image.classes
     lines = []
     predictions = student.predict_each(record.image for record in records)
@@ -103,6 +114,12 @@ def table(figures: dict[str, Any]) -> str:
     lines += [f"  {title:<36}{_told(figures[name])}" for name, title in names.items()]
     for name, one in figures.get("classes", {}).items():
         lines.append(f"  {name}: pooled {_told(one['dice_pooled'])}; in {one['pictures_with_it']} pictures")
+    if len(figures["splits"]) > 1:
+        parts = ", ".join(f"{n} {name}" for name, n in figures["splits"].items())
+        lines.append(
+            f"These are {parts} pictures. If the student was trained on this manifest, figures over its training and "
+            "validation pictures are too good: --split test takes the test pictures alone."
+        )
     return "\n".join(lines)
 
 

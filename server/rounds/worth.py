@@ -37,6 +37,11 @@ def line(site: str, found: Mapping[str, Any]) -> str:
     """What `judged` found, in one line for a person."""
     against, share = AGAINST[found["against"]], found["share"]
     figures = f"{found['text']:.2f} against {found['reference']:.2f}"
+    if share >= 1 and found["text"] < found["reference"]:
+        return (
+            f"text-guided masks are below {against} at {site}: {figures}; on so few pictures that may be chance, so "
+            "they weigh in full there"
+        )
     if share >= 1:
         return f"text-guided masks hold against {against} at {site}: {figures}; they weigh in full there"
     weigh = f"they weigh {share:.1f} there" if share >= 0.05 else "they weigh nothing there"

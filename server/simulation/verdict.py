@@ -15,6 +15,8 @@ stays at the sites, so that only their number is known here."""
 _CALLED = {
     "local": "each site alone",
     "centralized": "the pooled data",
+}
+_ALSO_FEDERATED = {
     "supervised": "supervised training",
     "mean_teacher": "Mean Teacher",
     "clip": "CLIP-style pretraining",
@@ -36,7 +38,7 @@ def verdict(study: StudyConfig, summary: Mapping[str, Any]) -> str | None:
     """
     ours = our_name(study)
     dice = {ours: _by_site(summary)}
-    dice |= {_CALLED.get(name, name): _by_site(found) for name, found in summary.get("compare", {}).items()}
+    dice |= {_called(name): _by_site(found) for name, found in summary.get("compare", {}).items()}
     dice = {name: of_site for name, of_site in dice.items() if of_site}
     sites = sorted(set.intersection(*map(set, dice.values()))) if dice else []
     if ours not in dice or len(dice) < 2 or not sites:
@@ -50,8 +52,12 @@ def our_name(study: StudyConfig) -> str:
     method = study.method
     if method.objective != "dusss":
         return f"federated {method.objective}"
-    known = {"dusss": "DuSSS", **_CALLED}
+    known = {"dusss": "DuSSS", **_ALSO_FEDERATED}
     return f"federated {known[method.preset]}"
+
+
+def _called(name: str) -> str:
+    return _CALLED.get(name) or f"federated {_ALSO_FEDERATED.get(name, name)}"
 
 
 def noise(n: int) -> float:
@@ -87,6 +93,8 @@ def _worth_it(dice: Mapping[str, Mapping[str, float]], sites: list[str], counts:
     gain = mean[ours] - rivals[best]
     pictures = sum(counts[site] for site in sites)
     size = f"{abs(gain) * 100:.1f} points {'above' if gain >= 0 else 'below'} {best} ({rivals[best]:.3f})"
+    if round(abs(gain) * 100, 1) == 0:
+        size = f"as much as {best} ({rivals[best]:.3f})"
     told = f"In the mean over sites {ours} has {mean[ours]:.3f}, {size}: "
     limit = f"the {enough * 100:.1f} that {pictures} test pictures can tell apart"
     if abs(gain) <= enough:

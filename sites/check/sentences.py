@@ -187,7 +187,8 @@ def _check_words(report: Report, with_text: Sequence[Record]) -> None:
     odd = {}
     for word in sorted(unknown):
         if len(word) >= 5 and unknown[word] <= max(1, len(with_text) // 100):
-            near = [n for n in difflib.get_close_matches(word, frequent, n=3, cutoff=0.84) if not _same_stem(word, n)]
+            near = [n for n in frequent if _swapped(word, n)]
+            near += [n for n in difflib.get_close_matches(word, frequent, n=3, cutoff=0.84) if not _same_stem(word, n)]
             if near:
                 odd[word] = near[0]
     for word, near in list(odd.items())[:20]:
@@ -199,6 +200,19 @@ def _check_words(report: Report, with_text: Sequence[Record]) -> None:
             "misspelt",
             rows[word],
         )
+
+
+def _swapped(a: str, b: str) -> bool:
+    """Whether two words differ in the order of two neighbouring letters alone: brigth, bright."""
+    if len(a) != len(b):
+        return False
+    differ = [i for i in range(len(a)) if a[i] != b[i]]
+    return (
+        len(differ) == 2
+        and differ[1] == differ[0] + 1
+        and a[differ[0]] == b[differ[1]]
+        and a[differ[1]] == b[differ[0]]
+    )
 
 
 def _same_stem(a: str, b: str) -> bool:

@@ -370,6 +370,7 @@ text("short_sentence", "warning", "dense", "one_word")
 text("foreign_sentence", "warning", "Ein infizierter Bereich im linken Oberlappen der Lunge.", "german")
 text("foreign_sentence", "warning", "Инфекция в верхней доле левого легкого.", "russian")
 text("misspelt", "warning", "One infeced area in the {height} {side} lung, dense.", "misspelt")
+text("misspelt", "warning", "One infected area in the {height} {side} lung, desne.", "letters_exchanged")
 text("broken_text", "warning", "One infected area in the {height} {side} lung, Ã¼ber dense.", "broken_letters")
 text("text_name", "warning", "One infected area in the {height} {side} lung, seen by Dr. Miller.", "doctor")
 text(

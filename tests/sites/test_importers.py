@@ -192,3 +192,26 @@ def test_a_column_of_sentences_that_is_not_known_is_named_with_those_that_are(tm
     assert read_manifest(import_folder(tmp_path, options).manifest)[0].text == "dense area, left lung"
     with pytest.raises(UserError, match="no column 'notes'"):
         import_folder(tmp_path, ImportOptions(text="notes", force=True))
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_columns_of_any_name_are_found_in_either_sheet(tmp_path, beside):
+    save(tmp_path / "images/a.png", picture(1))
+    rows = [["Bild", "Befund", "Patient"], ["a.png", "One nodule on the left.", "7"]]
+    sheet = tmp_path / ("befunde.xlsx" if beside else "texts.xlsx")
+    write_xlsx(sheet, rows)
+    if beside:
+        assert any("befunde.xlsx" in line and "--columns" in line for line in import_folder(tmp_path).warnings)
+    options = ImportOptions(columns=sheet if beside else None, key="Bild", text="Befund", force=True)
+    (record,) = read_manifest(import_folder(tmp_path, options).manifest)
+    assert (record.text, record.patient) == ("One nodule on the left.", "7")
+    with pytest.raises(UserError, match="no column 'Report'"):
+        import_folder(tmp_path, ImportOptions(columns=options.columns, key="Bild", text="Report", force=True))
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_sheet_of_texts_may_have_any_usual_separator(tmp_path, separator):
+    save(tmp_path / "images/a.png", picture(1))
+    (tmp_path / "texts.csv").write_text(f"image{separator}text\na.png{separator}a nodule\n", encoding="utf-8")
+    (record,) = read_manifest(import_folder(tmp_path).manifest)
+    assert record.text == "a nodule"

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from dusss_core.errors import UserError
 from dusss_core.manifest import Record, read_manifest
+from sites.__main__ import main
 from sites.config import load_site
 from sites.partition import PartitionConfig, partition, write_sites
 from tests.sites.builders import rows_of, write_rows
@@ -283,3 +284,17 @@ def test_what_is_written_is_the_partition(tmp_path):
         assert [(r.id, r.split, r.labelled, r.image) for r in read] == [
             (r.id, r.split, r.labelled, r.image) for r in members
         ]
+
+
+def test_the_command_names_what_a_study_would_lack_and_sites_left_over(tmp_path, capsys):
+    manifest = write_rows(tmp_path / "m.csv", rows_of(tmp_path, 24, ("train", "test")))
+    arguments = ["partition", str(manifest), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--set", "sites=3"]) == 0
+    out, err = capsys.readouterr()
+    assert "(train " in out and ", test " in out
+    assert "no val records: site_1, site_2, site_3; --set hold_out.val" in err
+    assert "no test" not in err and "earlier" not in err
+    assert main([*arguments, "--force", "--set", "sites=2", "--set", "hold_out.val=0.5"]) == 0
+    out, err = capsys.readouterr()
+    assert ", val " in out and "no val" not in err
+    assert err.rstrip().endswith("remove them: site_3")

@@ -108,6 +108,10 @@ def test_a_card_tells_the_figures_of_the_run_and_its_head_is_yaml(student_file, 
         assert told in body, told
     assert "<script>" not in text
     assert "http" not in text
+    (tmp_path / "students").mkdir()  # a simulated site's own, which lies a folder deeper
+    one = model.rename(tmp_path / "students" / "north.safetensors")
+    assert main(["export", str(one), "--to", "card", "--out", str(tmp_path / "north.md")]) == 0
+    assert "| north | 20, 140 | 40 | 0.712" in (tmp_path / "north.md").read_text()
 
 
 def test_a_card_has_intervals_and_each_class_where_the_summary_has_them(student_file):  # noqa: F811

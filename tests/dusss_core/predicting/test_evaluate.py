@@ -70,9 +70,12 @@ def test_a_split_can_be_chosen_and_without_masks_nothing_is_told(student_file, m
     model = str(student_file())
     assert main(["evaluate", model, str(manifest), "--split", "test"]) == 0
     told = capsys.readouterr().out
-    assert "2 pictures of 1 patients" in told
+    assert "2 pictures of 1 patients" in told and "too good" not in told
     assert "Dice, mean over pictures" in told
     assert "Dice, pooled over all pixels" in told
+    assert main(["evaluate", model, str(manifest)]) == 0
+    told = capsys.readouterr().out
+    assert "These are 2 test, 4 train pictures." in told and "--split test" in told
     assert main(["evaluate", model, str(manifest), "--split", "val"]) == 2
     assert "no record with a mask" in capsys.readouterr().err
 

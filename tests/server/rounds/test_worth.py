@@ -24,7 +24,10 @@ def test_the_line_names_the_best_of_what_text_was_compared_with():
     assert line("B", judged(nothing)) == (
         "text-guided masks lose against a student of its labels alone at B: 0.61 against 0.90; they weigh nothing there"
     )
-    assert "hold against" in line("B", judged({**TRAIN, "text_share": 1.0}))
+    full = {**TRAIN, "text_share": 1.0}
+    below = line("B", judged(full))
+    assert "are below" in below and "may be chance" in below and "hold against" not in below
+    assert "hold against" in line("B", judged({**full, "judged_text": 0.99}))
 
 
 @pytest.mark.parametrize("broken", [{"text_share": float("nan")}, {"judged_text": "0.6"}, {"text_share": None}])
@@ -43,7 +46,7 @@ def test_a_site_is_spoken_of_when_something_changes_there_and_not_each_round():
         for share in (1.0, 0.4, 0.3, 0.0, 0.0, 1.0)
     ]
     assert [len(lines) for lines in told] == [0, 1, 0, 1, 0, 1]
-    assert "they weigh 0.4 there" in told[1][0] and "weigh nothing" in told[3][0] and "hold" in told[5][0]
+    assert "they weigh 0.4 there" in told[1][0] and "weigh nothing" in told[3][0] and "in full" in told[5][0]
     assert worth.news(Phase.SEGMENT, {"b": {"train.loss": 1.0}})[0].startswith("b: nothing tells")
     assert not Worth(make_study(method={"judge_text": False})).news(Phase.SEGMENT, {"a": metrics()})
 

@@ -104,7 +104,7 @@ def test_a_run_that_trains_is_shown_on_validation_pictures(run, tmp_path):
     for checkpoint in (tmp_path / "run" / "checkpoints").glob("segment-*"):
         checkpoint.unlink()
     page = look(tmp_path / "run", say=lambda line: None).read_text(encoding="utf-8")
-    assert "ranked by the Dice of: " in page
+    assert "ranked by the Dice of the column " in page
     assert "The student is that of" not in page
 
 
