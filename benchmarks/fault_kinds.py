@@ -19,6 +19,7 @@ from benchmarks.fault_lab import (
     Cable,
     Lab,
     NotSurvived,
+    check_means,
     fill,
     lost,
     misbehaving,
@@ -179,6 +180,8 @@ def upload_broken(lab: Lab, name: str) -> Outcome:
             time.sleep(25)
             since = now()
             cable.mend()
+    check_means(out)
+    lab.check_trained_once(out)
     missed = lost(out)
     if 2 in missed:
         raise NotSurvived(f"cedar's answer was lost: {missed}")
