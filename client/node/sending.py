@@ -1,6 +1,6 @@
 """An answer is sent until all of it has arrived, also over a line that breaks in the middle.
 
-Flower's SuperNode tries each request again until the line is back. But where the line took the *reply* to a request
+Flower's SuperNode tries most requests again until the line is back. But where the line took the *reply* to a request
 with it, the SuperLink has the object already, refuses it, and Flower gives the whole answer up and deletes it. Here the
 answer is announced anew: the SuperLink says which objects it lacks, and these are sent.
 """
@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-WAITS_S = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
-"""Before each further try. How long the line was away does not count: Flower waits for it within a try."""
+WAITS_S = (1.0, 2.0, 5.0, 10.0, *[15.0] * 12)
+"""Before each further try: for as long as the SuperLink keeps an answer of which nothing more comes, three minutes.
+Flower waits for the line within a try, but not where TLS is cut short: it takes that for a wrong certificate."""
 _LOOK_S = 0.5
 _REFUSED = range(400, 500)
 """Answers of HTTP that another try does not change."""
