@@ -54,7 +54,7 @@ def sent_over(line):
     return sending.until_it_arrives(line.send, line.push, SimpleNamespace(get=CONTENTS.get))(MESSAGE, TREE, 0.1)
 
 
-@pytest.mark.parametrize("how", [{"broken": [3]}, {"broken": [1, 2, 6]}, {"forgets_at": 5}])
+@pytest.mark.parametrize("how", [{"broken": [3]}, {"broken": [1, 2, 6]}, {"broken": range(1, 7)}, {"forgets_at": 5}])
 def test_an_answer_whose_upload_broke_is_announced_again_and_arrives_whole(how):
     line = Line(**how)
     lacking, _ = sent_over(line)
