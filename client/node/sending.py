@@ -13,8 +13,8 @@ from functools import partial
 from typing import Any
 
 WAITS_S = (1.0, 2.0, 5.0, 10.0, *[15.0] * 12)
-"""Before each further try, and from the first on once more of the answer has come: for as long as the SuperLink keeps an
-answer of which nothing more comes, three minutes. Flower waits for the line within a try, but not where TLS is cut
+"""Before each further try, and from the first on once more of the answer has come: for as long as the SuperLink keeps
+an answer of which nothing more comes, three minutes. Flower waits for the line within a try, but not where TLS is cut
 short: it takes that for a wrong certificate."""
 _LOOK_S = 0.5
 _REFUSED = range(400, 500)
