@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from server.runs.runfolder import ALL_SITES
 from server.study.config import StudyConfig
 from tests.deployment import ROOT, Client, Process, processes_with, wait_until
 from tests.server.conftest import finals
-from tests.server.deployed import Federation, events, federation, wait_for_event
+from tests.server.deployed import Federation, events, federation, metrics, wait_for_event
 
 SITES = ("alder", "birch", "cedar")
 ROUNDS = 6
@@ -87,13 +90,35 @@ class Lab:
         return out, self.there.run(out, *(f"--set={setting}" for setting in settings))
 
     def check_equal(self, out: Path) -> None:
-        """Raises NotSurvived if the final model is not that of the run that nobody disturbed."""
+        """Compare a run in which no site missed a round with the run that nobody disturbed.
+
+        Raises:
+            NotSurvived: a site was left out of a round, or the final model is not that of the undisturbed run.
+        """
+        check_means(out, all_sites=True)
         if self._undisturbed is None:
+            self.heal()  # the fault may have left its victim stopped
             with self.study("undisturbed") as whole:
                 pass
+            check_means(whole, all_sites=True)
             self._undisturbed = finals(whole)
         if finals(out) != self._undisturbed:
             raise NotSurvived("the final model is not that of the undisturbed run")
+
+    def check_trained_once(self, out: Path) -> None:
+        """Raises NotSurvived if an answer that a round took is not the only one that its site made for this round."""
+        run = json.loads((out / "run.json").read_text(encoding="utf-8"))["run_key"]
+        for name, client in self.there.clients.items():
+            entries = [json.loads(line) for line in (client.folder / "state" / "audit.jsonl").open(encoding="utf-8")]
+            asked = Counter(
+                entry["fields"]["round"]
+                for entry in entries
+                if entry["event"] == "message" and entry["fields"].get("run_key") == run
+                if entry["fields"]["kind"] == "train"
+            )
+            for round in rounds(out):
+                if name in round.done and asked[round.number] != 1:
+                    raise NotSurvived(f"{name} trained round {round.number} {asked[round.number]} times")
 
     def train_site(self, out: Path, round: int, site: str = "cedar") -> None:
         """Wait until a site works on its message of that round."""
@@ -190,6 +215,32 @@ def recovery(out: Path, since: float) -> float | None:
 def lost(out: Path, site: str = "cedar") -> dict[int, str]:
     """Rounds that were done without a site, and why."""
     return {round.number: round.refused[site] for round in rounds(out) if site in round.refused and round.ended}
+
+
+def check_means(out: Path, *, all_sites: bool = False) -> None:
+    """Check that the files of a run agree on whose answers each round's mean holds, each site's once.
+
+    Args:
+        all_sites: no site may be missing.
+
+    Raises:
+        NotSurvived: a round, and what is wrong with it.
+    """
+    lines: dict[int, list[dict[str, Any]]] = {}
+    for line in metrics(out):
+        if line["site"] != ALL_SITES and line["round"] <= ROUNDS:  # after the last one its model is validated
+            lines.setdefault(line["round"], []).append(line)
+    told = {round.number: round.done for round in rounds(out) if round.ended}
+    if sorted(lines) != list(range(1, ROUNDS + 1)):
+        raise NotSurvived(f"metrics.jsonl holds rounds {sorted(lines)}")
+    for number, those in lines.items():
+        names, accepted = [line["site"] for line in those], {line["site"] for line in those if line["accepted"]}
+        if len(names) != len(set(names)):
+            raise NotSurvived(f"a site counts twice in round {number}: {names}")
+        if accepted != told[number]:
+            raise NotSurvived(f"round {number} took {sorted(told[number])}, metrics.jsonl has {sorted(accepted)}")
+        if all_sites and accepted != set(SITES):
+            raise NotSurvived(f"round {number} of {out.name} was done with {', '.join(sorted(accepted))} alone")
 
 
 class Cable:

@@ -1,6 +1,6 @@
 """Does to a real federation what happens to real ones, and prints what was lost and how long it took to recover.
 
-    python benchmarks/faults.py                      every fault (about 20 minutes on two idle cores)
+    python benchmarks/faults.py                      every fault (about half an hour on two idle cores)
     python benchmarks/faults.py --quick              what is tested before each merge (at most 6 minutes)
     python benchmarks/faults.py --only slow_site     one fault; may be given several times
 

@@ -41,6 +41,8 @@ def why(situation: Situation) -> Ending:
         return _STILL_ONLINE if situation.may_be_online else _unknown_key(situation.public_key)
     if "terminated gracefully" in text:  # nobody asked it to: it ends so when a signature is refused (HTTP 401)
         return _revoked(situation.public_key) if situation.was_connected else _CLOCK
+    if re.search(r"\[SSL: UNEXPECTED_EOF", text) and "Failed to initialize the connection" in text:
+        return _CUT_SHORT
     if re.search(r"certificate|SSL|TLS", text) and "Failed to initialize the connection" in text:
         return Ending(
             "tls",
@@ -61,6 +63,13 @@ _STILL_ONLINE = Ending(
     "until it does not",
     8,
     8,
+)
+_CUT_SHORT = Ending(
+    "cut short",
+    "a connection to superlink.address is taken and closed at once: the line beyond a proxy is away, or something "
+    "else than the coordinator is at that port. Trying again until it answers",
+    1,
+    30,
 )
 _CLOCK = Ending(
     "clock",

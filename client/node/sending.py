@@ -1,6 +1,6 @@
 """An answer is sent until all of it has arrived, also over a line that breaks in the middle.
 
-Flower's SuperNode tries each request again until the line is back. But where the line took the *reply* to a request
+Flower's SuperNode tries most requests again until the line is back. But where the line took the *reply* to a request
 with it, the SuperLink has the object already, refuses it, and Flower gives the whole answer up and deletes it. Here the
 answer is announced anew: the SuperLink says which objects it lacks, and these are sent.
 """
@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-WAITS_S = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
-"""Before each further try. How long the line was away does not count: Flower waits for it within a try."""
+WAITS_S = (1.0, 2.0, 5.0, 10.0, *[15.0] * 12)
+"""Before each further try, and from the first on once more of the answer has come: for as long as the SuperLink keeps
+an answer of which nothing more comes, three minutes. Flower waits for the line within a try, but not where TLS is cut
+short: it takes that for a wrong certificate."""
 _LOOK_S = 0.5
 _REFUSED = range(400, 500)
 """Answers of HTTP that another try does not change."""
@@ -31,32 +33,39 @@ def until_it_arrives(send: Callable, push_object: Callable, store: Any) -> Calla
     from flwr.supercore.run import RunNotRunningException
 
     def send_all(message: Any, tree: Any, seconds: float) -> tuple[set[str], str]:
-        for wait in (*WAITS_S, None):
+        waits, least = iter(WAITS_S), len(_names(tree)) + 1
+        while True:
             try:
                 lacking, session = send(message, tree, seconds)
+                if len(lacking) < least:  # some of it has come since the line broke
+                    waits, least = iter(WAITS_S), len(lacking)
                 push = partial(push_object, message.metadata.run_id, session)
                 push_object_contents_from_iterable(_contents(tree, lacking, store), push)
                 return set(), session
             except RunNotRunningException:
                 raise
             except Exception as error:
+                wait = next(waits, None)
                 if wait is None or _is_refused(error):
                     raise
                 time.sleep(wait)
-        raise AssertionError("not reached")
 
     return send_all
 
 
 def _contents(tree: Any, lacking: set[str], store: Any) -> Iterator[tuple[str, bytes]]:
     """The objects that are lacking, with their contents, each once. What the worker is still writing is waited for."""
-    from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
-
-    for name in dict.fromkeys(node.object_id for node in iterate_object_tree(tree)):
+    for name in _names(tree):
         if name in lacking:
             while (content := store.get(name)) == b"":
                 time.sleep(_LOOK_S)
             yield name, content
+
+
+def _names(tree: Any) -> list[str]:
+    from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+
+    return list(dict.fromkeys(node.object_id for node in iterate_object_tree(tree)))
 
 
 def _is_refused(error: Exception) -> bool:

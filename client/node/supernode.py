@@ -72,6 +72,7 @@ def main(argv: Sequence[str]) -> None:
             connection.remember(home, node, key)
             threading.Thread(target=_stay_alive, args=(home, told), daemon=True).start()
             tell("connected", "connected to the coordinator")
+        told.answers()
         polls.append(found)
         if found:
             arrivals.announce(home)
@@ -178,7 +179,12 @@ class _ConnectionTold(logging.Handler):
         if message.startswith("Connection attempt failed") and not self.lost:
             self.lost = True
             tell("say", "the coordinator does not answer; trying again until it does")
-        elif message.startswith("Connection successful") and self.lost:
+        elif message.startswith("Connection successful"):
+            self.answers()
+
+    def answers(self) -> None:
+        """The coordinator answered: also to another request than the one that Flower tried again or gave up."""
+        if self.lost:
             self.lost = False
             tell("say", "the coordinator answers again")
 

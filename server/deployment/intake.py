@@ -8,13 +8,16 @@ with the line, it refuses, after which the sender gives its whole answer up. Her
 - an answer has a quota, by the kind and the size of the message that it answers, counted as its objects arrive and
   before they are stored; one that goes beyond is let go, and the study hears of an error in its place;
 - an object that is there already is taken again, and an answer that stopped in the middle can be announced again, also
-  when the study has heard of it.
+  when the study has heard of it;
+- a node that sends an answer counts as connected: Flower goes by its heartbeats alone, and after a line that broke the
+  next one can come half a minute later than the rest of the answer.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -34,6 +37,8 @@ _REMEMBERED = 10_000
 """Messages and answers of which sizes are kept."""
 _AT_ONCE = 500
 """Names in one question to the database."""
+_ALIVE_EVERY_S = 10.0
+"""Between two notes that a node is there: each writes to the database."""
 log = logging.getLogger("feddusss.superlink")
 
 
@@ -72,6 +77,8 @@ class Intake:
         """By session."""
         self._answers: OrderedDict[str, _Upload] = OrderedDict()
         """By the answer's own name."""
+        self._alive: OrderedDict[int, float] = OrderedDict()
+        """When it was last noted that a node is there."""
         self._lock = threading.Lock()
 
     def pull_messages(self, request: Any, state: Any, store: Any) -> Any:
@@ -102,6 +109,7 @@ class Intake:
         objects = sum(1 for _ in _nodes(tree))
         if objects > _OBJECTS + limit // _BYTES_PER_OBJECT:
             raise _refusal(413, f"{objects} objects")
+        self._note_alive(node, state)
         response = self._push_messages(request, state)
         if before is not None and before.node == node and not response.objects_to_push:
             self._go_on(response, message.metadata.run_id, tree, state)
@@ -128,6 +136,7 @@ class Intake:
                 total = sum(upload.sizes.values())
         if upload is None or upload.node != request.node.node_id:
             return _not_stored()
+        self._note_alive(upload.node, state)
         if total > upload.limit:
             with self._lock:
                 self._uploads.pop(request.session_id, None)
@@ -137,6 +146,17 @@ class Intake:
         if not response.stored and state.object_store.get(request.object_id) == request.object_content:
             response.stored = True
         return response
+
+    def _note_alive(self, node: int, state: Any) -> None:
+        """A node sends: that is as good as a heartbeat."""
+        from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
+
+        now = time.monotonic()
+        with self._lock:
+            if now - self._alive.get(node, -_ALIVE_EVERY_S) < _ALIVE_EVERY_S:
+                return
+            _remember(self._alive, node, now)
+        state.acknowledge_node_heartbeat(node, HEARTBEAT_DEFAULT_INTERVAL)
 
     def _let_go(self, session_id: str, upload: _Upload, state: Any) -> None:
         """Delete what has come of an answer, and put an error in its place."""
@@ -207,7 +227,7 @@ def _stored_bytes(store: Any, names: set[str]) -> int:
     return int(total)
 
 
-def _remember(kept: OrderedDict, key: str, value: Any) -> None:
+def _remember(kept: OrderedDict, key: Any, value: Any) -> None:
     kept[key] = value
     kept.move_to_end(key)
     while len(kept) > _REMEMBERED:

@@ -42,6 +42,9 @@ class Line:
             raise ObjectPushError(name, run, session)
 
 
+WAITS_S = sending.WAITS_S
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(sending, "WAITS_S", (0.0,) * 4)
@@ -51,7 +54,7 @@ def sent_over(line):
     return sending.until_it_arrives(line.send, line.push, SimpleNamespace(get=CONTENTS.get))(MESSAGE, TREE, 0.1)
 
 
-@pytest.mark.parametrize("how", [{"broken": [3]}, {"broken": [1, 2, 6]}, {"forgets_at": 5}])
+@pytest.mark.parametrize("how", [{"broken": [3]}, {"broken": [1, 2, 6]}, {"broken": range(1, 7)}, {"forgets_at": 5}])
 def test_an_answer_whose_upload_broke_is_announced_again_and_arrives_whole(how):
     line = Line(**how)
     lacking, _ = sent_over(line)
@@ -70,6 +73,13 @@ def test_a_line_that_never_holds_is_given_up_after_some_tries():
     with pytest.raises(ObjectPushError):
         sent_over(line)
     assert line.announced == 5
+
+
+def test_it_is_tried_for_as_long_as_the_superlink_keeps_what_has_come():
+    from flwr.supercore.constant import OBJECT_PUSH_SESSION_TTL_SECONDS
+
+    assert sum(WAITS_S) > OBJECT_PUSH_SESSION_TTL_SECONDS
+    assert max(WAITS_S) <= 15  # so soon it goes on once the line is back
 
 
 @pytest.mark.parametrize(

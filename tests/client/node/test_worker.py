@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import re
 import signal
@@ -15,7 +16,7 @@ import yaml
 from client.door.declines import Declines
 from client.node import worker
 from client.node.child import heard, tell
-from client.node.supernode import Pace, flower_arguments
+from client.node.supernode import Pace, _ConnectionTold, flower_arguments
 from client.privacy import paid
 from sites.config import load_site
 from tests.client.conftest import declined, limit, make_content
@@ -28,6 +29,28 @@ def test_what_a_process_tells_is_heard_and_nothing_else(capsys):
     assert heard(capsys.readouterr().out.rstrip()) == ("say", "a sentence in two lines")
     assert heard("INFO: something") is None
     assert heard("@other thing") is None
+
+
+def test_a_person_is_told_once_that_the_coordinator_is_away_and_once_that_it_is_back(capsys):
+    told = _ConnectionTold()
+
+    def logged(text):
+        told.emit(logging.LogRecord("flwr", logging.WARNING, "", 0, text, (), None))
+
+    told.answers()
+    for text in (
+        "Connection attempt failed, retrying in 1 seconds",
+        "Connection attempt failed, retrying in 2 seconds",
+    ):
+        logged(text)
+    logged("Giving up reconnection after 3 seconds and 2 tries.")  # and it succeeds with another request
+    assert told.lost
+    told.answers()
+    logged("Connection successful after 1 seconds and 2 tries.")
+    assert [heard(line)[1] for line in capsys.readouterr().out.splitlines()] == [
+        "the coordinator does not answer; trying again until it does",
+        "the coordinator answers again",
+    ]
 
 
 def test_waiting_costs_a_tenth_and_an_idle_site_asks_as_rarely_as_flower(monkeypatch):

@@ -17,6 +17,7 @@ from flwr.proto.message_pb2 import ObjectTree, PushObjectRequest, PushObjectResp
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.fab import Fab
 
+from server.deployment import intake as intake_module
 from server.deployment.intake import SMALL_BYTES, TIMES, UNKNOWN_BYTES, Intake, quota
 from tests.deployment import SuperLink, processes_with, wait_until
 from tests.server import asking_app
@@ -30,7 +31,7 @@ class Handlers:
     """Stands in for Flower's handlers and state: remembers what reached them."""
 
     def __init__(self, kind: str = "query"):
-        self.kind, self.there, self.let_go = kind, {}, []
+        self.kind, self.there, self.let_go, self.alive = kind, {}, [], []
         self.object_store = SimpleNamespace(get=self.there.get)
 
     def pull_messages(self, request, state, store):
@@ -46,6 +47,9 @@ class Handlers:
 
     def get_valid_message_ins(self, message_id):
         return {"message_type": self.kind}
+
+    def acknowledge_node_heartbeat(self, node, interval):
+        self.alive.append(node)
 
     def start_session(self, run_id):
         return "error"
@@ -123,6 +127,25 @@ def test_what_arrives_again_since_its_reply_was_lost_is_taken():
     intake.push_messages(announced(), handlers)
     assert [intake.push_object(sent(), handlers).stored for _ in range(3)] == [True] * 3
     assert not intake.push_object(sent(size=11), handlers).stored  # another content under the same name
+
+
+def test_who_sends_an_answer_counts_as_connected_and_is_not_noted_at_every_object(monkeypatch):
+    handlers, clock = Handlers(), [100.0]
+    monkeypatch.setattr(intake_module.time, "monotonic", lambda: clock[0])
+    intake = Intake(handlers)
+    intake.push_messages(announced(), handlers)
+    assert handlers.alive == [7]
+    intake.push_object(sent("a"), handlers)
+    assert handlers.alive == [7]
+    clock[0] += 25  # the line was away
+    intake.push_object(sent("b"), handlers)
+    intake.push_object(sent("c"), handlers)
+    assert handlers.alive == [7, 7]
+    clock[0] += 25
+    intake.push_object(sent("d", node=8), handlers)  # not that node's answer
+    with pytest.raises(HTTPException):
+        intake.push_messages(announced(sender=7, node=8), handlers)
+    assert handlers.alive == [7, 7]
 
 
 @pytest.mark.parametrize(
