@@ -113,7 +113,7 @@ def _pooled(folder: Path, sites: Sequence[Path]) -> Path:
         own = read_manifest(file.parent / "manifest.csv")
         records += [replace(record, id=f"{file.parent.name}-{record.id}") for record in own]
     write_manifest(folder / "manifest.csv", records)
-    return write_site(folder, folder.name)
+    return write_site(folder, folder.name, simulated=True)
 
 
 def _without_sentences(site_file: Path) -> None:

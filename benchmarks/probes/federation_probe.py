@@ -171,6 +171,10 @@ def _sites(folder: Path, data: Path, count: int) -> list[Path]:
         home = folder / f"site_{number:04d}"
         home.mkdir(parents=True)
         values = {"site": home.name, "data": {"manifest": str(data)}, "state_dir": "state", "device": "cpu"}
+        if (
+            "min_records" in importlib.import_module("sites.config").LimitsConfig.model_fields
+        ):  # an older commit has none
+            values["limits"] = {"min_records": 1, "min_labelled_per_step": 1}
         files.append(home / "site.yaml")
         files[-1].write_text(json.dumps(values))
     return files

@@ -181,7 +181,9 @@ def _print_run(run: FlowerRun, progress: Progress, coordinator: Path) -> None:
     lines.append(place + (f" ({progress.doing})" if progress.doing and not run.finished else ""))
     lines += [f"  {site}: {doing or 'takes part'}" for site, doing in sorted(progress.sites.items())]
     lines += [f"figures: {_figures(progress)}"] if _figures(progress) else []
-    lines += [f"last message: {progress.last_message}"] if progress.last_message and not run.finished else []
+    if not run.finished:
+        said = progress.said or ([progress.last_message] if progress.last_message else [])
+        lines += [f"last message: {said[0]}"] if len(said) == 1 else [f"  {text}" for text in said]
     if progress.code is not None:
         lines.append(f"ended with code {progress.code}: {progress.text or 'done'}")
     elif run.finished and run.details:

@@ -41,6 +41,7 @@ def state_of_run(run: FlowerRun) -> dict[str, Any]:
         "sites": dict(sorted(progress.sites.items())),
         "figures": {name: value for name, value in progress.figures.items() if value is not None},
         "last_message": progress.last_message,
+        "said": progress.said,
         "quiet_s": _quiet_s(run.out),
         "bytes_up": up,
         "bytes_down": down,

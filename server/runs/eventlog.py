@@ -92,6 +92,9 @@ def replay(event: Mapping[str, Any], reporter: Reporter) -> None:
         getattr(reporter, event["event"])(*event["args"])
 
 
+_MOST_SAID = 100
+
+
 @dataclass
 class Progress(Reporter):
     """Where a run is, gathered from its events."""
@@ -106,6 +109,8 @@ class Progress(Reporter):
     figures: dict[str, float] = field(default_factory=dict)
     """Of the last finished round."""
     last_message: str = ""
+    said: list[str] = field(default_factory=list)
+    """While sites are waited for: each message so far, the newest last, such as where the study waits for approval."""
     run_id: int = 0
     code: int | None = None
     """Exit code of the last submission; None while it works, or if it was killed."""
@@ -122,6 +127,7 @@ class Progress(Reporter):
 
     def on_study(self, study: str, sites: list[str], phases: Mapping[str, int], method: str = "federated") -> None:
         self.study, self.sites = study, dict.fromkeys(sites, "")
+        self.said = []
 
     def on_phase(self, phase: str, rounds: int, start_round: int) -> None:
         self.phase, self.rounds, self.round, self.figures = phase, rounds, start_round - 1, {}
@@ -150,6 +156,8 @@ class Progress(Reporter):
 
     def on_message(self, text: str) -> None:
         self.last_message = text
+        if not self.study:
+            self.said = [*self.said, text][-_MOST_SAID:]
 
 
 def progress_of(folder: Path, run_id: int | None = None) -> Progress:
