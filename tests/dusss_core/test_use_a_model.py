@@ -43,7 +43,7 @@ def test_every_command_of_the_page_runs_and_leaves_its_files(folder):
 
 
 def test_the_two_lines_of_the_page_run(folder):
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    code, _ = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     (folder / "pictures/0.png").rename(folder / "picture.png")
     found: dict = {}
     exec(code, found)
@@ -58,3 +58,8 @@ def test_the_exports_of_the_page_run(folder):
         assert main(shlex.split(line)[3:]) == 0, line
     assert (folder / "model.onnx").is_file()
     assert (folder / "model.pt").is_file()
+    (folder / "pictures/0.png").rename(folder / "picture.png")
+    _, code = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    there: dict = {}
+    exec(code, there)
+    assert there["mask"].shape == (48, 40) and there["probabilities"].shape == (224, 224)
