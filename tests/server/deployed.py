@@ -71,6 +71,15 @@ class Federation:
         """Start `python -m server run` of the study."""
         return self.server("run", self.study_file, "--out", out, *arguments, log=f"run-{out.name}")
 
+    def run_and_stop_after(self, out: Path, round: int) -> None:
+        """Start the study, and stop it as a person would once it has saved `round` of segmentation."""
+        process = self.run(out)
+        try:
+            wait_for_event(out, "on_round_end", lambda arguments: arguments[:2] == ["segment", round])
+            assert "is stopped" in self.told("stop", out)
+        finally:
+            process.end()
+
     def run_to_end(self, out: Path, *arguments: str, seconds: float = 600) -> str:
         """Run the study and return what was printed; it must succeed."""
         process = self.run(out, *arguments)

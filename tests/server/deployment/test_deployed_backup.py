@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from tests.server.conftest import make_study
-from tests.server.deployed import federation, metrics, wait_for_event
+from tests.server.deployed import federation, metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -22,12 +22,7 @@ def test_a_study_goes_on_from_backups_after_both_disks_are_lost(tmp_path):
     out, backup = tmp_path / "run", tmp_path / "backup"
     with federation(tmp_path, study) as there:
         there.start_clients()
-        run = there.run(out)
-        try:
-            wait_for_event(out, "on_round_end", lambda arguments: arguments[:2] == ["segment", 2])
-            assert "is stopped" in there.told("stop", out)
-        finally:
-            run.end()
+        there.run_and_stop_after(out, 2)
         done = max(line["round"] for line in metrics(out))
         for client in there.clients.values():
             client.process.end()

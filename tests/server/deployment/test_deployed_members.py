@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.server.conftest import HOSPITALS, make_study
-from tests.server.deployed import federation, metrics, wait_for_event
+from tests.server.deployed import federation, metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -23,12 +23,7 @@ def test_a_study_goes_on_without_a_hospital_that_left_and_with_one_that_joined(t
     out = tmp_path / "run"
     with federation(tmp_path, study) as there:
         there.start_clients()
-        run = there.run(out)
-        try:
-            wait_for_event(out, "on_round_end", lambda arguments: arguments[:2] == ["segment", 2])
-            assert "is stopped" in there.told("stop", out)
-        finally:
-            run.end()
+        there.run_and_stop_after(out, 2)
         there.clients["birch"].process.end()  # for good
         refused = there.told("run", out / "config.yaml", "--out", out, "--resume", "--without", "birch")
         assert "1 site would be left" in refused and "federation.min_sites is 2" in refused
