@@ -85,6 +85,31 @@ def test_the_sum_of_both_logits_decides_as_in_a_study(model, pictures, tmp_path)
         assert not np.array_equal(found, alone)
 
 
+def test_a_large_picture_and_its_sentence_are_seen_through_the_same_window(student_file, tmp_path):
+    tiles = {"image": {"size": 32, "mode": "tile"}, **TOWERS}
+    path, config = student_file(**tiles), make_config(**tiles)
+    tensors = dict(build_vlm(config).state_dict())
+    tensors = {name: 3 * value if name.endswith("bias") else value for name, value in tensors.items()}
+    write_vlm(vlm_path(path), config, tensors, "shared", study_digest="a" * 64, round=2)
+    sizes = {"a": (48, 64), "b": (32, 32), "c": (80, 33)}
+    drawn = {name: picture(i, *size) for i, (name, size) in enumerate(sizes.items())}
+    for name, pixels in drawn.items():
+        save(tmp_path / f"in/{name}.png", pixels)
+    assert run(path, tmp_path, "--text", sheet(tmp_path, SAID.items())) == 0
+    images = [pixels[None] for pixels in drawn.values()]
+    split = split_of(images, list(SAID.values()), sorted({LEFT, RIGHT}))
+    student = build_student(config)
+    load_tensors(student, read_student(path)[1])
+    plain = predict_logits(student, images, config.image, "cpu", 8)
+    text = text_guided_masks(config, tensors, split, build_text_bank(split.sentences, config.vlm.text, None, "cpu"))
+    for name, one, other in zip(SAID, plain, text, strict=True):
+        found = masks(tmp_path)[name]
+        assert found.shape == drawn[name].shape
+        # to the last bit but where the halves of a sum round across nought
+        assert (found != to_classes(one[None].astype(np.float32) + other[None])[0]).mean() < 0.002
+        assert (found != to_classes(one[None])[0]).mean() > 0.02
+
+
 def test_a_network_that_takes_sentences_is_given_them_without_another_model(pictures, tmp_path):
     config = make_config(student={"network": "early_fusion"}, method={"objective": "early_fusion"})
     path, fresh = tmp_path / "student.safetensors", build_student(config)
