@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from dusss_core.config import DEVICE, Strict
 from sites.partition import PartitionConfig
@@ -43,6 +43,14 @@ class SourceConfig(Strict):
         if self.kind != "manifest" and self.text_column:
             raise ValueError("text_column goes with kind: manifest")
         return self
+
+    @model_serializer(mode="wrap")
+    def _what_is_read(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A run on one's own pictures does not record three hospitals that nobody meant."""
+        values = serialise(self)
+        if self.kind != "synth":
+            values.pop("synth", None)
+        return values
 
 
 class SimulatedPrivacyConfig(Strict):

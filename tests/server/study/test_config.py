@@ -123,6 +123,17 @@ def test_a_resolved_config_reads_back_the_same(tmp_path):
     assert configfile.load(StudyConfig, path) == study
 
 
+def test_a_run_on_own_pictures_records_no_synthetic_hospitals(tmp_path):
+    from feddusss import configfile
+
+    source = {"kind": "manifest", "path": "m.csv"}
+    study = make_study(simulation={"data": source, "partition": {"by": "column", "column": "site"}})
+    text = configfile.dump(study)
+    assert "synth:" not in text and "m.csv" in text
+    assert configfile.load(StudyConfig, write(tmp_path, text)) == study
+    assert "synth:" in configfile.dump(make_study())
+
+
 def test_paths_of_a_study_hold_in_the_coordinators_folder(tmp_path, monkeypatch):
     """The ServerApp starts elsewhere; the name of a release is no path."""
     from server.deployment.run import on_any_folder
