@@ -87,14 +87,37 @@ def _own(request: Judged, bench: Workbench, student: dict[str, Tensor]) -> tuple
 
 def _fine_tuned(request: Judged, bench: Workbench, student: dict[str, Tensor]) -> dict[str, Tensor] | None:
     """The final student after this site's own steps; None where the site does not train now, and why in its log."""
-    from dusss_core.training import can_train
+    from dusss_core.training import can_train, on_labels_alone
 
     config = request.training
     try:
         request.allowed.fine_tuning()
         if reason := can_train(config, Phase.SEGMENT, bench.split("train")):
             raise Declined(reason)
-        return bench.fine_tuned(request, student)
+        plain = on_labels_alone(config) if _can_compare(bench) else None
+        own = bench.fine_tuned(request, student, shared_by=2 if plain else 1)
+        return own if plain is None else _better(request, bench, own, bench.fine_tuned(request, student, plain, 2))
     except (Declined, UserError) as why:
         write_log(request.site.state_dir, f"the final student was not fine-tuned here: {why}")
         return None
+
+
+def _can_compare(bench: Workbench) -> bool:
+    return bool(bench.split("train").labelled.any() and bench.split("val").masked.any())
+
+
+def _better(request: Judged, bench: Workbench, own: dict[str, Tensor], plain: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of the method's student and that of labels alone the one that this site's validation pictures speak for; the
+    method's of equals. Which it is stays at the site."""
+    from dusss_core.training import evaluate_student
+
+    config, val = request.training, bench.split("val")
+    dice, dice_plain = (
+        evaluate_student(config, one, val, bench.device, bench.told, distances=False)["dice"] for one in (own, plain)
+    )
+    write_log(
+        request.site.state_dir,
+        f"fine-tuned with the method: Dice {dice:.3f} on validation pictures; on labels alone: {dice_plain:.3f}; kept: "
+        + ("labels alone" if dice_plain > dice else "the method's"),
+    )
+    return plain if dice_plain > dice else own

@@ -35,6 +35,7 @@ from sites.dataset import SiteData
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dusss_core.config import TrainingConfig
     from dusss_core.training.trainer import PhaseTrainer
 
 KEPT_SHARE = 1 / 8
@@ -292,8 +293,14 @@ class Workbench:
             self.config, Phase.PRETRAIN, whole, self.split("train"), self.text, self.device
         )
 
-    def fine_tuned(self, request: Judged, student: dict[str, Tensor]) -> dict[str, Tensor]:
+    def fine_tuned(
+        self, request: Judged, student: dict[str, Tensor], plain: TrainingConfig | None = None, shared_by: int = 1
+    ) -> dict[str, Tensor]:
         """The final student, whole, after this site's own steps on it: no more than it allows in a round.
+
+        Args:
+            plain: these settings in place of the study's, and no text-guided masks.
+            shared_by: so many students share the steps that the site allows.
 
         Raises:
             Declined: the site's hours are over; it has not been given the VLM.
@@ -303,12 +310,12 @@ class Workbench:
         judged = (request.state.newest(Phase.SEGMENT, before=10**9) or ({},))[0]
         passes = limits.max_epochs_per_round * steps_per_epoch(len(train), self.config.segment.batch)
         return training.fine_tuned(
-            self.config,
+            plain or self.config,
             self.site.site,
             train,
             student,
-            most_steps=min(passes, limits.max_steps_per_round or passes),
-            text_logits=self._training_masks(request),
+            most_steps=min(passes, limits.max_steps_per_round or passes) // shared_by,
+            text_logits=None if plain else self._training_masks(request),
             text_share=float(judged.get(f"judge.{SHARE}", 1.0)),
             text=self.told,
             device=self.device,

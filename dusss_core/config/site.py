@@ -54,6 +54,10 @@ class PersonalConfig(Strict):
     (`limits.max_epochs_per_round`, `limits.max_steps_per_round`). 0: the final student as it is."""
     lr_ratio: float = Field(0.1, gt=0, le=1)
     """finetune: peak learning rate, as a share of `segment.optimizer.lr`."""
+    labels_too: bool = False
+    """finetune: a second student goes as many steps from the final one on the labelled pictures alone, and the site
+    keeps the one that is better on its validation pictures. It costs that many steps more, which count in what the
+    site's file allows. Without such pictures, or where the network cannot learn from labels alone, the first stays."""
 
     @model_validator(mode="before")
     @classmethod

@@ -6,7 +6,7 @@ A trainer holds one site's share of one phase: `load_shared` takes the round's g
 
 from dusss_core.training.evaluation import evaluate_logits, evaluate_student, text_guided_masks, told_logits
 from dusss_core.training.judging import dice_of_text
-from dusss_core.training.personal import PersonalSegmenter, fine_tuned, student_after
+from dusss_core.training.personal import PersonalSegmenter, fine_tuned, on_labels_alone, student_after
 from dusss_core.training.pretrain import Pretrainer
 from dusss_core.training.segment import Segmenter
 from dusss_core.training.sharing import can_train, handed_on, initial_shared
@@ -23,6 +23,7 @@ __all__ = [
     "fine_tuned",
     "handed_on",
     "initial_shared",
+    "on_labels_alone",
     "student_after",
     "text_guided_masks",
     "told_logits",

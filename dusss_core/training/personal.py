@@ -15,7 +15,7 @@ each step, with w the site's copy, which is trained as always and averaged, and 
 
 FedRep (Collins, Hassani, Mokhtari and Shakkottai, ICML 2021) keeps the head h of the network at the site; the rest, b,
 is averaged. In each round the site first trains h with b as it came, then b with h as it is. Fine-tuning goes on from
-the final student, at the site alone, and keeps what comes of it.
+the final student, at the site alone, and keeps what comes of it; with `labels_too` the better of two on validation.
 
 Each student has an objective of its own, with its own teacher, and draws the batches that w draws. What w becomes does
 not depend on v, but for FedRep, whose head is part of it. Steps are AdamW's, so eta times a gradient stands for the
@@ -35,10 +35,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dusss_core.config import PersonalConfig, TrainingConfig
+from dusss_core.config import MethodConfig, PersonalConfig, TrainingConfig
 from dusss_core.errors import UserError
 from dusss_core.files import with_prefix
 from dusss_core.models.weights import head_names, load_tensors, on_cpu
+from dusss_core.objectives import misfit
 from dusss_core.objectives.objective import Batch, Values
 from dusss_core.phases import Phase
 from dusss_core.records import Split
@@ -372,6 +373,15 @@ def fine_tuned(
     trainer.train_round(1)
     tuned = on_cpu(trainer.student.state_dict(), copies=True)
     return with_own_statistics(config, Phase.SEGMENT, tuned, train, text, device)
+
+
+def on_labels_alone(config: TrainingConfig) -> TrainingConfig | None:
+    """The settings of the second student of `personal.labels_too`; None where there is none to train: the method has
+    nothing but labels itself, or its network is not for that."""
+    if not config.personal.labels_too or not (config.method.teacher or config.method.text_mask):
+        return None
+    plain = config.model_copy(update={"method": MethodConfig(preset="supervised")})
+    return plain if misfit(plain) is None else None
 
 
 def student_after(

@@ -6,10 +6,11 @@ import pytest
 
 from client.answer import answer
 from client.work.workbench import forget
+from dusss_core import training
 from dusss_core.config import TrainingConfig
 from dusss_core.files import digest_of_tensors, read_tensors
 from dusss_core.phases import Phase
-from dusss_core.training import fine_tuned, initial_shared
+from dusss_core.training import fine_tuned, initial_shared, on_labels_alone
 from feddusss import wire
 from sites.config import load_site
 from sites.dataset import SiteData
@@ -59,6 +60,46 @@ def test_fine_tuning_has_no_more_steps_than_a_round_may_have(site_file, limits, 
     few = study.model_copy(update={"personal": study.personal.model_copy(update={"steps": steps})})
     expected = fine_tuned(few, "alder", train, initial_shared(study, Phase.SEGMENT))
     assert digest_of_tensors(read_tensors(file)[0]) == digest_of_tensors(expected)
+
+
+@pytest.mark.parametrize("better", ["labels alone", "the method's"])
+def test_of_two_fine_tuned_students_a_site_keeps_the_one_that_its_validation_pictures_speak_for(
+    site_file, monkeypatch, better
+):
+    """Both go half of the steps that the site allows in a round, from the final student."""
+    limit(site_file, max_steps_per_round=2)
+    personal = {"kind": "finetune", "steps": 3, "lr_ratio": 1, "labels_too": True}
+    asked = content(personal, what="test")
+    study = make_study(method={"preset": "mean_teacher"}, personal=personal, student__norm="group").training()
+    asked["config"]["training"] = study.model_dump_json()
+    train = SiteData(load_site(site_file), study.image).split("train")
+    one = study.model_copy(update={"personal": study.personal.model_copy(update={"steps": 1})})
+    both = {
+        "the method's": fine_tuned(one, "alder", train, initial_shared(study, Phase.SEGMENT)),
+        "labels alone": fine_tuned(on_labels_alone(one), "alder", train, initial_shared(study, Phase.SEGMENT)),
+    }
+    digests = {name: digest_of_tensors(student) for name, student in both.items()}
+    assert len(set(digests.values())) == 2
+    true = training.evaluate_student
+
+    def scored(config, student, split, *args, **kwargs):
+        figures = true(config, student, split, *args, **kwargs)
+        return {**figures, "dice": 0.9 if digest_of_tensors(student) == digests[better] else 0.5}
+
+    monkeypatch.setattr(training, "evaluate_student", scored)
+    reply = answer("evaluate", asked, site_file)
+    assert declined(reply) is None and "personal.dice" in told(reply)
+    (file,) = own_students(site_file)
+    assert digest_of_tensors(read_tensors(file)[0]) == digests[better]
+    assert f"kept: {better}" in (site_file.parent / "state" / "log.txt").read_text()
+
+
+def test_a_method_of_labels_alone_has_no_second_student():
+    personal = {"kind": "finetune", "labels_too": True}
+    assert on_labels_alone(make_study(method={"preset": "supervised"}, personal=personal).training()) is None
+    assert on_labels_alone(make_study(personal={"kind": "finetune"}).training()) is None
+    plain = on_labels_alone(make_study(personal=personal).training())
+    assert not plain.method.teacher and not plain.method.text_mask
 
 
 def test_a_site_that_only_evaluates_is_not_made_to_train(site_file):
