@@ -206,6 +206,7 @@ def write_site(
     evaluates_only: bool = False,
     text_encoder: str | None = None,
     simulated: bool = False,
+    max_epochs: int | None = None,
 ) -> Path:
     """Write `folder`/site.yaml for the manifest.csv beside it; private state goes to `folder`/state.
 
@@ -214,6 +215,7 @@ def write_site(
         text_encoder: the one text encoder that a study may name; None: the default.
         simulated: both sides are on one machine, and a toy's site may have few pictures: its figures are told all the
             same.
+        max_epochs: `limits.max_epochs_per_round`; None: the default.
 
     Returns:
         The file.
@@ -222,6 +224,7 @@ def write_site(
         **({"phases": []} if evaluates_only else {}),
         **({"text_encoders": [text_encoder]} if text_encoder else {}),
         **({"min_records": 1, "min_labelled_per_step": 1} if simulated else {}),
+        **({"max_epochs_per_round": max_epochs} if max_epochs else {}),
     }
     values = {
         "site": site,

@@ -151,7 +151,7 @@ def partition(records: Iterable[Record], config: PartitionConfig, seed: int = 1)
     return {**sites, OFFICIAL_TEST: official} if official else sites
 
 
-def write_sites(folder: Path, sites: dict[str, list[Record]], **settings: str | bool | None) -> list[Path]:
+def write_sites(folder: Path, sites: dict[str, list[Record]], **settings: str | bool | int | None) -> list[Path]:
     """Write `folder`/NAME/manifest.csv and site.yaml for every site; its state goes to `folder`/NAME/state.
 
     Args:

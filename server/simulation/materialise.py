@@ -34,6 +34,9 @@ from sites.importers import ImportOptions, import_lvit
 from sites.partition import PartitionConfig, partition, write_sites
 from sites.synth.hospitals import write_hospitals
 
+_MANY = 1000
+"""Passes that a simulated site allows in a round where its study's steps shall not be cut short."""
+
 
 def materialise(study: StudyConfig, out: Path, *, keep: bool = False, spread: bool = True) -> list[Path]:
     """Write the study's simulated sites under `out`/sites; nothing is done if they are there already.
@@ -58,9 +61,12 @@ def materialise(study: StudyConfig, out: Path, *, keep: bool = False, spread: bo
     folder = Path(out).absolute() / "sites"
     encoder = study.vlm.text.encoder if study.vlm.text.encoder != "minilm" else None
     settings = {"text_encoder": encoder, "simulated": True}
+    if study.personal.kind == "finetune" and study.personal.labels_too:
+        # twice the steps: a hospital's default would cut them short at a site of few pictures, and nobody waits there
+        settings["max_epochs"] = _MANY
     devices = _devices(simulation, spread)
     secure = study.federation.secure_aggregation
-    digest = _digest(simulation, root, seed, settings["text_encoder"], secure, devices)
+    digest = _digest(simulation, root, seed, settings, secure, devices)
     index = _read_index(folder)
     if not index or (not keep and (index.get("digest") != digest or has_budget(simulation))):
         shutil.rmtree(folder, ignore_errors=True)
@@ -200,7 +206,12 @@ def _cell(record: Record, column: str, path: Path) -> str:
 
 
 def _digest(
-    simulation: SimulationConfig, root: Path, seed: int, text_encoder: str | None, secure: bool, devices: Sequence[str]
+    simulation: SimulationConfig,
+    root: Path,
+    seed: int,
+    settings: dict[str, Any],
+    secure: bool,
+    devices: Sequence[str],
 ) -> str:
     """Names all that the sites depend on."""
     source = simulation.data
@@ -216,7 +227,8 @@ def _digest(
     # sites without any are those of releases that knew of no budgets
     without = {"threads", "workers", "seed"} | ({"privacy"} if simulation.privacy is None else set())
     values = simulation.model_dump(mode="json", exclude=without)
-    named = [values, seed, stamps, text_encoder, *(["secure"] if secure else [])]
+    named = [values, seed, stamps, settings["text_encoder"], *(["secure"] if secure else [])]
+    named += [settings["max_epochs"]] if "max_epochs" in settings else []
     named += [devices] if len(devices) > 1 else []
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 

@@ -12,6 +12,7 @@ from dusss_core.files import digest_of_tensors, read_tensors
 from dusss_core.phases import Phase
 from dusss_core.training import fine_tuned, initial_shared, on_labels_alone
 from feddusss import wire
+from server.simulation.materialise import materialise
 from sites.config import load_site
 from sites.dataset import SiteData
 from tests.client.conftest import declined, limit, make_content
@@ -124,3 +125,12 @@ def test_the_steps_of_both_students_count(site_file, kind, steps):
     site_file.write_text(own_file)
     limit(site_file, max_steps_per_round=steps)
     assert declined(answer("train", content(kind), site_file)) is None
+
+
+def test_simulated_sites_cut_no_steps_short_where_two_students_are_fine_tuned(tmp_path):
+    """A hospital's own default would, at a site of few pictures."""
+    plain = make_study(personal={"kind": "finetune", "steps": 500})
+    two = make_study(personal={"kind": "finetune", "steps": 500, "labels_too": True})
+    before = [load_site(file).limits.max_epochs_per_round for file in materialise(plain, tmp_path)]
+    after = [load_site(file).limits.max_epochs_per_round for file in materialise(two, tmp_path)]
+    assert set(before) == {5} and min(after) >= 500
