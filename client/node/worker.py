@@ -4,7 +4,8 @@ Flower starts a process per message, which imports torch and reads the data each
 SuperNode leaves that to others, and this process asks it for work over its local API for as long as the site runs:
 torch, data, text features and trainers stay loaded. Nothing of a bundle is unpacked here; the app is the installed one.
 
-The SuperNode says in state_dir/flwr/runtime.json, at each start, how it is reached.
+The SuperNode says in state_dir/flwr/runtime.json, at each start, how it is reached. With `one` after the file it
+answers one message, a query, and ends.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from client.door.declines import Declines
 from client.door.guard import refusal
 from client.door.machine import device_is_lost
-from client.node import arrivals
+from client.node import arrivals, turns
 from client.node.child import end_with_supervisor, tell
 from client.work import observe
 from dusss_core.errors import UserError
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 _SHORTEST_POLL_S, _LONGEST_POLL_S = 0.1, 0.5
 _STATUS_EVERY_S = 1.0
+_ONE_S = 30.0
+"""After which a process for one query ends without one: the worker has taken it."""
 _declines = Declines(lambda text: tell("say", text))
 
 
@@ -46,6 +49,9 @@ def main(argv: Sequence[str]) -> None:
     site = load_site(Path(argv[0]))
     home = site.state_dir / "flwr"
     supernode, in_work = _SuperNode(home / "runtime.json"), home / "in_work"
+    if argv[1:] == ["one"]:
+        _take_one(supernode)
+        return
     _give_up(in_work)
     _warm_up(site.threads)
     tell("status", "waiting for work")
@@ -55,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
         if token := supernode.next_task():
             with suppress(UserError):  # a full disk: then the SuperNode waits for a sign of life, should this one end
                 write_text(in_work, f"{supernode.address} {token}")
-            _take(supernode.address, token)
+            _take(supernode.address, token, home)
             in_work.unlink(missing_ok=True)
             if device_is_lost():
                 sys.exit("this process lost its GPU, and ends for another to take its place")
@@ -65,6 +71,17 @@ def main(argv: Sequence[str]) -> None:
         waited = time.monotonic() - since
         if arrivals.wait(home, announced, min(_LONGEST_POLL_S, max(_SHORTEST_POLL_S, waited / 20))):
             since = time.monotonic()  # it comes within moments
+
+
+def _take_one(supernode: _SuperNode) -> None:
+    """Answer one query beside the worker, which has something else in its hands (`client.node.turns`)."""
+    _warm_up(1)
+    give_up = time.monotonic() + _ONE_S
+    while time.monotonic() < give_up:
+        if token := supernode.next_task():
+            _take(supernode.address, token, None)
+            return
+        time.sleep(_SHORTEST_POLL_S)
 
 
 def _warm_up(threads: int | None) -> None:
@@ -131,16 +148,21 @@ def _give_up(in_work: Path) -> None:
             client.PushTaskOutput(PushTaskOutputRequest(sub_status=SubStatus.FAILED, details="the worker ended"))
 
 
-def _take(address: str, token: str) -> None:
+def _take(address: str, token: str, home: Path | None) -> None:
+    """Work on a message.
+
+    Args:
+        home: where what is worked on is noted; None: it is no work to speak of, nor to show.
+    """
     import httpx
 
     try:
-        _work(address, token)
+        _work(address, token, home)
     except (httpx.HTTPError, RuntimeError) as error:
         tell("say", f"an answer could not be handed over ({type(error).__name__}): the SuperNode lost the message")
 
 
-def _work(address: str, token: str) -> None:
+def _work(address: str, token: str, home: Path | None) -> None:
     """One message, from the SuperNode and back.
 
     Raises:
@@ -157,7 +179,7 @@ def _work(address: str, token: str) -> None:
         try:
             message, context, _, bundle = pull_task_input(_Patient(client))
             reason = refusal(bundle.content, bundle.hash_str)
-            reply = _error(message, reason) if reason else _answer(message, context)
+            reply = _error(message, reason) if reason else _answer(message, context, home)
             push_message(client, reply, context)
             push_task_output(client, context, SubStatus.COMPLETED, "")
         finally:
@@ -182,10 +204,10 @@ class _Patient:
         return getattr(self._client, name)
 
 
-def _answer(message: Message, context: Context) -> Message:
+def _answer(message: Message, context: Context, home: Path | None = None) -> Message:
     from client.app import app
 
-    with _shown(message) as what:
+    with _shown(message, home) as what:
         try:
             reply = app(message, context)
         except Exception as error:
@@ -217,13 +239,17 @@ def _declined(reply: Message) -> str | None:
 
 
 @contextmanager
-def _shown(message: Message) -> Iterator[str]:
+def _shown(message: Message, home: Path | None) -> Iterator[str]:
     """Show what is worked on, and yield it. Of the message's settings only those of the expected form are shown."""
     settings = wire.config_records(message.content).get("config") or {}
     phase, number = settings.get("phase"), settings.get("round")
-    kind = re.sub(r"[^a-z]", "", str(message.metadata.message_type))[:20]
+    kind = re.sub(r"[^a-z]", "", str(message.metadata.message_type).partition(".")[0])[:20]
     name = f"{phase} round {number}" if phase in list(Phase) and type(number) is int else ""
     what = {"train": f"training {name}", "evaluate": f"evaluating {name}"}.get(kind, f"answering a {kind}")
+    if home is None:
+        yield what
+        return
+    turns.at_work(home, message.metadata.run_id, settings.get("training"))
     tell("status", what)
     last = 0.0
 

@@ -41,6 +41,9 @@ class _Answer:
 class PatientGrid(Grid):
     """Flower's grid of real hospitals, but for how answers are fetched."""
 
+    asks_standing = True
+    """They can be asked whether they are busy with another study."""
+
     def __init__(self, grid: Any):
         self._grid = grid
         self._announced: dict[str, _Answer] = {}
