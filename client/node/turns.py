@@ -147,7 +147,8 @@ class Turns:
         from flwr.app import Message
 
         run_id, given = question.metadata.run_id, self._given
-        busy = busy_with(self._home, [one.message.metadata.run_id for one in self._open(given["state"])], run_id)
+        work = [one.message.metadata.run_id for one in self._open(given["state"]) if not one.is_query]
+        busy = busy_with(self._home, work, run_id)
         with suppress(Exception):  # what holds the question at the SuperLink goes by itself in time
             given["confirm_message_received"](run_id, question.metadata.message_id)
         try:
@@ -238,7 +239,7 @@ def busy_with(home: Path, runs: list[int], asking: int) -> str:
     """The study of the run that the worker is at, if that is not the one that asks.
 
     Args:
-        runs: of messages that have no answer yet.
+        runs: of messages that are worked on.
         asking: the run that wants to know.
     """
     others = [run for run in runs if run != asking]

@@ -194,7 +194,10 @@ def test_a_study_that_waits_is_told_for_which_one_the_site_works_and_its_own_is_
         site,
         **{
             f"s{began + 1}": lambda: tasks.append(site.begins("lungs")),
-            f"s{began + 5}": lambda: [site.link.sends(run, standing.KIND) for run in (HEARTS, LUNGS)],
+            f"s{began + 5}": lambda: site.link.sends(HEARTS, "query"),  # it is nothing to be busy with
+            f"s{began + 6}": lambda: [site.link.sends(run, standing.KIND) for run in (HEARTS, LUNGS)],
+            f"s{began + 30}": lambda: tasks.append(site.begins(None)),
+            f"s{began + 31}": lambda: site.ends(tasks.pop()),
             f"s{began + 60}": lambda: site.ends(tasks.pop()),
         },
     )
