@@ -28,7 +28,7 @@ from benchmarks.fault_lab import (
     recovery,
     small_disk,
 )
-from feddusss import cli
+from feddusss import cli, flower
 from tests.deployment import Client, wait_until
 from tests.server.deployed import metrics
 
@@ -441,14 +441,13 @@ def expired_certificate(lab: Lab, name: str) -> Outcome:
 
 @fault("foreign app: a bundle that is not the release's")
 def foreign_app(lab: Lab, name: str) -> Outcome:
-    from flwr.cli.build import build_fab_from_disk
 
     from feddusss.bundle import write_app
 
     app = write_app(lab.folder / name / "app")
     (app / "client").mkdir()
     (app / "client" / "app.py").write_text("raise SystemExit('this code must never run')\n")
-    lab.link.submit(build_fab_from_disk(app))
+    lab.link.submit(flower.build_fab_from_disk(app))
     wait_until(lambda: "refused" in lab.victim.output, 120, "the client to refuse it")
     with lab.study(name) as out:
         pass

@@ -29,7 +29,7 @@ from client.node import arrivals, connection
 from client.node.child import end_with_supervisor, tell
 from client.node.turns import Turns, process_for_queries
 from dusss_core.files import write_bytes
-from feddusss import uploads
+from feddusss import flower, uploads
 from sites.config import SiteConfig, SuperLinkConfig, load_site
 
 _LOOPBACK = "127.0.0.1"
@@ -80,23 +80,19 @@ def main(argv: Sequence[str]) -> None:
 
     guard_supernode(lambda reason, sha256: _refused(site.state_dir, reason, sha256), on_poll)
 
-    from flwr.supercore.logger import update_console_handler
-    from flwr.supernode import start_client_internal
-    from flwr.supernode.cli.flower_supernode import flower_supernode
-
     # the module's only use of `time` is to sleep between looks
-    start_client_internal.time = pace
-    turns = Turns(start_client_internal, home, lambda: process_for_queries(site_file))
-    start_client_internal._pull_and_store_message = turns.take
-    start_client_internal._push_messages = turns.answer
-    start_client_internal.pull_objects = _dropping_stopped(start_client_internal.pull_objects)
+    flower.stand_in("supernode", "time", pace)
+    turns = Turns(home, lambda: process_for_queries(site_file))
+    flower.stand_in("supernode", "_pull_and_store_message", turns.take)
+    flower.stand_in("supernode", "_push_messages", turns.answer)
+    flower.stand_in("supernode", "pull_objects", _dropping_stopped(flower.supernode.pull_objects))
     uploads.read_on()
-    update_console_handler(colored=False, timestamps=True)
+    flower.update_console_handler(colored=False, timestamps=True)
     logging.getLogger("flwr").addHandler(told)
     _say_missed_goodbye(site.superlink, connection.last(home), key)
     sys.argv = ["flower-supernode", *flower_arguments(site, site_file)]
     try:
-        flower_supernode()
+        flower.flower_supernode()
     except Exception:
         traceback.print_exc()
     # It comes here when the connection broke in a way that Flower does not try again, such as a certificate that
@@ -126,12 +122,11 @@ def _dropping_stopped(pull_objects: Callable) -> Callable:
 
     Flower drops the message and leaves its task, which the worker takes and then waits minutes for the message.
     """
-    from flwr.supercore.run import RunNotRunningException
 
     def pull(*arguments: Any, **named: Any) -> Any:
         try:
             return pull_objects(*arguments, **named)
-        except RunNotRunningException:
+        except flower.RunNotRunningException:
             raise RuntimeError("its study was stopped") from None
 
     return pull
@@ -180,17 +175,16 @@ def _say_missed_goodbye(link: SuperLinkConfig, last: connection.Connection | Non
         return
     import httpx
     from cryptography.hazmat.primitives.serialization import load_ssh_private_key
-    from flwr.proto.fleet_pb2 import DeactivateNodeRequest
-    from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
-    from flwr.supernode.fleet_http_client import FleetHttpClient
-    from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
     with suppress(httpx.HTTPError, OSError, ValueError):  # then it waits out the minute
         private = load_ssh_private_key(link.private_key.read_bytes(), None)
-        signed = [RuntimeVersionHttpInterceptor("SuperNode"), NodeAuthHttpInterceptor(private, private.public_key())]
+        signed = [
+            flower.RuntimeVersionHttpInterceptor("SuperNode"),
+            flower.NodeAuthHttpInterceptor(private, private.public_key()),
+        ]
         certificates = None if link.root_certificates is None else str(link.root_certificates)
-        with FleetHttpClient.from_server_address(link.address, False, certificates, signed) as client:
-            client.DeactivateNode(DeactivateNodeRequest(node_id=last.node))
+        with flower.FleetHttpClient.from_server_address(link.address, False, certificates, signed) as client:
+            client.DeactivateNode(flower.DeactivateNodeRequest(node_id=last.node))
         tell("say", "signed off the connection that was lost")
         time.sleep(_GOODBYE_S)  # for the coordinator to see that the site was away
 

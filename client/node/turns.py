@@ -26,7 +26,7 @@ from client.door import audit
 from client.node import sending
 from dusss_core.errors import UserError
 from dusss_core.files import write_text
-from feddusss import standing
+from feddusss import flower, standing
 
 _SHORTEST_CHECK_S, _LONGEST_CHECK_S = 0.05, 0.5
 """Between two looks, in this process, whether the worker is done: after a twentieth of its work."""
@@ -55,19 +55,18 @@ class _Open:
 
 
 class Turns:
-    """Stands in for how Flower's SuperNode takes a message and sends its answer. `supernode` is Flower's module.
+    """Stands in for how Flower's SuperNode takes a message and sends its answer.
 
     Args:
         home: state_dir/flwr.
         answer_a_query: starts a process that answers one query and ends.
     """
 
-    def __init__(self, supernode: Any, home: Path, answer_a_query: Callable[[], subprocess.Popen]):
-        self._supernode = supernode
+    def __init__(self, home: Path, answer_a_query: Callable[[], subprocess.Popen]):
         self._home = home
         self._answer_a_query = answer_a_query
-        self._take = supernode._pull_and_store_message
-        self._push = supernode._push_messages
+        self._take = flower.supernode._pull_and_store_message
+        self._push = flower.supernode._push_messages
         self._given: dict[str, Any] = {}
         self._waiting: deque[Any] = deque()
         self._tasks: dict[str, int] = {}
@@ -85,7 +84,7 @@ class Turns:
         began = looked = time.monotonic()
         while True:
             opened = self._open(state)
-            done = [one for one in opened if one.task.status.status == "finished"]
+            done = [one for one in opened if one.task.status.status == flower.Status.FINISHED]
             for one in done:
                 self._answer_for_the_dead(one, state, object_store)
             if len(done) == len(opened):
@@ -159,7 +158,7 @@ class Turns:
         state.record_message_processing_start(question.metadata.message_id)
         state.record_message_processing_end(question.metadata.message_id)
         reply = Message(standing.told(busy), reply_to=question)
-        self._supernode._insert_message(reply, state, given["object_store"])
+        flower.supernode._insert_message(reply, state, given["object_store"])
         return run_id
 
     # Answering.
@@ -174,31 +173,30 @@ class Turns:
     def _answer_for_the_dead(self, one: _Open, state: Any, object_store: Any) -> None:
         """Send an error where the worker ended before it had an answer, for which Flower would wait for ever."""
         from flwr.app import Error, Message
-        from flwr.common.constant import ErrorCode, SubStatus
 
         told = {entry.message.metadata.reply_to_message_id for entry in list(state.msg_store.values())}
         name = one.message.metadata.message_id
-        if one.task.status.sub_status != SubStatus.FAILED or name in told:
+        if one.task.status.sub_status != flower.SubStatus.FAILED or name in told:
             return
         state.record_message_processing_start(name)
         state.record_message_processing_end(name)
         reason = "the site's worker ended while it had this message"
-        reply = Message(Error(ErrorCode.CLIENT_APP_CRASHED, reason), reply_to=one.message)
-        self._supernode._insert_message(reply, state, object_store)
+        reply = Message(Error(flower.ErrorCode.CLIENT_APP_CRASHED, reason), reply_to=one.message)
+        flower.supernode._insert_message(reply, state, object_store)
 
     # The process beside the worker.
 
     def _see_to_queries(self, opened: list[_Open], state: Any) -> None:
         """Have queries answered while the worker has something else in its hands."""
-        queries = [one for one in opened if one.is_query and one.task.status.status != "finished"]
-        if not any(not one.is_query and one.task.status.status != "finished" for one in opened):
+        queries = [one for one in opened if one.is_query and one.task.status.status != flower.Status.FINISHED]
+        if not any(not one.is_query and one.task.status.status != flower.Status.FINISHED for one in opened):
             return  # the worker is free for them
         if self._beside is not None and self._beside.poll() is not None:
             self._beside = None
             for one in queries:
-                if one.task.status.status != "pending":  # the process ended with it in its hands
-                    state.finish_task(one.task.task_id, "failed", "the process for queries ended")
-        if self._beside is None and any(one.task.status.status == "pending" for one in queries):
+                if one.task.status.status != flower.Status.PENDING:  # the process ended with it in its hands
+                    state.finish_task(one.task.task_id, flower.SubStatus.FAILED, "the process for queries ended")
+        if self._beside is None and any(one.task.status.status == flower.Status.PENDING for one in queries):
             self._beside = self._answer_a_query()
 
     def _end_beside(self) -> None:

@@ -29,7 +29,7 @@ from client.work import observe
 from dusss_core.errors import UserError
 from dusss_core.files import write_text
 from dusss_core.phases import Phase
-from feddusss import wire
+from feddusss import flower, wire
 from sites.config import load_site
 
 if TYPE_CHECKING:
@@ -106,17 +106,15 @@ class _SuperNode:
     def next_task(self) -> str | None:
         """The token of the next message; None if there is none, or no SuperNode yet."""
         import httpx
-        from flwr.proto.runtime_pb2 import AcquireTaskRequest
 
         try:
             self._connect(self._runtime.read_text(encoding="utf-8"))
-            request = AcquireTaskRequest(supported_task_types=["flwr-clientapp"])
+            request = flower.AcquireTaskRequest(supported_task_types=["flwr-clientapp"])
             return self._client.AcquireTask(request).token or None
         except (OSError, ValueError, httpx.HTTPError):
             return None
 
     def _connect(self, text: str) -> None:
-        from flwr.supercore.interceptors import SuperExecAuthHttpInterceptor
 
         if text == self._read:
             return
@@ -124,7 +122,7 @@ class _SuperNode:
             self._client.close()
         place = json.loads(text)
         secret = bytes.fromhex(place["secret"])
-        signer = SuperExecAuthHttpInterceptor(
+        signer = flower.SuperExecAuthHttpInterceptor(
             master_secret=secret, protected_methods={"/flwr.proto.Runtime/AcquireTask"}
         )
         self._client = _client(place["address"], signer)
@@ -137,15 +135,14 @@ def _give_up(in_work: Path) -> None:
     The SuperNode would wait a minute for its sign of life, and the coordinator with it.
     """
     import httpx
-    from flwr.common.constant import SubStatus
-    from flwr.proto.runtime_pb2 import PushTaskOutputRequest
-    from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor
 
     with suppress(OSError, ValueError, httpx.HTTPError):  # no such message, or no such SuperNode any more
         address, token = in_work.read_text(encoding="utf-8").split()
         in_work.unlink()
-        with closing(_client(address, RuntimeTokenHttpInterceptor(token))) as client:
-            client.PushTaskOutput(PushTaskOutputRequest(sub_status=SubStatus.FAILED, details="the worker ended"))
+        with closing(_client(address, flower.RuntimeTokenHttpInterceptor(token))) as client:
+            client.PushTaskOutput(
+                flower.PushTaskOutputRequest(sub_status=flower.SubStatus.FAILED, details="the worker ended")
+            )
 
 
 def _take(address: str, token: str, home: Path | None) -> None:
@@ -168,20 +165,16 @@ def _work(address: str, token: str, home: Path | None) -> None:
     Raises:
         httpx.HTTPError: the SuperNode is gone, and the message with it.
     """
-    from flwr.common.constant import SubStatus
-    from flwr.supercore.heartbeat import HeartbeatSender
-    from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor
-    from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
-    with closing(_client(address, RuntimeTokenHttpInterceptor(token))) as client:
-        heartbeat = HeartbeatSender(lambda: _beat(client))
+    with closing(_client(address, flower.RuntimeTokenHttpInterceptor(token))) as client:
+        heartbeat = flower.HeartbeatSender(lambda: _beat(client))
         heartbeat.start()
         try:
-            message, context, _, bundle = pull_task_input(_Patient(client))
+            message, context, _, bundle = flower.pull_task_input(_Patient(client))
             reason = refusal(bundle.content, bundle.hash_str)
             reply = _error(message, reason) if reason else _answer(message, context, home)
-            push_message(client, reply, context)
-            push_task_output(client, context, SubStatus.COMPLETED, "")
+            flower.push_message(client, reply, context)
+            flower.push_task_output(client, context, flower.SubStatus.COMPLETED, "")
         finally:
             with suppress(RuntimeError):
                 heartbeat.stop()
@@ -265,27 +258,23 @@ def _shown(message: Message, home: Path | None) -> Iterator[str]:
 
 def _error(message: Message, reason: str) -> Message:
     from flwr.app import Error, Message
-    from flwr.common.constant import ErrorCode
 
-    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+    return Message(Error(flower.ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
 
 
 def _beat(client) -> bool:
     """Tell the SuperNode that the message is still worked on. It takes a silent worker for dead after a minute."""
     import httpx
-    from flwr.proto.runtime_pb2 import SendTaskHeartbeatRequest
 
     with suppress(httpx.HTTPError):  # a SuperNode that is gone shows when the answer is handed over
-        client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
+        client.SendTaskHeartbeat(flower.SendTaskHeartbeatRequest())
     return True
 
 
 def _client(address: str, interceptor: Any):
-    from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
-    from flwr.supercore.runtime import RuntimeHttpClient
 
-    versions = RuntimeVersionHttpInterceptor(component_name="flwr-clientapp")
-    return RuntimeHttpClient.from_server_address(address, True, None, [versions, interceptor])
+    versions = flower.RuntimeVersionHttpInterceptor(component_name="flwr-clientapp")
+    return flower.RuntimeHttpClient.from_server_address(address, True, None, [versions, interceptor])
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ class Site:
         self.store, self.state = objects.store(), NodeStateFactory(objects).state()
         self.state.set_node_id(1)
         self.beside: list[SimpleNamespace] = []
-        self.turns = Turns(start_client_internal, self.home, self._answer_a_query)
+        self.turns = Turns(self.home, self._answer_a_query)
         self.clock, self.then = 0.0, {}
         """What happens at a second."""
         monkeypatch.setattr(turns.time, "monotonic", lambda: self.clock)
