@@ -36,6 +36,8 @@ _MOST_WAITING = 64
 """Messages that wait here; what comes after them waits at the SuperLink."""
 _MOST_AT_ONCE = 8
 """Of them that are taken in one look."""
+_QUESTION_S = 10.0
+"""How long a question whether the site is busy may take to come: it is a few hundred bytes."""
 _ENDED_S = 5.0
 """How long the process for queries has to end by itself."""
 _WORK = "at_work"
@@ -110,7 +112,8 @@ class Turns:
                 run_id = self._one(lambda kind: kind == "query", self._given["receive"])
                 if (run_id is None and len(self._waiting) == waiting) or len(self._waiting) >= _MOST_WAITING:
                     return
-        except Exception as error:  # the work that is under way is worth more; the look after it meets the same again
+        # the work that is under way is worth more, and the look after it meets the same again
+        except (Exception, flower.RunNotRunningException) as error:
             print(f"while work is under way: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
 
     def _one(self, is_due: Callable[[str], bool], receive: Callable) -> int | None:
@@ -123,7 +126,7 @@ class Turns:
             kind, run_id = found[0].metadata.message_type, found[0].metadata.run_id
             if kind == standing.KIND:
                 if given["state"].get_run(run_id) is not None:  # of which the bundle was judged
-                    asked.append(found[0])
+                    asked.append(found)
                 return None
             if is_due(kind):
                 taken.append(found[0].metadata.message_id)
@@ -134,22 +137,28 @@ class Turns:
         taken: list[str] = []
         run_id = self._take(**{**given, "receive": received})
         if asked:
-            return self._say_what_it_is_at(asked[0])
+            return self._say_what_it_is_at(*asked[0])
         state = given["state"]
         if run_id is not None and taken[0] in state.msg_store:
             tasks = [task for task in state.get_tasks() if task.run_id == run_id]
             self._tasks[taken[0]] = max(tasks, key=lambda task: task.pending_at).task_id
         return run_id
 
-    def _say_what_it_is_at(self, question: Any) -> int | None:
+    def _say_what_it_is_at(self, question: Any, tree: Any) -> int | None:
         """Answer that; not, where it cannot be recorded."""
         from flwr.app import Message
 
         run_id, given = question.metadata.run_id, self._given
         work = [one.message.metadata.run_id for one in self._open(given["state"]) if not one.is_query]
         busy = busy_with(self._home, work, run_id)
-        with suppress(Exception):  # what holds the question at the SuperLink goes by itself in time
+        names = [node.object_id for node in flower.iterate_object_tree(tree)]
+        try:
+            # it holds nothing, but may be confirmed, which deletes it there, only when all of it has come there
+            pull = given["pull_object"]
+            flower.supernode.pull_objects(names, lambda name: pull(run_id, name), max_time=_QUESTION_S)
             given["confirm_message_received"](run_id, question.metadata.message_id)
+        except (Exception, flower.RunNotRunningException):
+            return None  # the study was stopped, or the line is away
         try:
             audit.record(self._home.parent, "answer", kind=standing.KIND, busy=busy)
         except audit.Unrecorded:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from feddusss import standing
+from server.runs.runfolder import log
 
 if TYPE_CHECKING:
     from flwr.app import Message, RecordDict
@@ -138,9 +139,16 @@ class Standings:
         """Questions without an answer -> the node that was asked."""
 
     def see_to(self, late: set[int]) -> None:
-        """Hear what nodes say, and ask those that are due, of the `late` ones."""
+        """Hear what nodes say, and ask those that are due, of the `late` ones. A round goes on without that."""
         if not self._asks:
             return
+        try:
+            self._hear(late)
+            self._ask(late)
+        except Exception as error:
+            log.warning("sites could not be asked whether they are busy: %s: %s", type(error).__name__, error)
+
+    def _hear(self, late: set[int]) -> None:
         for message in self._grid.pull_messages(list(self.open)) if self.open else ():
             node = self.open.pop(message.metadata.reply_to_message_id, None)
             busy = None if node is None or message.has_error() else standing.read(message.content)
@@ -148,13 +156,16 @@ class Standings:
                 if busy != self._nodes[node].busy:
                     self._on_busy(node, busy)
                 self._nodes[node].heard(busy)
+
+    def _ask(self, late: set[int]) -> None:
         now = time.monotonic()
         wait = min(_ASK_S, max(_LATE_S, (now - self._began) / 10))
         due = [node for node in sorted(late) if now - self._nodes[node].asked >= self._patience(node, wait)]
+        for node in due:
+            self._nodes[node].asked = now
         for some in batches(due, PUSHED_TOGETHER):
             ids = self._grid.push_messages([message_to(_empty(), node, standing.KIND) for node in some])
             for node, message_id in zip(some, ids, strict=False):
-                self._nodes[node].asked = now
                 if message_id:
                     self.open = {name: asked for name, asked in self.open.items() if asked != node}
                     self.open[message_id] = node

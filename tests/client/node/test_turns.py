@@ -18,7 +18,7 @@ from flwr.supernode.nodestate import NodeStateFactory
 from client.node import turns
 from client.node.turns import Turns
 from client.state.chain import LOG
-from feddusss import standing
+from feddusss import flower, standing
 from feddusss.bundle import release_bundle
 from server.simulation.inprocess import identify
 
@@ -35,6 +35,8 @@ class SuperLink:
         """(run, kind of the message that is answered, answer)"""
         self.kinds: dict[str, str] = {}
         self.away = False
+        self.fetched: set[str] = set()
+        self.stopped: set[int] = set()
 
     def sends(self, run_id: int, kind: str) -> None:
         identify(run_id)
@@ -53,6 +55,15 @@ class SuperLink:
         self.answers.append((message.metadata.run_id, self.kinds[message.metadata.reply_to_message_id], message))
         return set(), "session"
 
+    def pull_object(self, run_id, name):
+        self.fetched.add(name)
+        return self.objects[name]
+
+    def confirm(self, run_id, name):
+        if run_id in self.stopped:
+            raise flower.RunNotRunningException  # which is no Exception
+        assert name in self.fetched, "what is confirmed is deleted, though it may be on its way still"
+
     def given(self, state, store):
         def get_run(run_id):
             run = Run.create_empty(run_id)
@@ -66,8 +77,8 @@ class SuperLink:
             "receive": self.receive,
             "get_run": get_run,
             "get_fab": lambda sha256, run_id: Fab(sha256, release_bundle()[0], {}),
-            "pull_object": lambda run_id, name: self.objects[name],
-            "confirm_message_received": lambda run_id, name: None,
+            "pull_object": self.pull_object,
+            "confirm_message_received": self.confirm,
             "trusted_entities": None,
         }
 
@@ -228,6 +239,23 @@ def test_what_cannot_be_recorded_is_not_said(site, monkeypatch):
 def test_a_run_whose_bundle_was_not_judged_is_told_nothing(site):
     site.link.sends(HEARTS, standing.KIND)
     assert site.round() is None and answered(site) == []
+
+
+def test_a_study_that_is_stopped_while_it_asks_costs_the_other_one_nothing(site):
+    tasks = []
+    site.state.store_run(Run.create_empty(HEARTS))
+    site.link.stopped.add(HEARTS)
+    site.link.sends(LUNGS, "train")
+    at(
+        site,
+        s1=lambda: tasks.append(site.begins("lungs")),
+        s5=lambda: site.link.sends(HEARTS, standing.KIND),
+        s60=lambda: site.ends(tasks.pop()),
+    )
+    site.round()
+    assert answered(site) == [(LUNGS, "train")]
+    site.link.sends(HEARTS, standing.KIND)
+    assert site.round() is None
 
 
 def test_a_line_that_is_away_while_a_study_trains_costs_it_nothing(site):

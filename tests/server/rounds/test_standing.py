@@ -124,6 +124,19 @@ def test_who_answers_soon_is_never_asked_and_a_long_round_costs_few_questions(cl
     assert len(grid.asked) < 50
 
 
+def test_a_question_that_cannot_be_asked_ends_no_round(clock, monkeypatch):
+    push = Hospitals.push_messages
+
+    def broken(grid, messages):
+        if any(message.metadata.message_type == standing.KIND for message in messages):
+            raise RuntimeError("the push session may have expired")
+        return push(grid, messages)
+
+    monkeypatch.setattr(Hospitals, "push_messages", broken)
+    heard, silent, _, _ = ask(clock, {ALDER: 30, BIRCH: 50}, lambda node, now: "lungs")
+    assert heard == [ALDER, BIRCH] and silent == {}
+
+
 def test_a_grid_that_plays_the_sites_asks_nothing(clock, monkeypatch):
     monkeypatch.setattr(Hospitals, "asks_standing", False)
     _, silent, grid, _ = ask(clock, {ALDER: 10}, lambda node, now: "lungs")
