@@ -20,6 +20,12 @@ def query(message: Message, context: Context) -> Message:
     return _answer("query", message, context)
 
 
+@app.query("step")
+def step(message: Message, context: Context) -> Message:
+    """A small step of a secure sum: a query in form, and a part of a round (`feddusss.standing.STEP`)."""
+    return _answer("query", message, context)
+
+
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """One round: validate the model, train it, send it back."""

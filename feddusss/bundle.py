@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from dusss_core.files import write_text
-from feddusss import __version__
+from feddusss import __version__, flower
 
 _PYPROJECT = f"""\
 [project]
@@ -57,8 +57,6 @@ def release_bundle() -> tuple[bytes, str]:
     Returns:
         Its bytes, and their SHA-256 in hex, which is the same on every machine with this release.
     """
-    from flwr.cli.build import build_fab_from_disk
-
     with tempfile.TemporaryDirectory() as folder:
-        content = build_fab_from_disk(write_app(Path(folder) / "feddusss"))
+        content = flower.build_fab_from_disk(write_app(Path(folder) / "feddusss"))
     return content, hashlib.sha256(content).hexdigest()

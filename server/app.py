@@ -13,7 +13,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from dusss_core.errors import UserError
-from feddusss import cli
+from feddusss import cli, flower
 from server.study.config import StudyConfig, load_study
 
 LOCK_WAIT_S = 90.0
@@ -60,9 +60,8 @@ def _run(grid: Grid, study: StudyConfig, out: Path, events) -> None:
 
 
 def _is_simulated(grid: Grid) -> bool:
-    from flwr.superlink.grid.inmemory_grid import InMemoryGrid
 
-    return isinstance(grid, InMemoryGrid)
+    return isinstance(grid, flower.InMemoryGrid)
 
 
 def _simulate(grid: Grid, study: StudyConfig, out: Path, events) -> None:

@@ -1,7 +1,8 @@
 """The way in: a message is recorded, read strictly and judged by the site's own file, once, before any work.
 
 Nothing in a message is trusted before it is checked here. What comes out is a `Judged` request, with its tensors
-decoded; for as long as it is worked on, it has the site's lock, and no more memory than the site allows.
+decoded; for as long as it is worked on, it has the site's lock (no query needs that), and no more memory than the
+site allows.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +69,8 @@ def admitted(site: SiteConfig, site_file: Path, kind: str, content: RecordDict) 
     # what is still written when the block ends is waited for, with the lock held
     most = site.limits.max_disk_gb
     with (
-        locked(site.state_dir),
+        # who is there is told also while the worker trains for another study; it writes nothing that one round needs
+        nullcontext() if kind == "query" and request.step is None else locked(site.state_dir),
         bounded(site.state_dir, None if most is None else most * 1e9),
         held(site.limits, site.device),
         ThreadPoolExecutor(1) as disk,

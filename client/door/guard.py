@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from feddusss import __version__
+from feddusss import __version__, flower
 from feddusss.bundle import release_bundle
 
 _HARMLESS = {"pyproject.toml", ".info/CONTENT"}
@@ -56,13 +56,11 @@ def guard_supernode(on_refusal: Callable[[str, str], None], on_poll: Callable[[b
         RuntimeError: Flower is not built as expected, and the guard would not hold.
     """
     from flwr.app import Error, Message
-    from flwr.common.constant import ErrorCode
-    from flwr.supernode import start_client_internal as supernode
 
-    # Private to Flower, hence pinned to one minor release. There is no public place where a bundle passes by.
-    if not all(hasattr(supernode, name) for name in ("_pull_and_store_message", "_insert_message")):
+    # There is no public place where a bundle passes by.
+    if not all(hasattr(flower.supernode, name) for name in ("_pull_and_store_message", "_insert_message")):
         raise RuntimeError("this release of Flower hides where bundles are received; install the pinned one")
-    receive_one = supernode._pull_and_store_message
+    receive_one = flower.supernode._pull_and_store_message
 
     def guarded(*, receive: Callable, get_fab: Callable, state: Any, object_store: Any, **others: Any) -> int | None:
         received: list[Message] = []
@@ -84,13 +82,13 @@ def guard_supernode(on_refusal: Callable[[str, str], None], on_poll: Callable[[b
             )
         except _Refused as refused:
             on_refusal(str(refused), refused.sha256)
-            answer = Message(Error(ErrorCode.INVALID_FAB, str(refused)), reply_to=received[0])
-            supernode._insert_message(answer, state, object_store)
+            answer = Message(Error(flower.ErrorCode.INVALID_FAB, str(refused)), reply_to=received[0])
+            flower.supernode._insert_message(answer, state, object_store)
             run_id = received[0].metadata.run_id
         on_poll(run_id is not None, state.get_node_id())
         return run_id
 
-    supernode._pull_and_store_message = guarded
+    flower.stand_in("supernode", "_pull_and_store_message", guarded)
 
 
 class _Refused(Exception):

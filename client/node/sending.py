@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+from feddusss import flower
+
 WAITS_S = (1.0, 2.0, 5.0, 10.0, *[15.0] * 12)
 """Before each further try, and from the first on once more of the answer has come: for as long as the SuperLink keeps
 an answer of which nothing more comes, three minutes. Flower waits for the line within a try, but not where TLS is cut
@@ -29,8 +31,6 @@ def until_it_arrives(send: Callable, push_object: Callable, store: Any) -> Calla
         push_object: (run, session, name, content) sends one.
         store: where the contents are.
     """
-    from flwr.supercore.inflatable.inflatable_utils import push_object_contents_from_iterable
-    from flwr.supercore.run import RunNotRunningException
 
     def send_all(message: Any, tree: Any, seconds: float) -> tuple[set[str], str]:
         waits, least = iter(WAITS_S), len(_names(tree)) + 1
@@ -40,9 +40,9 @@ def until_it_arrives(send: Callable, push_object: Callable, store: Any) -> Calla
                 if len(lacking) < least:  # some of it has come since the line broke
                     waits, least = iter(WAITS_S), len(lacking)
                 push = partial(push_object, message.metadata.run_id, session)
-                push_object_contents_from_iterable(_contents(tree, lacking, store), push)
+                flower.push_object_contents_from_iterable(_contents(tree, lacking, store), push)
                 return set(), session
-            except RunNotRunningException:
+            except flower.RunNotRunningException:
                 raise
             except Exception as error:
                 wait = next(waits, None)
@@ -63,9 +63,8 @@ def _contents(tree: Any, lacking: set[str], store: Any) -> Iterator[tuple[str, b
 
 
 def _names(tree: Any) -> list[str]:
-    from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 
-    return list(dict.fromkeys(node.object_id for node in iterate_object_tree(tree)))
+    return list(dict.fromkeys(node.object_id for node in flower.iterate_object_tree(tree)))
 
 
 def _is_refused(error: Exception) -> bool:

@@ -25,16 +25,15 @@ from pathlib import Path
 from typing import Any
 
 from client.door.guard import guard_supernode, record_refusal
-from client.node import arrivals, connection, sending
+from client.node import arrivals, connection
 from client.node.child import end_with_supervisor, tell
+from client.node.turns import Turns, process_for_queries
 from dusss_core.files import write_bytes
-from feddusss import uploads
+from feddusss import flower, uploads
 from sites.config import SiteConfig, SuperLinkConfig, load_site
 
 _LOOPBACK = "127.0.0.1"
 _GOODBYE_S = 2.0
-_SHORTEST_LOOK_S, _LONGEST_LOOK_S = 0.05, 0.5
-"""Between two looks, in this process, whether the worker is done: after a twentieth of its work."""
 
 
 class Pace:
@@ -81,22 +80,19 @@ def main(argv: Sequence[str]) -> None:
 
     guard_supernode(lambda reason, sha256: _refused(site.state_dir, reason, sha256), on_poll)
 
-    from flwr.supercore.logger import update_console_handler
-    from flwr.supernode import start_client_internal
-    from flwr.supernode.cli.flower_supernode import flower_supernode
-
     # the module's only use of `time` is to sleep between looks
-    start_client_internal.time = pace
-    push_answers = start_client_internal._push_messages
-    start_client_internal._push_messages = lambda **given: _push_answers(push_answers, **given)
-    start_client_internal.pull_objects = _dropping_stopped(start_client_internal.pull_objects)
+    flower.stand_in("supernode", "time", pace)
+    turns = Turns(home, lambda: process_for_queries(site_file))
+    flower.stand_in("supernode", "_pull_and_store_message", turns.take)
+    flower.stand_in("supernode", "_push_messages", turns.answer)
+    flower.stand_in("supernode", "pull_objects", _dropping_stopped(flower.supernode.pull_objects))
     uploads.read_on()
-    update_console_handler(colored=False, timestamps=True)
+    flower.update_console_handler(colored=False, timestamps=True)
     logging.getLogger("flwr").addHandler(told)
     _say_missed_goodbye(site.superlink, connection.last(home), key)
     sys.argv = ["flower-supernode", *flower_arguments(site, site_file)]
     try:
-        flower_supernode()
+        flower.flower_supernode()
     except Exception:
         traceback.print_exc()
     # It comes here when the connection broke in a way that Flower does not try again, such as a certificate that
@@ -121,49 +117,16 @@ def flower_arguments(site: SiteConfig, site_file: Path) -> list[str]:
     return [*arguments, "--auth-supernode-private-key", str(link.private_key)]
 
 
-def _push_answers(
-    push: Callable[..., None], *, state: Any, object_store: Any, send: Callable, push_object: Callable
-) -> None:
-    """Flower's `_push_messages`, which waits for an answer for ever if the worker ended before it had one, and gives it
-    up if the line breaks while it is sent."""
-    from flwr.app import Error, Message
-    from flwr.common.constant import ErrorCode, Status, SubStatus
-    from flwr.supernode.start_client_internal import _insert_message
-
-    messages = [entry.message for entry in state.msg_store.values()]
-    answered = {message.metadata.reply_to_message_id for message in messages}
-    for message in messages:
-        if message.metadata.reply_to_message_id or message.metadata.message_id in answered:
-            continue
-        since = time.monotonic()
-        while (task := _newest_task(state, message.metadata.run_id)).status.status != Status.FINISHED:
-            time.sleep(min(_LONGEST_LOOK_S, max(_SHORTEST_LOOK_S, (time.monotonic() - since) / 20)))
-        told = {entry.message.metadata.reply_to_message_id for entry in list(state.msg_store.values())}
-        if task.status.sub_status == SubStatus.FAILED and message.metadata.message_id not in told:
-            state.record_message_processing_start(message.metadata.message_id)
-            state.record_message_processing_end(message.metadata.message_id)
-            reason = "the site's worker ended while it had this message"
-            _insert_message(Message(Error(ErrorCode.CLIENT_APP_CRASHED, reason), reply_to=message), state, object_store)
-    send = sending.until_it_arrives(send, push_object, object_store)
-    push(state=state, object_store=object_store, send=send, push_object=push_object)
-
-
-def _newest_task(state: Any, run_id: int) -> Any:
-    tasks = [task for task in state.get_tasks() if task.run_id == run_id]
-    return max(tasks, key=lambda task: task.pending_at)
-
-
 def _dropping_stopped(pull_objects: Callable) -> Callable:
     """Have a message whose study is stopped while it arrives put away like one that cannot be received.
 
     Flower drops the message and leaves its task, which the worker takes and then waits minutes for the message.
     """
-    from flwr.supercore.run import RunNotRunningException
 
     def pull(*arguments: Any, **named: Any) -> Any:
         try:
             return pull_objects(*arguments, **named)
-        except RunNotRunningException:
+        except flower.RunNotRunningException:
             raise RuntimeError("its study was stopped") from None
 
     return pull
@@ -212,17 +175,16 @@ def _say_missed_goodbye(link: SuperLinkConfig, last: connection.Connection | Non
         return
     import httpx
     from cryptography.hazmat.primitives.serialization import load_ssh_private_key
-    from flwr.proto.fleet_pb2 import DeactivateNodeRequest
-    from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
-    from flwr.supernode.fleet_http_client import FleetHttpClient
-    from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
     with suppress(httpx.HTTPError, OSError, ValueError):  # then it waits out the minute
         private = load_ssh_private_key(link.private_key.read_bytes(), None)
-        signed = [RuntimeVersionHttpInterceptor("SuperNode"), NodeAuthHttpInterceptor(private, private.public_key())]
+        signed = [
+            flower.RuntimeVersionHttpInterceptor("SuperNode"),
+            flower.NodeAuthHttpInterceptor(private, private.public_key()),
+        ]
         certificates = None if link.root_certificates is None else str(link.root_certificates)
-        with FleetHttpClient.from_server_address(link.address, False, certificates, signed) as client:
-            client.DeactivateNode(DeactivateNodeRequest(node_id=last.node))
+        with flower.FleetHttpClient.from_server_address(link.address, False, certificates, signed) as client:
+            client.DeactivateNode(flower.DeactivateNodeRequest(node_id=last.node))
         tell("say", "signed off the connection that was lost")
         time.sleep(_GOODBYE_S)  # for the coordinator to see that the site was away
 

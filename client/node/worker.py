@@ -4,7 +4,8 @@ Flower starts a process per message, which imports torch and reads the data each
 SuperNode leaves that to others, and this process asks it for work over its local API for as long as the site runs:
 torch, data, text features and trainers stay loaded. Nothing of a bundle is unpacked here; the app is the installed one.
 
-The SuperNode says in state_dir/flwr/runtime.json, at each start, how it is reached.
+The SuperNode says in state_dir/flwr/runtime.json, at each start, how it is reached. With `one` after the file it
+answers one message, a query, and ends.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from typing import TYPE_CHECKING, Any
 from client.door.declines import Declines
 from client.door.guard import refusal
 from client.door.machine import device_is_lost
-from client.node import arrivals
+from client.node import arrivals, turns
 from client.node.child import end_with_supervisor, tell
 from client.work import observe
 from dusss_core.errors import UserError
 from dusss_core.files import write_text
 from dusss_core.phases import Phase
-from feddusss import wire
+from feddusss import flower, wire
 from sites.config import load_site
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 _SHORTEST_POLL_S, _LONGEST_POLL_S = 0.1, 0.5
 _STATUS_EVERY_S = 1.0
+_ONE_S = 30.0
+"""After which a process for one query ends without one: the worker has taken it."""
 _declines = Declines(lambda text: tell("say", text))
 
 
@@ -46,6 +49,9 @@ def main(argv: Sequence[str]) -> None:
     site = load_site(Path(argv[0]))
     home = site.state_dir / "flwr"
     supernode, in_work = _SuperNode(home / "runtime.json"), home / "in_work"
+    if argv[1:] == ["one"]:
+        _take_one(supernode)
+        return
     _give_up(in_work)
     _warm_up(site.threads)
     tell("status", "waiting for work")
@@ -55,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
         if token := supernode.next_task():
             with suppress(UserError):  # a full disk: then the SuperNode waits for a sign of life, should this one end
                 write_text(in_work, f"{supernode.address} {token}")
-            _take(supernode.address, token)
+            _take(supernode.address, token, home)
             in_work.unlink(missing_ok=True)
             if device_is_lost():
                 sys.exit("this process lost its GPU, and ends for another to take its place")
@@ -65,6 +71,17 @@ def main(argv: Sequence[str]) -> None:
         waited = time.monotonic() - since
         if arrivals.wait(home, announced, min(_LONGEST_POLL_S, max(_SHORTEST_POLL_S, waited / 20))):
             since = time.monotonic()  # it comes within moments
+
+
+def _take_one(supernode: _SuperNode) -> None:
+    """Answer one query beside the worker, which has something else in its hands (`client.node.turns`)."""
+    _warm_up(1)
+    give_up = time.monotonic() + _ONE_S
+    while time.monotonic() < give_up:
+        if token := supernode.next_task():
+            _take(supernode.address, token, None)
+            return
+        time.sleep(_SHORTEST_POLL_S)
 
 
 def _warm_up(threads: int | None) -> None:
@@ -89,17 +106,15 @@ class _SuperNode:
     def next_task(self) -> str | None:
         """The token of the next message; None if there is none, or no SuperNode yet."""
         import httpx
-        from flwr.proto.runtime_pb2 import AcquireTaskRequest
 
         try:
             self._connect(self._runtime.read_text(encoding="utf-8"))
-            request = AcquireTaskRequest(supported_task_types=["flwr-clientapp"])
+            request = flower.AcquireTaskRequest(supported_task_types=["flwr-clientapp"])
             return self._client.AcquireTask(request).token or None
         except (OSError, ValueError, httpx.HTTPError):
             return None
 
     def _connect(self, text: str) -> None:
-        from flwr.supercore.interceptors import SuperExecAuthHttpInterceptor
 
         if text == self._read:
             return
@@ -107,7 +122,7 @@ class _SuperNode:
             self._client.close()
         place = json.loads(text)
         secret = bytes.fromhex(place["secret"])
-        signer = SuperExecAuthHttpInterceptor(
+        signer = flower.SuperExecAuthHttpInterceptor(
             master_secret=secret, protected_methods={"/flwr.proto.Runtime/AcquireTask"}
         )
         self._client = _client(place["address"], signer)
@@ -120,46 +135,46 @@ def _give_up(in_work: Path) -> None:
     The SuperNode would wait a minute for its sign of life, and the coordinator with it.
     """
     import httpx
-    from flwr.common.constant import SubStatus
-    from flwr.proto.runtime_pb2 import PushTaskOutputRequest
-    from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor
 
     with suppress(OSError, ValueError, httpx.HTTPError):  # no such message, or no such SuperNode any more
         address, token = in_work.read_text(encoding="utf-8").split()
         in_work.unlink()
-        with closing(_client(address, RuntimeTokenHttpInterceptor(token))) as client:
-            client.PushTaskOutput(PushTaskOutputRequest(sub_status=SubStatus.FAILED, details="the worker ended"))
+        with closing(_client(address, flower.RuntimeTokenHttpInterceptor(token))) as client:
+            client.PushTaskOutput(
+                flower.PushTaskOutputRequest(sub_status=flower.SubStatus.FAILED, details="the worker ended")
+            )
 
 
-def _take(address: str, token: str) -> None:
+def _take(address: str, token: str, home: Path | None) -> None:
+    """Work on a message.
+
+    Args:
+        home: where what is worked on is noted; None: it is no work to speak of, nor to show.
+    """
     import httpx
 
     try:
-        _work(address, token)
+        _work(address, token, home)
     except (httpx.HTTPError, RuntimeError) as error:
         tell("say", f"an answer could not be handed over ({type(error).__name__}): the SuperNode lost the message")
 
 
-def _work(address: str, token: str) -> None:
+def _work(address: str, token: str, home: Path | None) -> None:
     """One message, from the SuperNode and back.
 
     Raises:
         httpx.HTTPError: the SuperNode is gone, and the message with it.
     """
-    from flwr.common.constant import SubStatus
-    from flwr.supercore.heartbeat import HeartbeatSender
-    from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor
-    from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
-    with closing(_client(address, RuntimeTokenHttpInterceptor(token))) as client:
-        heartbeat = HeartbeatSender(lambda: _beat(client))
+    with closing(_client(address, flower.RuntimeTokenHttpInterceptor(token))) as client:
+        heartbeat = flower.HeartbeatSender(lambda: _beat(client))
         heartbeat.start()
         try:
-            message, context, _, bundle = pull_task_input(_Patient(client))
+            message, context, _, bundle = flower.pull_task_input(_Patient(client))
             reason = refusal(bundle.content, bundle.hash_str)
-            reply = _error(message, reason) if reason else _answer(message, context)
-            push_message(client, reply, context)
-            push_task_output(client, context, SubStatus.COMPLETED, "")
+            reply = _error(message, reason) if reason else _answer(message, context, home)
+            flower.push_message(client, reply, context)
+            flower.push_task_output(client, context, flower.SubStatus.COMPLETED, "")
         finally:
             with suppress(RuntimeError):
                 heartbeat.stop()
@@ -182,10 +197,10 @@ class _Patient:
         return getattr(self._client, name)
 
 
-def _answer(message: Message, context: Context) -> Message:
+def _answer(message: Message, context: Context, home: Path | None = None) -> Message:
     from client.app import app
 
-    with _shown(message) as what:
+    with _shown(message, home) as what:
         try:
             reply = app(message, context)
         except Exception as error:
@@ -217,13 +232,17 @@ def _declined(reply: Message) -> str | None:
 
 
 @contextmanager
-def _shown(message: Message) -> Iterator[str]:
+def _shown(message: Message, home: Path | None) -> Iterator[str]:
     """Show what is worked on, and yield it. Of the message's settings only those of the expected form are shown."""
     settings = wire.config_records(message.content).get("config") or {}
     phase, number = settings.get("phase"), settings.get("round")
-    kind = re.sub(r"[^a-z]", "", str(message.metadata.message_type))[:20]
+    kind = re.sub(r"[^a-z]", "", str(message.metadata.message_type).partition(".")[0])[:20]
     name = f"{phase} round {number}" if phase in list(Phase) and type(number) is int else ""
     what = {"train": f"training {name}", "evaluate": f"evaluating {name}"}.get(kind, f"answering a {kind}")
+    if home is None:
+        yield what
+        return
+    turns.at_work(home, message.metadata.run_id, settings.get("training"))
     tell("status", what)
     last = 0.0
 
@@ -239,27 +258,23 @@ def _shown(message: Message) -> Iterator[str]:
 
 def _error(message: Message, reason: str) -> Message:
     from flwr.app import Error, Message
-    from flwr.common.constant import ErrorCode
 
-    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+    return Message(Error(flower.ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
 
 
 def _beat(client) -> bool:
     """Tell the SuperNode that the message is still worked on. It takes a silent worker for dead after a minute."""
     import httpx
-    from flwr.proto.runtime_pb2 import SendTaskHeartbeatRequest
 
     with suppress(httpx.HTTPError):  # a SuperNode that is gone shows when the answer is handed over
-        client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
+        client.SendTaskHeartbeat(flower.SendTaskHeartbeatRequest())
     return True
 
 
 def _client(address: str, interceptor: Any):
-    from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
-    from flwr.supercore.runtime import RuntimeHttpClient
 
-    versions = RuntimeVersionHttpInterceptor(component_name="flwr-clientapp")
-    return RuntimeHttpClient.from_server_address(address, True, None, [versions, interceptor])
+    versions = flower.RuntimeVersionHttpInterceptor(component_name="flwr-clientapp")
+    return flower.RuntimeHttpClient.from_server_address(address, True, None, [versions, interceptor])
 
 
 if __name__ == "__main__":

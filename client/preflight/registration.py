@@ -13,6 +13,7 @@ from base64 import b64encode
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from feddusss import flower
 from sites.check import Finding
 from sites.config import SuperLinkConfig
 
@@ -63,36 +64,28 @@ _MOST_BYTES = 65536
 def _signed(link: SuperLinkConfig) -> tuple[bytes, dict[str, str]] | None:
     """The request as the SuperNode makes it; None if the key cannot be used."""
     from cryptography.hazmat.primitives.serialization import load_ssh_private_key
-    from flwr.common.constant import TIMESTAMP_HEADER
-    from flwr.proto.fleet_pb2 import ActivateNodeRequest
-    from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
-    from flwr.supercore.date import now
-    from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
-    from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
-    from flwr.supercore.runtime_version_compatibility import RuntimeVersionMetadata
 
     try:
         key = load_ssh_private_key(link.private_key.read_bytes(), None)
-        public = public_key_to_bytes(key.public_key())
+        public = flower.public_key_to_bytes(key.public_key())
     except Exception:  # whatever is wrong with it is told by the check of the key
         return None
-    time = now().isoformat()
+    time = flower.now().isoformat()
     headers = {
-        "Content-Type": PROTOBUF_MEDIA_TYPE,
-        "Accept": PROTOBUF_MEDIA_TYPE,
-        FLEET_HTTP_PUBLIC_KEY_HEADER: b64encode(public).decode(),
-        TIMESTAMP_HEADER: time,
-        FLEET_HTTP_SIGNATURE_HEADER: b64encode(sign_message(key, time.encode())).decode(),
-        **dict(RuntimeVersionMetadata.from_local_component("SuperNode").as_metadata()),
+        "Content-Type": flower.PROTOBUF_MEDIA_TYPE,
+        "Accept": flower.PROTOBUF_MEDIA_TYPE,
+        flower.FLEET_HTTP_PUBLIC_KEY_HEADER: b64encode(public).decode(),
+        flower.TIMESTAMP_HEADER: time,
+        flower.FLEET_HTTP_SIGNATURE_HEADER: b64encode(flower.sign_message(key, time.encode())).decode(),
+        **dict(flower.RuntimeVersionMetadata.from_local_component("SuperNode").as_metadata()),
     }
-    return ActivateNodeRequest(public_key=public, heartbeat_interval=0).SerializeToString(), headers
+    return flower.ActivateNodeRequest(public_key=public, heartbeat_interval=0).SerializeToString(), headers
 
 
 def _read(response: http.client.HTTPResponse, content: bytes) -> Finding:
-    from flwr.supercore.constant import VERSION_INCOMPATIBILITY_MESSAGE_METADATA_KEY
 
     status, code = response.status, _code(content)
-    if response.getheader(VERSION_INCOMPATIBILITY_MESSAGE_METADATA_KEY):
+    if response.getheader(flower.VERSION_INCOMPATIBILITY_MESSAGE_METADATA_KEY):
         return _error(
             "the coordinator runs another release of Flower", "install the release that the coordinator names"
         )

@@ -21,7 +21,7 @@ from client.privacy.ledger import FOLDER, Ledger
 from client.state.store import make_private, write_log
 from dusss_core.files import digest_of_tensors, write_bytes
 from dusss_core.manifest import Record
-from feddusss import wire
+from feddusss import flower, wire
 from sites.config import SiteConfig
 
 if TYPE_CHECKING:
@@ -113,8 +113,6 @@ def _pay(request: Judged) -> dict[str, int]:
 
 def _given_before(request: Judged) -> RecordDict | None:
     """The answer that was given to the very same message before: its bytes, which cost nothing more. None: no such."""
-    from flwr.common.serde import recorddict_from_proto
-    from flwr.proto.recorddict_pb2 import RecordDict as Proto
     from google.protobuf.message import DecodeError
 
     try:
@@ -125,18 +123,17 @@ def _given_before(request: Judged) -> RecordDict | None:
     if hashlib.sha256(answer).digest() != digest:
         return None  # a damaged copy: paid again
     try:
-        return recorddict_from_proto(Proto.FromString(answer))
+        return flower.recorddict_from_proto(flower.RecordDictProto.FromString(answer))
     except (DecodeError, ValueError):
         return None
 
 
 def _keep_answer(request: Judged, answer: RecordDict) -> None:
     """Keep a paid-for answer, whole, before it leaves; older ones are dropped."""
-    from flwr.common.serde import recorddict_to_proto
 
     path = _answer_path(request)
     make_private(path.parent)
-    told = recorddict_to_proto(answer).SerializeToString()
+    told = flower.recorddict_to_proto(answer).SerializeToString()
     write_bytes(path, hashlib.sha256(told).digest() + told)
     kept = sorted(path.parent.glob("*.answer"), key=lambda other: other.stat().st_mtime_ns)
     for old in kept[:-KEPT_ANSWERS]:

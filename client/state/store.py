@@ -1,7 +1,7 @@
 """A site's private state on its own disk: optimizer moments, teacher, local layers, and the VLM that it was given.
 
     state_dir/lock                                       held while a message is worked on
-    state_dir/log.txt                                    what this site did and why it declined; never leaves
+    state_dir/log.txt, log.txt.1, ...                    what this site did and why it declined; never leaves
     state_dir/evaluations.json                           how many models each run has had evaluated
     state_dir/studies/STUDY/RUN_KEY/PHASE-ROUND.safetensors
     state_dir/studies/STUDY/RUN_KEY/PHASE-local-ROUND.safetensors    layers that stay here (FedBN, FedRep)
@@ -30,7 +30,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,6 +58,7 @@ _PERSONAL = f"{Phase.SEGMENT}-personal"
 KEPT_ROUNDS = 2
 KEPT_RUNS = 8
 """Runs of one study whose state is kept: an older run may still be resumed."""
+LOG_BYTES, LOG_FILES = 2_000_000, 5
 LOCK_WAIT_S = 60.0
 """A worker whose supervisor died can live on for some seconds."""
 
@@ -319,12 +320,39 @@ def client_runs(state_dir: Path) -> bool:
 
 def write_log(state_dir: Path, text: str) -> None:
     """Add a line to the site's own log, or a line and more behind a margin; a disk that is full does not stop the
-    answer."""
-    try:
-        with (Path(state_dir) / "log.txt").open("a", encoding="utf-8") as file:
-            file.write(f"{datetime.now().isoformat(timespec='seconds')} {shown_lines(text)}\n")
-    except OSError:
-        pass
+    answer. The log is kept in `LOG_FILES` files of about `LOG_BYTES`, the older ones as log.txt.1 and so on."""
+    line = f"{datetime.now().isoformat(timespec='seconds')} {shown_lines(text)}\n".encode()
+    with suppress(OSError), _log_with_room(Path(state_dir) / "log.txt", len(line)) as log:
+        os.write(log, line)
+
+
+@contextmanager
+def _log_with_room(path: Path, size: int) -> Iterator[int]:
+    """The log, open and locked, with room for `size` bytes. Several processes write to it, so that the standard
+    library's handler, which knows of one, would turn it over twice, or write on in an older file."""
+    while True:
+        log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(log, fcntl.LOCK_EX)
+            full = 0 < os.fstat(log).st_size > LOG_BYTES - size
+            if _is_at(path, log):
+                if not full:
+                    yield log
+                    return
+                for number in range(LOG_FILES - 2, -1, -1):
+                    with suppress(FileNotFoundError):
+                        path.with_name(f"{path.name}.{number}" if number else path.name).replace(
+                            path.with_name(f"{path.name}.{number + 1}")
+                        )
+        finally:
+            os.close(log)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether an open file is still the one at `path`: another process may have turned it over."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(path.lstat(), os.fstat(descriptor))
+    return False
 
 
 def make_private(folder: Path) -> None:

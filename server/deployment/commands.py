@@ -161,7 +161,7 @@ def _row(run: FlowerRun, progress: Progress) -> tuple[str, ...]:
     return (
         str(run.id),
         progress.study or study_in(run.out),
-        _state(run),
+        _state(run) + _waiting(run, progress),
         progress.phase or "-",
         f"{progress.round}/{progress.rounds}" if progress.rounds else "-",
         f"{taking_part} of {len(progress.sites)}" if progress.sites else "-",
@@ -195,6 +195,12 @@ def _print_run(run: FlowerRun, progress: Progress, coordinator: Path) -> None:
 
 def _state(run: FlowerRun) -> str:
     return run.outcome if run.finished and run.outcome else run.status
+
+
+def _waiting(run: FlowerRun, progress: Progress) -> str:
+    """Which sites work for another study meanwhile."""
+    waiting = [doing.removeprefix("waiting: ") for doing in progress.sites.values() if doing.startswith("waiting: ")]
+    return f" (waiting: {', '.join(waiting)})" if waiting and not run.finished else ""
 
 
 def _figures(progress: Progress) -> str:

@@ -20,13 +20,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dusss_core.errors import UserError
+from feddusss import flower
 from server.deployment.accounts import not_permitted
-
-if TYPE_CHECKING:
-    from flwr.proto.node_pb2 import NodeInfo
 
 DEFAULT_COORDINATOR = Path("kits") / "coordinator"
 
@@ -120,18 +118,16 @@ class Control:
     """
 
     def __init__(self, connection: Connection):
-        from flwr.supercore.control import ControlHttpClient
-        from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
         self.address = connection.address
         _not_through_a_proxy(connection.address)
         certificates = connection.root_certificates
         try:
-            self._client = ControlHttpClient.from_server_address(
+            self._client = flower.ControlHttpClient.from_server_address(
                 connection.address,
                 certificates is None,
                 None if certificates is None else certificates.read_bytes(),
-                interceptors=[RuntimeVersionHttpInterceptor(component_name="feddusss")],
+                interceptors=[flower.RuntimeVersionHttpInterceptor(component_name="feddusss")],
             )
         except PermissionError:
             raise not_permitted(certificates or Path()) from None
@@ -146,18 +142,15 @@ class Control:
 
     def start(self, settings: Mapping[str, str]) -> int:
         """Submit this release's bundle with these run settings; returns the run's id."""
-        from flwr.common.serde import fab_to_proto, user_config_to_proto
-        from flwr.proto.control_pb2 import StartRunRequest
-        from flwr.supercore.fab import Fab
 
         from feddusss.bundle import release_bundle
 
         content, digest = release_bundle()
         with self._answering():
             reply = self._client.StartRun(
-                StartRunRequest(
-                    fab=fab_to_proto(Fab(digest, content, {})),
-                    override_config=user_config_to_proto(dict(settings)),
+                flower.StartRunRequest(
+                    fab=flower.fab_to_proto(flower.Fab(digest, content, {})),
+                    override_config=flower.user_config_to_proto(dict(settings)),
                 )
             )
         if not reply.run_id:
@@ -166,66 +159,59 @@ class Control:
 
     def runs(self) -> list[FlowerRun]:
         """All runs that the SuperLink knows, oldest first."""
-        from flwr.proto.control_pb2 import ListRunsRequest
 
         with self._answering():
-            reply = self._client.ListRuns(ListRunsRequest())
+            reply = self._client.ListRuns(flower.ListRunsRequest())
         return sorted((_run(run) for run in reply.run_dict.values()), key=lambda run: run.began or "9")
 
     def run(self, run_id: int) -> FlowerRun:
         """One run."""
-        from flwr.proto.control_pb2 import ListRunsRequest
 
         with self._answering():
-            reply = self._client.ListRuns(ListRunsRequest(run_id=run_id))
+            reply = self._client.ListRuns(flower.ListRunsRequest(run_id=run_id))
         return _run(reply.run_dict[run_id])
 
     def stop(self, run_id: int) -> None:
         """Have a run stopped."""
-        from flwr.proto.control_pb2 import StopRunRequest
 
         with self._answering():
-            reply = self._client.StopRun(StopRunRequest(run_id=run_id))
+            reply = self._client.StopRun(flower.StopRunRequest(run_id=run_id))
         if not reply.success:
             raise ControlFailed(f"the SuperLink could not stop run {run_id}")
 
     def nodes(self) -> list[Node]:
         """The nodes that may connect, by name; without those that were unregistered."""
-        from flwr.proto.control_pb2 import ListNodesRequest
 
         with self._answering():
-            reply = self._client.ListNodes(ListNodesRequest())
+            reply = self._client.ListNodes(flower.ListNodesRequest())
         nodes = [_node(info) for info in reply.nodes_info if info.status != "unregistered"]
         return sorted(nodes, key=lambda node: (node.name, node.id))
 
     def register(self, name: str, public_key: bytes) -> int:
         """Let the holder of a key connect; `public_key` is an EC key in PEM. Returns the new node's id."""
-        from flwr.proto.control_pb2 import RegisterNodeRequest
 
         with self._answering():
-            reply = self._client.RegisterNode(RegisterNodeRequest(public_key=public_key, name=name))
+            reply = self._client.RegisterNode(flower.RegisterNodeRequest(public_key=public_key, name=name))
         if not reply.node_id:
             raise ControlFailed(f"the SuperLink did not register '{name}'")
         return reply.node_id
 
     def unregister(self, node_id: int) -> None:
         """Let a node connect no more."""
-        from flwr.proto.control_pb2 import UnregisterNodeRequest
 
         with self._answering():
-            self._client.UnregisterNode(UnregisterNodeRequest(node_id=node_id))
+            self._client.UnregisterNode(flower.UnregisterNodeRequest(node_id=node_id))
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
         import httpx
-        from flwr.supercore.error import FlowerError
 
         try:
             yield
         except httpx.RequestError as error:
             raise SuperLinkAway(f"the SuperLink at {self.address} does not answer: {error}") from None
         except httpx.HTTPStatusError as error:
-            told = FlowerError.from_json(error.response.text)
+            told = flower.FlowerError.from_json(error.response.text)
             reason = (told.public_details or told.message) if told else error.response.text[:200]
             raise ControlFailed(f"the SuperLink answered {error.response.status_code}: {reason}") from None
 
@@ -258,9 +244,8 @@ def fingerprint(public_key: bytes) -> str:
 
 
 def _run(run: Any) -> FlowerRun:
-    from flwr.common.serde import user_config_from_proto
 
-    settings = user_config_from_proto(run.override_config)
+    settings = flower.user_config_from_proto(run.override_config)
     return FlowerRun(
         id=run.run_id,
         status=run.status.status,
@@ -271,7 +256,7 @@ def _run(run: Any) -> FlowerRun:
     )
 
 
-def _node(info: NodeInfo) -> Node:
+def _node(info: flower.NodeInfo) -> Node:
     seen = max((moment for moment in (info.last_activated_at, info.last_deactivated_at) if moment), default="")
     if info.status == "online" and info.online_until:
         # a heartbeat promises two intervals

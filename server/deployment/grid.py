@@ -15,14 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from flwr.serverapp import Grid
 
-from feddusss import wire
+from feddusss import flower, wire
 from server.deployment.intake import quota
 from server.rounds.replies import TOO_LARGE
 
 if TYPE_CHECKING:
     from flwr.app import Message, RecordDict
-    from flwr.proto.node_pb2 import NodeInfo
-    from flwr.supercore.run import Run
 
 _AT_ONCE = 2
 """Objects that are fetched together, as Flower does."""
@@ -41,17 +39,20 @@ class _Answer:
 class PatientGrid(Grid):
     """Flower's grid of real hospitals, but for how answers are fetched."""
 
+    asks_standing = True
+    """They can be asked whether they are busy with another study."""
+
     def __init__(self, grid: Any):
         self._grid = grid
         self._announced: dict[str, _Answer] = {}
         """By the message that is answered."""
         self._limits: dict[str, int] = {}
 
-    def set_run(self, run: Run) -> None:
+    def set_run(self, run: flower.Run) -> None:
         self._grid.set_run(run)
 
     @property
-    def run(self) -> Run:
+    def run(self) -> flower.Run:
         return self._grid.run
 
     def create_message(
@@ -62,7 +63,7 @@ class PatientGrid(Grid):
     def get_node_ids(self) -> Iterable[int]:
         return self._grid.get_node_ids()
 
-    def get_nodes(self) -> Iterable[NodeInfo]:
+    def get_nodes(self) -> Iterable[flower.NodeInfo]:
         return self._grid.get_nodes()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -74,12 +75,13 @@ class PatientGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The answers to these messages that are whole by now, each once."""
-        from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 
         wanted = list(message_ids)
         # the SuperLink announces an answer once, and then knows no more of the message that it answers
         if unheard := [name for name in wanted if name not in self._announced]:
-            response = self._grid._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=unheard))
+            response = flower.runtime_client(self._grid).PullMessages(
+                flower.PullAppMessagesRequest(message_ids=unheard)
+            )
             for message, tree in zip(response.messages_list, response.message_object_trees, strict=True):
                 answer = _Answer(message.metadata.message_id, _names(tree))
                 self._announced[message.metadata.reply_to_message_id] = answer
@@ -100,8 +102,6 @@ class PatientGrid(Grid):
 
     def _fetched(self, asked: str) -> Message | None:
         """An announced answer, if all of it is there."""
-        from flwr.common.constant import ErrorCode
-        from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, inflate_object_from_contents
 
         answer = self._announced[asked]
         try:
@@ -110,17 +110,17 @@ class PatientGrid(Grid):
             self._done(asked, answer)
             why = f"its answer is larger than the {beyond} bytes that it can take"
             return _error(asked, self.run.run_id, TOO_LARGE, why)
-        except ObjectPullError:
+        except flower.ObjectPullError:
             # it had been announced, so that the SuperLink can tell no more of it
             limit = self._limits.get(asked)
             self.forget([asked])
             why = f"its upload stopped in the middle, or it is larger than the {limit} bytes that it can take"
-            return _error(asked, self.run.run_id, ErrorCode.MESSAGE_UNAVAILABLE, why)
+            return _error(asked, self.run.run_id, flower.ErrorCode.MESSAGE_UNAVAILABLE, why)
         if not whole:
             return None
         self._done(asked, answer)
-        message = inflate_object_from_contents(answer.id, answer.contents)
-        message.metadata.__dict__["_message_id"] = answer.id
+        message = flower.inflate_object_from_contents(answer.id, answer.contents)
+        flower.name_message(message, answer.id)
         return message
 
     def _fetch(self, answer: _Answer, limit: int | None) -> bool:
@@ -134,25 +134,26 @@ class PatientGrid(Grid):
 
     def _take(self, answer: _Answer, name: str, limit: int | None) -> bool:
         """Fetch one object; whether it is there."""
-        from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
-        from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError
 
-        pull = make_pull_object_fn_protobuf(self._grid._runtime_client.PullObject, self._grid.node, self.run.run_id)
+        pull = flower.make_pull_object_fn_protobuf(
+            flower.runtime_client(self._grid).PullObject, self._grid.node, self.run.run_id
+        )
         if limit is not None and sum(map(len, list(answer.contents.values()))) > limit:
             raise _TooLarge(limit)
         try:
             answer.contents[name] = pull(name)
-        except ObjectUnavailableError:
+        except flower.ObjectUnavailableError:
             return False
         return True
 
     def _done(self, asked: str, answer: _Answer) -> None:
         """Let the SuperLink delete an answer."""
-        from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
 
         self.forget([asked])
-        self._grid._runtime_client.ConfirmMessageReceived(
-            ConfirmMessageReceivedRequest(node=self._grid.node, run_id=self.run.run_id, message_object_id=answer.id)
+        flower.runtime_client(self._grid).ConfirmMessageReceived(
+            flower.ConfirmMessageReceivedRequest(
+                node=self._grid.node, run_id=self.run.run_id, message_object_id=answer.id
+            )
         )
 
 
@@ -161,9 +162,8 @@ class _TooLarge(Exception):
 
 
 def _names(tree: Any) -> list[str]:
-    from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 
-    return list(dict.fromkeys(node.object_id for node in iterate_object_tree(tree)))
+    return list(dict.fromkeys(node.object_id for node in flower.iterate_object_tree(tree)))
 
 
 def _size(content: RecordDict) -> int:
@@ -172,9 +172,8 @@ def _size(content: RecordDict) -> int:
 
 def _error(asked: str, run_id: int, code: int, reason: str) -> Message:
     from flwr.app import Error, Message
-    from flwr.app.metadata import Metadata
 
-    metadata = Metadata(
+    metadata = flower.Metadata(
         run_id=run_id,
         message_id="",
         src_node_id=1,

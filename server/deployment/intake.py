@@ -23,6 +23,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from feddusss import flower
+
 SMALL_BYTES = 4 * 2**20
 """Of an answer that carries no model: counts and figures, or a small step of secure aggregation."""
 TIMES = 4
@@ -149,14 +151,13 @@ class Intake:
 
     def _note_alive(self, node: int, state: Any) -> None:
         """A node sends: that is as good as a heartbeat."""
-        from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
 
         now = time.monotonic()
         with self._lock:
             if now - self._alive.get(node, -_ALIVE_EVERY_S) < _ALIVE_EVERY_S:
                 return
             _remember(self._alive, node, now)
-        state.acknowledge_node_heartbeat(node, HEARTBEAT_DEFAULT_INTERVAL)
+        state.acknowledge_node_heartbeat(node, flower.HEARTBEAT_DEFAULT_INTERVAL)
 
     def _let_go(self, session_id: str, upload: _Upload, state: Any) -> None:
         """Delete what has come of an answer, and put an error in its place."""
@@ -173,27 +174,23 @@ class Intake:
 
 def install() -> None:
     """Have this process's SuperLink take answers so."""
-    from flwr.superlink.servicer.fleet import fleet_handlers
 
-    intake = Intake(fleet_handlers)
+    intake = Intake(flower.fleet_handlers)
     for name in ("pull_messages", "push_messages", "push_object"):
-        setattr(fleet_handlers, name, getattr(intake, name))
+        flower.stand_in("fleet_handlers", name, getattr(intake, name))
 
 
 def _error_in_place(message: Any, reason: str) -> tuple[Any, Any, dict[str, bytes]]:
     """The error that stands for an answer, the tree of its objects, and these."""
     from flwr.app import Error
-    from flwr.app.message import make_message
-    from flwr.common.serde_utils import metadata_from_proto
-    from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 
     from server.rounds.replies import TOO_LARGE
 
-    error = make_message(metadata=metadata_from_proto(message.metadata), error=Error(TOO_LARGE, reason))
-    error.metadata.__dict__["_message_id"] = ""
-    error.metadata.__dict__["_message_id"] = error.object_id
-    contents = {name: part.deflate() for name, part in get_all_nested_objects(error).items()}
-    return error, get_object_tree(error), contents
+    error = flower.make_message(metadata=flower.metadata_from_proto(message.metadata), error=Error(TOO_LARGE, reason))
+    flower.name_message(error, "")
+    flower.name_message(error, error.object_id)
+    contents = {name: part.deflate() for name, part in flower.get_all_nested_objects(error).items()}
+    return error, flower.get_object_tree(error), contents
 
 
 def _kind(found: Any) -> str:
@@ -212,9 +209,8 @@ def _nodes(tree: Any) -> Iterable[Any]:
 
 def _stored_bytes(store: Any, names: set[str]) -> int:
     """Bytes of stored objects; of those in a database their contents are not read."""
-    from flwr.supercore.object_store.sql_object_store import SqlObjectStore, StoredObject
 
-    if not isinstance(store, SqlObjectStore):
+    if not isinstance(store, flower.SqlObjectStore):
         return sum(len(store.get(name) or b"") for name in names)
     from sqlalchemy import func, select
 
@@ -222,8 +218,8 @@ def _stored_bytes(store: Any, names: set[str]) -> int:
     with store.session() as session:
         for start in range(0, len(ordered), _AT_ONCE):
             some = ordered[start : start + _AT_ONCE]
-            size = func.sum(func.length(StoredObject.content))
-            total += session.scalar(select(size).where(StoredObject.object_id.in_(some))) or 0
+            size = func.sum(func.length(flower.StoredObject.content))
+            total += session.scalar(select(size).where(flower.StoredObject.object_id.in_(some))) or 0
     return int(total)
 
 
@@ -235,9 +231,8 @@ def _remember(kept: OrderedDict, key: Any, value: Any) -> None:
 
 
 def _not_stored() -> Any:
-    from flwr.proto.message_pb2 import PushObjectResponse
 
-    return PushObjectResponse(stored=False)
+    return flower.PushObjectResponse(stored=False)
 
 
 def _refusal(code: int, why: str) -> Exception:

@@ -21,7 +21,7 @@ import sys
 import threading
 from typing import Any
 
-from feddusss import uploads
+from feddusss import flower, uploads
 from server.deployment import intake
 
 DATABASE_WAIT_S = 60
@@ -33,18 +33,16 @@ LOG_PAGES = 1000
 
 def main() -> None:
     """Run flower-superlink with this process's arguments."""
-    from flwr.superlink.cli import flower_superlink
 
     _tune_the_database()
     uploads.read_on()
     intake.install()
     _end_with_the_child()
     sys.argv[0] = "flower-superlink"
-    flower_superlink()
+    flower.flower_superlink()
 
 
 def _tune_the_database() -> None:
-    from flwr.supercore import sql_mixin
 
     # the size of pages comes first: it can only be said before anything is written
     ours = {
@@ -53,14 +51,13 @@ def _tune_the_database() -> None:
         "secure_delete": "FAST",
         "wal_autocheckpoint": str(LOG_PAGES),
     }
-    flowers = {pragma: value for pragma, value in sql_mixin.SQLITE_PRAGMAS if pragma not in ours}
-    sql_mixin.SQLITE_PRAGMAS = tuple({**ours, **flowers}.items())
+    flowers = {pragma: value for pragma, value in flower.sql_mixin.SQLITE_PRAGMAS if pragma not in ours}
+    flower.stand_in("sql_mixin", "SQLITE_PRAGMAS", tuple({**ours, **flowers}.items()))
 
 
 def _end_with_the_child() -> None:
-    from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
 
-    start = SuperLinkLifespan._start_superexec_if_needed
+    start = flower.SuperLinkLifespan._start_superexec_if_needed
 
     def start_and_watch(self: Any) -> None:
         start(self)
@@ -74,7 +71,7 @@ def _end_with_the_child() -> None:
         )
         os.kill(os.getpid(), signal.SIGTERM)
 
-    SuperLinkLifespan._start_superexec_if_needed = start_and_watch
+    flower.stand_in("SuperLinkLifespan", "_start_superexec_if_needed", start_and_watch)
 
 
 if __name__ == "__main__":

@@ -77,6 +77,9 @@ class RichReporter(Reporter):
     def on_site_start(self, site: str) -> None:
         self._state(site).status = "works"
 
+    def on_site_busy(self, site: str, study: str) -> None:
+        self._state(site).status = f"trains for {study}" if study else "works"
+
     def on_site_step(self, site: str, step: int, steps: int, loss: float) -> None:
         state = self._state(site)
         state.step, state.steps, state.loss, state.status = step, steps, loss, "trains"

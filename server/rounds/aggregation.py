@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dusss_core.errors import UserError
+from feddusss import flower
 from feddusss.wire import is_statistic
 from server.rounds.shares import capped
 from server.rounds.spool import Places, Spooled
@@ -137,9 +138,7 @@ class Aggregator:
     def _robust(self, values: np.ndarray) -> np.ndarray:
         if self._config.strategy == "fedmedian":
             return np.median(values, axis=0)
-        from flwr.serverapp.strategy.fedtrimmedavg import trim_mean
-
-        return trim_mean(values, self._config.trim)
+        return flower.trim_mean(values, self._config.trim)
 
     def _krum(self, current: Mapping[str, Tensor], answers: Sequence[SiteModel]) -> int:
         """Which answer lies nearest to its n - f - 2 nearest others (Blanchard et al., 2017), of n with f faulty."""
@@ -323,9 +322,8 @@ def _build(config: FederationConfig):
 
 def _message(content) -> Message:
     from flwr.app import Message
-    from flwr.app.metadata import Metadata
 
-    metadata = Metadata(
+    metadata = flower.Metadata(
         run_id=0,
         message_id="",
         src_node_id=0,

@@ -76,7 +76,10 @@ class Coordinator:
         told = {"charges": run.charges(), "heads": Heads(run.folder / HEADS), "partners": run.partners()}
         self._messages = Messages(study, run.run_key, self._reporter, **told)
         allowed = study.federation.sites if sites is None else sites
-        self._roster = Roster(grid, self._messages.query, allowed, self._say, study.federation.sizes)
+        federation = study.federation
+        self._roster = Roster(
+            grid, self._messages.query, allowed, self._say, federation.sizes, federation.round_timeout_s
+        )
         collector = SecureCollector if study.federation.secure_aggregation else Collector
         self._collector = collector(study, self._roster, self._messages, self._reporter, self._say)
 

@@ -129,7 +129,7 @@ class Messages:
         expected = model if kind == "train" else None
         replies: dict[str, Reply] = {}
 
-        def on_reply(name: str, message: Message | None) -> None:
+        def on_reply(name: str, message: Message | None, silent: str = "") -> None:
             site = roster.sites[name]
             self._heads.note(name, message, {"kind": kind, **{k: settings.get(k) for k in ("phase", "round")}})
             up = back if secure is None else MASKED
@@ -142,6 +142,7 @@ class Messages:
                 most_examples=site.pictures,
                 counts=site.counts,
                 spool=spool,
+                silent=silent,
             )
             if reply.accepted and on_accepted is not None:
                 reply = on_accepted(reply)
@@ -164,8 +165,12 @@ class Messages:
 
         largest = sum(tensor.nbytes for tensor in model.values()) if expected is not None else 1
         at_once = max(1, _HELD_BYTES // max(1, largest))
-        for name in roster.ask(kind, contents, self._timeout, on_reply, self._reporter.on_site_start, at_once):
-            on_reply(name, None)
+        reporter = self._reporter
+        silent = roster.ask(
+            kind, contents, self._timeout, on_reply, reporter.on_site_start, at_once, reporter.on_site_busy
+        )
+        for name, why in silent.items():
+            on_reply(name, None, why)
         if lacking := [site for site in sites if site.name in changes and replies[site.name].kind == LACKS]:
             again, more = self.ask(roster, kind, lacking, model, secure, spool, on_accepted, **settings)
             replies |= again

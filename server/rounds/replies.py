@@ -95,6 +95,7 @@ def read_reply(
     most_examples: float = figures.MOST_PICTURES,
     counts: Mapping[str, int] | None = None,
     spool: Spool | None = None,
+    silent: str = "",
 ) -> Reply:
     """Check one answer; whatever it is, nothing is raised.
 
@@ -109,12 +110,13 @@ def read_reply(
         counts: what the site said it has, which its figures cannot go beyond.
         spool: where the tensors of an accepted answer are put, so that the message can be let go. None: they stay in
             the message's own memory.
+        silent: why no answer came in time, as far as the site has told.
 
     Raises:
         UserError: the disk with the spool is full.
     """
     try:
-        content = _content(message)
+        content = _content(message, silent)
         metrics = _metrics(content, counts)
         texts = _texts(content)
         if expected is None:
@@ -140,9 +142,9 @@ def read_reply(
         return Reply(site, reason=f"its answer cannot be read ({type(error).__name__})")
 
 
-def _content(message: Message | None):
+def _content(message: Message | None, silent: str):
     if message is None:
-        raise Refused("no answer in time", kind=LOST)
+        raise Refused(f"no answer in time: {silent}" if silent else "no answer in time", kind=LOST)
     if message.has_error():
         if message.error.code == _NODE_UNAVAILABLE:
             raise Refused("its connection was lost", kind=LOST)

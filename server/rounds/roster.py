@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dusss_core.errors import UserError
+from server.rounds.exchange import POLL_S, PUSHED_TOGETHER, batches, exchange, message_to, pause
 from server.rounds.figures import COUNTS
 from server.rounds.replies import Reply, read_reply
 
@@ -19,13 +20,6 @@ if TYPE_CHECKING:
 ROLES = ("train", "evaluate")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 """As in a site's own file."""
-_POLL_S = 0.1
-_LONGEST_POLL_S = 2.0
-"""Each look costs the SuperLink processor time, so a long wait looks less often: after a twentieth of it."""
-_LOOKS = 4
-"""And after four times as long as a look takes."""
-_PUSHED_TOGETHER = 32
-"""Messages in one push: Flower hashes and uploads what they have in common once for all."""
 _LOOK_S = 2.0
 """Between two looks at who is connected, while sites are waited for."""
 _SAY_S = 30.0
@@ -85,6 +79,7 @@ class Roster:
         say: told what a person should know.
         sizes: most training pictures that each site counts with; a site that is not named there takes no part. None: as
             many as it says.
+        busy_s: how many seconds a site that is asked for something may be busy with another study, beside its own time.
     """
 
     def __init__(
@@ -94,8 +89,10 @@ class Roster:
         allowed: Iterable[str] | None,
         say: Callable[[str], None],
         sizes: Mapping[str, int] | None = None,
+        busy_s: float = 0.0,
     ):
         self._sizes = sizes
+        self._busy_s = busy_s
         self._grid = grid
         self._query = query
         self._allowed = None if allowed is None else set(allowed)
@@ -160,7 +157,7 @@ class Roster:
         asked = self._ask_nodes()
         self._hear()
         while asked & set(self._queries.values()) and time.monotonic() < give_up:
-            pause(self._grid, _POLL_S)
+            pause(self._grid, POLL_S)
             self._hear()
 
     def training(self) -> list[Site]:
@@ -188,26 +185,30 @@ class Roster:
         timeout: float,
         on_reply: Callable[[str, Message], None],
         on_start: Callable[[str], None] | None = None,
-        at_once: int = _PUSHED_TOGETHER,
-    ) -> list[str]:
+        at_once: int = PUSHED_TOGETHER,
+        on_busy: Callable[[str, str], None] | None = None,
+    ) -> dict[str, str]:
         """Send each site its message and wait for the answers, which nobody keeps but `on_reply`.
 
         Args:
             at_once: how many answers may be in memory together.
+            on_busy: told when a site says that it is busy with another study, and with none ('') any more.
 
         Returns:
-            The sites of which none came in time.
+            The sites of which none came in time, and why, as far as they have told.
         """
         nodes = {self.sites[name].node: name for name in contents}
         silent = exchange(
             self._grid,
-            {node: _message(contents[name], node, kind) for node, name in nodes.items()},
+            {node: message_to(contents[name], node, kind) for node, name in nodes.items()},
             timeout,
             on_reply=lambda node, message: on_reply(nodes[node], message),
             on_start=(lambda node: on_start(nodes[node])) if on_start else None,
             at_once=at_once,
+            busy_s=self._busy_s,
+            on_busy=(lambda node, study: on_busy(nodes[node], study)) if on_busy else None,
         )
-        return [nodes[node] for node in silent]
+        return {nodes[node]: why for node, why in silent.items()}
 
     # Waiting and asking.
 
@@ -232,8 +233,8 @@ class Roster:
         due = [node for node in sorted(self._nodes) if self._is_due(node, now)]
         self._queries = {message_id: node for message_id, node in self._queries.items() if node not in due}
         query = self._query() if due else None
-        for some in _batches(due, _PUSHED_TOGETHER):
-            pushed = self._grid.push_messages([_message(query, node, "query") for node in some])
+        for some in batches(due, PUSHED_TOGETHER):
+            pushed = self._grid.push_messages([message_to(query, node, "query") for node in some])
             for node, message_id in zip(some, pushed, strict=False):  # none if they were too large
                 if message_id:
                     self._queries[message_id] = node
@@ -315,73 +316,3 @@ class Roster:
         silent = [f"  {self._title(node)}: has not said yet who it is" for node in sorted(set(self._queries.values()))]
         problems = [f"  {self._title(n)}: {asked.problem}" for n, asked in sorted(self._asked.items()) if asked.problem]
         return "\n".join([what, *silent, *problems])
-
-
-def exchange(
-    grid: Grid,
-    messages: Mapping[int, Message],
-    timeout: float,
-    on_reply: Callable[[int, Message], None],
-    on_start: Callable[[int], None] | None = None,
-    at_once: int = _PUSHED_TOGETHER,
-) -> list[int]:
-    """Push a message to each node and pull the answers as they come. Nothing is kept of an answer: with large models
-    only a few fit in memory.
-
-    Whose answer it is, is told by the message that it answers: a dead node's error reply does not name the node. What
-    answers an older message is never pulled.
-
-    Args:
-        at_once: how many answers are pulled together, at most. Flower fetches all that are ready of those asked for.
-
-    Returns:
-        The nodes that did not answer in time.
-    """
-    silent = dict.fromkeys(messages)
-    pending: dict[str, int] = {}
-
-    def pull() -> bool:
-        before = len(pending)
-        for ids in _batches(list(pending), at_once):
-            for reply in grid.pull_messages(ids):
-                node = pending.pop(reply.metadata.reply_to_message_id, None)
-                if node is not None:
-                    del silent[node]
-                    on_reply(node, reply)
-                del reply  # or it would be held while the next one is fetched
-        return len(pending) < before
-
-    # where sites work during the push, each answers before the next one starts
-    together = 1 if getattr(grid, "works_in_push", False) else _PUSHED_TOGETHER
-    for nodes in _batches(list(messages), together):
-        if on_start:
-            for node in nodes:
-                on_start(node)
-        for node, message_id in zip(nodes, grid.push_messages([messages[node] for node in nodes]), strict=False):
-            if message_id:  # else the node was unregistered a moment ago
-                pending[message_id] = node
-        pull()
-    since = time.monotonic()
-    look = 0.0
-    while pending and (waited := time.monotonic() - since) < timeout:
-        pause(grid, min(_LONGEST_POLL_S, max(_POLL_S, waited / 20, _LOOKS * look)))
-        began = time.monotonic()
-        look = 0.0 if pull() else time.monotonic() - began
-    getattr(grid, "forget", list)(pending)
-    return list(silent)
-
-
-def _batches(items: list, size: int) -> Iterator[list]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
-
-
-def pause(grid: Grid, seconds: float) -> None:
-    """Wait before the next look, less long where a grid can tell that there is something to see."""
-    getattr(grid, "pause", time.sleep)(seconds)
-
-
-def _message(content: RecordDict, node: int, kind: str) -> Message:
-    from flwr.app import Message
-
-    return Message(content, node, kind)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dusss_core.phases import Phase
-from feddusss import wire
+from feddusss import standing, wire
 from feddusss.secagg.convener import Convener
 from feddusss.secagg.fixedpoint import FRACTION_BITS, OutOfRange, decode
 from feddusss.secagg.member import default_threshold
@@ -293,10 +293,12 @@ class _Exchanges:
             contents[site.name] = self._messages.step(record, self._phase, self._round)
         timeout = min(STEP_TIMEOUT_S, self._federation.round_timeout_s)
         answers: dict[str, Message | None] = {}
-        answers |= dict.fromkeys(self._roster.ask("query", contents, timeout, answers.__setitem__))
+        ask, busy = self._roster.ask, self._reporter.on_site_busy
+        silent = ask(standing.STEP, contents, timeout, answers.__setitem__, on_busy=busy)
+        answers |= dict.fromkeys(silent)
         gave = set()
         for name, message in sorted(answers.items()):
-            reply = read_reply(name, message)
+            reply = read_reply(name, message, silent=silent.get(name, ""))
             if reply.accepted:
                 reply = self._taken(name, message, kind, take)
             if reply.accepted:

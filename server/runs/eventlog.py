@@ -105,7 +105,8 @@ class Progress(Reporter):
     rounds: int = 0
     doing: str = ""
     sites: dict[str, str] = field(default_factory=dict)
-    """What each site of the current or last round does: waits, works, done, or why it was left out."""
+    """What each site of the current or last round does: waits, works, done, the other study it works for, or why it was
+    left out."""
     figures: dict[str, float] = field(default_factory=dict)
     """Of the last finished round."""
     last_message: str = ""
@@ -138,6 +139,9 @@ class Progress(Reporter):
 
     def on_site_start(self, site: str) -> None:
         self.sites[site] = "works"
+
+    def on_site_busy(self, site: str, study: str) -> None:
+        self.sites[site] = f"waiting: {site} trains for {study}" if study else "works"
 
     def on_site_done(self, site: str, metrics: Mapping[str, float]) -> None:
         self.sites[site] = "done"

@@ -33,6 +33,9 @@ class Reporter:
     def on_site_start(self, site: str) -> None:
         """`site` begins to work on its message."""
 
+    def on_site_busy(self, site: str, study: str) -> None:
+        """`site` says that our message waits while it works for another `study`; empty: not any more."""
+
     def on_site_step(self, site: str, step: int, steps: int, loss: float) -> None:
         """`site` finished step `step` (from 1) of `steps` of this round."""
 
@@ -75,6 +78,9 @@ class PlainReporter(Reporter):
 
     def on_phase(self, phase: str, rounds: int, start_round: int) -> None:
         self._say(f"{phase}: from round {start_round} of {rounds}")
+
+    def on_site_busy(self, site: str, study: str) -> None:
+        self._say(f"  waiting: {site} trains for {study}" if study else f"  {site} is free for this study")
 
     def on_site_refused(self, site: str, reason: str) -> None:
         self._say(f"  {site}: not in this round: {reason}")

@@ -15,12 +15,11 @@ from uuid import uuid4
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
 from client.door.machine import device_is_lost
 from client.work.observe import observed
 from dusss_core.errors import UserError
+from feddusss import flower
 from server.runs.events import Reporter
 
 RAISED = 2
@@ -64,12 +63,12 @@ class InProcessGrid(Grid):
         self._contexts = {node: site_context(run_id, node, file) for node, file in enumerate(site_files, start=1)}
         self._replies: dict[str, Message] = {}
 
-    def set_run(self, run: Run) -> None:
+    def set_run(self, run: flower.Run) -> None:
         """There is one run only."""
 
     @property
-    def run(self) -> Run:
-        return Run.create_empty(self._run_id)
+    def run(self) -> flower.Run:
+        return flower.Run.create_empty(self._run_id)
 
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
@@ -82,7 +81,7 @@ class InProcessGrid(Grid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         ids = []
         for message in messages:
-            message.metadata.__dict__["_message_id"] = str(uuid4())
+            flower.name_message(message, str(uuid4()))
             ids.append(message.metadata.message_id)
             self._replies[ids[-1]] = self._work(message)
         return ids
@@ -118,13 +117,14 @@ class InProcessGrid(Grid):
                 raise UserError(*failure.mendable)
             site = self._names[message.metadata.dst_node_id]
             self._reporter.on_message(f"{site}: {failure.kind}: {failure.text}")
-        reply.metadata.__dict__["_message_id"] = str(uuid4())
+        flower.name_message(reply, str(uuid4()))
         return reply
 
 
 def identify(run_id: int) -> None:
     """Messages take their sender from here; Flower's own runtimes set it too."""
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, 1
+    identity = flower.TaskIdentity
+    identity.task_id, identity.run_id, identity.node_id = 1, run_id, 1
 
 
 def site_context(run_id: int, node: int, site_file: Path) -> Context:

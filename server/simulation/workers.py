@@ -20,6 +20,7 @@ from flwr.app import Error, Message
 from flwr.clientapp import ClientApp
 
 from client.door.machine import device_is_lost
+from feddusss import flower
 from server.runs.events import Reporter
 from server.simulation import forking, parcels
 from server.simulation.inprocess import RAISED, Failure, InProcessGrid, identify, site_context, work_on
@@ -57,7 +58,7 @@ class WorkerGrid(InProcessGrid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         ids = []
         for message in messages:
-            message.metadata.__dict__["_message_id"] = str(uuid4())
+            flower.name_message(message, str(uuid4()))
             ids.append(message.metadata.message_id)
             self._waiting.add(message)
         self._hand_out()

@@ -76,7 +76,8 @@ class FederationConfig(Strict):
     keep_checkpoints: int = Field(3, ge=1)
     """Rounds of each phase whose checkpoints stay on disk, besides the best and the final model."""
     round_timeout_s: float = Field(3600, gt=0)
-    """Sites that have not answered after this many seconds are left out of the round."""
+    """Sites that have not answered after this many seconds are left out of the round. While a site works for another
+    study its time stands still, for as long again at most."""
     start_timeout_s: float = Field(600, gt=0)
     """How long to wait for the sites when a study starts, and when too few are connected for a round."""
     sites: list[str] | None = None

@@ -147,7 +147,7 @@ def test_a_gpu_that_fails_loses_the_round_and_the_process_is_not_used_again(fake
 def test_the_worker_answers_and_ends_for_the_supervisor_to_start_another(site_file, monkeypatch):
     answered = []
 
-    def take(address, token):
+    def take(address, token, home):
         answered.append(token)
         machine.loses_device(GONE["CUDA"])
 

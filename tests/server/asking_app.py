@@ -11,8 +11,8 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from server.deployment.grid import PatientGrid
+from server.rounds.exchange import exchange
 from server.rounds.replies import read_reply
-from server.rounds.roster import exchange
 
 PYPROJECT = """\
 [project]
@@ -57,5 +57,5 @@ def main(grid: Grid, context: Context) -> None:
 
     messages = {node: Message(content, node, "query") for node in nodes}
     silent = exchange(grid, messages, float(settings["seconds"]), on_reply)
-    told = {"heard": heard, "silent": silent, "took_s": time.monotonic() - began, "peak_mb": peak_mb("self")}
+    told = {"heard": heard, "silent": list(silent), "took_s": time.monotonic() - began, "peak_mb": peak_mb("self")}
     Path(str(settings["out"])).write_text(json.dumps(told), encoding="utf-8")

@@ -50,7 +50,7 @@ class UnreliableGrid(InProcessGrid):
         ids = list(super().push_messages(messages))
         for message, message_id in zip(messages, ids, strict=True):
             site, kind = self._names[message.metadata.dst_node_id], message.metadata.message_type
-            if kind == "query" and "secure" in message.content:
+            if "secure" in message.content and kind != "train":
                 kind = str(message.content["secure"]["step"])
             round = int(message.content["config"].get("round", 0))
             self.sent.append((site, kind, round))

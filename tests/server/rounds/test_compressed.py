@@ -35,7 +35,8 @@ def small(fake, monkeypatch):
     """The stand-in's twelve numbers are enough to be compressed, and nobody waits long."""
     monkeypatch.setattr(compression, "SMALL", 4)
     monkeypatch.setattr(compression, "BLOCK", 8)
-    for name in ("_POLL_S", "_LOOK_S", "_JOIN_S", "_AGAIN_S"):
+    monkeypatch.setattr("server.rounds.exchange.POLL_S", 0.01)
+    for name in ("POLL_S", "_LOOK_S", "_JOIN_S", "_AGAIN_S"):
         monkeypatch.setattr(roster, name, 0.01)
     return fake
 

@@ -11,8 +11,8 @@ from flwr.app import Message, MetricRecord, RecordDict
 from flwr.supercore.inflatable import inflatable_object
 
 from feddusss import wire
+from server.rounds.exchange import exchange
 from server.rounds.replies import read_reply
-from server.rounds.roster import exchange
 from server.rounds.spool import Spool
 from server.simulation.inprocess import identify
 
@@ -69,7 +69,7 @@ def ask(grid, tmp_path, **how):
         replies[node] = read_reply(str(node), message, MODEL, spool=spool)
 
     messages = {node: Message(RecordDict(), node, "train") for node in NODES}
-    assert exchange(grid, messages, 5.0, on_reply, **how) == []
+    assert exchange(grid, messages, 5.0, on_reply, **how) == {}
     assert all(torch.equal(replies[node].tensors["w"], MODEL["w"]) for node in NODES)
 
 
@@ -111,7 +111,7 @@ def test_a_node_that_was_unregistered_a_moment_ago_is_silent(tmp_path):
 
     heard = []
     messages = {node: Message(RecordDict(), node, "train") for node in NODES}
-    assert exchange(Without(), messages, 0.3, lambda node, message: heard.append(node)) == [8]
+    assert exchange(Without(), messages, 0.3, lambda node, message: heard.append(node)) == {8: ""}
     assert heard == [3, 5, 13, 21]
 
 

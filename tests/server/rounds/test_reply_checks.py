@@ -26,7 +26,8 @@ ONE_PHASE = {"method": {"preset": "mean_teacher"}}
 @pytest.fixture(autouse=True)
 def short(fake, monkeypatch):
     """Nobody waits long in these tests."""
-    for name in ("_POLL_S", "_LOOK_S", "_JOIN_S", "_AGAIN_S"):
+    monkeypatch.setattr("server.rounds.exchange.POLL_S", 0.01)
+    for name in ("POLL_S", "_LOOK_S", "_JOIN_S", "_AGAIN_S"):
         monkeypatch.setattr(roster, name, 0.01)
     monkeypatch.setattr(roster, "_SAY_S", 0.02)
 

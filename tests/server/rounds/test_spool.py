@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from dusss_core.errors import UserError
-from server.rounds import roster
 from server.rounds.spool import Spool
 from server.simulation.simulate import simulate
 from tests.server.conftest import HOSPITALS, finals, make_study
@@ -99,7 +98,7 @@ class Backwards(UnreliableGrid):
 
 
 def test_the_result_does_not_depend_on_the_order_of_answers(fake, tmp_path, monkeypatch):
-    monkeypatch.setattr(roster, "_POLL_S", 0.01)
+    monkeypatch.setattr("server.rounds.exchange.POLL_S", 0.01)
     study = make_study([*HOSPITALS, {**HOSPITALS[1], "name": "cedar"}])
     _, forwards = coordinate(study, tmp_path / "forwards")
     monkeypatch.setattr("tests.server.unreliable.UnreliableGrid", Backwards)
