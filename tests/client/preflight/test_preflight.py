@@ -404,6 +404,26 @@ def test_a_check_that_hangs_holds_nobody(site, monkeypatch):
     assert time.monotonic() - started < 20
 
 
+_SLOW_DISK = """
+import importlib.abc, random, sys, time
+class Slow(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.startswith("flwr"):
+            time.sleep(random.random() * 0.02)
+sys.meta_path.insert(0, Slow())
+from client.preflight import find
+for finding in find(sys.argv[1]):
+    print(finding.level, finding.subject, finding.message)
+"""
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_slow_to_load_flower_is_no_fault_of_the_coordinators(site, authority):
+    with reachable(site, authority.server()):
+        done = subprocess.run([sys.executable, "-c", _SLOW_DISK, str(site)], capture_output=True, text=True, timeout=300)
+    assert "ok coordinator" in done.stdout and "ok app" in done.stdout, done.stdout + done.stderr
+
+
 def _short(subject, check, longest_s=0.5, task=client.preflight._Task):
     return task(subject, check, longest_s)
 
