@@ -1,6 +1,6 @@
 """flower-superlink for a study of days: python -m server.deployment.superlink FLOWER_ARGUMENTS...
 
-It is Flower's own command, mended in five places:
+It is Flower's own command, mended in six places:
 
 - Flower gives a call 5 s to get at its SQLite file, and then answers 500. Models come and go in hundreds of calls that
   all write to it, so on a busy machine this happens, and it ends the SuperNode or the study whose call it was.
@@ -10,6 +10,7 @@ It is Flower's own command, mended in five places:
   filled with zeros when they are deleted, and are moved from the log to the file less often, that takes a third of the
   processor time and half of the bytes on the disk. A file that is there already keeps the pages that it has.
 - uvicorn takes a chunk in pieces: `feddusss.uploads`.
+- Hospitals are told which release this is: `feddusss.release`.
 - A hospital could answer for another, fill the memory, and lose an answer with a line that broke: `intake`.
 """
 
@@ -22,6 +23,7 @@ import threading
 from typing import Any
 
 from feddusss import uploads
+from feddusss.release import tell_release
 from server.deployment import intake
 
 DATABASE_WAIT_S = 60
@@ -37,6 +39,7 @@ def main() -> None:
 
     _tune_the_database()
     uploads.read_on()
+    tell_release()
     intake.install()
     _end_with_the_child()
     sys.argv[0] = "flower-superlink"
