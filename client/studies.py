@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 COMMANDS = ("studies", "show", "approve", "withdraw")
 _SHOWN_DIGITS = 12
 _DIGITS = 64
-"""Of a digest. `approve` takes no fewer: whoever sends proposals can make two that begin with the same dozen digits, and
-push the one that was looked at out of the book by sending more."""
+"""Of a digest. `approve` takes no fewer: whoever sends proposals can make two that begin with the same dozen digits,
+and push the one that was looked at out of the book by sending more."""
 _MOST_PARTNERS = 30
 
 
@@ -112,7 +112,7 @@ def _approve(arguments: argparse.Namespace) -> int:
     one = _chosen(book, arguments.study, arguments.digest)
     if len(arguments.digest) < _DIGITS:
         raise UserError(
-            f"{arguments.digest}: fewer than the {_DIGITS} digits of a digest, and another proposal may begin with them",
+            f"{arguments.digest}: fewer than {_DIGITS} digits, and another proposal may begin with them",
             f"copy the one that is printed by: python -m client show {arguments.study} --site {arguments.site}",
         )
     if one.stands:

@@ -1,7 +1,7 @@
 """Which software this is: its version, and what its code is.
 
-Two machines may both say 0.4.0 and have other code, where one was taken from a repository in between. So the coordinator says
-both with each of its answers, and a hospital's preflight compares them with its own.
+Two machines may both say 0.4.0 and have other code, where one was taken from a repository in between. So the
+coordinator says both with each of its answers, and a hospital's preflight compares them with its own.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ LONGEST_S = 15.0
 _LONGEST_IMPORT_S = 60.0
 """For those that load torch or Flower, from a disk that may be slow."""
 _LOADING_FLOWER = threading.Lock()
-"""Parts of Flower import each other in a circle: in two threads at once, one of them finds a part that is half loaded."""
+"""Parts of Flower import each other in a circle: of two threads at once, one finds a part that is half loaded."""
 
 
 def check(site_file: Path, overrides: Iterable[str] = ()) -> int:

@@ -450,7 +450,9 @@ for finding in find(sys.argv[1]):
 @pytest.mark.slow
 def test_a_disk_that_is_slow_to_load_flower_is_no_fault_of_the_coordinators(site, authority):
     with reachable(site, authority.server()):
-        done = subprocess.run([sys.executable, "-c", _SLOW_DISK, str(site)], capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            [sys.executable, "-c", _SLOW_DISK, str(site)], capture_output=True, text=True, timeout=300
+        )
     assert "ok coordinator" in done.stdout and "ok app" in done.stdout, done.stdout + done.stderr
 
 

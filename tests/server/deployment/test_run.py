@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import threading
 from contextlib import ExitStack, contextmanager
@@ -19,6 +20,7 @@ from server.__main__ import main
 from server.deployment import accounts, control, registry, run
 from server.deployment.control import FlowerRun, Node, SuperLinkAway, find_connection
 from server.deployment.folder import CoordinatorFolder
+from server.deployment.templates import render
 from server.runs.eventlog import EventLog, Tail, progress_of
 from server.study.config import load_study
 from tests.server.conftest import make_study
@@ -251,6 +253,18 @@ def test_a_study_that_has_just_ended_well_is_not_called_dead_nor_stopped(
     assert main(command) == 0
     assert link.stopped == [] and "had died" not in capsys.readouterr().out
     assert link.known[1].outcome == "completed"
+
+
+@pytest.mark.parametrize(("ends_as", "begun_anew"), [("stopped", False), ("failed", True)])
+def test_a_service_does_not_begin_anew_what_a_person_has_stopped(link, study_file, tmp_path, ends_as, begun_anew):
+    link.do, link.ends_as = lambda out, run_id: None, ends_as
+    unit = render(
+        "feddusss-study.service.j2", study="s", folder="/f", study_file="/s", programs="/p", user="u", home="/h"
+    )
+    [left_alone] = re.findall(r"^RestartPreventExitStatus=(\d+)$", unit, flags=re.M)
+    assert "Restart=on-failure" in unit
+    code = main(["run", str(study_file), "--out", str(tmp_path / "out"), "--resume"])
+    assert (code not in (0, int(left_alone))) == begun_anew
 
 
 def test_the_command_that_every_hint_prints_goes_on_with_a_run_that_had_settings_of_its_own(
