@@ -240,7 +240,7 @@ def _chosen(book: Book, study: str, digest: str | None) -> Kept:
         known = ", ".join(one.digest[:_SHOWN_DIGITS] for one in named)
         raise UserError(
             f"{digest}: {'no' if not found else 'more than one'} proposal of {study} has this digest",
-            f"look at what asks with: python -m client show {study}; those that are kept: {known}",
+            f"look at what asks with: python -m client show {study} --site FILE; those that are kept: {known}",
         )
     return found[0]
 

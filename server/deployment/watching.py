@@ -121,7 +121,8 @@ class Collector:
 
         connected = Gauge("feddusss_site_connected", "1 if the hospital's client is connected", labels=["site"])
         for site in sites:
-            connected.add_metric([site["site"]], float(site["state"] == "online"))
+            if site["node"] is not None:  # who was revoked, or has sent no key, is not away
+                connected.add_metric([site["site"]], float(site["state"] == "online"))
         yield connected
 
     def _of_runs(self, runs: list[dict[str, Any]]) -> Iterator[Metric]:

@@ -439,3 +439,20 @@ def test_a_superlink_that_does_not_run_is_the_users_to_start(tmp_path, study_fil
     assert main(["run", str(study_file), "--out", str(tmp_path / "out"), "--coordinator", str(tmp_path)]) == 2
     told = capsys.readouterr().err
     assert "does not answer" in told and str(tmp_path / "start.sh") in told
+
+
+def test_a_hospital_that_was_revoked_or_has_sent_no_key_is_not_told_as_away():
+    from server.deployment.watching import Collector, state_of_sites
+
+    key = {"public_key": "k", "fingerprint": "SHA256:abc", "since": "2026-01-01"}
+    sites = [
+        {"name": "alder", "keys": [{**key, "node_id": 11}]},
+        {"name": "birch", "keys": [{**key, "node_id": 12}]},
+        {"name": "cedar", "keys": [{**key, "node_id": 13, "wanted": False}]},
+        {"name": "elm"},
+    ]
+    nodes = [Node(11, "alder", "online", "", "SHA256:abc"), Node(12, "birch", "offline", "", "SHA256:abc")]
+    told = state_of_sites(nodes, registry.Registry(sites=sites))
+    assert {site["site"]: site["state"] for site in told}["cedar"] == "revoked"
+    [connected] = Collector(Path("."))._of_sites(told)
+    assert {sample.labels["site"]: sample.value for sample in connected.samples} == {"alder": 1.0, "birch": 0.0}
