@@ -20,11 +20,14 @@ import os
 import signal
 import sys
 import threading
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from feddusss import uploads
+from feddusss import cli, uploads
 from feddusss.release import tell_release
 from server.deployment import intake
+from server.deployment.certificates import valid_until
 
 DATABASE_WAIT_S = 60
 PAGE_BYTES = 65536
@@ -35,6 +38,7 @@ LOG_PAGES = 1000
 
 def main() -> None:
     """Run flower-superlink with this process's arguments."""
+    _check_certificate(sys.argv[1:])
     from flwr.superlink.cli import flower_superlink
 
     _tune_the_database()
@@ -44,6 +48,21 @@ def main() -> None:
     _end_with_the_child()
     sys.argv[0] = "flower-superlink"
     flower_superlink()
+
+
+def _check_certificate(arguments: list[str]) -> None:
+    """Say what is to be done where the certificate has expired: Flower's child that starts studies would end on it."""
+    if "--ssl-certfile" not in arguments[:-1]:
+        return
+    path = Path(arguments[arguments.index("--ssl-certfile") + 1])
+    if path.exists() and (until := valid_until(path)) < datetime.now(UTC):
+        print(
+            f"error: {path.absolute()}: has expired, on {until:%Y-%m-%d %H:%M} UTC\n"
+            "  -> renew it: python -m server renew-certificate; then start the SuperLink again, and let nginx read it",
+            file=sys.stderr,
+            flush=True,
+        )
+        sys.exit(cli.USER_MUST_MEND)
 
 
 def _tune_the_database() -> None:

@@ -23,6 +23,7 @@ from server.deployment.folder import CoordinatorFolder
 from server.deployment.templates import render
 from server.runs.eventlog import EventLog, Tail, progress_of
 from server.study.config import load_study
+from tests.client.tls import Authority
 from tests.server.conftest import make_study
 from tests.server.deployment.test_registry import new_key
 from tests.server.unreliable import Listener
@@ -454,5 +455,15 @@ def test_a_hospital_that_was_revoked_or_has_sent_no_key_is_not_told_as_away():
     nodes = [Node(11, "alder", "online", "", "SHA256:abc"), Node(12, "birch", "offline", "", "SHA256:abc")]
     told = state_of_sites(nodes, registry.Registry(sites=sites))
     assert {site["site"]: site["state"] for site in told}["cedar"] == "revoked"
-    [connected] = Collector(Path("."))._of_sites(told)
+    [connected] = Collector(Path())._of_sites(told)
     assert {sample.labels["site"]: sample.value for sample in connected.samples} == {"alder": 1.0, "birch": 0.0}
+
+
+def test_a_certificate_that_expires_is_told_before_it_has(tmp_path):
+    from server.deployment.watching import Collector
+
+    Authority(tmp_path).server_files(["localhost"], ends=10)
+    page = {family.name: family.samples[0].value for family in Collector(tmp_path).collect()}
+    assert 9 * 86400 < page["feddusss_certificate_seconds_left"] <= 10 * 86400
+    (tmp_path / "server.crt").write_text("not one")
+    assert "feddusss_certificate_seconds_left" not in {family.name for family in Collector(tmp_path).collect()}
