@@ -72,6 +72,15 @@ def test_a_yes_is_to_the_whole_digest_that_was_shown(careful, capsys):
     assert asks(careful) is not None
 
 
+def test_an_approved_study_of_secure_sums_gets_no_update_outside_of_one(careful, capsys):
+    study = study_of(federation={"secure_aggregation": True, "min_sites": 3})
+    asks(careful, study)
+    approves(careful, capsys)
+    assert "outside of a sum" in asks(careful, study)
+    assert not list((careful.parent / "state").glob("studies/*/*/segment-0*"))
+    assert asks(careful, study, kind="query") is None
+
+
 def test_what_was_approved_by_whom_and_when_stands_in_the_audit_log(careful, capsys):
     asks(careful)
     approves(careful, capsys)
