@@ -202,6 +202,15 @@ class TestBadInput:
         assert "No space left" in told and "nothing was changed" in told
         assert "waiting for approval" in asks(careful)
 
+    @pytest.mark.parametrize("name", ["approved.json", "lock", "_approved.json", "_lock"])
+    def test_a_study_named_like_a_file_of_the_book_keeps_no_other_from_being_approved(self, careful, capsys, name):
+        content = make_content(terms=terms_of(study_of()))
+        content["config"]["training"] = study_of().training().model_dump_json().replace('"tiny"', f'"{name}"')
+        assert declined(answer("train", content, careful)) is not None
+        asks(careful)
+        approves(careful, capsys)
+        assert asks(careful) is None
+
     def test_many_proposals_push_out_the_oldest_that_waits_and_never_an_approved_one(self, careful, capsys):
         asks(careful)
         approves(careful, capsys)
