@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 COMMANDS = ("studies", "show", "approve", "withdraw")
 _SHOWN_DIGITS = 12
-_LEAST_DIGITS = 8
+_DIGITS = 64
+"""Of a digest. `approve` takes no fewer: whoever sends proposals can make two that begin with the same dozen digits,
+and push the one that was looked at out of the book by sending more."""
 _MOST_PARTNERS = 30
 
 
@@ -46,7 +48,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
         parser.add_argument("digest", nargs="?", metavar="DIGEST", help="one of several that asked under that name")
         parser.add_argument("--all", action="store_true", help="also the settings that have their default")
     if command == "approve":
-        parser.add_argument("digest", metavar="DIGEST", help="the one that `show` prints: its first 8 digits or more")
+        parser.add_argument("digest", metavar="DIGEST", help="the one that `show` prints, all of it")
     if command in ("approve", "withdraw"):
         parser.add_argument("--by", default=None, metavar="NAME", help="who says so (the account of this process)")
     if command in ("studies", "show"):
@@ -96,8 +98,7 @@ def _show(arguments: argparse.Namespace) -> int:
     for line in _page(site, one, before, every=arguments.all):
         print(line)
     if not one.stands:
-        print(f"\nto let it run:\n  python -m client approve {one.proposal.study} {one.digest[:_SHOWN_DIGITS]} "
-              f"--site {arguments.site}")  # fmt: skip
+        print(f"\nto let it run:\n  python -m client approve {one.proposal.study} {one.digest} --site {arguments.site}")
     return cli.OK
 
 
@@ -108,12 +109,12 @@ def _approve(arguments: argparse.Namespace) -> int:
     from client.door.audit import record
 
     site, book = _opened(arguments)
-    if len(arguments.digest) < _LEAST_DIGITS:
+    one = _chosen(book, arguments.study, arguments.digest)
+    if len(arguments.digest) < _DIGITS:
         raise UserError(
-            f"{arguments.digest}: fewer than {_LEAST_DIGITS} digits of a digest",
+            f"{arguments.digest}: fewer than {_DIGITS} digits, and another proposal may begin with them",
             f"copy the one that is printed by: python -m client show {arguments.study} --site {arguments.site}",
         )
-    one = _chosen(book, arguments.study, arguments.digest)
     if one.stands:
         print(f"{one.proposal.study} was approved before: {_state(one)}")
         return cli.OK
@@ -239,7 +240,7 @@ def _chosen(book: Book, study: str, digest: str | None) -> Kept:
         known = ", ".join(one.digest[:_SHOWN_DIGITS] for one in named)
         raise UserError(
             f"{digest}: {'no' if not found else 'more than one'} proposal of {study} has this digest",
-            f"look at what asks with: python -m client show {study}; those that are kept: {known}",
+            f"look at what asks with: python -m client show {study} --site FILE; those that are kept: {known}",
         )
     return found[0]
 

@@ -1,9 +1,9 @@
 """What asked for a yes, and who gave it.
 
     state_dir/approvals/STUDY/DIGEST.json    a proposal, as `client.consent.proposal` writes it; never changed
-    state_dir/approvals/approved.json        digest -> who approved it and when, and whether it was withdrawn
+    state_dir/approvals/_approved.json       digest -> who approved it and when, and whether it was withdrawn
 
-A proposal is named by its own digest, so that one that was changed is found. `approved.json` is written by a person's
+A proposal is named by its own digest, so that one that was changed is found. `_approved.json` is written by a person's
 command alone, never by a message.
 """
 
@@ -26,7 +26,8 @@ MOST_WAITING = 32
 """Proposals of one study that wait at a time; whoever sends more pushes out the oldest."""
 MOST_STUDIES = 64
 """Studies of which proposals are kept, beside those of which one was approved."""
-_APPROVED = "approved.json"
+_APPROVED, _LOCK = "_approved.json", "_lock"
+"""No study's name begins so: one named like a file here would keep every other from being approved."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Book:
         """Whether a person has approved it, or one from which it differs in nothing that matters.
 
         Raises:
-            UserError: `approved.json` is damaged.
+            UserError: `_approved.json` is damaged.
         """
         for digest in self._standing():
             path = self.folder / proposal.study / f"{digest}.json"
@@ -136,7 +137,7 @@ class Book:
     def _write(self, digest: str, approval: Approval) -> None:
         make_private(self.folder)
         try:
-            with exclusive(self.folder / "lock", 10.0):
+            with exclusive(self.folder / _LOCK, 10.0):
                 entries = {name: vars(one) for name, one in self._approvals().items()}
                 write_json(self.folder / _APPROVED, {**entries, digest: vars(approval)})
         except BlockingIOError:

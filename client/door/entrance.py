@@ -112,6 +112,10 @@ def _check_approval(site: SiteConfig, request: Request) -> None:
         ) from None
     book, proposal = Book(site.state_dir), Proposal(request.training, terms)
     if book.covers(proposal):
+        if terms.federation.get("secure_aggregation") is True and request.kind == "train" and request.step is None:
+            raise Declined(
+                "the study that was approved here sums securely, and this message asks for an update outside of a sum"
+            )
         return
     if book.ask(proposal):
         audit.record(site.state_dir, "approval asked for", study=proposal.study, digest=proposal.digest)

@@ -8,6 +8,8 @@ May enter: the site's own file.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import threading
 import time
@@ -25,7 +27,9 @@ Check = Callable[[SiteConfig], Iterable[Finding]]
 LONGEST_S = 15.0
 """A check that takes longer is given up: a disk or a name server that does not answer must not hold the others."""
 _LONGEST_IMPORT_S = 60.0
-"""For those that load torch, from a disk that may be slow."""
+"""For those that load torch or Flower, from a disk that may be slow."""
+_LOADING_FLOWER = threading.Lock()
+"""Parts of Flower import each other in a circle: of two threads at once, one finds a part that is half loaded."""
 
 
 def check(site_file: Path, overrides: Iterable[str] = ()) -> int:
@@ -62,9 +66,9 @@ def find(site_file: Path, overrides: Iterable[str] = ()) -> Iterator[Finding]:
             _Task("key", machine.key),
             _Task("peers", machine.peers),
             _Task("certificates", network.root_certificates),
-            _Task("coordinator", network.coordinator),
+            _Task("coordinator", _with_flower(network.coordinator), _LONGEST_IMPORT_S),
             _Task("versions", release.versions),
-            _Task("app", release.app),
+            _Task("app", _with_flower(release.app), _LONGEST_IMPORT_S),
             _Task("client", machine.running_client),
             _Task("approvals", machine.approvals),
             _Task("audit log", machine.audit_log),
@@ -82,6 +86,16 @@ class _Task:
 
 def _in_turn(checks: Mapping[str, Check]) -> Check:
     return lambda site: [finding for subject, each in checks.items() for finding in _run(subject, each, site)]
+
+
+def _with_flower(check: Check) -> Check:
+    def loaded_first(site: SiteConfig) -> Iterable[Finding]:
+        with _LOADING_FLOWER, contextlib.suppress(ImportError):  # `versions` tells that it is not there
+            importlib.import_module("flwr.cli.build")
+            importlib.import_module("flwr.common")
+        return check(site)
+
+    return loaded_first
 
 
 def _side_by_side(tasks: list[_Task], site: SiteConfig) -> Iterator[Finding]:

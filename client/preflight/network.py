@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from client.preflight.registration import Answer, ask
+from client.preflight.release import compared
 from client.preflight.trust import explain
 from dusss_core.errors import UserError
 from sites.check import Finding
@@ -99,6 +100,8 @@ def coordinator(site: SiteConfig) -> Iterator[Finding]:
             return
     yield from _clock(answer)
     yield answer.finding
+    if answer.finding.level == "ok":  # otherwise perhaps no SuperLink
+        yield compared(answer.release)
 
 
 def connect(link: SuperLinkConfig, context: ssl.SSLContext | None) -> http.client.HTTPConnection:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from feddusss import flower
+from feddusss.release import HEADER
 from sites.check import Finding
 from sites.config import SuperLinkConfig
 
@@ -33,6 +34,8 @@ class Answer:
     """Its Date header."""
     came: datetime
     """When the answer came, by this machine's clock."""
+    release: str | None
+    """What it says of its software."""
     finding: Finding
 
 
@@ -50,12 +53,12 @@ def ask(connection: http.client.HTTPConnection, link: SuperLinkConfig) -> Answer
         finding = (
             Finding("ok", "registration", "none without TLS (superlink.insecure)") if link.insecure else _UNCHECKED
         )
-        return Answer(response.getheader("Date"), came, finding)
+        return Answer(response.getheader("Date"), came, response.getheader(HEADER), finding)
     body, headers = signed
     connection.request("POST", PATH, body, headers)
     response, came = connection.getresponse(), datetime.now(UTC)
     content = response.read(_MOST_BYTES)
-    return Answer(response.getheader("Date"), came, _read(response, content))
+    return Answer(response.getheader("Date"), came, response.getheader(HEADER), _read(response, content))
 
 
 _MOST_BYTES = 65536

@@ -257,8 +257,9 @@ def _ended_without_a_word(run: FlowerRun, resume: str, reporter: Reporter) -> in
     told = run.details or "its process ended without a word"
     what = "was stopped" if run.outcome == "stopped" else f"{run.outcome}: {told}"
     reporter.on_message(f"run {run.id} {what}\n{resume}")
+    # a person stopped it, or has resumed it elsewhere: a service that began it anew would undo that
     # on a full disk events.jsonl cannot tell the end; Flower keeps the text, and a remedy marks what is to be mended
-    return cli.USER_MUST_MEND if "\n  -> " in run.details else cli.FAILED
+    return cli.USER_MUST_MEND if run.outcome == "stopped" or "\n  -> " in run.details else cli.FAILED
 
 
 def _make_way(control: Control, out: Path, coordinator: Path, reporter: Reporter) -> None:

@@ -1,6 +1,6 @@
 """flower-superlink for a study of days: python -m server.deployment.superlink FLOWER_ARGUMENTS...
 
-It is Flower's own command, mended in five places:
+It is Flower's own command, mended in six places:
 
 - Flower gives a call 5 s to get at its SQLite file, and then answers 500. Models come and go in hundreds of calls that
   all write to it, so on a busy machine this happens, and it ends the SuperNode or the study whose call it was.
@@ -10,6 +10,7 @@ It is Flower's own command, mended in five places:
   filled with zeros when they are deleted, and are moved from the log to the file less often, that takes a third of the
   processor time and half of the bytes on the disk. A file that is there already keeps the pages that it has.
 - uvicorn takes a chunk in pieces: `feddusss.uploads`.
+- Hospitals are told which release this is: `feddusss.release`.
 - A hospital could answer for another, fill the memory, and lose an answer with a line that broke: `intake`.
 """
 
@@ -19,10 +20,14 @@ import os
 import signal
 import sys
 import threading
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from feddusss import flower, uploads
+from feddusss import cli, flower, uploads
+from feddusss.release import tell_release
 from server.deployment import intake
+from server.deployment.certificates import valid_until
 
 DATABASE_WAIT_S = 60
 PAGE_BYTES = 65536
@@ -33,13 +38,30 @@ LOG_PAGES = 1000
 
 def main() -> None:
     """Run flower-superlink with this process's arguments."""
+    _check_certificate(sys.argv[1:])
 
     _tune_the_database()
     uploads.read_on()
+    tell_release()
     intake.install()
     _end_with_the_child()
     sys.argv[0] = "flower-superlink"
     flower.flower_superlink()
+
+
+def _check_certificate(arguments: list[str]) -> None:
+    """Say what is to be done where the certificate has expired: Flower's child that starts studies would end on it."""
+    if "--ssl-certfile" not in arguments[:-1]:
+        return
+    path = Path(arguments[arguments.index("--ssl-certfile") + 1])
+    if path.exists() and (until := valid_until(path)) < datetime.now(UTC):
+        print(
+            f"error: {path.absolute()}: has expired, on {until:%Y-%m-%d %H:%M} UTC\n"
+            "  -> renew it: python -m server renew-certificate; then start the SuperLink again, and let nginx read it",
+            file=sys.stderr,
+            flush=True,
+        )
+        sys.exit(cli.USER_MUST_MEND)
 
 
 def _tune_the_database() -> None:

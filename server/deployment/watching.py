@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,6 +97,7 @@ class Collector:
         """The metrics; where the SuperLink does not answer, `feddusss_superlink_up` is 0 and the others are missing."""
         from prometheus_client.core import GaugeMetricFamily as Gauge
 
+        from server.deployment.certificates import valid_until
         from server.deployment.control import ControlFailed, SuperLinkAway, connected
         from server.deployment.folder import CoordinatorFolder
         from server.deployment.registry import load_registry
@@ -104,6 +106,11 @@ class Collector:
         free = Gauge("feddusss_disk_free_bytes", "Free on the disk of the coordinator's folder")
         free.add_metric([], shutil.disk_usage(self.coordinator).free)
         yield free
+        with suppress(UserError):  # no certificate that can be read
+            until = valid_until(CoordinatorFolder(self.coordinator).server.certificate)
+            left = Gauge("feddusss_certificate_seconds_left", "Until server.crt expires")
+            left.add_metric([], (until - datetime.now(UTC)).total_seconds())
+            yield left
         try:
             with connected(self.coordinator) as control:
                 runs, nodes = newest_runs(control), control.nodes()
@@ -121,7 +128,8 @@ class Collector:
 
         connected = Gauge("feddusss_site_connected", "1 if the hospital's client is connected", labels=["site"])
         for site in sites:
-            connected.add_metric([site["site"]], float(site["state"] == "online"))
+            if site["node"] is not None:  # who was revoked, or has sent no key, is not away
+                connected.add_metric([site["site"]], float(site["state"] == "online"))
         yield connected
 
     def _of_runs(self, runs: list[dict[str, Any]]) -> Iterator[Metric]:

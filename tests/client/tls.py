@@ -19,6 +19,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from feddusss.release import HEADER, release
+
 Server = TypeVar("Server", bound=BaseServer)
 KNOWN = (400, b'{"code": 2003, "detail": "Invalid heartbeat interval."}')
 UNKNOWN = (412, b'{"code": 2004, "detail": "Failed to activate SuperNode."}')
@@ -94,6 +96,7 @@ class Coordinator(ThreadingHTTPServer):
             self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
         self.reply: tuple[int, bytes] = KNOWN
         self.clock_s = 0.0
+        self.release: str | None = release()
         self.requests: list[tuple[str, dict[str, str], bytes]] = []
 
     @property
@@ -119,6 +122,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, status: int, content: bytes) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
+        if self.server.release is not None:
+            self.send_header(HEADER, self.server.release)
         self.end_headers()
         self.wfile.write(content)
 

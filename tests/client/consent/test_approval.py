@@ -60,6 +60,27 @@ def test_nothing_is_trained_evaluated_or_told_before_a_person_has_approved_it(ca
     assert asks(careful, kind=kind, **what) is None
 
 
+def test_a_yes_is_to_the_whole_digest_that_was_shown(careful, capsys):
+    asks(careful)
+    assert main(["show", "tiny", "--site", str(careful)]) == cli.OK
+    digest = capsys.readouterr().out.split("python -m client approve ")[1].split()[1]
+    assert len(digest) == 64
+    # two proposals that begin alike are cheap to make, and the first is pushed out by sending more
+    for typed in (digest[:12], digest[:63]):
+        assert main(["approve", "tiny", typed, "--site", str(careful)]) == cli.USER_MUST_MEND
+        assert "may begin with them" in capsys.readouterr().err
+    assert asks(careful) is not None
+
+
+def test_an_approved_study_of_secure_sums_gets_no_update_outside_of_one(careful, capsys):
+    study = study_of(federation={"secure_aggregation": True, "min_sites": 3})
+    asks(careful, study)
+    approves(careful, capsys)
+    assert "outside of a sum" in asks(careful, study)
+    assert not list((careful.parent / "state").glob("studies/*/*/segment-0*"))
+    assert asks(careful, study, kind="query") is None
+
+
 def test_what_was_approved_by_whom_and_when_stands_in_the_audit_log(careful, capsys):
     asks(careful)
     approves(careful, capsys)
@@ -153,7 +174,7 @@ class TestBadInput:
     def test_a_strangers_digest_approves_nothing(self, careful, capsys):
         asks(careful)
         assert "no proposal of tiny has this digest" in self.refused(capsys, careful, "approve", "tiny", "0" * 64)
-        assert "fewer than 8 digits" in self.refused(capsys, careful, "approve", "tiny", "a")
+        assert "no proposal of tiny has this digest" in self.refused(capsys, careful, "approve", "tiny", "x")
         assert "waiting for approval" in asks(careful)
 
     def test_a_file_that_was_changed_between_show_and_approve_is_not_approved(self, careful, capsys):
@@ -180,6 +201,15 @@ class TestBadInput:
             told = self.refused(capsys, careful, "approve", "tiny", path.stem)
         assert "No space left" in told and "nothing was changed" in told
         assert "waiting for approval" in asks(careful)
+
+    @pytest.mark.parametrize("name", ["approved.json", "lock", "_approved.json", "_lock"])
+    def test_a_study_named_like_a_file_of_the_book_keeps_no_other_from_being_approved(self, careful, capsys, name):
+        content = make_content(terms=terms_of(study_of()))
+        content["config"]["training"] = study_of().training().model_dump_json().replace('"tiny"', f'"{name}"')
+        assert declined(answer("train", content, careful)) is not None
+        asks(careful)
+        approves(careful, capsys)
+        assert asks(careful) is None
 
     def test_many_proposals_push_out_the_oldest_that_waits_and_never_an_approved_one(self, careful, capsys):
         asks(careful)

@@ -25,6 +25,9 @@ from client.consent.proposal import Proposal
 from client.door.audit import record
 from client.preflight import check, find, machine, network, release
 from client.secure.keys import make_key
+from feddusss import __version__
+from feddusss.release import code_digest
+from feddusss.release import release as release_here
 from tests.client.conftest import limit
 from tests.client.tls import UNKNOWN, Authority, coordinator, serving
 from tests.deployment import Client, SuperLink, environment
@@ -97,7 +100,7 @@ def test_a_site_that_is_ready_is_told_so_and_nothing_is_changed(site, authority,
     subjects = {line[8:22].strip() for line in lines[:-1]}
     assert subjects >= {
         "config", "data", "text encoder", "device", "privacy", "memory", "disk", "key", "certificates", "coordinator",
-        "clock", "registration", "versions", "app", "client", "audit log",
+        "clock", "registration", "release", "versions", "app", "client", "audit log",
     }  # fmt: skip
     assert len(server.requests) == 1
 
@@ -377,6 +380,33 @@ def test_another_release_of_flower_is_told(site, monkeypatch):
 # The preflight itself.
 
 
+@pytest.mark.parametrize(
+    ("theirs", "level", "said"),
+    [
+        (release_here(), "ok", "the same"),
+        ("0.1.0 0123456789abcdef", "error", "the coordinator has feddusss 0.1.0"),
+        (f"{__version__} 0123456789abcdef", "warning", "other code under the same number"),
+        (None, "warning", "an older one"),
+        ("\x1b[2J", "warning", "an older one"),
+    ],
+)
+def test_a_coordinator_with_another_release_is_told_before_a_study_is_declined(site, authority, theirs, level, said):
+    with reachable(site, authority.server()) as server:
+        server.release = theirs
+        release_found = found(site)["release"]
+    assert (release_found.level, said in release_found.message) == (level, True), release_found
+
+
+def test_the_digest_of_the_code_follows_its_files(tmp_path):
+    (tmp_path / "client").mkdir()
+    (tmp_path / "client" / "app.py").write_text("x = 1\n")
+    first = code_digest(tmp_path)
+    (tmp_path / "client" / "notes.txt").write_text("no code")
+    assert code_digest(tmp_path) == first
+    (tmp_path / "client" / "app.py").write_text("x = 2\n")
+    assert code_digest(tmp_path) != first
+
+
 def test_a_config_that_cannot_be_used_ends_it(site, capsys):
     site.write_text("sight: alder\n")
     assert check(site) == 2
@@ -404,6 +434,28 @@ def test_a_check_that_hangs_holds_nobody(site, monkeypatch):
     assert time.monotonic() - started < 20
 
 
+_SLOW_DISK = """
+import importlib.abc, random, sys, time
+class Slow(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.startswith("flwr"):
+            time.sleep(random.random() * 0.02)
+sys.meta_path.insert(0, Slow())
+from client.preflight import find
+for finding in find(sys.argv[1]):
+    print(finding.level, finding.subject, finding.message)
+"""
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_slow_to_load_flower_is_no_fault_of_the_coordinators(site, authority):
+    with reachable(site, authority.server()):
+        done = subprocess.run(
+            [sys.executable, "-c", _SLOW_DISK, str(site)], capture_output=True, text=True, timeout=300
+        )
+    assert "ok coordinator" in done.stdout and "ok app" in done.stdout, done.stdout + done.stderr
+
+
 def _short(subject, check, longest_s=0.5, task=client.preflight._Task):
     return task(subject, check, longest_s)
 
@@ -427,7 +479,7 @@ def test_a_real_superlink_tells_whether_it_knows_the_key_and_is_left_as_it_was(s
         assert "does not know this site's key" in found(site_file)["registration"].message
         node = link.register("alder", hospital.key.with_name("site.key.pub"))
         both = found(site_file)
-        assert both["registration"].level == both["clock"].level == "ok"
+        assert both["registration"].level == both["clock"].level == both["release"].level == "ok"
         assert "TLS verified" in both["coordinator"].message
         with link.control() as control:
             assert [(n.name, n.status) for n in control.nodes()] == [("alder", "registered")]

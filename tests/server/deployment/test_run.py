@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import threading
 from contextlib import ExitStack, contextmanager
@@ -19,8 +20,10 @@ from server.__main__ import main
 from server.deployment import accounts, control, registry, run
 from server.deployment.control import FlowerRun, Node, SuperLinkAway, find_connection
 from server.deployment.folder import CoordinatorFolder
+from server.deployment.templates import render
 from server.runs.eventlog import EventLog, Tail, progress_of
 from server.study.config import load_study
+from tests.client.tls import Authority
 from tests.server.conftest import make_study
 from tests.server.deployment.test_registry import new_key
 from tests.server.unreliable import Listener
@@ -253,6 +256,18 @@ def test_a_study_that_has_just_ended_well_is_not_called_dead_nor_stopped(
     assert link.known[1].outcome == "completed"
 
 
+@pytest.mark.parametrize(("ends_as", "begun_anew"), [("stopped", False), ("failed", True)])
+def test_a_service_does_not_begin_anew_what_a_person_has_stopped(link, study_file, tmp_path, ends_as, begun_anew):
+    link.do, link.ends_as = lambda out, run_id: None, ends_as
+    unit = render(
+        "feddusss-study.service.j2", study="s", folder="/f", study_file="/s", programs="/p", user="u", home="/h"
+    )
+    [left_alone] = re.findall(r"^RestartPreventExitStatus=(\d+)$", unit, flags=re.M)
+    assert "Restart=on-failure" in unit
+    code = main(["run", str(study_file), "--out", str(tmp_path / "out"), "--resume"])
+    assert (code not in (0, int(left_alone))) == begun_anew
+
+
 def test_the_command_that_every_hint_prints_goes_on_with_a_run_that_had_settings_of_its_own(
     link, study_file, tmp_path, capsys, fake, quiet
 ):
@@ -425,3 +440,30 @@ def test_a_superlink_that_does_not_run_is_the_users_to_start(tmp_path, study_fil
     assert main(["run", str(study_file), "--out", str(tmp_path / "out"), "--coordinator", str(tmp_path)]) == 2
     told = capsys.readouterr().err
     assert "does not answer" in told and str(tmp_path / "start.sh") in told
+
+
+def test_a_hospital_that_was_revoked_or_has_sent_no_key_is_not_told_as_away():
+    from server.deployment.watching import Collector, state_of_sites
+
+    key = {"public_key": "k", "fingerprint": "SHA256:abc", "since": "2026-01-01"}
+    sites = [
+        {"name": "alder", "keys": [{**key, "node_id": 11}]},
+        {"name": "birch", "keys": [{**key, "node_id": 12}]},
+        {"name": "cedar", "keys": [{**key, "node_id": 13, "wanted": False}]},
+        {"name": "elm"},
+    ]
+    nodes = [Node(11, "alder", "online", "", "SHA256:abc"), Node(12, "birch", "offline", "", "SHA256:abc")]
+    told = state_of_sites(nodes, registry.Registry(sites=sites))
+    assert {site["site"]: site["state"] for site in told}["cedar"] == "revoked"
+    [connected] = Collector(Path())._of_sites(told)
+    assert {sample.labels["site"]: sample.value for sample in connected.samples} == {"alder": 1.0, "birch": 0.0}
+
+
+def test_a_certificate_that_expires_is_told_before_it_has(tmp_path):
+    from server.deployment.watching import Collector
+
+    Authority(tmp_path).server_files(["localhost"], ends=10)
+    page = {family.name: family.samples[0].value for family in Collector(tmp_path).collect()}
+    assert 9 * 86400 < page["feddusss_certificate_seconds_left"] <= 10 * 86400
+    (tmp_path / "server.crt").write_text("not one")
+    assert "feddusss_certificate_seconds_left" not in {family.name for family in Collector(tmp_path).collect()}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +16,11 @@ from cryptography.hazmat.primitives import serialization as s
 from cryptography.hazmat.primitives.asymmetric import ec
 from uvicorn.protocols.http import flow_control
 
-from feddusss import uploads
+from feddusss import cli, uploads
 from server.deployment.control import Connection, Control, ControlFailed
 from server.deployment.superlink import PAGE_BYTES
-from tests.deployment import LOOPBACK, free_port, processes_with, wait_until
+from tests.client.tls import Authority
+from tests.deployment import LOOPBACK, ROOT, free_port, processes_with, wait_until
 from tests.server.running import Running, answers
 
 
@@ -108,3 +111,13 @@ def test_a_chunk_is_read_in_one_go():
             patch.setattr(module, "HIGH_WATER_LIMIT", 65536)
         uploads.read_on()
         assert httptools_impl.HIGH_WATER_LIMIT == h11_impl.HIGH_WATER_LIMIT == uploads.CHUNK_BYTES > 5 * 2**20
+
+
+def test_a_superlink_whose_certificate_has_expired_says_what_to_do_and_does_not_start(tmp_path):
+    authority = Authority(tmp_path)
+    expired, _ = authority.server_files(["localhost"], begins=-30, ends=-1)
+    command = [sys.executable, "-m", "server.deployment.superlink", "--ssl-certfile", str(expired)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert ended.returncode == cli.USER_MUST_MEND
+    assert f"{expired}: has expired" in ended.stderr and "python -m server renew-certificate" in ended.stderr
+    assert "Traceback" not in ended.stderr

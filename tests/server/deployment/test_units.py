@@ -12,7 +12,7 @@ from sites.config import LimitsConfig
 
 ROOT = Path(__file__).parents[3]
 TEMPLATES = ROOT / "server" / "deployment" / "templates"
-INSTALLED = ("nginx.conf", "feddusss-superlink.service", "feddusss-client.service")
+INSTALLED = ("nginx.conf", "feddusss-superlink.service", "feddusss-study.service", "feddusss-client.service")
 
 
 def unit() -> str:
