@@ -70,8 +70,8 @@ def _completion_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         f"{PROG} {COMPLETION.name}",
         description="Print what makes a shell complete commands, options and files.",
-        epilog=f"bash, in ~/.bashrc:  eval \"$({PROG} {COMPLETION.name} bash)\"\n"
-        f"zsh, in ~/.zshrc:    eval \"$({PROG} {COMPLETION.name} zsh)\"    # below compinit\n"
+        epilog=f'bash, in ~/.bashrc:  eval "$({PROG} {COMPLETION.name} bash)"\n'
+        f'zsh, in ~/.zshrc:    eval "$({PROG} {COMPLETION.name} zsh)"    # below compinit\n'
         f"fish:                {PROG} {COMPLETION.name} fish > ~/.config/fish/completions/{PROG}.fish",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
