@@ -12,11 +12,9 @@ LOCK   := requirements-hospital.txt
 # The same without what reads pictures and tables, which a coordinator has none of.
 COORDINATOR_LOCK := requirements-coordinator.txt
 READERS := highdicom|monai|nibabel|openpyxl|et-xmlfile|pyarrow|pydicom|pyjpegls
-# PyTorch from another index, such as that of its builds without CUDA (docs/install.md): TORCH_INDEX=URL. Its files are
-# then not checked by hash, and what CUDA needs is left out.
-TORCH_INDEX ?=
-TORCH_PINS  ?= $(shell sed -n 's/^\(torch\(vision\)\{0,1\}==[^; ]*\).*/\1/p' constraints.txt)
-CUDA := torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+
+# PyTorch from another index, such as that of its builds without CUDA: make install-hospital TORCH_INDEX=URL (docs/install.md)
+export TORCH_INDEX TORCH_PINS
+
 # A folder of their own for tools that are no part of the installation.
 TOOLS  := .tools
 # The operating system that `make wheels` packs for is this one; another Python: make wheels PYTHON=...
@@ -69,14 +67,7 @@ install-locked:
 	@"$(BIN)/python" -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear "$(VENV)" || { \
 		echo "Python could not make $(VENV). On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 2; }
 	@echo "Installing into $(VENV) (the first time takes some minutes) ..."
-ifneq ($(TORCH_INDEX),)
-	@awk -v out='^($(CUDA))==' '/^[a-z0-9]/ {left = $$0 ~ out} !left' $(INSTALLED) > "$(VENV)/requirements.txt"
-	@"$(BIN)/python" -m pip install -qq --disable-pip-version-check --only-binary :all: --no-deps --index-url "$(TORCH_INDEX)" $(TORCH_PINS)
-	@"$(BIN)/python" -m pip install -qq --disable-pip-version-check --only-binary :all: --no-deps --require-hashes -r "$(VENV)/requirements.txt"
-else
-	@"$(BIN)/python" -m pip install -qq --disable-pip-version-check --only-binary :all: --no-deps --require-hashes -r $(INSTALLED)
-endif
-	@"$(BIN)/python" -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@sh deploy/install.sh "$(BIN)/python" $(INSTALLED) -e .
 
 $(TOOLS)/.installed:
 	@"$(PYTHON)" -m venv --clear "$(TOOLS)"
