@@ -20,7 +20,7 @@ TOOLS  := .tools
 # The operating system that `make wheels` packs for is this one; another Python: make wheels PYTHON=...
 WHEELS := wheels
 
-.PHONY: help install install-hospital install-coordinator install-locked lock wheels sbom demo federation federation-prepare test faults gpu-pack lint format clean
+.PHONY: help demo-told federation-told install install-hospital install-coordinator install-locked lock wheels sbom demo federation federation-prepare test faults gpu-pack lint format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -98,12 +98,23 @@ sbom: $(TOOLS)/.installed
 	@"$(TOOLS)/bin/cyclonedx-py" requirements $(LOCK) --pyproject pyproject.toml --output-reproducible --of JSON -o sbom.json
 	@echo "sbom.json: written"
 
-demo: $(STAMP)
+demo: demo-told $(STAMP)
 	@"$(BIN)/python" -m server simulate configs/demo.yaml --out runs/demo --force
 	@echo "Report: file://$(CURDIR)/runs/demo/report.html"
 
+# Before anything is installed: what will happen, and how long it takes.
+demo-told:
+	@echo "Three synthetic hospitals train one model together on this machine: 12 rounds of pretraining, 20 of segmentation."
+	@echo "1 to 4 minutes on two idle cores; the first time some minutes more, and 6 GB in $(VENV), to install what it needs."
+	@echo "At the end: runs/demo/report.html. Ctrl-C stops it; $(BIN)/feddusss simulate demo --out runs/demo --resume goes on."
+
+federation-told:
+	@echo "A real SuperLink and three hospitals' clients on this machine, for one study: 8 rounds of pretraining, 10 of segmentation."
+	@echo "1 to 3 minutes on two idle cores, 4 GB of memory; the first time some minutes more, and 6 GB in $(VENV), to install."
+	@echo "At the end: runs/federation/report.html, and nothing left running. Ctrl-C ends all of it, and says how to go on."
+
 # Another port than 9091: make federation PORT=9191
-federation: $(STAMP)
+federation: federation-told $(STAMP)
 	@"$(BIN)/python" -m server federation --force $(if $(PORT),--port $(PORT))
 
 federation-prepare: $(STAMP)
