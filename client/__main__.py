@@ -1,13 +1,7 @@
 """python -m client: one hospital's node.
 
-python -m client init --site FILE     make this site's key pair and print the public half
-python -m client --site FILE --check  look at everything once; change nothing
 python -m client --site FILE          take part in studies until stopped
-python -m client audit --site FILE    verify and print the audit log
-python -m client report --site FILE   a page of this site's pictures with what a finished study's models mark
-python -m client privacy --help       the privacy budget: what is spent and left, what a study would cost
-python -m client studies --help       what asks to run here: look at it, approve it, withdraw
-python -m client status --site FILE   what it does and did; also for programs, and for Prometheus
+python -m client COMMAND --site FILE  init, audit, report, studies, show, approve, withdraw, status, metrics, privacy
 """
 
 from __future__ import annotations
@@ -21,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from client import status, studies
+from client.privacy import command as privacy
+from client.site_option import add_site
 from dusss_core.errors import UserError
 from feddusss import cli
 
@@ -28,43 +24,78 @@ if TYPE_CHECKING:
     from sites.config import SiteConfig
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | None = None) -> int:
     """The command line of a hospital."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    return cli.run(lambda arguments: arguments.command(arguments), parser or build_parser(), with_defaults(argv))
+
+
+def with_defaults(argv: Sequence[str]) -> list[str]:
+    """`argv` with the command that is meant where none is named: `run`, and after `privacy` its `show`."""
+    argv = list(argv)
     if argv[:1] == ["privacy"]:
-        from client.privacy.command import main as privacy
-
-        return privacy(argv[1:])
-    if argv and argv[0] in studies.COMMANDS:
-        return studies.main(argv)
-    if argv and argv[0] in status.COMMANDS:
-        return status.main(argv)
-    return cli.run(lambda arguments: _COMMANDS[arguments.command](arguments), _parser(), argv)
+        return argv[:1] + _defaulted(argv[1:], "show")
+    return _defaulted(argv, "run") if argv else argv
 
 
-def _parser() -> argparse.ArgumentParser:
+def _defaulted(argv: list[str], command: str) -> list[str]:
+    named = argv and not argv[0].startswith("-")
+    return argv if named or argv[:1] in (["-h"], ["--help"]) else [command, *argv]
+
+
+def build_parser(prog: str = "python -m client") -> argparse.ArgumentParser:
+    """The command line, as it is called `prog`."""
     parser = argparse.ArgumentParser(
-        prog="python -m client", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog,
+        description="One hospital's node. Without COMMAND it is `run`; each has a --help of its own.",
+        epilog="The first times:\n"
+        "  %(prog)s init --site site.yaml      make the key pair, and send its public half to the coordinator\n"
+        "  %(prog)s --site site.yaml --check   look at everything once; change nothing\n"
+        "  %(prog)s --site site.yaml           take part in studies until stopped",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", nargs="?", choices=sorted(_COMMANDS), default="run", help="run, if left out")
-    parser.add_argument("--site", type=Path, required=True, metavar="FILE", help="this site's own file")
-    parser.add_argument("--check", action="store_true", help="with run: a preflight; nothing is started or changed")
-    parser.add_argument("--force", action="store_true", help="with init: a new key in place of the old one")
-    parser.add_argument("--json", action="store_true", help="with audit: all of it as JSON")
-    parser.add_argument(
-        "--last", type=int, metavar="N", help="with audit: the last N lines; the whole chain is verified"
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = cli.add_command(commands, "run", _run, "take part in studies until stopped", "--site site.yaml --check")
+    run.add_argument("--check", action="store_true", help="a preflight; nothing is started or changed")
+    add_site(run)
+
+    init = cli.add_command(
+        commands, "init", _init, "make this site's key pair and print the public half", "--site site.yaml"
     )
-    parser.add_argument(
+    init.add_argument("--force", action="store_true", help="a new key in place of the old one")
+    add_site(init)
+
+    studies.add_commands(commands)
+    status.add_commands(commands)
+
+    audit = cli.add_command(
+        commands, "audit", _audit, "verify the audit log, and print it", "--site site.yaml --last 20"
+    )
+    audit.add_argument("--json", action="store_true", help="all of it as JSON")
+    audit.add_argument("--last", type=int, metavar="N", help="the last N lines; the whole chain is verified")
+    audit.add_argument(
         "--holds",
         action="append",
         default=[],
         metavar="HEAD",
-        help="with audit: a head that the coordinator has kept (audit_heads.jsonl of a run), which the log must hold",
+        help="a head that the coordinator has kept (audit_heads.jsonl of a run), which the log must hold",
     )
-    parser.add_argument("--study", metavar="NAME", help="with report: of this study; the newest one, if left out")
-    parser.add_argument("--each", type=int, default=3, metavar="N", help="with report: N worst, median and best (3)")
-    parser.add_argument("--most", type=int, default=500, metavar="N", help="with report: pictures to look at (500)")
-    cli.add_common_arguments(parser)
+    add_site(audit)
+
+    report = cli.add_command(
+        commands,
+        "report",
+        _report,
+        "a page of this site's pictures with what a finished study's models mark; it never leaves",
+        "--site site.yaml --each 5",
+    )
+    report.add_argument("--study", metavar="NAME", help="of this study; the newest one, if left out")
+    report.add_argument("--each", type=int, default=3, metavar="N", help="N worst, median and best (3)")
+    report.add_argument("--most", type=int, default=500, metavar="N", help="pictures to look at (500)")
+    add_site(report)
+
+    privacy.add_command(commands)
     return parser
 
 
@@ -118,9 +149,6 @@ def _report(arguments: argparse.Namespace) -> int:
     page = report(_site(arguments), arguments.study, each=arguments.each, most=arguments.most)
     print(f"{page}: it shows patients, keep it at the site")
     return cli.OK
-
-
-_COMMANDS = {"run": _run, "init": _init, "audit": _audit, "report": _report}
 
 
 def _site(arguments: argparse.Namespace) -> SiteConfig:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from client.site_option import add_site
 from feddusss import cli
 
 if TYPE_CHECKING:
@@ -22,14 +22,19 @@ if TYPE_CHECKING:
 
     from sites.config import SiteConfig
 
-COMMANDS = ("status", "metrics")
 _PORT = 9465
 
 
-def main(argv: Sequence[str]) -> int:
-    """The command line, from the name of the command on."""
-    command, rest = argv[0], argv[1:]
-    return cli.run(_status if command == "status" else _metrics, _parser(command), rest)
+def add_commands(commands: Any) -> None:
+    """Add status and metrics."""
+    status = cli.add_command(commands, "status", _status, "what this site does and did", "--site site.yaml --json")
+    status.add_argument("--json", action="store_true", help="all of it as JSON")
+    metrics = cli.add_command(
+        commands, "metrics", _metrics, "the same for Prometheus, on loopback, until Ctrl-C", "--site site.yaml"
+    )
+    metrics.add_argument("--port", type=int, default=_PORT, help=f"port on 127.0.0.1 ({_PORT})")
+    for parser in (status, metrics):
+        add_site(parser)
 
 
 def state_of(site: SiteConfig) -> dict[str, Any]:
@@ -72,19 +77,6 @@ def _epsilon_left(site: SiteConfig) -> float | None:
         return None
     told = summary(Ledger(site.state_dir, site.privacy))
     return 0.0 if told["void"] else told["left"]
-
-
-def _parser(command: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m client {command}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    if command == "status":
-        parser.add_argument("--json", action="store_true", help="all of it as JSON")
-    else:
-        parser.add_argument("--port", type=int, default=_PORT, help=f"port on 127.0.0.1 ({_PORT})")
-    parser.add_argument("--site", type=Path, required=True, metavar="FILE", help="this site's own file")
-    cli.add_common_arguments(parser)
-    return parser
 
 
 def _status(arguments: argparse.Namespace) -> int:

@@ -11,10 +11,10 @@ from __future__ import annotations
 import argparse
 import getpass
 import json
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from client.site_option import add_site
 from dusss_core.errors import UserError
 from feddusss import cli
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from client.consent.proposal import Difference
     from sites.config import SiteConfig
 
-COMMANDS = ("studies", "show", "approve", "withdraw")
 _SHOWN_DIGITS = 12
 _DIGITS = 64
 """Of a digest. `approve` takes no fewer: whoever sends proposals can make two that begin with the same dozen digits,
@@ -31,31 +30,28 @@ and push the one that was looked at out of the book by sending more."""
 _MOST_PARTNERS = 30
 
 
-def main(argv: Sequence[str]) -> int:
-    """The command line, from the name of the command on."""
-    command, rest = argv[0], argv[1:]
-    run: Callable[[argparse.Namespace], int] = globals()[f"_{command}"]
-    return cli.run(run, _parser(command), rest)
-
-
-def _parser(command: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m client {command}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def add_commands(commands: Any) -> None:
+    """Add studies, show, approve and withdraw."""
+    listed = cli.add_command(
+        commands, "studies", _studies, "what has asked to run here, and what was approved", "--site site.yaml"
     )
-    if command != "studies":
-        parser.add_argument("study", metavar="STUDY", help="its name")
-    if command == "show":
-        parser.add_argument("digest", nargs="?", metavar="DIGEST", help="one of several that asked under that name")
-        parser.add_argument("--all", action="store_true", help="also the settings that have their default")
-    if command == "approve":
-        parser.add_argument("digest", metavar="DIGEST", help="the one that `show` prints, all of it")
-    if command in ("approve", "withdraw"):
+    show = cli.add_command(
+        commands, "show", _show, "a study as a person reads it, and what has changed", "lungs --site site.yaml"
+    )
+    show.add_argument("study", metavar="STUDY", help="its name")
+    show.add_argument("digest", nargs="?", metavar="DIGEST", help="one of several that asked under that name")
+    show.add_argument("--all", action="store_true", help="also the settings that have their default")
+    approve = cli.add_command(commands, "approve", _approve, "let a study run", "lungs DIGEST --site site.yaml")
+    approve.add_argument("study", metavar="STUDY", help="its name")
+    approve.add_argument("digest", metavar="DIGEST", help="the one that `show` prints, all of it")
+    withdraw = cli.add_command(commands, "withdraw", _withdraw, "let a study run no longer", "lungs --site site.yaml")
+    withdraw.add_argument("study", metavar="STUDY", help="its name")
+    for parser in (approve, withdraw):
         parser.add_argument("--by", default=None, metavar="NAME", help="who says so (the account of this process)")
-    if command in ("studies", "show"):
+    for parser in (listed, show):
         parser.add_argument("--json", action="store_true", help="all of it as JSON")
-    parser.add_argument("--site", type=Path, required=True, metavar="FILE", help="this site's own file")
-    cli.add_common_arguments(parser)
-    return parser
+    for parser in (listed, show, approve, withdraw):
+        add_site(parser)
 
 
 # What asked.

@@ -20,15 +20,14 @@ from dusss_core.errors import UserError
 FORMATS = ("onnx", "torchscript", "monai-bundle", "card")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | None = None) -> int:
     """The command line of a finished student."""
-    return commandline.run(lambda arguments: arguments.command(arguments), _parser(), argv)
+    return commandline.run(lambda arguments: arguments.command(arguments), parser or build_parser(), argv)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m dusss_core", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def build_parser(prog: str = "python -m dusss_core") -> argparse.ArgumentParser:
+    """The command line, as it is called `prog`."""
+    parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     predict = _command(commands, "predict", _predict, "masks of files and folders")

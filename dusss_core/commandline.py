@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from dusss_core.errors import UserError
 from dusss_core.outside import printable, shown
@@ -25,6 +26,10 @@ def run(
 
     0: fine; 1: it failed; 2: the user must mend something; 130: interrupted.
     """
+    argv = sys.argv[1:] if argv is None else argv
+    if (mistyped := unknown_command(parser, argv)) is not None:
+        print(f"error: {printable(mistyped)}", file=sys.stderr)
+        return USER_MUST_MEND
     arguments = parser.parse_args(argv)
     try:
         return main(arguments) or OK
@@ -49,6 +54,30 @@ def run(
             file=sys.stderr,
         )
         return FAILED
+
+
+def commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The commands of a command line, by name; empty for one that has none."""
+    return next((action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)), {})
+
+
+def unknown_command(parser: argparse.ArgumentParser, argv: Sequence[str]) -> UserError | None:
+    """The error for a first word that names no command, with the nearest name; None if it names one or is an option."""
+    for word in argv:
+        commands = commands_of(parser)
+        if not commands or word.startswith("-"):
+            return None
+        if word not in commands:
+            return no_command(word, parser.prog, commands)
+        parser = commands[word]
+    return None
+
+
+def no_command(word: str, prog: str, commands: Iterable[str]) -> UserError:
+    """The error for `word`, which is none of the commands of `prog`."""
+    near = difflib.get_close_matches(word, list(commands), n=1)
+    meant = f"did you mean '{near[0]}'? " if near else ""
+    return UserError(f"{prog}: no command '{shown(word, 40)}'", f"{meant}all of them: {prog} --help")
 
 
 def _of_bad_input(error: Exception) -> UserError | None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from dusss_core import commandline
 from dusss_core.commandline import FAILED, OK, USER_MUST_MEND
 from dusss_core.errors import UserError
 
-__all__ = ["FAILED", "OK", "USER_MUST_MEND", "add_common_arguments", "check_positive", "run"]
+__all__ = ["FAILED", "OK", "USER_MUST_MEND", "add_command", "add_common_arguments", "check_positive", "run"]
 
 
 def add_common_arguments(parser: argparse.ArgumentParser, *, overrides: bool = True) -> None:
@@ -20,6 +21,28 @@ def add_common_arguments(parser: argparse.ArgumentParser, *, overrides: bool = T
         parser.add_argument(
             "--set", dest="overrides", metavar="A.B=C", action="append", default=[], help="override a config key"
         )
+
+
+def add_command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int | None], text: str, example: str
+) -> argparse.ArgumentParser:
+    """Add a command with a help of its own.
+
+    Args:
+        commands: what `add_subparsers` gave.
+        run: is called with the arguments, and gives the exit code; None is 0.
+        text: what it does, in a few words.
+        example: what stands behind its name in a line that could be typed.
+    """
+    parser = commands.add_parser(
+        name,
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.",
+        epilog=f"such as:\n  %(prog)s {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=run)
+    return parser
 
 
 def check_positive(**numbers: int) -> None:

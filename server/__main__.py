@@ -13,13 +13,14 @@ from server.deployment.commands import add_commands
 from server.onemachine.command import add_command
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | None = None) -> int:
     """The command line of the coordinator."""
-    return cli.run(lambda arguments: arguments.command(arguments), _parser(), argv)
+    return cli.run(lambda arguments: arguments.command(arguments), parser or build_parser(), argv)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m server", description="The coordinator of a study.")
+def build_parser(prog: str = "python -m server") -> argparse.ArgumentParser:
+    """The command line, as it is called `prog`."""
+    parser = argparse.ArgumentParser(prog, description="The coordinator of a study.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     simulate = commands.add_parser("simulate", help="the whole federation on this machine, with simulated sites")

@@ -7,6 +7,7 @@ A run that is in `out` already is gone on with: Flower itself cannot resume.
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from flwr.app import Context
@@ -18,6 +19,9 @@ from server.study.config import StudyConfig, load_study
 
 LOCK_WAIT_S = 90.0
 """The ServerApp before this one lives on until it sees that its SuperLink is gone."""
+
+NODES_WAIT_S = 20.0
+"""In which Flower's simulation has made its nodes."""
 
 app = ServerApp()
 
@@ -77,10 +81,27 @@ def _simulate(grid: Grid, study: StudyConfig, out: Path, events) -> None:
     if not resumed:
         forget_sums(files)
     check_sites(study, files)
+    _check_nodes(grid, len(files))
     run = open_run(out, study, resume=True)
     names = [file.parent.name for file in files]
     summary = Coordinator(grid, study, run, reporter=events, sites=names).run()
     add_outside_figures(summary, study, out, files, events)
+
+
+def _check_nodes(grid: Grid, sites: int) -> None:
+    """Flower simulates as many nodes as it is told, which no file of an app can say.
+
+    Raises:
+        UserError: fewer nodes than sites.
+    """
+    give_up = time.monotonic() + NODES_WAIT_S
+    while (nodes := len(list(grid.get_node_ids()))) < sites:
+        if time.monotonic() > give_up:
+            raise UserError(
+                f"Flower simulates {nodes} nodes, and the study has {sites} sites",
+                f"flwr run . --stream --federation-config num-supernodes={sites}",
+            )
+        time.sleep(0.2)
 
 
 def _write_report(out: Path) -> None:

@@ -22,12 +22,10 @@ if TYPE_CHECKING:
     from dusss_core.manifest import Record
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        "python -m sites", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
+def build_parser(prog: str = "python -m sites") -> argparse.ArgumentParser:
+    """The command line, as it is called `prog`."""
+    parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     check = commands.add_parser("check", help="is this hospital's data fit to train on?")
     check.add_argument("site", type=Path, help="site file (YAML)")
@@ -50,10 +48,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--fresh", action="store_true", help="look at all pictures anew, not at those that changed alone"
     )
     cli.add_common_arguments(check)
-    check.set_defaults(run=_check)
+    check.set_defaults(command=_check)
 
     importing = commands.add_parser("import", help="write a manifest for data that lie in a usual layout")
-    layouts = importing.add_subparsers(dest="layout", required=True)
+    layouts = importing.add_subparsers(dest="layout", required=True, metavar="LAYOUT")
     for name, text in (
         ("lvit", "Train_Folder, Val_Folder, Test_Folder, each with img/, labelcol/ and *.xlsx"),
         ("folder", "images/ and masks/, optionally inside train/, val/, test/, and texts.csv"),
@@ -75,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
         )
         layout.add_argument("--force", action="store_true", help="overwrite the manifest")
         cli.add_common_arguments(layout, overrides=False)
-        layout.set_defaults(run=_import)
+        layout.set_defaults(command=_import)
 
     dividing = commands.add_parser("partition", help="divide one data set into sites")
     dividing.add_argument("manifest", type=Path, help="manifest of the data set")
@@ -84,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     dividing.add_argument("--seed", type=int, default=1, help="seed of every draw (default 1)")
     dividing.add_argument("--force", action="store_true", help="write into a folder that is not empty")
     cli.add_common_arguments(dividing)
-    dividing.set_defaults(run=_partition)
+    dividing.set_defaults(command=_partition)
 
     synth = commands.add_parser("synth", help="make synthetic hospitals")
     synth.add_argument("out", type=Path, help="folder for the hospitals")
@@ -93,13 +91,13 @@ def build_parser() -> argparse.ArgumentParser:
     synth.add_argument("--config", type=Path, help="settings (YAML, see sites/synth/config.py)")
     synth.add_argument("--force", action="store_true", help="write into a folder that is not empty")
     cli.add_common_arguments(synth)
-    synth.set_defaults(run=_synth)
+    synth.set_defaults(command=_synth)
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | None = None) -> int:
     """Run the command line `argv`; returns the exit code."""
-    return cli.run(lambda arguments: arguments.run(arguments), build_parser(), argv)
+    return cli.run(lambda arguments: arguments.command(arguments), parser or build_parser(), argv)
 
 
 def _check(arguments: argparse.Namespace) -> int:

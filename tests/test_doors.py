@@ -20,6 +20,7 @@ MAY_IMPORT = {
         "dusss_core.phases",
         "dusss_core.tensorfile",
     },
+    "feddusss/command": {"dusss_core.commandline", "feddusss", "server", "client", "sites", "dusss_core"},
     "sites": {"dusss_core", "feddusss"},
     "client": {"dusss_core", "feddusss", "sites"},
     "server": {"dusss_core", "feddusss"},
@@ -30,14 +31,15 @@ MAY_IMPORT = {
 }
 FLOORS = {
     "client": "__main__ > node > preflight > status studies > app > answer > report > work > privacy > secure > door > "
-    "consent > state > declined",
+    "consent > state > declined site_option",
     "server": "__main__ > app > onemachine simulation > deployment > report > rounds > runs > study",
     "dusss_core": "__main__ > export predicting > student > privacy > training > build > objectives > pretraining > "
     "models > losses > text > "
     "augment commandline devices inference intervals manifest metrics phases pictures readers records sampling seeds "
     "runtime sheets transfer files quota tensorfile config outside errors",
     "sites": "__main__ > check > importers > dataset > partition > prepare > packing > config > synth",
-    "feddusss": "bundle > cli > configfile > compression standing > wire > flower monitoring page release secagg terms uploads",
+    "feddusss": "__main__ > command > bundle > cli > configfile > compression standing > wire > "
+    "flower monitoring page release secagg terms uploads",
 }
 """Inner rooms and modules of each room, from the top: what stands higher may import what stands lower, never the other
 way. Names without a > between them are on one floor."""

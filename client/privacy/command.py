@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from client.site_option import add_site
 from dusss_core.errors import UserError
 from feddusss import cli
 
@@ -19,11 +19,21 @@ if TYPE_CHECKING:
     from client.privacy.ledger import Entry, Ledger
 
 
-def main(argv: Sequence[str]) -> int:
-    """The command line, after `privacy`."""
-    if argv[:1] == ["plan"]:
-        return cli.run(_plan, _plan_parser(), argv[1:])
-    return cli.run(_show, _show_parser(), argv)
+def add_command(commands: Any) -> None:
+    """Add privacy, with its own commands show and plan."""
+    text = "what this site has spent of its privacy budget, and what a study would cost"
+    privacy = commands.add_parser(
+        "privacy",
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}. Without COMMAND it is `show`.",
+        epilog="such as:\n  %(prog)s --site site.yaml\n  %(prog)s plan --epsilon 8 --rounds 40",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    inner = privacy.add_subparsers(required=True, metavar="COMMAND")
+    show = cli.add_command(inner, "show", _show, "budget, spent, left, by study and run", "--site site.yaml")
+    show.add_argument("--json", action="store_true", help="all of it as JSON")
+    add_site(show)
+    _add_plan(inner)
 
 
 def summary(ledger: Ledger) -> dict[str, Any]:
@@ -68,16 +78,6 @@ def summary(ledger: Ledger) -> dict[str, Any]:
 
 
 # What was spent.
-
-
-def _show_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m client privacy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--site", type=Path, required=True, metavar="FILE", help="this site's own file")
-    parser.add_argument("--json", action="store_true", help="all of it as JSON")
-    cli.add_common_arguments(parser)
-    return parser
 
 
 def _show(arguments: argparse.Namespace) -> int:
@@ -141,32 +141,45 @@ def _lines(told: dict[str, Any]) -> list[tuple[str, str]]:
 # What a study would cost.
 
 
-def _plan_parser() -> argparse.ArgumentParser:
+def _add_plan(commands: Any) -> None:
+    parser = cli.add_command(
+        commands,
+        "plan",
+        _plan,
+        "the smallest privacy.noise_multiplier of a study that keeps its rounds within a budget",
+        "--epsilon 8 --rounds 40",
+    )
+    parser.add_argument("--epsilon", type=float, required=True, metavar="E", help="the budget")
+    parser.add_argument("--rounds", type=int, required=True, metavar="R", help="rounds of both phases together")
+    parser.add_argument("--steps", type=int, metavar="S", help="steps per round (a study's default)")
+    parser.add_argument("--sample-rate", type=float, metavar="Q", help="q of a step's draw (a study's default)")
+    parser.add_argument("--delta", type=float, metavar="D", help="(a site's default)")
+    parser.add_argument("--records-per-patient", type=int, metavar="K", help="most records of one (a site's default)")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    cli.add_common_arguments(parser, overrides=False)
+
+
+def _fill_in(arguments: argparse.Namespace) -> None:
+    """The defaults of what was left out; here, since --help is to read no settings."""
     from dusss_core.config import PrivateTrainingConfig
     from sites.config import PrivacyConfig
 
     study, site = PrivateTrainingConfig(), PrivacyConfig()
-    parser = argparse.ArgumentParser(
-        prog="python -m client privacy plan",
-        description="The smallest privacy.noise_multiplier of a study that keeps its rounds within a budget.",
-    )
-    parser.add_argument("--epsilon", type=float, required=True, metavar="E", help="the budget")
-    parser.add_argument("--rounds", type=int, required=True, metavar="R", help="rounds of both phases together")
-    parser.add_argument("--steps", type=int, default=study.steps_per_round, metavar="S", help="steps per round")
-    parser.add_argument("--sample-rate", type=float, default=study.sample_rate, metavar="Q", help="q of a step's draw")
-    parser.add_argument("--delta", type=float, default=site.delta, metavar="D")
-    parser.add_argument(
-        "--records-per-patient", type=int, default=site.records_per_patient, metavar="K", help="most records of one"
-    )
-    parser.add_argument("--json", action="store_true", help="as JSON")
-    cli.add_common_arguments(parser, overrides=False)
-    return parser
+    for name, default in (
+        ("steps", study.steps_per_round),
+        ("sample_rate", study.sample_rate),
+        ("delta", site.delta),
+        ("records_per_patient", site.records_per_patient),
+    ):
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, default)
 
 
 def _plan(arguments: argparse.Namespace) -> int:
     from dusss_core.privacy.accounting import Budget, epsilon, plan
     from dusss_core.privacy.charge import Charge
 
+    _fill_in(arguments)
     for name, value, right in (
         ("epsilon", arguments.epsilon, 0 < arguments.epsilon <= 100),
         ("rounds", arguments.rounds, 1 <= arguments.rounds <= 10**6),

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from feddusss import cli
-from server.deployment.watching import moment, study_in
 
 if TYPE_CHECKING:
     from server.deployment.control import FlowerRun
@@ -153,10 +152,14 @@ def _metrics(arguments: argparse.Namespace) -> int:
 
 
 def _seen(site: dict[str, Any]) -> str:
+    from server.deployment.watching import moment
+
     return "-" if site["node"] is None else moment(site["seen"])
 
 
 def _row(run: FlowerRun, progress: Progress) -> tuple[str, ...]:
+    from server.deployment.watching import study_in
+
     taking_part = sum(not doing.startswith("left out") for doing in progress.sites.values())
     return (
         str(run.id),
@@ -172,6 +175,7 @@ def _row(run: FlowerRun, progress: Progress) -> tuple[str, ...]:
 
 def _print_run(run: FlowerRun, progress: Progress, coordinator: Path) -> None:
     from server.deployment.run import resume_command
+    from server.deployment.watching import moment, study_in
     from server.runs.eventlog import progress_of
 
     lines = [f"run {run.id}: {_state(run)}, began {moment(run.began)}", f"folder: {run.out}"]

@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from dusss_core import student
 from dusss_core.files import write_atomically
 from server.runs.checkpoints import Checkpoint
 from server.study.config import StudyConfig
@@ -25,6 +24,8 @@ def write_student_of_run(folder: Path, study: StudyConfig, digest: str, final: C
     Raises:
         UserError: disk full or no permission.
     """
+    from dusss_core import student  # torch, which only looking at runs does without
+
     config = study.training()
     if config.personal.own_head != "none":
         return None
@@ -42,6 +43,8 @@ def write_vlm_of_run(folder: Path, study: StudyConfig, digest: str, final: Check
     Raises:
         UserError: disk full or no permission.
     """
+    from dusss_core import student
+
     config = study.training()
     if final is None or config.local_norm or not config.method.text_mask:
         return None
@@ -56,6 +59,8 @@ def gather_students(folder: Path, written: Mapping[str, Path]) -> None:
     Args:
         written: the file of each site; one that is not there is left out.
     """
+    from dusss_core import student
+
     for name, path in written.items():
         target = folder / STUDENTS / f"{name}.safetensors"
         for one, copy in ((path, target), (student.vlm_path(path), student.vlm_path(target))):

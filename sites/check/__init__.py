@@ -19,7 +19,7 @@ from sites.check.duplicates import check_duplicates
 from sites.check.labels import check_counts
 from sites.check.masks import check_masks
 from sites.check.pictures import check_pictures
-from sites.check.report import Finding, Report, print_report
+from sites.check.report import Finding, Report, counted, print_report
 from sites.check.scan import Scan, scan
 from sites.check.sentences import check_text
 from sites.config import load_site
@@ -61,7 +61,7 @@ def check_site(
     except UserError as error:
         report.say("error", "manifest", error.problem, error.remedy, "manifest")
         return report
-    report.say("ok", "manifest", f"{len(records)} records in {site.data.manifest}")
+    report.say("ok", "manifest", f"{counted(len(records), '{n} [record|records]')} in {site.data.manifest}")
     _say_problems(report, "manifest", f"{site.data.manifest}, ", problems)
     broken = {problem.row for problem in problems if problem.kind in ("file_missing", "manifest_row")}
     check_counts(report, site, records, study)
@@ -99,7 +99,7 @@ def _check_files(report: Report, records: list[Record], seen: Scan) -> None:
     report.say_rows(
         "warning",
         "privacy",
-        f"{{n}} files have header fields that may identify a person ({shown})",
+        f"{{n}} [file has|files have] header fields that may identify a person ({shown})",
         "empty them, if files are ever handed on: no field is read in training",
         "identifying_tags",
         [records[i].row for i in seen.tags],
@@ -122,7 +122,7 @@ def _say_problems(report: Report, subject: str, source: str, problems: list[Prob
     report.say_rows(
         "error",
         subject,
-        "{n} more problems of this sort",
+        "{n} more [problem|problems] of this sort",
         "mend the first, and check again",
         "more",
         [problem.row for problem in more],

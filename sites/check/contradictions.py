@@ -101,14 +101,14 @@ def _check_emptiness(report: Report, pairs) -> None:
     denied = [r.row for r, look in pairs if look["covered"] > 0 and _denies(r.text)]
     found = [r.row for r, look in pairs if look["covered"] == 0 and _locates(r.text)]
     for what, kind, rows in (
-        ("say that there is nothing, and their mask is not empty", "denies_mask", denied),
-        ("say where something is, and their mask is empty", "asserts_empty", found),
+        ("[says|say] that there is nothing, and [its|their] mask is not empty", "denies_mask", denied),
+        ("[says|say] where something is, and [its|their] mask is empty", "asserts_empty", found),
     ):
         most = len(rows) > max(2, len(pairs) / 3)
         report.say_rows(
             "note" if most else "warning",
             "text",
-            f"{{n}} sentences {what}",
+            f"{{n}} [sentence|sentences] {what}",
             "correct the sentence or the mask",
             kind,
             rows,
@@ -145,7 +145,7 @@ def _check_sides(report: Report, shown, left_is: str | None) -> None:
     report.say_rows(
         "warning",
         "text",
-        "{n} sentences name one side, and their mask is on the other",
+        "{n} [sentence names|sentences name] one side, and [its|their] mask is on the other",
         "correct the sentence, or look whether the picture was mirrored",
         "contradicts_side",
         wrong,
@@ -212,7 +212,7 @@ def _say_votes(report: Report, kind: str, says: str, shows: str, votes: Sequence
     report.say_rows(
         "warning",
         "text",
-        f"{{n}} sentences name {says}, and {shows}",
+        f"{{n}} [sentence names|sentences name] {says}, and {shows}",
         "correct the sentence or the mask",
         f"contradicts_{kind}",
         wrong,

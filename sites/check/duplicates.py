@@ -10,7 +10,7 @@ import numpy as np
 
 from dusss_core.manifest import Record
 from sites.check.look import THUMB
-from sites.check.report import Report
+from sites.check.report import Report, counted
 
 ALIKE = 0.995
 """Correlation of two thumbnails from which pictures are near duplicates."""
@@ -37,7 +37,7 @@ def check_duplicates(report: Report, records: Sequence[Record], looks: np.ndarra
         torn,
         records,
         "exact_duplicate_across_splits",
-        "pictures are in more than one split",
+        "[picture is|pictures are] in more than one split",
         "keep each in one split only: test figures are too good otherwise",
     )
     _say(
@@ -46,7 +46,7 @@ def check_duplicates(report: Report, records: Sequence[Record], looks: np.ndarra
         within,
         records,
         "exact_duplicate",
-        "pictures appear more than once in a split",
+        "[picture appears|pictures appear] more than once in a split",
         "drop the repeated rows",
     )
     differ = [group for group in exact if _contradict(group, records, looks)]
@@ -56,7 +56,7 @@ def check_duplicates(report: Report, records: Sequence[Record], looks: np.ndarra
         differ,
         records,
         "duplicates_disagree",
-        "pictures that are the same have other masks, sentences or patients",
+        "[picture of several rows has|pictures of several rows have] other masks, sentences or patients",
         "decide which row is right",
     )
     near = [
@@ -74,7 +74,7 @@ def check_duplicates(report: Report, records: Sequence[Record], looks: np.ndarra
         leaks,
         records,
         "near_duplicate_across_splits",
-        "pairs of nearly the same picture are in different splits",
+        "[pair of nearly the same picture is|pairs of nearly the same picture are] in different splits",
         "keep them in one split, or drop one: test figures are too good otherwise",
     )
     _say(
@@ -83,7 +83,7 @@ def check_duplicates(report: Report, records: Sequence[Record], looks: np.ndarra
         others,
         records,
         "near_duplicate",
-        "pairs of nearly the same picture, of different or unnamed patients",
+        "[pair|pairs] of nearly the same picture, of different or unnamed patients",
         "drop one of each, or give both the same patient",
     )
     _check_shared_masks(report, records, looks, exact)
@@ -196,7 +196,7 @@ def _check_shared_masks(report: Report, records, looks: np.ndarray, exact: list[
         files,
         records,
         "shared_mask_file",
-        "masks are named by more than one picture's row",
+        "[mask is|masks are] named by more than one picture's row",
         "name each picture's own mask",
     )
     _say(
@@ -205,7 +205,7 @@ def _check_shared_masks(report: Report, records, looks: np.ndarray, exact: list[
         [group for group in shared if group not in files],
         records,
         "shared_mask",
-        "masks are the same, pixel by pixel, for different pictures",
+        "[mask is|masks are] the same, pixel by pixel, for different pictures",
         "check which picture each was drawn on",
     )
 
@@ -221,4 +221,5 @@ def _say(report: Report, level, groups: list[tuple[int, ...]], records, kind: st
     rows = ["= ".join(f"row {records[i].row} " for i in group[:6]).strip() for group in groups[:_SHOWN]]
     more = f" and {len(groups) - _SHOWN} more" if len(groups) > _SHOWN else ""
     members = [records[i].row for group in groups for i in group]
-    report.say(level, "duplicates", f"{len(groups)} {what}: {'; '.join(rows)}{more}", remedy, kind, members)
+    named = f"{counted(len(groups), '{n} ' + what)}: {'; '.join(rows)}{more}"
+    report.say(level, "duplicates", named, remedy, kind, members)

@@ -81,16 +81,20 @@ def _check_patients(report: Report, records: Sequence[Record]) -> None:
     odd = [of for of in alike.values() if len(of) > 1]
     torn = [of for of in odd if len({record.split for members in of.values() for record in members}) > 1]
     for level, what, groups in (
-        ("warning", "belong to patients whose keys differ in case, blanks or signs alone, in different splits", torn),
+        (
+            "warning",
+            "[belongs|belong] to patients whose keys differ in case, blanks or signs alone, in different splits",
+            torn,
+        ),
         (
             "note",
-            "belong to patients whose keys differ in case, blanks or signs alone",
+            "[belongs|belong] to patients whose keys differ in case, blanks or signs alone",
             [o for o in odd if o not in torn],
         ),
     ):
         rows = [record.row for of in groups for members in of.values() for record in members]
         report.say_rows(
-            level, "patients", f"{{n}} records {what}", "write each patient in one way", "patient_key", rows
+            level, "patients", f"{{n}} [record|records] {what}", "write each patient in one way", "patient_key", rows
         )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from dusss_core.config import TrainingConfig
 from dusss_core.manifest import Record
 from sites.check.look import LOSSY, SOFT, class_indices
-from sites.check.report import Report, name_rows
+from sites.check.report import Report, counted, name_rows
 from sites.importers import name_key
 
 SMALL_MASK = 5e-4
@@ -30,7 +30,13 @@ def check_masks(report: Report, records: Sequence[Record], looks: np.ndarray, st
 
     same = np.array([record.mask is not None and record.mask == record.image for record in records], dtype=bool)
     copied = looks["mask_pixels"] == looks["pixels"]
-    say("error", "{n} masks are the picture itself", "name the mask's own file", "mask_is_picture", same | copied)
+    say(
+        "error",
+        "{n} [mask is|masks are] the picture itself",
+        "name the mask's own file",
+        "mask_is_picture",
+        same | copied,
+    )
     _check_names(report, records)
     if not masked.any():
         return
@@ -53,18 +59,24 @@ def check_masks(report: Report, records: Sequence[Record], looks: np.ndarray, st
         # where pictures without a finding are usual, an empty mask says just that
         say(
             "warning",
-            "{n} masks are empty, and nearly all others are not",
+            "{n} [mask is|masks are] empty, and nearly all others are not",
             "look whether there is nothing to see, or the export failed",
             "empty_mask",
             empty,
         )
     else:
-        say("note", "{n} masks are empty: pictures without a finding", "", "empty_mask", empty)
-    say("warning", "{n} masks cover all of the picture", "draw them again, or leave the cell empty", "full_mask", full)
+        say("note", "{n} [mask is|masks are] empty: [a picture|pictures] without a finding", "", "empty_mask", empty)
+    say(
+        "warning",
+        "{n} [mask covers|masks cover] all of the picture",
+        "draw them again, or leave the cell empty",
+        "full_mask",
+        full,
+    )
     small = (covered > 0) & (covered < SMALL_MASK)
     say(
         "warning",
-        f"{{n}} cover less than {SMALL_MASK:.2%} of the picture",
+        f"{{n}} [covers|cover] less than {SMALL_MASK:.2%} of the picture",
         "check them; such findings vanish when pictures are scaled",
         "small_mask",
         small,
@@ -74,7 +86,7 @@ def check_masks(report: Report, records: Sequence[Record], looks: np.ndarray, st
     if median < 0.35:
         say(
             "warning",
-            "{n} look inverted: the finding is 0 and the rest is not",
+            "{n} [looks|look] inverted: the finding is 0 and the rest is not",
             "exchange foreground and background",
             "inverted_mask",
             (covered > max(0.6, 3 * median)) & ~full & ~gray,
@@ -83,20 +95,26 @@ def check_masks(report: Report, records: Sequence[Record], looks: np.ndarray, st
     if there.any() and np.median(dark[there]) < 0.5:
         say(
             "warning",
-            "{n} lie off the picture, on its black border",
+            "{n} [lies|lie] off the picture, on its black border",
             "look whether each mask belongs to its picture, and was not shifted",
             "mask_off_picture",
             ~empty & ~full & (dark > 0.9),
         )
     say(
         "warning",
-        "{n} masks are stored in a format that blurs values; they are cut at one half",
+        "{n} [mask is|masks are] stored in a format that blurs values; [it is|they are] cut at one half",
         "save masks as PNG",
         "lossy_mask",
         looks["flags"] & LOSSY > 0,
     )
     soft = (looks["flags"] & SOFT > 0) & (looks["flags"] & LOSSY == 0)
-    say("note", "{n} masks have soft borders; they are cut at one half", "", "soft_mask", soft & ~gray)
+    say(
+        "note",
+        "{n} [mask has|masks have] soft borders; [it is|they are] cut at one half",
+        "",
+        "soft_mask",
+        soft & ~gray,
+    )
 
 
 def _check_names(report: Report, records: Sequence[Record]) -> None:
@@ -107,7 +125,7 @@ def _check_names(report: Report, records: Sequence[Record]) -> None:
     report.say_rows(
         "warning",
         "masks",
-        "{n} masks are named after another picture",
+        "{n} [mask is|masks are] named after another picture",
         "look whether each mask belongs to its picture",
         "mask_name",
         [row for row in odd if named[row][1] in pictures] if len(odd) <= 0.1 * len(named) else [],
@@ -127,7 +145,7 @@ def _say_masks(report: Report, covered: np.ndarray, found: list[int]) -> None:
     report.say(
         "ok",
         "masks",
-        f"{covered.size} masks, {empty:.1%} empty; the others cover "
+        f"{counted(covered.size, '{n} [mask|masks]')}, {empty:.1%} empty; the others cover "
         f"{median:.1%} (median); classes {', '.join(map(str, found)) or 'none'}",
     )
 
@@ -139,7 +157,7 @@ def _check_gray(report: Report, rows: np.ndarray, gray: np.ndarray, classes: dic
         report.say_rows(
             "error",
             "masks",
-            f"{{n}} hold gray values ({shown}) that are no class indices: no study trains on them",
+            f"{{n}} [holds|hold] gray values ({shown}) that are no class indices: no study trains on them",
             "save one-class masks as 0 and 255, others as 0 background, 1, 2, ... the classes",
             "gray_mask",
             rows[gray],
@@ -163,7 +181,7 @@ def _check_classes(report, records, classes, gray, found, study: TrainingConfig 
     report.say_rows(
         "error",
         "classes",
-        f"{{n}} masks hold a class beyond the study's {known}",
+        f"{{n}} [mask holds|masks hold] a class beyond the study's {known}",
         "save one-class masks as 0 and 255, or ask the coordinator about image.classes",
         "unknown_class",
         [records[i].row for i in beyond],

@@ -40,10 +40,10 @@ def check_pictures(report: Report, records: Sequence[Record], looks: np.ndarray)
 
     flags = looks["flags"]
     say("warning", "{n} of one value only", "drop them", "flat", flags & FLAT > 0)
-    say("warning", "{n} hold pixels that are no numbers", "export them again", "not_a_number", flags & NAN > 0)
+    say("warning", "{n} [holds|hold] pixels that are no numbers", "export them again", "not_a_number", flags & NAN > 0)
     say(
         "warning",
-        "{n} have several pages, of which the first is read",
+        "{n} [has|have] several pages, of which the first is read",
         "name one, as in file.tif#2",
         "pages",
         flags & PAGES > 0,
@@ -52,15 +52,15 @@ def check_pictures(report: Report, records: Sequence[Record], looks: np.ndarray)
     _check_modes(say, looks)
     say(
         "note",
-        "{n} are of another format than their suffix says, and read as what they are",
+        "{n} [is|are] of another format than [its|their] suffix says, and read as what [it is|they are]",
         "rename them",
         "suffix",
         flags & SUFFIX > 0,
     )
     say(
         "note",
-        "{n} are turned by their EXIF header, which is applied; a mask that was drawn on the stored pixels does "
-        "not fit",
+        "{n} [is|are] turned by [its|their] EXIF header, which is applied; a mask that was drawn on the "
+        "stored pixels does not fit",
         "look whether their masks fit",
         "exif",
         flags & EXIF > 0,
@@ -86,7 +86,11 @@ def _check_sizes(say, looks: np.ndarray) -> None:
     seen = looks["ok"]
     tiny = np.minimum(height, width) < TINY
     say(
-        "warning", f"{{n}} have fewer than {TINY} pixels along a side", "drop them, or export them larger", "tiny", tiny
+        "warning",
+        f"{{n}} [has|have] fewer than {TINY} pixels along a side",
+        "drop them, or export them larger",
+        "tiny",
+        tiny,
     )
     if seen.sum() < FEW:
         return
@@ -95,14 +99,14 @@ def _check_sizes(say, looks: np.ndarray) -> None:
     long = np.abs(ratio - np.median(ratio[seen])) > np.log(2)
     say(
         "warning",
-        "{n} have far more or fewer pixels than the others (16 times, or a 16th)",
+        "{n} [has|have] far more or fewer pixels than the others (16 times, or a 16th)",
         "look whether they are whole pictures of the same kind",
         "odd_size",
         odd & ~tiny,
     )
     say(
         "warning",
-        "{n} are far longer or wider than the others, and are squeezed when pictures are scaled",
+        "{n} [is|are] far longer or wider than the others, and [is|are] squeezed when pictures are scaled",
         "look whether they are whole pictures of the same kind",
         "odd_shape",
         long & ~tiny & ~odd,
@@ -114,7 +118,7 @@ def _check_modes(say, looks: np.ndarray) -> None:
     alpha = looks["flags"] & ALPHA > 0
     say(
         "warning",
-        "{n} have an alpha channel, which is dropped: what it hid is seen",
+        "{n} [has|have] an alpha channel, which is dropped: what it hid is seen",
         "save them without",
         "alpha",
         alpha,
@@ -122,7 +126,13 @@ def _check_modes(say, looks: np.ndarray) -> None:
     deep = np.array([m.startswith(b"I;") for m in mode])
     odd = ~np.isin(mode, PLAIN_MODES) & ~alpha & ~deep
     names = ", ".join(sorted({m.decode() for m in mode[seen & odd]}))
-    say("warning", f"{{n}} are stored as {names}, and are converted", "save them as gray or RGB", "odd_mode", odd)
+    say(
+        "warning",
+        f"{{n}} [is|are] stored as {names}, and [is|are] converted",
+        "save them as gray or RGB",
+        "odd_mode",
+        odd,
+    )
     if seen.sum() < FEW:
         return
     colour = np.isin(mode, (b"RGB", b"P", b"colour")) | (alpha & (mode != b"LA"))
@@ -131,7 +141,7 @@ def _check_modes(say, looks: np.ndarray) -> None:
         which, others = ("colour", "gray") if colour[minority][0] else ("gray", "colour")
         say(
             "warning",
-            f"{{n}} are stored as {which}, the others as {others}",
+            f"{{n}} [is|are] stored as {which}, the others as {others}",
             "look whether they are pictures of the same kind",
             "mixed_colour",
             minority & ~odd,
@@ -142,7 +152,7 @@ def _check_modes(say, looks: np.ndarray) -> None:
     if 0 < other.sum() <= 0.1 * seen.sum():
         say(
             "warning",
-            f"{{n}} have another depth than the others' {usual} bits",
+            f"{{n}} [has|have] another depth than the others' {usual} bits",
             "look whether they came from another export",
             "mixed_bits",
             other,
@@ -152,16 +162,16 @@ def _check_modes(say, looks: np.ndarray) -> None:
 def _check_intensities(say, looks: np.ndarray, usable: np.ndarray) -> None:
     mean, spread = looks["mean"], looks["spread"]
     dark = usable & (mean < 0.02) & (spread < 0.1)
-    say("warning", "{n} are almost black", "export them with their window, or drop them", "black", dark)
+    say("warning", "{n} [is|are] almost black", "export them with their window, or drop them", "black", dark)
     bright = usable & (mean > 0.98)
-    say("warning", "{n} are almost white", "export them with their window, or drop them", "white", bright)
+    say("warning", "{n} [is|are] almost white", "export them with their window, or drop them", "white", bright)
     rest = usable & ~dark & ~bright
     if rest.sum() < FEW:
         return
     far = _far(mean, rest, 0.15) | _far(spread, rest, 0.1)
     say(
         "warning",
-        "{n} are far brighter, darker, flatter or harsher than the others",
+        "{n} [is|are] far brighter, darker, flatter or harsher than the others",
         "look whether they are pictures of the same kind, and how they were exported",
         "intensity",
         rest & far,
@@ -172,7 +182,9 @@ def _check_intensities(say, looks: np.ndarray, usable: np.ndarray) -> None:
     if np.median(alike) > 0.5:
         inverted = np.zeros_like(rest)
         inverted[np.flatnonzero(rest)[alike < -0.3]] = True
-        say("warning", "{n} look like negatives of the others", "invert them", "inverted", inverted)
+        say(
+            "warning", "{n} [looks|look] like [a negative|negatives] of the others", "invert them", "inverted", inverted
+        )
 
 
 def _far(values: np.ndarray, among: np.ndarray, least: float) -> np.ndarray:

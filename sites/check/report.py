@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -53,11 +54,11 @@ class Report:
         """Add a finding about `rows`, which its message names; nothing if there are none.
 
         Args:
-            what: with `{n}` for the number of rows.
+            what: with `{n}` for the number of rows, as `counted` has it.
         """
         rows = sorted({int(row) for row in rows})
         if rows:
-            self.say(level, subject, f"{what.format(n=len(rows))}: {name_rows(rows)}", remedy, kind, rows)
+            self.say(level, subject, f"{counted(len(rows), what)}: {name_rows(rows)}", remedy, kind, rows)
 
     def as_dict(self) -> dict[str, Any]:
         """For --json."""
@@ -67,6 +68,11 @@ class Report:
             "figures": self.figures,
             "findings": [asdict(f) for f in self.findings],
         }
+
+
+def counted(number: int, what: str) -> str:
+    """`what` with the number for `{n}`, and of each `[one|many]` what fits it: `{n} [mask is|masks are] empty`."""
+    return re.sub(r"\[([^][|]*)\|([^][|]*)\]", r"\1" if number == 1 else r"\2", what.replace("{n}", str(number)))
 
 
 def name_rows(rows: Sequence[int]) -> str:

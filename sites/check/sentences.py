@@ -14,7 +14,7 @@ from dusss_core.text.languages import NAMES, SIDES, language
 from dusss_core.text.wording import known_words, may_flip
 from sites.check.contradictions import FEW, NUMBERS
 from sites.check.identity import looks_private, names_a_person
-from sites.check.report import Report
+from sites.check.report import Report, counted
 
 LONG = 60
 """Words, from which the end of a sentence is cut by the default of vlm.text.max_tokens, 48 tokens."""
@@ -48,8 +48,8 @@ def check_text(report: Report, records: Sequence[Record]) -> None:
     report.say(
         "ok",
         "text",
-        f"{len(with_text)} records with text, {len(records) - len(with_text)} without; {len(distinct)} different "
-        "sentences",
+        f"{counted(len(with_text), '{n} [record|records]')} with text, {len(records) - len(with_text)} without; "
+        f"{counted(len(distinct), '{n} different [sentence|sentences]')}",
     )
     if not with_text:
         return
@@ -67,14 +67,14 @@ def _check_form(report: Report, records: Sequence[Record], with_text: Sequence[R
     report.say_rows(
         "note",
         "text",
-        "{n} have no sentence: they learn from the teacher alone",
+        "{n} [has|have] no sentence: [it learns|they learn] from the teacher alone",
         "fill them if there are reports",
         "no_sentence",
         without,
     )
     say(
         "warning",
-        "{n} hold a placeholder in place of a sentence",
+        "{n} [holds|hold] a placeholder in place of a sentence",
         "leave the cell empty, or fill it",
         "placeholder",
         _PLACEHOLDER.match,
@@ -83,21 +83,21 @@ def _check_form(report: Report, records: Sequence[Record], with_text: Sequence[R
     if usual >= 3:
         say(
             "warning",
-            f"{{n}} are very short, where others have {usual:.0f} words",
+            f"{{n}} [is|are] very short, where others have {usual:.0f} words",
             "look whether they say what is in the picture",
             "short_sentence",
             lambda text: _is_short(text, usual),
         )
     say(
         "note",
-        f"{{n}} have more than {LONG} words; what comes after 48 tokens is not read",
+        f"{{n}} [has|have] more than {LONG} words; what comes after 48 tokens is not read",
         "shorten them, or ask the coordinator about vlm.text.max_tokens",
         "long_sentence",
         lambda text: len(_WORD.findall(text)) > LONG,
     )
     say(
         "warning",
-        "{n} hold broken letters, or marks of a web page",
+        "{n} [holds|hold] broken letters, or marks of a web page",
         "save the table again as UTF-8, as plain text",
         "broken_text",
         _BROKEN.search,
@@ -127,7 +127,7 @@ def _check_language(report: Report, with_text: Sequence[Record]) -> None:
         report.say_rows(
             "warning",
             "text",
-            f"{{n}} are in {NAMES[tongue]}, the others in {NAMES[usual]}",
+            f"{{n}} [is|are] in {NAMES[tongue]}, the others in {NAMES[usual]}",
             "translate them",
             "foreign_sentence",
             rows[tongue],
@@ -155,7 +155,8 @@ def _check_language(report: Report, with_text: Sequence[Record]) -> None:
     report.say_rows(
         "note",
         "text",
-        "{n} name a side in a way that can not be exchanged (l., R, o'clock); their pictures are not mirrored",
+        "{n} [names|name] a side in a way that can not be exchanged (l., R, o'clock); [its picture is|their "
+        "pictures are] not mirrored",
         "write left and right",
         "opaque_side",
         blocked,
@@ -251,11 +252,11 @@ def _same_stem(a: str, b: str) -> bool:
 
 def _check_privacy(report: Report, records: Sequence[Record]) -> None:
     what = {
-        "name": "look as if they named a person",
-        "date": "hold a date",
-        "number": "hold what looks like a record number",
-        "contact": "hold an address or a telephone number",
-        "age": "name an age of 90 years or more",
+        "name": "[looks as if it|look as if they] named a person",
+        "date": "[holds|hold] a date",
+        "number": "[holds|hold] what looks like a record number",
+        "contact": "[holds|hold] an address or a telephone number",
+        "age": "[names|name] an age of 90 years or more",
     }
     rows: dict[str, list[int]] = defaultdict(list)
     for record in records:
@@ -266,7 +267,7 @@ def _check_privacy(report: Report, records: Sequence[Record]) -> None:
         report.say_rows(
             "warning",
             "privacy",
-            f"{{n}} sentences {words}",
+            f"{{n}} [sentence|sentences] {words}",
             "take it out: sentences stay at the site, but what a model learns from them does not",
             f"text_{kind}",
             rows[kind],
@@ -275,7 +276,7 @@ def _check_privacy(report: Report, records: Sequence[Record]) -> None:
     report.say_rows(
         "warning",
         "privacy",
-        "{n} have an id or a patient key that looks like a name or a date",
+        "{n} [has|have] an id or a patient key that looks like a name or a date",
         "use keys that say nothing; they never leave the site, but stand in its logs",
         "private_key",
         named,

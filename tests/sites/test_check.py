@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from sites.__main__ import main
 from sites.check import Finding, Report, print_report
+from sites.check.report import counted
 from sites.config import load_site
 from tests.sites.builders import mask, picture, rows_of, save, write_rows, write_site
 
@@ -136,7 +140,7 @@ def test_odd_masks_and_pictures_are_warnings(tmp_path, capsys):
     assert report["figures"]["masks"]["empty_share"] == 0.25
     assert report["figures"]["masks"]["small"] == 1
     assert "1 of one value only: row 4" in said(report)
-    assert "1 masks are empty" in said(report)
+    assert "1 mask is empty" in said(report)
 
 
 @pytest.mark.parametrize(
@@ -243,3 +247,25 @@ def test_what_sentences_cannot_teach_is_a_warning(tmp_path, capsys, text, words)
     code, report = check(capsys, write_site(tmp_path, rows))
     assert code == 0 and "warning" in levels(report, "text") and words in said(report)
     assert "warning" not in levels(check(capsys, write_site(tmp_path, rows_of(tmp_path, 8, SPLITS)))[1], "text")
+
+
+def test_what_is_counted_reads_as_a_person_would_say_it():
+    assert counted(1, "{n} [mask is|masks are] empty") == "1 mask is empty"
+    assert counted(2, "{n} [mask is|masks are] empty") == "2 masks are empty"
+    plural = re.compile(r"1 (\w+s|are|have|hold|look|lie|cover|name|say)\b")
+    singular = {"1 is", "1 has", "1 holds", "1 looks", "1 lies", "1 covers", "1 names"}
+    for path in sorted((Path(__file__).parents[2] / "sites" / "check").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("{n}"):
+                said = plural.match(counted(1, node.value))
+                assert said is None or said[0] in singular, f"{path.name}: {node.value}"
+
+
+def test_one_fault_and_one_record_are_told_in_the_singular(tmp_path):
+    report = Report("a")
+    report.say_rows("warning", "masks", "{n} [mask is|masks are] empty", "", "empty_mask", [4])
+    report.say_rows("warning", "masks", "{n} [mask is|masks are] empty", "", "empty_mask", [4, 6])
+    assert [finding.message for finding in report.findings] == [
+        "1 mask is empty: row 4",
+        "2 masks are empty: row 4, row 6",
+    ]

@@ -107,7 +107,7 @@ def test_a_device_that_is_not_there_is_refused(student_file):
 
 def test_help_is_instant_since_nothing_heavy_is_imported():
     code = (
-        "import sys; from dusss_core.__main__ import _parser; _parser().format_help();"
+        "import sys; from dusss_core.__main__ import build_parser; build_parser().format_help();"
         "print(sorted({'torch', 'monai', 'pydantic', 'numpy', 'onnx'} & set(sys.modules)))"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
