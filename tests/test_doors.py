@@ -37,7 +37,7 @@ FLOORS = {
     "augment commandline devices inference intervals manifest metrics phases pictures readers records sampling seeds "
     "runtime sheets transfer files quota tensorfile config outside errors",
     "sites": "__main__ > check > importers > dataset > partition > prepare > packing > config > synth",
-    "feddusss": "bundle > cli > configfile > compression > wire > monitoring page secagg terms uploads",
+    "feddusss": "bundle > cli > configfile > compression > wire > monitoring page secagg terms timeleft uploads",
 }
 """Inner rooms and modules of each room, from the top: what stands higher may import what stands lower, never the other
 way. Names without a > between them are on one floor."""

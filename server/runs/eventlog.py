@@ -42,8 +42,15 @@ class EventLog(Reporter):
 
     def write(self, event: str, *args: Any) -> None:
         """Append an event."""
-        self._append(json.dumps({"at": time.time(), "event": event, "args": args}) + "\n")
-        replay({"event": event, "args": args}, self._also)
+        told = {"at": time.time(), "event": event, "args": args}
+        self._append(json.dumps(told) + "\n")
+        replay(told, self._also)
+
+    def on_site_step(self, site: str, step: int, steps: int, loss: float) -> None:
+        self._also.on_site_step(site, step, steps, loss)  # heard, and not kept: they are many
+
+    def close(self) -> None:
+        self._also.close()
 
     def _append(self, text: str) -> None:
         try:
@@ -89,7 +96,10 @@ class Tail:
 def replay(event: Mapping[str, Any], reporter: Reporter) -> None:
     """Tell a reporter of an event."""
     if event["event"] in _EVENTS:
+        at = event.get("at")
+        reporter.happened = float(at) if isinstance(at, int | float) else None
         getattr(reporter, event["event"])(*event["args"])
+        reporter.happened = None
 
 
 _MOST_SAID = 100
