@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from dusss_core.errors import UserError
 from server.runs.eventlog import FILE, progress_of
+from server.runs.lines import ALL_SITES
 from server.runs.runfiles import read_run
-from server.runs.runfolder import ALL_SITES
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
