@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dusss_core.errors import UserError
 from dusss_core.outside import printable, shown
 
-OK, FAILED, USER_MUST_MEND = 0, 1, 2
+OK, FAILED, USER_MUST_MEND, INTERRUPTED = 0, 1, 2, 130
 
 
 def add_debug(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +35,7 @@ def run(
         return USER_MUST_MEND
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         return OK
     except Exception as error:

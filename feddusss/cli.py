@@ -7,10 +7,10 @@ import os
 from collections.abc import Callable, Sequence
 
 from dusss_core import commandline
-from dusss_core.commandline import FAILED, OK, USER_MUST_MEND
+from dusss_core.commandline import FAILED, INTERRUPTED, OK, USER_MUST_MEND
 from dusss_core.errors import UserError
 
-__all__ = ["FAILED", "OK", "USER_MUST_MEND", "add_common_arguments", "check_positive", "run"]
+__all__ = ["FAILED", "INTERRUPTED", "OK", "USER_MUST_MEND", "add_common_arguments", "check_positive", "run"]
 
 
 def add_common_arguments(parser: argparse.ArgumentParser, *, overrides: bool = True) -> None:

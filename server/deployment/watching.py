@@ -38,6 +38,7 @@ def state_of_run(run: FlowerRun) -> dict[str, Any]:
         "round": progress.round,
         "rounds": progress.rounds,
         "doing": "" if run.finished else progress.doing,
+        "seconds_left": None if run.finished else progress.seconds_left(time.time()),
         "sites": dict(sorted(progress.sites.items())),
         "figures": {name: value for name, value in progress.figures.items() if value is not None},
         "last_message": progress.last_message,

@@ -1,7 +1,7 @@
 """A run as a run of MLflow: experiment STUDY; settings as parameters, figures as metrics at their rounds.
 
 A figure is `PHASE/NAME` over all sites and `PHASE/NAME/SITE` of one; those of summary.json are `test/NAME`. A run
-that is resumed goes on in MLflow too: it is found by its key. A round that is trained again is written again, at its step.
+that is resumed goes on in MLflow too: it is found by its key. A round trained again is written again, at its step.
 """
 
 from __future__ import annotations
