@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 class RoundFailed(Exception):
     """Too few answers of a round could be used. The checkpoints are intact; the run can be resumed."""
 
+    code = "FD503"
+
 
 class Coordinator:
     """Runs one study over the sites that a Grid reaches.

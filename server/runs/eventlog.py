@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dusss_core.errors import UserError
+from dusss_core.errors import UserError, told
 from feddusss import cli
 from feddusss.timeleft import Rounds
 from server.runs.events import Reporter
@@ -52,7 +52,7 @@ class EventLog(Reporter):
         try:
             yield
         except Exception as error:
-            self.end(cli.USER_MUST_MEND if isinstance(error, UserError) else cli.FAILED, str(error))
+            self.end(cli.USER_MUST_MEND if isinstance(error, UserError) else cli.FAILED, told(error))
             raise
         except KeyboardInterrupt:
             self.end(cli.INTERRUPTED, "interrupted")
@@ -61,9 +61,9 @@ class EventLog(Reporter):
 
     def write(self, event: str, *args: Any) -> None:
         """Append an event."""
-        told = {"at": time.time(), "event": event, "args": args}
-        self._append(json.dumps(told) + "\n")
-        replay(told, self._also)
+        line = {"at": time.time(), "event": event, "args": args}
+        self._append(json.dumps(line) + "\n")
+        replay(line, self._also)
 
     def on_site_step(self, site: str, step: int, steps: int, loss: float) -> None:
         self._also.on_site_step(site, step, steps, loss)  # heard, and not kept: they are many

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dusss_core.errors import UserError
+from dusss_core.errors import DISK, UserError
 from dusss_core.files import write_json, write_text
 from dusss_core.phases import Phase
 from server.runs.lines import metrics_lines
@@ -42,6 +42,7 @@ class Files(Output):
             raise UserError(
                 f"{self._metrics}: could not be written: {error.strerror or error}",
                 "free disk space, then start again with --resume",
+                DISK,
             ) from error
 
     def drop_after(self, phase: Phase, round: int) -> None:

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dusss_core.errors import UserError
+from dusss_core.errors import DISK, UserError
 from dusss_core.files import exclusive, write_json, write_text
 from dusss_core.phases import Phase
 from feddusss import __version__, configfile
@@ -39,6 +39,8 @@ log = logging.getLogger("feddusss.coordinator")
 
 class Busy(UserError):
     """Another process works on the run."""
+
+    code = "FD603"
 
 
 class RunFolder:
@@ -206,7 +208,9 @@ def alone(folder: Path, wait_s: float = 0.0) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder}: could not be made: {error.strerror or error}", "choose another --out") from None
+        raise UserError(
+            f"{folder}: could not be made: {error.strerror or error}", "choose another --out", DISK
+        ) from None
     with ExitStack() as stack:
         try:
             stack.enter_context(exclusive(folder / ".lock", wait_s))
