@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from server.runs.runfolder import ALL_SITES
+from server.runs.lines import ALL_SITES
 from server.study.config import StudyConfig
 from tests.deployment import ROOT, Client, Process, processes_with, wait_until
 from tests.server.conftest import finals

@@ -47,8 +47,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def measure(folder: Path) -> list[Overhead]:
     """The overhead of each phase of the run in `folder`."""
+    from server.runs.lines import ALL_SITES
     from server.runs.runfiles import read_run
-    from server.runs.runfolder import ALL_SITES
 
     run = read_run(folder)
     phases = []

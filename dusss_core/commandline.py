@@ -8,10 +8,10 @@ import errno
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
-from dusss_core.errors import UserError
+from dusss_core.errors import UserError, told
 from dusss_core.outside import printable, shown
 
-OK, FAILED, USER_MUST_MEND = 0, 1, 2
+OK, FAILED, USER_MUST_MEND, INTERRUPTED = 0, 1, 2, 130
 
 
 def add_debug(parser: argparse.ArgumentParser) -> None:
@@ -36,21 +36,21 @@ def run(
     except UserError as error:
         if arguments.debug:
             raise
-        print(f"error: {printable(error)}", file=sys.stderr)
+        print(f"error: {printable(told(error))}", file=sys.stderr)
         return USER_MUST_MEND
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         return OK
     except Exception as error:
         if arguments.debug:
             raise
         if (mended := _of_bad_input(error)) is not None:
-            print(f"error: {printable(mended)}", file=sys.stderr)
+            print(f"error: {printable(told(mended))}", file=sys.stderr)
             return USER_MUST_MEND
         print(
-            f"failed: {type(error).__name__}: {printable(error)}\n  -> run again with --debug to see where",
+            f"failed: {type(error).__name__}: {printable(told(error))}\n  -> run again with --debug to see where",
             file=sys.stderr,
         )
         return FAILED

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 
 class UserError(Exception):
     """Something outside the program is wrong and a person can put it right.
@@ -11,13 +13,88 @@ class UserError(Exception):
     Args:
         problem: what is wrong, with the place: file, row, key.
         remedy: what to do about it, one imperative sentence.
+        code: of docs/errors.md; left out: that of the class, or of the module that makes the error.
     """
 
-    def __init__(self, problem: str, remedy: str = ""):
+    code = ""
+
+    def __init__(self, problem: str, remedy: str = "", code: str = ""):
         super().__init__(problem if not remedy else f"{problem}\n  -> {remedy}")
         self.problem = problem
         self.remedy = remedy
+        self.code = code or type(self).code or code_of(str(sys._getframe(1).f_globals.get("__name__", "")))
 
 
 class NotFinite(UserError):
     """Training gave a loss or weights that are not finite."""
+
+    code = "FD502"
+
+
+UNNAMED, DISK, OUTPUT = "FD100", "FD602", "FD604"
+CODES = {
+    "feddusss.configfile": "FD101",
+    "server.study": "FD101",
+    "sites.config": "FD101",
+    "feddusss.cli": "FD102",
+    "feddusss.monitoring": "FD102",
+    "server.report.watch": "FD102",
+    "dusss_core.__main__": "FD102",
+    "dusss_core.manifest": "FD201",
+    "dusss_core.sheets": "FD201",
+    "dusss_core.pictures": "FD202",
+    "dusss_core.readers": "FD202",
+    "sites": "FD203",
+    "dusss_core.text": "FD204",
+    "dusss_core.student": "FD301",
+    "dusss_core.predicting": "FD301",
+    "dusss_core.export": "FD302",
+    "dusss_core.build": "FD303",
+    "dusss_core.models": "FD303",
+    "dusss_core.devices": "FD304",
+    "server.deployment": "FD401",
+    "client.preflight": "FD401",
+    "server.deployment.certificates": "FD402",
+    "server.deployment.registry": "FD402",
+    "server.deployment.provision": "FD402",
+    "server.deployment.folder": "FD402",
+    "server.deployment.administration": "FD402",
+    "client.secure.keys": "FD402",
+    "client": "FD403",
+    "server.onemachine": "FD404",
+    "server.rounds": "FD501",
+    "server.simulation": "FD504",
+    "server.runs": "FD601",
+    "dusss_core.files": DISK,
+    "dusss_core.quota": DISK,
+    "server.rounds.spool": DISK,
+    "server.runs.to_tensorboard": OUTPUT,
+    "server.runs.to_mlflow": OUTPUT,
+    "server.runs.outputs": OUTPUT,
+    "client.privacy": "FD701",
+    "dusss_core.privacy": "FD701",
+    "server.simulation.privacy": "FD701",
+    "client.door.audit": "FD702",
+    "client.state.chain": "FD702",
+    "client.consent": "FD703",
+    "client.studies": "FD703",
+    "client.secure": "FD704",
+}
+"""Module or package -> the code of what its errors are about; the longest name counts. docs/errors.md explains each. A
+code stays what it is: where one does not fit any more, it is given up, and not used again."""
+
+
+def code_of(module: str) -> str:
+    """The code of errors that a module makes."""
+    while module:
+        if module in CODES:
+            return CODES[module]
+        module = module.rpartition(".")[0]
+    return UNNAMED
+
+
+def told(error: Exception) -> str:
+    """The text of an error, with its code, if it has one, at the end of the first line."""
+    first, newline, rest = str(error).partition("\n")
+    code = getattr(error, "code", "")
+    return f"{first} [{code}]{newline}{rest}" if isinstance(code, str) and code.startswith("FD") else str(error)

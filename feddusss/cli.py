@@ -8,10 +8,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dusss_core import commandline
-from dusss_core.commandline import FAILED, OK, USER_MUST_MEND
+from dusss_core.commandline import FAILED, INTERRUPTED, OK, USER_MUST_MEND
 from dusss_core.errors import UserError
 
-__all__ = ["FAILED", "OK", "USER_MUST_MEND", "add_command", "add_common_arguments", "check_positive", "run"]
+__all__ = [
+    "FAILED",
+    "INTERRUPTED",
+    "OK",
+    "USER_MUST_MEND",
+    "add_command",
+    "add_common_arguments",
+    "check_positive",
+    "run",
+]
 
 
 def add_common_arguments(parser: argparse.ArgumentParser, *, overrides: bool = True) -> None:

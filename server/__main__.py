@@ -58,6 +58,13 @@ def build_parser(prog: str = "python -m server") -> argparse.ArgumentParser:
     cli.add_common_arguments(report, overrides=False)
     report.set_defaults(command=_report)
 
+    watch = commands.add_parser("watch", help="a page on this machine that follows a run; it only reads")
+    watch.add_argument("run", type=Path, help="folder of the run")
+    watch.add_argument("--port", type=int, default=0, help="port on 127.0.0.1 (any that is free)")
+    watch.add_argument("--open", action="store_true", help="also open it in the browser")
+    cli.add_common_arguments(watch, overrides=False)
+    watch.set_defaults(command=_watch)
+
     look = commands.add_parser("look", help="a simulation's pictures with what the models mark, also while it trains")
     look.add_argument("run", type=Path, help="folder of the run")
     look.add_argument("--each", type=int, default=2, metavar="N", help="of each site the N worst, median and best (2)")
@@ -97,6 +104,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     evaluate(arguments.run, reporter=make_reporter())
     _write_report(arguments.run)
+
+
+def _watch(arguments: argparse.Namespace) -> None:
+    from server.report.watch import watch
+
+    watch(arguments.run, arguments.port, open_browser=arguments.open)
 
 
 def _look(arguments: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from dusss_core.errors import UserError
-from feddusss import cli, flower
+from feddusss import flower
 from server.study.config import StudyConfig, load_study
 
 LOCK_WAIT_S = 90.0
@@ -39,14 +39,8 @@ def main(grid: Grid, context: Context) -> None:
     out = Path(str(settings["out"])).expanduser().absolute()
     with alone(out, LOCK_WAIT_S):
         events = EventLog(out, also=PlainReporter())
-        events.begin(context.run_id)
-        try:
+        with events.submission(context.run_id):
             _run(grid, study, out, events)
-        except Exception as error:
-            code = cli.USER_MUST_MEND if isinstance(error, UserError) else cli.FAILED
-            events.end(code, str(error))
-            raise
-        events.end(cli.OK)
 
 
 def _run(grid: Grid, study: StudyConfig, out: Path, events) -> None:
@@ -64,7 +58,6 @@ def _run(grid: Grid, study: StudyConfig, out: Path, events) -> None:
 
 
 def _is_simulated(grid: Grid) -> bool:
-
     return isinstance(grid, flower.InMemoryGrid)
 
 

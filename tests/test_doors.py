@@ -39,7 +39,7 @@ FLOORS = {
     "runtime sheets transfer files quota tensorfile config outside errors",
     "sites": "__main__ > check > importers > dataset > partition > prepare > packing > config > synth",
     "feddusss": "__main__ > command > bundle > cli > configfile > compression standing > wire > "
-    "flower monitoring page release secagg terms uploads",
+    "flower monitoring page release secagg terms timeleft uploads",
 }
 """Inner rooms and modules of each room, from the top: what stands higher may import what stands lower, never the other
 way. Names without a > between them are on one floor."""

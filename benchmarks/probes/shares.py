@@ -56,7 +56,11 @@ FUNCTIONS: Mapping[tuple[str, str], tuple[str, ...]] = {
         "server.runs.checkpoints:CheckpointStore.save_round",
         "server.checkpoints:CheckpointStore.save_round",
     ),
-    (COORDINATOR, "metrics"): ("server.runs.runfolder:RunFolder.add_metrics", "server.runfolder:RunFolder.add_metrics"),
+    (COORDINATOR, "metrics"): (
+        "server.runs.outputs:Outputs.add",
+        "server.runs.runfolder:RunFolder.add_metrics",
+        "server.runfolder:RunFolder.add_metrics",
+    ),
 }
 OTHER = "other"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import stat
 import sys
@@ -11,7 +12,8 @@ import time
 
 GRACE_S = 8.0
 """How long a process has to end by itself. A SuperNode says goodbye to the coordinator in this time."""
-EVENTS = ("connected", "say", "status")
+_STEP = re.compile(r"\d{1,9} \d{1,9}", re.ASCII)
+EVENTS = ("connected", "say", "status", "step")
 
 
 def tell(event: str, text: str) -> None:
@@ -19,7 +21,7 @@ def tell(event: str, text: str) -> None:
 
     Args:
         event: connected (once the coordinator has let the site in), say (a person should know), status (shown until
-            the next one, and not kept).
+            the next one, and not kept), step (step and steps, with a blank between, of what the last status says).
     """
     print(f"@{event} {' '.join(text.split())}", flush=True)
 
@@ -27,7 +29,9 @@ def tell(event: str, text: str) -> None:
 def heard(line: str) -> tuple[str, str] | None:
     """The event and text in a line that `tell` wrote; None for any other line."""
     event, _, text = line[1:].partition(" ")
-    return (event, text) if line.startswith("@") and event in EVENTS else None
+    if not line.startswith("@") or event not in EVENTS or (event == "step" and not _STEP.fullmatch(text)):
+        return None
+    return event, text
 
 
 def end_with_supervisor() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -10,6 +11,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 from dusss_core.outside import shown, shown_lines
+from feddusss.timeleft import duration, of_steps
 
 LOG_BYTES, LOG_FILES = 2_000_000, 5
 
@@ -21,6 +23,9 @@ class Console:
         self._log = log
         self._terminal = terminal
         self._status = status
+        self._what = ""
+        self._first: tuple[int, float] | None = None
+        """The first step of what goes on now that was told of, and when."""
 
     def say(self, text: str) -> None:
         """Tell a person, and keep it."""
@@ -30,14 +35,31 @@ class Console:
 
     def show(self, text: str) -> None:
         """What is going on now; nothing where there is no terminal."""
+        self._what, self._first = text, None
+        self._draw(text)
+
+    def show_step(self, step: int, steps: int) -> None:
+        """How far that is: a bar, the step, and how long the other steps take."""
+        now = time.monotonic()
+        self._first = self._first or (step, now)
+        left = of_steps(self._first, step, steps, now)
+        told = "" if left is None else f", about {duration(left)} left in this round"
+        self._draw(f"{self._what} {_bar(step, steps)} step {step} of {steps}{told}")
+
+    def keep(self, text: str) -> None:
+        """Keep a line in the log only."""
+        self._log.debug(shown_lines(text))
+
+    def _draw(self, text: str) -> None:
         if self._status is not None:
             from rich.markup import escape
 
             self._status.update(escape(shown(text)))
 
-    def keep(self, text: str) -> None:
-        """Keep a line in the log only."""
-        self._log.debug(shown_lines(text))
+
+def _bar(step: int, steps: int, width: int = 20) -> str:
+    full = width * min(step, steps) // max(1, steps)
+    return "━" * full + "╌" * (width - full)
 
 
 @contextmanager

@@ -91,6 +91,9 @@ class Supervisor:
         elif event[0] == "status":
             if self._connected:
                 self._console.show(event[1])
+        elif event[0] == "step":
+            if self._connected:
+                self._console.show_step(*map(int, event[1].split()))
         else:
             self._console.say(event[1])
         if event is not None and event[0] == "connected":

@@ -30,6 +30,7 @@ from dusss_core.errors import UserError
 from dusss_core.files import write_text
 from dusss_core.phases import Phase
 from feddusss import flower, wire
+from feddusss.timeleft import Seldom
 from sites.config import load_site
 
 if TYPE_CHECKING:
@@ -244,14 +245,7 @@ def _shown(message: Message, home: Path | None) -> Iterator[str]:
         return
     turns.at_work(home, message.metadata.run_id, settings.get("training"))
     tell("status", what)
-    last = 0.0
-
-    def step(done: int, steps: int, loss: float) -> None:
-        nonlocal last
-        if time.monotonic() - last >= _STATUS_EVERY_S:
-            last = time.monotonic()
-            tell("status", f"{what}, step {done} of {steps}")
-
+    step = Seldom(lambda done, steps, loss: tell("step", f"{done} {steps}"), _STATUS_EVERY_S, time.monotonic)
     with observe.observed(step, None):
         yield what
 

@@ -200,6 +200,9 @@ def on_any_folder(study: StudyConfig) -> StudyConfig:
         if part.weights is not None and part.weights != IMAGENET:
             weights = type(part.weights)(Path(part.weights).expanduser().absolute())
             changes[name] = part.model_copy(update={"weights": weights})
+    if (folder := study.output.mlflow_folder) is not None:
+        absolute = str(Path(folder).expanduser().absolute())
+        changes["output"] = study.output.model_copy(update={"mlflow": absolute})
     return study.model_copy(update=changes)
 
 

@@ -65,7 +65,6 @@ def _check_certificate(arguments: list[str]) -> None:
 
 
 def _tune_the_database() -> None:
-
     # the size of pages comes first: it can only be said before anything is written
     ours = {
         "page_size": str(PAGE_BYTES),

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from dusss_core.errors import UserError
 from server.runs.eventlog import FILE, progress_of
+from server.runs.lines import ALL_SITES
 from server.runs.runfiles import read_run
-from server.runs.runfolder import ALL_SITES
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -39,6 +39,7 @@ def state_of_run(run: FlowerRun) -> dict[str, Any]:
         "round": progress.round,
         "rounds": progress.rounds,
         "doing": "" if run.finished else progress.doing,
+        "seconds_left": None if run.finished else progress.seconds_left(time.time()),
         "sites": dict(sorted(progress.sites.items())),
         "figures": {name: value for name, value in progress.figures.items() if value is not None},
         "last_message": progress.last_message,

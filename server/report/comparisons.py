@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from server.report import plots, strips
 from server.report.figures import dice_of, mean, method_name, methods, results
 from server.report.quantities import show_figure
-from server.runs.runfiles import Run, mapping, number
+from server.runs.lines import mapping, number
+from server.runs.runfiles import Run
 
 if TYPE_CHECKING:
     from markupsafe import Markup

@@ -9,11 +9,11 @@ from dusss_core.errors import UserError
 from dusss_core.phases import Phase
 from feddusss import configfile
 from server.report import plots
-from server.report.course import scalars
 from server.report.figures import mean, results, title, trained
 from server.report.quantities import show_bytes
-from server.runs.runfiles import Run, mapping, number
-from server.runs.runfolder import ALL_SITES, CHARGES
+from server.runs.lines import ALL_SITES, mapping, number, scalars
+from server.runs.runfiles import Run
+from server.runs.runfolder import CHARGES
 from server.study.config import StudyConfig
 
 _DELTA = 1e-5

@@ -8,8 +8,8 @@ from typing import Any
 from server.report import plots
 from server.report.figures import title, trained
 from server.report.quantities import show_figure, show_tick
-from server.runs.runfiles import Run, mapping, number
-from server.runs.runfolder import ALL_SITES
+from server.runs.lines import ALL_SITES, mapping, number, scalars
+from server.runs.runfiles import Run
 
 SCALARS = {
     "train.loss": "Training loss",
@@ -22,9 +22,6 @@ SCALARS = {
     "pseudo.merged_dice": "Pseudo-labels: merged target",
 }
 """The figures that are drawn large, in this order; all others go into a folded section."""
-
-_OF_THE_COORDINATOR = {"phase", "round", "site", "bytes_up", "bytes_down"}
-"""What the coordinator itself adds to a site's line."""
 
 _MANY_SITES = plots.COLOURS
 """With more sites than this, only the aggregate is named in a chart."""
@@ -81,14 +78,6 @@ def absences(run: Run) -> list[dict[str, Any]]:
                 for reason, those in missed.items()
             ]
     return rows
-
-
-def scalars(line: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of one line of metrics.jsonl that a site sent, under dotted names."""
-    flat = {name: raw for name, raw in line.items() if name not in _OF_THE_COORDINATOR}
-    for group, values in line.items():
-        flat |= {f"{group}.{name}": raw for name, raw in mapping(values).items()}
-    return {name: value for name, raw in flat.items() if (value := number(raw)) is not None}
 
 
 def _trainers(run: Run) -> list[str]:

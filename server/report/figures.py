@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dusss_core.phases import Phase
-from server.runs.runfiles import Run, mapping, number
+from server.runs.lines import mapping, number
+from server.runs.runfiles import Run
 
 METHODS = {
     "federated": "Federated",

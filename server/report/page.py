@@ -16,7 +16,8 @@ from server.report import comparisons, costs, course, results
 from server.report.figures import dice_of, mean, method_name, methods, worst_site
 from server.report.figures import results as site_results
 from server.report.quantities import show_bytes, show_count, show_figure, show_points, show_seconds
-from server.runs.runfiles import Run, mapping, number, read_run
+from server.runs.lines import mapping, number
+from server.runs.runfiles import Run, read_run
 
 PERSONAL = {"ditto": "Ditto", "fedrep": "FedRep", "apfl": "APFL", "finetune": "fine-tuned"}
 """What the ways to a student of the site's own are called on the page."""

@@ -16,6 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from feddusss.timeleft import Rounds, duration
 from server.runs.events import PlainReporter, Reporter
 
 if TYPE_CHECKING:
@@ -41,14 +42,14 @@ class RichReporter(Reporter):
         self._console = console or Console()
         self._live: Live | None = None
         self._log_streams: list[tuple[logging.StreamHandler, TextIO]] = []
-        self._clock = time.monotonic
+        self._clock = time.time  # the clock of events that are told later
         self._title = ""
         self._phases: list[str] = []
         self._phase = self._best = ""
         self._round = self._rounds = 0
         self._sites: dict[str, _SiteState] = {}
-        self._round_seconds: list[float] = []
-        self._round_began: float | None = None
+        self._times = Rounds()
+        self._between = ""
 
     def on_study(self, study: str, sites: list[str], phases: Mapping[str, int], method: str = "federated") -> None:
         self._title = study if method == "federated" else f"{study}, for comparison: {method}"
@@ -60,7 +61,8 @@ class RichReporter(Reporter):
 
     def on_phase(self, phase: str, rounds: int, start_round: int) -> None:
         self._phase, self._rounds, self._round, self._best = phase, rounds, start_round - 1, ""
-        self._round_seconds, self._round_began = [], None
+        self._times.begin_phase(rounds, start_round - 1)
+        self._between = ""
         for state in self._sites.values():
             state.reset()
             state.dice = None
@@ -68,13 +70,17 @@ class RichReporter(Reporter):
             self._print(Text(f"{phase}: goes on with round {start_round} of {rounds}"))
 
     def on_round_start(self, phase: str, round: int, rounds: int, sites: list[str]) -> None:
-        self._phase, self._round, self._rounds, self._round_began = phase, round, rounds, self._clock()
+        self._phase, self._round, self._rounds, self._between = phase, round, rounds, ""
+        self._times.begin_round(round, rounds, self._moment())
         for site in sites:
             self._sites.setdefault(site, _SiteState())
         for site, state in self._sites.items():
-            state.reset("waits" if site in sites else "not asked")
+            state.reset("waits" if site in sites else _NOT_ASKED)
 
     def on_site_start(self, site: str) -> None:
+        if self._between:  # no round goes on: the site measures a model
+            self._between = _TESTED if self._between == _TESTED else _VALIDATED
+            self._state(site).reset()
         self._state(site).status = "works"
 
     def on_site_busy(self, site: str, study: str) -> None:
@@ -95,16 +101,16 @@ class RichReporter(Reporter):
         self._print(Text.assemble((f"{site} is not in this round: ", "yellow"), reason))
 
     def on_round_end(self, phase: str, round: int, metrics: Mapping[str, float], best_round: int | None) -> None:
-        if self._round_began is not None:
-            self._round_seconds.append(self._clock() - self._round_began)
-            self._round_began = None
+        self._times.end_round(self._moment())
+        self._between = "between two rounds"
         parts = [f"{label} {metrics[name]:.4f}" for name, label in _FIGURES.items() if name in metrics]
-        parts += [_duration(metrics["seconds"])] if "seconds" in metrics else []
+        parts += [duration(metrics["seconds"])] if "seconds" in metrics else []
         self._best = f"best: round {best_round}" if best_round is not None else ""
         heading = f"{phase} {round:>{len(str(self._rounds))}}/{self._rounds}"
         self._print(Text.assemble((heading, "cyan"), "  ", "  ".join(parts)))
 
     def on_phase_end(self, phase: str, final_round: int, reason: str) -> None:
+        self._between = _TESTED if self._phases[-1:] == [phase] else "between two phases"
         self._print(Text(f"{phase}: {reason}; the model of round {final_round} is final"))
 
     def on_evaluated(self, sites: Mapping[str, Mapping[str, float]], overall: Mapping[str, float]) -> None:
@@ -112,7 +118,7 @@ class RichReporter(Reporter):
         self._console.print(_result_table(self._title, sites, overall))
 
     def on_study_end(self, seconds: float, folder: str) -> None:
-        self._print(Text.assemble(("Done", "bold green"), f" in {_duration(seconds)}: {folder}"))
+        self._print(Text.assemble(("Done", "bold green"), f" in {duration(seconds)}: {folder}"))
         self._stop()
 
     def on_message(self, text: str) -> None:
@@ -123,13 +129,11 @@ class RichReporter(Reporter):
 
     def seconds_left(self) -> float | None:
         """In this phase, estimated from its latest rounds; None before the first one is finished."""
-        if not self._round_seconds:
-            return None
-        # the first round also fills caches; it counts only while there is no other
-        recent = (self._round_seconds[1:] or self._round_seconds)[-5:]
-        going = self._clock() - self._round_began if self._round_began is not None else 0.0
-        to_come = self._rounds - self._round + (self._round_began is not None)
-        return max(0.0, to_come * sum(recent) / len(recent) - going)
+        return self._times.left(self._clock())
+
+    def _moment(self) -> float:
+        """When what is being told happened."""
+        return self._clock() if self.happened is None else self.happened
 
     def _state(self, site: str) -> _SiteState:
         return self._sites.setdefault(site, _SiteState())
@@ -138,7 +142,7 @@ class RichReporter(Reporter):
         if self._live is None:
             # Drawn by the clock, not by events: many steps cost nothing and nothing flickers.
             self._live = Live(
-                console=self._console, get_renderable=self.renderable, refresh_per_second=8, transient=True,
+                console=self._console, get_renderable=self.renderable, refresh_per_second=4, transient=True,
                 redirect_stdout=True, redirect_stderr=True,
             )  # fmt: skip
             streams = (sys.stdout, sys.stderr)
@@ -166,9 +170,17 @@ class RichReporter(Reporter):
     def _heading(self) -> Text:
         left = self.seconds_left()
         parts = [f"round {max(self._round, 1)} of {self._rounds}"]
-        parts += [self._best] if self._best else []
         where = " in this phase" if self._phases[-1:] != [self._phase] else ""
-        parts += [f"about {_duration(left)} left{where}"] if left is not None else []
+        if self._between in (_VALIDATED, _TESTED):
+            parts += [self._between]
+        elif left is not None:
+            parts += [f"about {duration(left)} left{where}"]
+        if not self._between:
+            told = [state.status for state in self._sites.values()]
+            asked = [status for status in told if status not in ("", _NOT_ASKED)]
+            answered = sum(status in ("done", "left out") for status in asked)
+            parts += [f"{answered} of {len(asked)} answered"] if asked else []
+        parts += [self._best] if self._best else []
         return Text.assemble((self._phase, "bold cyan"), "  " + "  ·  ".join(parts), overflow="ellipsis", no_wrap=True)
 
     def _site_table(self) -> Table:
@@ -206,6 +218,8 @@ class _SiteState:
         self.step, self.steps, self.loss, self.status = 0, 0, None, status
 
 
+_NOT_ASKED = "not asked"
+_VALIDATED, _TESTED = "the last round's model is validated", "the final model is tested"
 _FIGURES = {"train.loss": "loss", "val.loss": "val loss", "val.dice": "Dice", "val.text_dice": "with the sentence"}
 _STYLES = {"trains": "cyan", "works": "cyan", "done": "green", "left out": "yellow"}
 _COLUMNS = (
@@ -256,12 +270,3 @@ def _result_table(title: str, sites: Mapping[str, Mapping[str, float]], overall:
 
 def _figure(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 1:
-        return f"{rest} s"
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

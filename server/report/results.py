@@ -10,7 +10,8 @@ from server.report import plots, strips
 from server.report.figures import dice_of
 from server.report.figures import results as results_of
 from server.report.quantities import show_figure
-from server.runs.runfiles import Run, mapping, number
+from server.runs.lines import mapping, number
+from server.runs.runfiles import Run
 
 if TYPE_CHECKING:
     from markupsafe import Markup

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from dusss_core.config import LEAST_BATCH
 from dusss_core.errors import UserError
-from dusss_core.files import write_json
 from dusss_core.phases import Phase
 from server.rounds.aggregation import Aggregator, check_number_of_sites, sites_needed
 from server.rounds.collecting import Collector
@@ -33,7 +32,8 @@ from server.rounds.summary import evaluation_figures, make_summary, without_own_
 from server.rounds.worth import Worth
 from server.runs.checkpoints import Checkpoint
 from server.runs.events import PlainReporter, Reporter
-from server.runs.runfolder import ALL_SITES, HEADS, RunFolder, log, nested
+from server.runs.lines import ALL_SITES
+from server.runs.runfolder import HEADS, RunFolder, log, nested
 from server.runs.students import write_student_of_run, write_vlm_of_run
 from server.study.config import StudyConfig
 
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 class RoundFailed(Exception):
     """Too few answers of a round could be used. The checkpoints are intact; the run can be resumed."""
+
+    code = "FD503"
 
 
 class Coordinator:
@@ -93,7 +95,7 @@ class Coordinator:
             UserError: no or too few sites, disk full, ...
             RoundFailed: too few usable answers.
         """
-        with self._run.logging():
+        with self._run.recording(self._say):
             try:
                 return self._run_study()
             except Exception as error:
@@ -106,7 +108,7 @@ class Coordinator:
         Raises:
             UserError: the study has no final student yet.
         """
-        with self._run.logging():
+        with self._run.recording(self._say):
             student = self._run.checkpoints.final(Phase.SEGMENT)
             if student is None:
                 raise UserError(
@@ -168,7 +170,7 @@ class Coordinator:
 
     def _run_phase(self, phase: Phase, rounds: int) -> Checkpoint:
         last, aggregator, selection = self._start_phase(phase)
-        self._run.drop_metrics_after(phase, last.round)
+        self._run.outputs.drop_after(phase, last.round)
         self._reporter.on_phase(phase, rounds, last.round + 1)
         abstaining: dict[str, str] = {}
         with closing(Spool(self._run.folder, last.model)) as spool:
@@ -254,7 +256,7 @@ class Coordinator:
             "seconds": time.perf_counter() - started,
         }
         self._warn_of_saturation(phase, round, figures)
-        self._run.add_metrics(
+        self._run.outputs.add(
             [
                 *_lines(phase, round, replies, down),
                 {"phase": phase, "round": round, "site": ALL_SITES, **nested(figures)},
@@ -285,7 +287,7 @@ class Coordinator:
         accepted = {name: reply for name, reply in replies.items() if reply.accepted}
         selection.observe(last.round, self._validation(accepted))
         if accepted:
-            self._run.add_metrics(
+            self._run.outputs.add(
                 [
                     *_lines(last.phase, last.round + 1, replies, down),
                     {"phase": last.phase, "round": last.round + 1, "site": ALL_SITES, **nested(self._means(accepted))},
@@ -382,7 +384,7 @@ class Coordinator:
         )
         if missing := without_own_layers(self._study, replies):
             self._say(f"warning: {missing}")
-        write_json(self._run.summary_path, summary)
+        self._run.outputs.finish(summary)
         self._reporter.on_evaluated(*evaluation_figures(replies, summary))
         if (own := summary.get("personal", {})).get("dice_mean") is not None:
             told = f"mean Dice {own['dice_mean']:.4f}, worst {own['dice_worst']:.4f}"

@@ -1,4 +1,4 @@
-"""events.jsonl: what a ServerApp tells while it works in a process of its own, so that others can look on.
+"""events.jsonl: what a run tells while it works, so that others can look on from another process.
 
 One JSON line per event: {"at": seconds since 1970, "event": "on_round_end", "args": [...]}, the calls of
 `server.runs.events.Reporter`. A submission begins with "begin", and ends with "end" unless its process was killed.
@@ -7,12 +7,17 @@ One JSON line per event: {"at": seconds since 1970, "event": "on_round_end", "ar
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dusss_core.errors import UserError, told
+from feddusss import cli
+from feddusss.timeleft import Rounds
 from server.runs.events import Reporter
 
 FILE = "events.jsonl"
@@ -31,7 +36,7 @@ class EventLog(Reporter):
         self._also = also or Reporter()
 
     def begin(self, run_id: int) -> None:
-        """The ServerApp of Flower's run `run_id` has begun."""
+        """The ServerApp of Flower's run `run_id` has begun; 0: a simulation in a process of this command."""
         # what a crash cut off would swallow the first line
         self._append("\n")
         self.write("begin", run_id)
@@ -40,10 +45,31 @@ class EventLog(Reporter):
         """It ends with this exit code; `text`: what to tell."""
         self.write("end", code, text)
 
+    @contextmanager
+    def submission(self, run_id: int) -> Iterator[None]:
+        """`begin`, then what the block does, then `end`: also where it raises, which is handed on."""
+        self.begin(run_id)
+        try:
+            yield
+        except Exception as error:
+            self.end(cli.USER_MUST_MEND if isinstance(error, UserError) else cli.FAILED, told(error))
+            raise
+        except KeyboardInterrupt:
+            self.end(cli.INTERRUPTED, "interrupted")
+            raise
+        self.end(cli.OK)
+
     def write(self, event: str, *args: Any) -> None:
         """Append an event."""
-        self._append(json.dumps({"at": time.time(), "event": event, "args": args}) + "\n")
-        replay({"event": event, "args": args}, self._also)
+        line = {"at": time.time(), "event": event, "args": args}
+        self._append(json.dumps(line) + "\n")
+        replay(line, self._also)
+
+    def on_site_step(self, site: str, step: int, steps: int, loss: float) -> None:
+        self._also.on_site_step(site, step, steps, loss)  # heard, and not kept: they are many
+
+    def close(self) -> None:
+        self._also.close()
 
     def _append(self, text: str) -> None:
         try:
@@ -75,6 +101,8 @@ class Tail:
         """The events that were added since the last call."""
         try:
             with self._path.open("rb") as file:
+                if os.fstat(file.fileno()).st_size < self._offset:
+                    self._offset = 0  # the run was begun afresh
                 file.seek(self._offset)
                 for line in file:
                     if not line.endswith(b"\n"):
@@ -89,7 +117,10 @@ class Tail:
 def replay(event: Mapping[str, Any], reporter: Reporter) -> None:
     """Tell a reporter of an event."""
     if event["event"] in _EVENTS:
+        at = event.get("at")
+        reporter.happened = float(at) if isinstance(at, int | float) else None
         getattr(reporter, event["event"])(*event["args"])
+        reporter.happened = None
 
 
 _MOST_SAID = 100
@@ -112,6 +143,11 @@ class Progress(Reporter):
     last_message: str = ""
     said: list[str] = field(default_factory=list)
     """While sites are waited for: each message so far, the newest last, such as where the study waits for approval."""
+    method: str = "federated"
+    """Or the method of --compare that is at work."""
+    times: Rounds = field(default_factory=Rounds)
+    at: float | None = None
+    """When it last told anything, in seconds since 1970."""
     run_id: int = 0
     code: int | None = None
     """Exit code of the last submission; None while it works, or if it was killed."""
@@ -125,17 +161,24 @@ class Progress(Reporter):
             self.code, self.text = event["args"]
         else:
             replay(event, self)
+        self.at = event.get("at", self.at)
+
+    def seconds_left(self, now: float) -> float | None:
+        """In this phase; None where nothing tells, or no round goes on. `now`: seconds since 1970."""
+        return self.times.left(now) if self.doing == "trains" and self.code is None else None
 
     def on_study(self, study: str, sites: list[str], phases: Mapping[str, int], method: str = "federated") -> None:
-        self.study, self.sites = study, dict.fromkeys(sites, "")
+        self.study, self.sites, self.method = study, dict.fromkeys(sites, ""), method
         self.said = []
 
     def on_phase(self, phase: str, rounds: int, start_round: int) -> None:
         self.phase, self.rounds, self.round, self.figures = phase, rounds, start_round - 1, {}
+        self.times.begin_phase(rounds, start_round - 1)
 
     def on_round_start(self, phase: str, round: int, rounds: int, sites: list[str]) -> None:
         self.phase, self.round, self.rounds, self.doing = phase, round, rounds, "trains"
         self.sites = dict.fromkeys(sites, "waits")
+        self.times.begin_round(round, rounds, self._moment())
 
     def on_site_start(self, site: str) -> None:
         self.sites[site] = "works"
@@ -151,12 +194,16 @@ class Progress(Reporter):
 
     def on_round_end(self, phase: str, round: int, metrics: Mapping[str, float], best_round: int | None) -> None:
         self.figures, self.doing = dict(metrics), "round saved"
+        self.times.end_round(self._moment())
 
     def on_phase_end(self, phase: str, final_round: int, reason: str) -> None:
         self.doing = f"{phase} ended: {reason}"
 
     def on_evaluated(self, sites: Mapping[str, Mapping[str, float]], overall: Mapping[str, float]) -> None:
         self.figures, self.doing = dict(overall), "evaluated"
+
+    def _moment(self) -> float:
+        return time.time() if self.happened is None else self.happened
 
     def on_message(self, text: str) -> None:
         self.last_message = text

@@ -17,8 +17,13 @@ class Reporter:
     come at any time. Steps are only heard of where the sites run in this process. When methods are compared, each
     further method is one more such sequence, opened by `on_study` with its own `method`.
 
+    Of sites in processes of their own steps are told a few times a second at most.
+
     Metrics are scalars under dotted names: "train.loss", "val.dice", "seconds", "num-examples", ...
     """
+
+    happened: float | None = None
+    """When what is being told happened, in seconds since 1970, where it is told later; None: now."""
 
     def on_study(self, study: str, sites: list[str], phases: Mapping[str, int], method: str = "federated") -> None:
         """A study starts or goes on. `sites`: names of those that take part. `phases`: rounds by phase, in order.

@@ -6,15 +6,13 @@ Names and figures in them come from sites: what is not of the expected kind is t
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dusss_core.errors import UserError
 from feddusss import configfile
-from server.runs.runfolder import ALL_SITES
+from server.runs.lines import ALL_SITES, mapping
 
 
 @dataclass(frozen=True)
@@ -57,18 +55,6 @@ def read_run(folder: Path) -> Run:
         rounds=_read_rounds(folder / "metrics.jsonl"),
         summary=_read_summary(folder / "summary.json"),
     )
-
-
-def number(value: Any) -> float | None:
-    """`value` if it is a finite number, else None."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return value
-
-
-def mapping(value: Any) -> Mapping[str, Any]:
-    """`value` if it is a mapping, else an empty one."""
-    return value if isinstance(value, Mapping) else {}
 
 
 def _read_rounds(path: Path) -> list[dict[str, Any]]:

@@ -11,25 +11,25 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dusss_core.errors import UserError
+from dusss_core.errors import DISK, UserError
 from dusss_core.files import exclusive, write_json, write_text
 from dusss_core.phases import Phase
 from feddusss import __version__, configfile
 from server.runs.checkpoints import CheckpointStore
+from server.runs.lines import metrics_lines
+from server.runs.outputs import Files, Outputs
+from server.runs.outputs import check as check_outputs
 from server.runs.students import STUDENT, STUDENTS, VLM
 from server.study.config import StudyConfig, changed_keys, study_digest
 
-ALL_SITES = "*"
-"""The site of the lines of metrics.jsonl that hold a round's aggregate."""
 HEADS = "audit_heads.jsonl"
 CHARGES = "ledger-charges"
 """Figure of a site that trains with differential privacy: how many charges its privacy ledger holds."""
@@ -39,6 +39,8 @@ log = logging.getLogger("feddusss.coordinator")
 
 class Busy(UserError):
     """Another process works on the run."""
+
+    code = "FD603"
 
 
 class RunFolder:
@@ -50,6 +52,9 @@ class RunFolder:
         self.resumed = resumed
         self.digest = study_digest(study)
         self.checkpoints = CheckpointStore(folder / "checkpoints", run_key, self.digest)
+        self.outputs = Outputs(Files(folder), log.warning)
+        """Where its figures go."""
+        self._study = study
 
     @property
     def summary_path(self) -> Path:
@@ -66,42 +71,10 @@ class RunFolder:
                 f"{self.summary_path}: not JSON", "delete it, then write it again with: python -m server evaluate RUN"
             ) from None
 
-    def add_metrics(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Append lines to metrics.jsonl; they are on the disk when this returns.
-
-        Raises:
-            UserError: disk full.
-        """
-        text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
-        path = self.folder / "metrics.jsonl"
-        try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise UserError(
-                f"{path}: could not be written: {error.strerror or error}",
-                "free disk space, then start again with --resume",
-            ) from error
-
-    def drop_metrics_after(self, phase: Phase, round: int) -> None:
-        """Drop the lines of rounds after `round` of `phase`, and of later phases: they will be trained again."""
-        path = self.folder / "metrics.jsonl"
-        if not path.is_file():
-            return
-        order = list(Phase)
-        kept = [
-            text
-            for text, line in _lines(path)
-            if (order.index(line["phase"]), line["round"]) <= (order.index(phase), round)
-        ]
-        write_text(path, "".join(f"{text}\n" for text in kept))
-
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, in order; none before the first round is over."""
         path = self.folder / "metrics.jsonl"
-        return [line for _, line in _lines(path)] if path.is_file() else []
+        return [line for _, line in metrics_lines(path)] if path.is_file() else []
 
     def last_sites(self) -> list[str]:
         """Sites whose answers were accepted in the last round in metrics.jsonl."""
@@ -141,7 +114,7 @@ class RunFolder:
     def accepted(self, phase: Phase, round: int) -> dict[str, dict[str, Any]]:
         """The lines of a round's accepted answers in metrics.jsonl, by site; of a round done twice the later ones."""
         path = self.folder / "metrics.jsonl"
-        lines = [line for _, line in _lines(path) if "train" in line] if path.is_file() else []
+        lines = [line for _, line in metrics_lines(path) if "train" in line] if path.is_file() else []
         lines = [line for line in lines if (line["phase"], line["round"]) == (phase, round)]
         return {line["site"]: line for line in lines if line.get("accepted")}
 
@@ -152,6 +125,21 @@ class RunFolder:
             if CHARGES in line:
                 seen[line["site"]] = max(seen.get(line["site"], 0), int(line[CHARGES]))
         return seen
+
+    @contextmanager
+    def recording(self, tell: Callable[[str], None] = log.warning) -> Iterator[None]:
+        """Have the coordinator's log written to log.txt, and figures to wherever the study asks, while the block runs.
+
+        Args:
+            tell: told where an output is given up.
+
+        Raises:
+            UserError: an output cannot be written to.
+        """
+        self.outputs.tell = tell
+        with self.logging(), closing(self.outputs):
+            self.outputs.open(self._study, self.folder, self.run_key)
+            yield
 
     @contextmanager
     def logging(self) -> Iterator[None]:
@@ -195,6 +183,7 @@ def check_run(folder: Path, study: StudyConfig, *, resume: bool = False, force: 
     Raises:
         UserError: as `open_run`.
     """
+    check_outputs(study)
     trained = (folder / "run.json").is_file() and any((folder / "checkpoints").glob("*.safetensors"))
     if force or not trained:
         return None
@@ -219,7 +208,9 @@ def alone(folder: Path, wait_s: float = 0.0) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder}: could not be made: {error.strerror or error}", "choose another --out") from None
+        raise UserError(
+            f"{folder}: could not be made: {error.strerror or error}", "choose another --out", DISK
+        ) from None
     with ExitStack() as stack:
         try:
             stack.enter_context(exclusive(folder / ".lock", wait_s))
@@ -265,7 +256,7 @@ def _start(folder: Path, study: StudyConfig) -> str:
     files = ("run.json", "config.yaml", "summary.json", "metrics.jsonl", HEADS, "log.txt", *pages, STUDENT, VLM)
     for name in files:
         (folder / name).unlink(missing_ok=True)
-    for name in ("checkpoints", "compare", STUDENTS):
+    for name in ("checkpoints", "compare", "tensorboard", STUDENTS):
         shutil.rmtree(folder / name, ignore_errors=True)
     run_key = secrets.token_hex(16)
     write_text(folder / "config.yaml", configfile.dump(study))
@@ -287,14 +278,3 @@ def _check_unchanged(folder: Path, before: StudyConfig, study: StudyConfig) -> N
                 f"{folder}: {phase}.rounds was {old} and is now {new}",
                 "rounds may only be extended when a run is resumed",
             )
-
-
-def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    # What follows the last newline was cut off by a crash.
-    for text in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict) and line.get("phase") in list(Phase) and isinstance(line.get("round"), int):
-            yield text, line

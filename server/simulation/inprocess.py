@@ -32,12 +32,12 @@ class Failure(NamedTuple):
     kind: str
     """Name of the error's class."""
     text: str
-    mendable: tuple[str, str] | None
-    """Problem and remedy, where a person can mend it."""
+    mendable: tuple[str, str, str] | None
+    """Problem, remedy and code, where a person can mend it."""
 
     @classmethod
     def of(cls, error: Exception) -> Failure:
-        mendable = (error.problem, error.remedy) if isinstance(error, UserError) else None
+        mendable = (error.problem, error.remedy, error.code) if isinstance(error, UserError) else None
         return cls(type(error).__name__, str(error), mendable)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,8 @@ from dusss_core.errors import UserError
 from dusss_core.files import write_json
 from dusss_core.phases import Phase
 from server.rounds.coordinator import Coordinator, RoundFailed
+from server.runs.eventlog import FILE as EVENTS
+from server.runs.eventlog import EventLog
 from server.runs.events import PlainReporter, Reporter
 from server.runs.runfolder import alone, check_run, open_run, read_study
 from server.runs.students import gather_students
@@ -65,13 +67,17 @@ def simulate(
         reporter.on_message(describe(study, simulation.privacy))
     _prepare(study)
     out = Path(out).absolute()
-    with alone(out):
+    with alone(out), ExitStack() as stack:
         resumed = check_run(out, study, resume=resume, force=force) is not None
+        if not resumed:
+            (out / EVENTS).unlink(missing_ok=True)
+        events = stack.enter_context(closing(EventLog(out, also=reporter)))
+        stack.enter_context(events.submission(0))
         files = materialise(study, out, keep=resumed, spread=engine != "ray") if site_files is None else site_files
         if site_files is None and not resumed:
             forget_sums(files)
         check_sites(study, files)
-        return _simulate(study, out, files, engine, methods, resume, force, reporter)
+        return _simulate(study, out, files, engine, methods, resume, force, events)
 
 
 def _check_no_comparison(methods: Sequence[str]) -> None:
@@ -125,7 +131,7 @@ def _simulate(
             write_json(out / "summary.json", summary)
             reporter.on_message(told)
     finally:
-        reporter.close()
+        reporter.close()  # before anything is told of what went wrong
     return summary
 
 

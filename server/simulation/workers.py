@@ -21,10 +21,14 @@ from flwr.clientapp import ClientApp
 
 from client.door.machine import device_is_lost
 from feddusss import flower
+from feddusss.timeleft import Seldom
 from server.runs.events import Reporter
 from server.simulation import forking, parcels
 from server.simulation.inprocess import RAISED, Failure, InProcessGrid, identify, site_context, work_on
 from server.simulation.turns import Turns
+
+STEPS_EVERY_S = 0.25
+"""Between two steps that a worker tells of: to tell of one costs both sides some tens of microseconds."""
 
 
 class WorkerGrid(InProcessGrid):
@@ -182,14 +186,13 @@ def _serve(connection: Connection, app: ClientApp, run_id: int, files: dict[int,
     def tell(*what: Any) -> None:
         sender.send(connection, what)
 
+    tell_step = Seldom(lambda *step: tell("step", *step), STEPS_EVERY_S, time.monotonic)
     while True:
         try:
             message = parcels.receive(connection)
         except (EOFError, OSError):
             return
-        reply, failures = work_on(
-            message, app, contexts[message.metadata.dst_node_id], lambda *step: tell("step", *step)
-        )
+        reply, failures = work_on(message, app, contexts[message.metadata.dst_node_id], tell_step)
         tell("answer", reply, failures, device_is_lost())
         sender.forget()
         if device_is_lost():

@@ -19,6 +19,7 @@ from feddusss import __version__, configfile
 from feddusss.terms import Terms
 from server.study.deployment import DeploymentConfig
 from server.study.federation import FederationConfig
+from server.study.output import OutputConfig
 from server.study.simulation import SimulationConfig
 
 
@@ -38,6 +39,8 @@ class StudyConfig(TrainingConfig):
     """Where the sites come from when all are simulated on one machine."""
     deployment: DeploymentConfig | None = None
     """How real hospitals reach the coordinator."""
+    output: OutputConfig = OutputConfig()
+    """Where figures go beside the run's folder."""
 
     @model_validator(mode="after")
     def _prox_through_the_strategy(self) -> StudyConfig:
@@ -134,7 +137,7 @@ RESUMABLE = {
     "federation.keep_checkpoints", "federation.round_timeout_s", "federation.min_sites", "federation.retries",
     "federation.start_timeout_s", "federation.secure_threshold", "federation.sites", "simulation.workers",
 }  # fmt: skip
-"""Keys that may change when a study is resumed; `deployment`, of which nothing is trained by, may too."""
+"""Keys that may change when a study is resumed; `deployment` and `output`, by which nothing is trained, may too."""
 FORMER_DEFAULTS: dict[str, Any] = {}
 """Dotted key -> the default that an older release had, where a later one has another. `study_digest` takes that value
 for unset, so that runs which were begun with it go on."""
@@ -161,4 +164,4 @@ def study_digest(study: StudyConfig) -> str:
 
 
 def _may_change(key: str) -> bool:
-    return key in RESUMABLE or key.split(".")[0] == "deployment"
+    return key in RESUMABLE or key.split(".")[0] in ("deployment", "output")

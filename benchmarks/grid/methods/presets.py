@@ -115,8 +115,8 @@ def train(trial: Trial, changes: Mapping[str, Any]) -> Trained:
 
 def _validation(folder: Path, final: int) -> dict[str, float]:
     """Validation figures of the student of round `final`."""
+    from server.runs.lines import ALL_SITES
     from server.runs.runfiles import read_run
-    from server.runs.runfolder import ALL_SITES
 
     lines = (line for line in read_run(folder).rounds if (line["phase"], line["site"]) == (Phase.SEGMENT, ALL_SITES))
     # a round's figures are those of the model before it

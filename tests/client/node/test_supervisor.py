@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from client.node import connection
+from client.node.console import Console
 from client.node.ending import Situation, why
 from client.node.supervisor import Supervisor
 from client.secure.keys import make_key
@@ -54,7 +57,13 @@ class Heard:
     """A console whose lines are kept."""
 
     def __init__(self):
-        self.said = []
+        self.said, self.steps = [], []
+
+    def keep(self, text):
+        pass
+
+    def show_step(self, step, steps):
+        self.steps.append((step, steps))
 
     def say(self, text):
         self.said.append(text)
@@ -97,6 +106,30 @@ def test_a_crash_a_moment_ago_is_told_as_still_online_also_by_the_next_client(wa
     assert STILL_ONLINE in watched.ends(UNKNOWN_OR_ONLINE)
     watched._told, watched._connected = "", False  # as a client that has just been started
     assert STILL_ONLINE in watched.ends(UNKNOWN_OR_ONLINE)
+
+
+def test_steps_of_the_worker_reach_the_terminal_and_a_line_of_another_kind_ends_nothing(watched):
+    watched._heard(watched._worker, "@step 1 9")  # the coordinator has not let the site in yet
+    watched.connects()
+    for line in ("@status training segment round 3", "@step 4 9", "@step many 9"):
+        watched._heard(watched._worker, line)
+    assert watched._console.steps == [(4, 9)]
+
+
+def test_a_person_sees_a_bar_the_step_and_the_time_left_of_the_round(tmp_path, monkeypatch):
+    now, drawn = [100.0], []
+    monkeypatch.setattr("client.node.console.time.monotonic", lambda: now[0])
+    status = SimpleNamespace(update=drawn.append)
+    console = Console(logging.getLogger("test"), None, status)
+    console.show("training segment round 3")
+    console.show_step(1, 21)
+    now[0] += 10
+    console.show_step(11, 21)
+    assert drawn[0] == "training segment round 3" and "left" not in drawn[1]
+    assert drawn[2] == f"training segment round 3 {'━' * 10}{'╌' * 10} step 11 of 21, about 10 s left in this round"
+    console.show("training segment round 4")
+    console.show_step(1, 21)
+    assert "left" not in drawn[-1]  # the round before says nothing of this one
 
 
 def test_a_site_is_not_called_still_online_for_longer_than_it_can_be(watched):

@@ -29,6 +29,10 @@ def test_what_a_process_tells_is_heard_and_nothing_else(capsys):
     assert heard(capsys.readouterr().out.rstrip()) == ("say", "a sentence in two lines")
     assert heard("INFO: something") is None
     assert heard("@other thing") is None
+    tell("step", "3 27")
+    assert heard(capsys.readouterr().out.rstrip()) == ("step", "3 27")
+    for broken in ("@step", "@step 3", "@step three 27", "@step 3 27 1"):
+        assert heard(broken) is None
 
 
 def test_a_person_is_told_once_that_the_coordinator_is_away_and_once_that_it_is_back(capsys):

@@ -20,8 +20,8 @@ _OF_THE_PAGE = re.compile(r'"traffic_annotation":101845102,"url":"([^"]*)"')
 """A request that a page makes, as Chromium numbers the reasons; the browser's own look-ups have other numbers."""
 
 
-def run(page: Path, scratch: Path, *flags: str) -> tuple[str, str, list[str]]:
-    """Open a page.
+def run(page: Path | str, scratch: Path, *flags: str) -> tuple[str, str, list[str]]:
+    """Open a page of the disk, or of an address of this machine.
 
     Args:
         scratch: an empty folder for the browser's own files.
@@ -31,7 +31,10 @@ def run(page: Path, scratch: Path, *flags: str) -> tuple[str, str, list[str]]:
     """
     asked = scratch / "net.json"
     command = [CHROMIUM, *_FLAGS, f"--user-data-dir={scratch / 'profile'}", "--enable-logging=stderr", "--v=0"]
-    command += [f"--log-net-log={asked}", *flags, page.resolve().as_uri()]
+    address = page.resolve().as_uri() if isinstance(page, Path) else page
+    if not isinstance(page, Path):
+        command += ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+    command += [f"--log-net-log={asked}", *flags, address]
     done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=True)
     return done.stdout, done.stderr, _OF_THE_PAGE.findall(asked.read_text(errors="replace"))
 
@@ -61,7 +64,7 @@ def pages(page: Path, scratch: Path) -> int:
     return len(re.findall(rb"/Type\s*/Page[^s]", path.read_bytes()))
 
 
-def screenshot(page: Path, scratch: Path, *flags: str) -> bytes:
+def screenshot(page: Path | str, scratch: Path, *flags: str) -> bytes:
     """A picture of the first 1200 x 900 pixels, as PNG."""
     path = scratch / "page.png"
     run(page, scratch, "--window-size=1200,900", f"--screenshot={path}", *flags)

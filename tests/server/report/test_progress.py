@@ -10,7 +10,9 @@ import time
 import pytest
 from rich.console import Console
 
+from feddusss.timeleft import Rounds, Seldom
 from server.report.progress import RichReporter, make_reporter
+from server.runs.eventlog import EventLog, Tail, replay
 from server.runs.events import PlainReporter
 
 SHOW_CURSOR, HIDE_CURSOR = "\x1b[?25h", "\x1b[?25l"
@@ -84,6 +86,89 @@ def test_time_left_comes_from_finished_rounds(monkeypatch, reporter):
     assert "about 16 s left in this phase" in drawn(reporter)
     reporter.on_phase("segment", 4, 1)
     assert reporter.seconds_left() is None
+
+
+def test_it_says_how_many_of_the_sites_that_were_asked_have_answered(reporter):
+    reporter.on_study("demo", ["alder", "birch", "cedar"], {"segment": 4})
+    reporter.on_phase("segment", 4, 1)
+    reporter.on_round_start("segment", 1, 4, ["alder", "birch"])
+    assert "0 of 2 answered" in drawn(reporter)
+    reporter.on_site_done("alder", {})
+    assert "1 of 2 answered" in drawn(reporter)
+    reporter.on_site_refused("birch", "lost")
+    assert "2 of 2 answered" in drawn(reporter)
+
+
+def test_after_the_rounds_it_says_that_models_are_measured_and_gives_no_time_left(reporter):
+    reporter.on_study("demo", ["alder", "birch"], {"segment": 1})
+    reporter.on_phase("segment", 1, 1)
+    run_round(reporter, "segment", 1, 1)
+    reporter.on_site_start("alder")
+    assert "the last round's model is validated" in drawn(reporter) and "left" not in drawn(reporter)
+    assert "2/2" not in next(line for line in drawn(reporter).splitlines() if "alder" in line)
+    reporter.on_phase_end("segment", 1, "all rounds done")
+    reporter.on_site_start("alder")
+    assert "the final model is tested" in drawn(reporter)
+
+
+def test_time_left_of_a_run_that_is_told_later_is_that_of_its_own_clock(reporter, monkeypatch, tmp_path):
+    """Who looks on from a second window hears of all rounds at once."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    log = EventLog(tmp_path)
+    log.begin(1)
+    log.on_study("demo", ["alder"], {"segment": 4})
+    log.on_phase("segment", 4, 1)
+    for round in (1, 2):
+        log.on_round_start("segment", round, 4, ["alder"])
+        now[0] += 30
+        log.on_round_end("segment", round, {}, None)
+    log.on_round_start("segment", 3, 4, ["alder"])
+    now[0] += 10
+    monkeypatch.setattr(reporter, "_clock", lambda: now[0])
+    for event in Tail(tmp_path).read():
+        replay(event, reporter)
+    assert reporter.seconds_left() == pytest.approx(50)
+
+
+def test_a_round_that_asks_again_has_lasted_since_it_was_first_asked():
+    times = Rounds()
+    times.begin_phase(3, 0)
+    for at in (0.0, 40.0):
+        times.begin_round(1, 3, at)
+    times.end_round(50.0)
+    assert times.left(50.0) == pytest.approx(100)
+
+
+def test_steps_are_told_a_few_times_a_second_and_the_first_and_the_last_of_a_round_always():
+    now, told = [0.0], []
+    seldom = Seldom(lambda *step: told.append(step), 0.25, lambda: now[0])
+    for step in range(1, 1001):
+        now[0] += 0.001
+        seldom(step, 1000, 0.5)
+    assert told[0] == (1, 1000, 0.5) and told[-1] == (1000, 1000, 0.5) and len(told) <= 6
+
+
+def test_a_log_gets_the_lines_that_it_always_got(monkeypatch):
+    monkeypatch.setattr(time, "monotonic", lambda: 7.25)
+    pipe = io.StringIO()
+    plain = PlainReporter(pipe)
+    begin(plain)
+    run_round(plain, "pretrain", 1, 4)
+    plain.on_site_refused("birch", "lost")
+    plain.on_phase_end("pretrain", 1, "all rounds done")
+    plain.on_evaluated({"alder": {"test.dice": 0.7}}, {"dice_mean": 0.7, "dice_worst": 0.7})
+    plain.on_study_end(75.0, "runs/demo")
+    assert pipe.getvalue() == (
+        "[    0.0 s] demo [federated]: 2 sites (alder, birch); pretrain 4 rounds, segment 4 rounds\n"
+        "[    0.0 s] pretrain: from round 1 of 4\n"
+        "[    0.0 s] pretrain   1: Dice 0.6100  1.0 s  (best: round 1)\n"
+        "[    0.0 s]   birch: not in this round: lost\n"
+        "[    0.0 s] pretrain: ended, all rounds done; the model of round 1 is final\n"
+        "[    0.0 s] test alder: Dice 0.7000\n"
+        "[    0.0 s] test: mean Dice 0.7000, worst 0.7000\n"
+        "[    0.0 s] done in 75 s: runs/demo\n"
+    )
 
 
 def test_what_should_stay_is_printed_once_and_is_no_markup():

@@ -14,7 +14,7 @@ from dusss_core.phases import Phase
 from dusss_core.training import evaluate_student, initial_shared
 from server.report.page import write_report
 from server.runs.events import Reporter
-from server.runs.runfolder import ALL_SITES
+from server.runs.lines import ALL_SITES
 from server.simulation.local import load_local
 from server.simulation.simulate import simulate
 from tests.server.conftest import HOSPITALS, finals, make_study

@@ -106,4 +106,4 @@ def test_an_error_that_can_not_leave_its_process_is_told_in_the_same_words():
         here.send(error)
     here.send(Failure.of(error))
     assert there.recv() == ("OfSomeLibrary", "code 7", None)
-    assert Failure.of(UserError("a", "b")).mendable == ("a", "b")
+    assert Failure.of(UserError("a", "b", "FD101")).mendable == ("a", "b", "FD101")

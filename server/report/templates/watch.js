@@ -1,0 +1,30 @@
+"use strict";
+// Asks this machine's own `python -m server watch` what is new, and puts it into the page.
+const page = document.getElementById("page");
+const clock = document.getElementById("clock");
+
+function put(html) {
+  const open = [...page.querySelectorAll("details[open] > summary")].map((one) => one.textContent);
+  page.innerHTML = html; // the server has escaped every name in it, and this page runs no script but this one
+  for (const summary of page.querySelectorAll("details > summary")) {
+    if (open.includes(summary.textContent)) summary.parentElement.open = true;
+  }
+}
+
+async function look() {
+  try {
+    const answer = await fetch("/state?seen=" + page.dataset.version, { cache: "no-store" });
+    if (!answer.ok) throw new Error();
+    const told = await answer.json();
+    if (told.version !== page.dataset.version) {
+      put(told.page);
+      page.dataset.version = told.version;
+    }
+    clock.textContent = [told.left, told.quiet].filter(Boolean).join(" · ");
+  } catch (error) {
+    clock.textContent = "python -m server watch does not answer: it was ended, or its machine is away. Trying again.";
+  }
+  setTimeout(look, document.hidden ? 10000 : 2000);
+}
+
+look();

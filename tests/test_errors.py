@@ -1,0 +1,88 @@
+"""Every error that a person can mend has a code, and docs/errors.md explains it."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from dusss_core import errors
+from dusss_core.commandline import add_debug, run
+from dusss_core.errors import CODES, NotFinite, UserError, code_of, told
+from feddusss import configfile
+from server.__main__ import main
+from server.rounds.coordinator import RoundFailed
+from server.runs.runfolder import Busy
+from server.study.config import StudyConfig
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("dusss_core", "feddusss", "sites", "client", "server")
+FILES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
+CODE = re.compile(r"FD\d{3}")
+
+
+def explained() -> list[str]:
+    """The codes of the page's rows, in order."""
+    return re.findall(r"^\| (FD\d{3}) \|", (ROOT / "docs" / "errors.md").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def in_the_source() -> set[str]:
+    """Every string of the source that is a code, and so every code that can be printed."""
+    nodes = (node for path in FILES for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    return {node.value for node in nodes if isinstance(node, ast.Constant) and CODE.fullmatch(str(node.value))}
+
+
+def test_every_code_of_the_source_is_on_the_page_and_the_other_way_round():
+    assert set(explained()) == in_the_source()
+    assert len(explained()) == len(set(explained())) and explained() == sorted(explained())
+
+
+def test_every_row_of_the_page_has_meaning_cause_and_remedy():
+    rows = [line for line in (ROOT / "docs" / "errors.md").read_text().splitlines() if line.startswith("| FD")]
+    assert rows and all(
+        len(cells) == 4 and all(cells) for cells in ([c.strip() for c in r.strip("|").split("|")] for r in rows)
+    )
+
+
+def test_names_in_the_table_are_modules_and_each_module_that_raises_has_a_code_of_its_own():
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
+    assert set(CODES) <= set(modules)
+    raising = {name for name, path in modules.items() if "raise UserError(" in path.read_text(encoding="utf-8")}
+    unnamed = {name for name in raising if code_of(name) == errors.UNNAMED}
+    assert unnamed <= {"dusss_core.commandline", "dusss_core.training.personal"}
+
+
+def test_the_code_is_that_of_the_class_then_of_the_module_and_a_given_one_comes_first(tmp_path):
+    with pytest.raises(UserError) as caught:
+        configfile.load(StudyConfig, tmp_path / "none.yaml")
+    assert caught.value.code == "FD101"
+    assert (NotFinite("a").code, Busy("a").code, RoundFailed("a").code) == ("FD502", "FD603", "FD503")
+    assert (UserError("a", code="FD701").code, code_of("server.deployment.registry")) == ("FD701", "FD402")
+    assert code_of("server.deployment.something.new") == "FD401" and code_of("somebody.elses") == "FD100"
+
+
+def test_the_code_stands_at_the_end_of_the_error_s_line_and_exit_codes_are_as_ever(capsys):
+    parser = argparse.ArgumentParser()
+    add_debug(parser)
+
+    def raises(error):
+        def work(arguments):
+            raise error
+
+        return run(work, parser, [])
+
+    assert raises(UserError("a thing\nwith a list", "mend it", "FD101")) == 2
+    assert capsys.readouterr().err == "error: a thing [FD101]\nwith a list\n  -> mend it\n"
+    assert raises(RoundFailed("too few\n  alder: lost")) == 1
+    assert capsys.readouterr().err.startswith("failed: RoundFailed: too few [FD503]\n  alder: lost\n")
+    assert raises(ValueError("odd")) == 1 and "[" not in capsys.readouterr().err
+    assert str(UserError("a", "b", "FD101")) == "a\n  -> b"  # the text itself has none
+    assert told(SystemExit(3)) == "3"
+
+
+def test_a_command_prints_it(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 2
+    assert "no config.yaml [FD601]\n" in capsys.readouterr().err
