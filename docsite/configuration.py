@@ -48,15 +48,16 @@ def kinds() -> list[Kind]:
             "study",
             "The study file",
             StudyConfig,
-            "What is trained, how it is federated, and, in a simulation, with which sites. Read by `python -m server simulate`, "
-            "`run` and `provision`; a site is sent all of it but `federation`, `data`, `simulation` and `deployment`.",
+            "What is trained, how it is federated, and, in a simulation, with which sites. Read by `python -m server "
+            "simulate`, `run` and `provision`; a site is sent all of it but `federation`, `data`, `simulation` and "
+            "`deployment`.",
         ),
         Kind(
             "site",
             "A site's own file",
             SiteConfig,
-            "Where a hospital's data lie, what it allows, and where its private state is kept. Paths are relative to the file. "
-            "Read by `python -m client` and `python -m sites check`; no message can change it.",
+            "Where a hospital's data lie, what it allows, and where its private state is kept. Paths are relative to the "
+            "file. Read by `python -m client` and `python -m sites check`; no message can change it.",
         ),
         Kind(
             "partition",
@@ -192,8 +193,7 @@ def page(kind: Kind, others: dict[type[BaseModel], Kind]) -> str:
         "",
         kind.about,
         "",
-        f"For an editor with the YAML language server, as [the reference](index.md#in-an-editor) says: [{kind.name}.json]"
-        f"(schema/{kind.name}.json).",
+        f"[{kind.name}.json](schema/{kind.name}.json) is its JSON Schema, [for an editor](index.md#in-an-editor).",
     ]
     for title, about, rows in _sections(kind.schema, others):
         lines += ["", f"## {title}", "", *([about, ""] if about else [])]
