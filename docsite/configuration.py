@@ -56,8 +56,8 @@ def kinds() -> list[Kind]:
             "site",
             "A site's own file",
             SiteConfig,
-            "Where a hospital's data lie, what it allows, and where its private state is kept. Paths are relative to the "
-            "file. Read by `python -m client` and `python -m sites check`; no message can change it.",
+            "Where a hospital's data lie, what it allows, and where its private state is kept. Paths are relative to "
+            "the file. Read by `python -m client` and `python -m sites check`; no message can change it.",
         ),
         Kind(
             "partition",
