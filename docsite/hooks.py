@@ -16,7 +16,7 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from docsite.links import LINK  # noqa: E402 (mkdocs starts this file by its path)
+from docsite.links import LINK, widened  # noqa: E402 (mkdocs starts this file by its path)
 from docsite.notebook import page_of  # noqa: E402
 
 BESIDE = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
@@ -36,7 +36,7 @@ def on_config(config):
 def on_files(files, config):
     for name in BESIDE:
         text = (ROOT / name).read_text(encoding="utf-8")
-        files.append(File.generated(config, name, content=moved(text, "", name)))
+        files.append(File.generated(config, name, content=moved(text, name, name)))
     for path in sorted((ROOT / "configs").glob("*.yaml")):
         files.append(File.generated(config, f"configs/{path.name}", content=path.read_text(encoding="utf-8")))
     for notebook in [file for file in files if file.src_uri.endswith(".ipynb")]:
@@ -46,9 +46,9 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    if page.file.src_uri in BESIDE:
-        return markdown
-    return moved(markdown, f"docs/{page.file.src_uri}", page.file.src_uri)
+    markdown = widened(markdown)
+    here = page.file.src_uri
+    return markdown if here in BESIDE else moved(markdown, f"docs/{here}", here)
 
 
 def moved(text: str, source: str, target: str) -> str:

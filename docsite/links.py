@@ -1,4 +1,4 @@
-"""Links of a document, and the anchors that it has."""
+"""Links of a document, the anchors that it has, and its lists as the site's Markdown has them."""
 
 from __future__ import annotations
 
@@ -35,3 +35,16 @@ def slug_of(heading: str) -> str:
 def without_fences(text: str) -> str:
     """The document without its blocks of code between fences."""
     return _FENCE.sub("", text)
+
+
+def widened(text: str) -> str:
+    """What belongs to an item of a list, four columns in: Python-Markdown knows no other depth."""
+    lines, width = [], 0
+    for line in text.splitlines():
+        item = re.match(r"(\d+\.|[-*]) +(?=\S)", line)
+        if item:
+            width = len(item[0])
+        elif line and not line.startswith(" " * max(width, 1)):
+            width = 0
+        lines.append(" " * (4 - width) + line if width and width < 4 and line and not item else line)
+    return "\n".join(lines) + "\n"
