@@ -168,7 +168,7 @@ def default_of(field: FieldInfo) -> str:
         return "*required*"
     value = field.get_default(call_default_factory=True)
     if isinstance(value, BaseModel):
-        return "as below"
+        return "–"
     if isinstance(value, list) and value and isinstance(value[0], (BaseModel, dict)):
         return f"the {len(value)} standard ones"
     return f"`{_yaml(value)}`"
