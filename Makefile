@@ -20,7 +20,7 @@ TOOLS  := .tools
 # The operating system that `make wheels` packs for is this one; another Python: make wheels PYTHON=...
 WHEELS := wheels
 
-.PHONY: help demo-told federation-told install install-hospital install-coordinator install-locked lock wheels sbom demo federation federation-prepare test faults gpu-pack lint format clean
+.PHONY: help demo-told federation-told install install-hospital install-coordinator install-locked lock wheels sbom demo federation federation-prepare test faults gpu-pack docs lint format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -30,6 +30,7 @@ help:
 	@echo "make test     run the tests"
 	@echo "make faults   do the quick selection of faults to a real federation on this machine"
 	@echo "make gpu-pack            make the folder .gpu for a GPU machine without network (FEDDUSSS_DATA names the data)"
+	@echo "make docs     write the documentation as a site, build/docs/index.html"
 	@echo "make lint     check format and style"
 	@echo "make format   put format and style right"
 	@echo "make install  only install, into $(VENV)"
@@ -128,6 +129,13 @@ faults: $(STAMP)
 
 gpu-pack: $(STAMP)
 	@"$(BIN)/python" -m benchmarks.gpu.pack --out .gpu
+
+# Built without network, and read without one.
+docs: $(STAMP)
+	@"$(BIN)/python" -c 'import mkdocs, material, mkdocstrings_handlers.python' 2>/dev/null || \
+		"$(BIN)/python" -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 "$(BIN)/python" -m mkdocs build --quiet --strict
+	@echo "Documentation: file://$(CURDIR)/build/docs/index.html"
 
 lint: $(STAMP)
 	@"$(BIN)/ruff" format --check .

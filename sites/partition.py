@@ -129,9 +129,8 @@ def partition(records: Iterable[Record], config: PartitionConfig, seed: int = 1)
         site. Names are sorted, the official test comes last.
 
     Raises:
-        UserError: no such column or value, an empty cell in it, a site without training records, a label
-        fraction
-            for an unknown site.
+        UserError: no such column or value, an empty cell in it, a site without training records, a label fraction for
+            an unknown site.
     """
     records, official = _leave_out(_only(list(records), config), config)
     records = _subset(records, config.subset, seed)

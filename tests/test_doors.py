@@ -177,3 +177,10 @@ def test_what_every_command_imports_is_light(name):
 def test_the_method_knows_neither_flower_nor_yaml():
     for path in (ROOT / "dusss_core").rglob("*.py"):
         assert not {module.partition(".")[0] for module in imports(path)} & {"flwr", "yaml"}, path
+
+
+def test_the_protocol_of_secure_aggregation_knows_neither_flower_nor_torch_nor_files():
+    for path in (ROOT / "feddusss" / "secagg").rglob("*.py"):
+        assert not imports(path) & {"flwr", "torch", "pathlib", "io", "dusss_core.files", "feddusss.wire"}, path
+        calls = [node.func for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)]
+        assert not [call for call in calls if isinstance(call, ast.Name) and call.id == "open"], path
