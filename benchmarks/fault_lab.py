@@ -18,7 +18,7 @@ from typing import Any
 
 from server.runs.lines import ALL_SITES
 from server.study.config import StudyConfig
-from tests.deployment import ROOT, Client, Process, processes_with, wait_until
+from tests.deployment import PATHS, Client, Process, processes_with, wait_until
 from tests.server.conftest import finals
 from tests.server.deployed import Federation, events, federation, metrics, wait_for_event
 
@@ -335,6 +335,17 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(folder)], check=False)
 
 
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Nothing new can be opened for writing in `folder`, which is a disk of its own; what is open stays so."""
+    for options in (["--bind", str(folder)], ["-o", "remount,bind,ro"]):
+        subprocess.run(["mount", *options, str(folder)], check=True, capture_output=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=False)
+
+
 def fill(filler: Path) -> None:
     """Fill the disk of `filler` to the last byte."""
     with suppress(OSError), filler.open("wb", buffering=0) as file:
@@ -346,7 +357,7 @@ def misbehaving(folder: Path, code: str) -> dict[str, str]:
     """The environment of a client in whose processes `code` runs before all else: a faulty or hostile release."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "sitecustomize.py").write_text(code, encoding="utf-8")
-    return {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
+    return {"PYTHONPATH": f"{folder}{os.pathsep}{PATHS}"}
 
 
 def poisoned(damage: str) -> str:

@@ -21,6 +21,7 @@ from dusss_core.errors import UserError
 from feddusss import cli
 
 if TYPE_CHECKING:
+    from client.node.console import Console
     from sites.config import SiteConfig
 
 
@@ -105,7 +106,6 @@ def _run(arguments: argparse.Namespace) -> int:
 
         return check(arguments.site, arguments.overrides)
 
-    from client.node.console import open_console
     from client.node.supervisor import Supervisor
 
     site = _site(arguments)
@@ -114,7 +114,7 @@ def _run(arguments: argparse.Namespace) -> int:
         if not _data_are_fit(arguments):
             return cli.USER_MUST_MEND
         site_file = _file_for_messages(arguments, site)
-        with open_console(site.state_dir / "logs") as console:
+        with _console(site) as console:
             console.say(f"site {site.site}, coordinator {site.superlink.address}; logs in {site.state_dir / 'logs'}")
             with _recorded(site):
                 Supervisor(site, site_file, console).run()
@@ -190,7 +190,33 @@ def _alone(site: SiteConfig) -> Iterator[None]:
             raise UserError(
                 f"{site.state_dir}: python -m client is running for this site already", "stop that one first"
             ) from None
+        except OSError as error:
+            raise _unwritable(site, error) from None
         yield
+
+
+@contextmanager
+def _console(site: SiteConfig) -> Iterator[Console]:
+    """What a person sees, and the log of it.
+
+    Raises:
+        UserError: the log cannot be written.
+    """
+    from client.node.console import open_console
+
+    with ExitStack() as stack:
+        try:
+            console = stack.enter_context(open_console(site.state_dir / "logs"))
+        except OSError as error:
+            raise _unwritable(site, error) from None
+        yield console
+
+
+def _unwritable(site: SiteConfig, error: OSError) -> UserError:
+    return UserError(
+        f"{site.state_dir}: cannot be written to: {error.strerror or error}",
+        "make room on its disk, mend the permissions, or mount it for writing, and start the client again",
+    )
 
 
 @contextmanager

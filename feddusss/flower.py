@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 RANGE = (1, 41), (1, 42)
-"""First and last minor release of Flower that every touch was tested with."""
+"""First and last minor release of Flower that every touch was tested with. A study needs one and the same everywhere:
+minor releases differ in what they send, and refuse each other."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ TOUCHES: dict[str, Touch] = {
                 "confirm_message_received", "trusted_entities",
             ),
             "_push_messages": ("state", "object_store", "send", "push_object"),
+            "pull_objects": ("object_ids", "pull_object_fn", "max_concurrent_pulls", "max_time", "max_tries_per_object",
+                             "initial_backoff", "backoff_cap"),
             "_insert_message": ("msg", "state", "store"),
         },
     ),
@@ -210,6 +213,12 @@ TOUCHES: dict[str, Touch] = {
     "recorddict_from_proto": Touch(_SERDE, parameters=("recorddict_proto",)),
     "recorddict_to_proto": Touch(_SERDE, parameters=("recorddict",)),
 }  # fmt: skip
+
+
+def requirement() -> str:
+    """The range as pip and pyproject.toml have it."""
+    (first, least), (last, most) = RANGE
+    return f">={first}.{least},<{last}.{most + 1}"
 
 
 class Changed(RuntimeError):

@@ -28,6 +28,10 @@ from server.deployment.control import Connection, Control, FlowerRun, SuperLinkA
 
 ROOT = Path(__file__).parent.parent
 LOOPBACK = "127.0.0.1"
+PATHS = os.pathsep.join(
+    [str(ROOT), *(path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if Path(path).is_absolute())]
+)
+"""PYTHONPATH of every process: this tree, and what the tests themselves were given, such as a release of Flower."""
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
@@ -41,7 +45,7 @@ def environment(home: Path, **more: str) -> dict[str, str]:
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",
         "OMP_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": PATHS,
         "PYTHONUNBUFFERED": "1",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # Flower looks its commands up there
         "NO_PROXY": LOOPBACK,

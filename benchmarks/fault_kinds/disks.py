@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 from benchmarks.fault_kinds.table import Outcome, fault, without_victim
-from benchmarks.fault_lab import SITES, Lab, NotSurvived, fill, now, recovery, small_disk
+from benchmarks.fault_lab import SITES, Lab, NotSurvived, fill, now, read_only, recovery, small_disk
 from feddusss import cli
+
+_MOST_LINES = 5
+"""That a person at the hospital should see of a disk that cannot be written, whatever it lasts."""
 
 
 @fault("a corrupt picture appearing in mid-study")
@@ -30,6 +37,34 @@ def corrupt_picture(lab: Lab, name: str) -> Outcome:
 
 @fault("disk full at the site")
 def site_disk_full(lab: Lab, name: str) -> Outcome:
+    with _disk_of_the_victim(lab, name) as (_, filler), lab.study(name) as out:
+        lab.end_of_round(out, 1)
+        fill(filler)
+        lab.end_of_round(out, 3)
+        filler.unlink()
+        since = now()
+    return without_victim(out, since)
+
+
+@fault("disk of a site read-only in mid-study, and writable again")
+def site_disk_read_only(lab: Lab, name: str) -> Outcome:
+    with _disk_of_the_victim(lab, name) as (disk, _), lab.study(name) as out:
+        lab.end_of_round(out, 1)
+        before = len(lab.victim.output.splitlines())
+        with read_only(disk):
+            lab.end_of_round(out, 3)
+            told = lab.victim.output.splitlines()[before:]
+        since = now()
+    if not any("cannot write its audit log" in line for line in told):
+        raise NotSurvived(f"the hospital was not told: {told}")
+    if len(told) > _MOST_LINES or any("Traceback" in line for line in told):
+        raise NotSurvived(f"the hospital was told {len(told)} lines: {told[:5]}")
+    return without_victim(out, since, "cannot write its audit log")
+
+
+@contextmanager
+def _disk_of_the_victim(lab: Lab, name: str) -> Iterator[tuple[Path, Path]]:
+    """The victim keeps its state on a small disk of its own; gives that, and a file that fills it."""
     lab.victim.stop()
     text = lab.victim.site_file.read_text()
     disk = lab.folder / name
@@ -37,14 +72,8 @@ def site_disk_full(lab: Lab, name: str) -> Outcome:
         lab.victim.site_file.write_text(text.replace("state_dir: state", f"state_dir: {disk}/state"))
         lab.victim.start()
         lab.there.wait_online(set(SITES))
-        with lab.study(name) as out:
-            lab.end_of_round(out, 1)
-            fill(filler)
-            lab.end_of_round(out, 3)
-            filler.unlink()
-            since = now()
+        yield disk, filler
         lab.victim.stop()
-    return without_victim(out, since)
 
 
 @fault("disk full at the coordinator, resumed", quick=True)

@@ -48,7 +48,8 @@ def name_of_key(private_key: Path | None) -> str:
 
 def remember(home: Path, node: int, key: str) -> None:
     """The coordinator has let this site in."""
-    write_text(_marker(home), f"{node} {key}")
+    with suppress(UserError):  # a disk that cannot be written: only the wait after a crash is longer without it
+        write_text(_marker(home), f"{node} {key}")
 
 
 def alive(home: Path) -> None:
@@ -59,7 +60,8 @@ def alive(home: Path) -> None:
 
 def forget(home: Path) -> None:
     """The coordinator does not count this site as connected: it said goodbye, or its key is no longer accepted."""
-    _marker(home).unlink(missing_ok=True)
+    with suppress(OSError):  # a disk that cannot be written
+        _marker(home).unlink(missing_ok=True)
 
 
 def last(home: Path) -> Connection | None:

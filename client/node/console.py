@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
+from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
@@ -62,6 +65,56 @@ def _bar(step: int, steps: int, width: int = 20) -> str:
     return "━" * full + "╌" * (width - full)
 
 
+class _Log(RotatingFileHandler):
+    """The file, private and bounded. That it cannot be written, and that it can again, is told in a line each.
+
+    Args:
+        tell: shows a line to a person.
+    """
+
+    def __init__(self, path: Path, tell: Callable[..., None]):
+        self._tell = tell
+        self._broken = False
+        super().__init__(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES - 1, encoding="utf-8")
+
+    def _open(self) -> TextIOWrapper:
+        return open(self.baseFilename, self.mode, encoding=self.encoding, opener=_private)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        before, self._failed = self._broken, False
+        super().emit(record)
+        self._broken = self._failed
+        if before and not self._broken:
+            self._say(f"{self.baseFilename} can be written again")
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """In place of a traceback for each line."""
+        self._failed = True
+        # what is left in it was not written, and is not tried again
+        if self.stream is not None:
+            with suppress(OSError):
+                self.stream.close()
+            self.stream = None
+        if not self._broken:
+            error = sys.exc_info()[1]
+            why = getattr(error, "strerror", None) or type(error).__name__
+            self._say(
+                f"{self.baseFilename} cannot be written: {why}. Nothing leaves this site meanwhile, and studies go on "
+                "without it; once its disk can be written again it takes part by itself"
+            )
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+    def _say(self, text: str) -> None:
+        self._tell(f"{datetime.now():%H:%M:%S} {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+
+
 @contextmanager
 def open_console(folder: Path) -> Iterator[Console]:
     """A console that keeps its lines in `folder`/client.log, `LOG_FILES` files of `LOG_BYTES` at most."""
@@ -71,12 +124,10 @@ def open_console(folder: Path) -> Iterator[Console]:
     log = logging.getLogger("feddusss.client")
     log.setLevel(logging.DEBUG)
     log.propagate = False
-    handler = RotatingFileHandler(
-        folder / "client.log", maxBytes=LOG_BYTES, backupCount=LOG_FILES - 1, encoding="utf-8"
-    )
+    terminal = Terminal()
+    handler = _Log(folder / "client.log", terminal.print)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)
-    terminal = Terminal()
     status = terminal.status("starting") if terminal.is_terminal else None
     try:
         if status is not None:

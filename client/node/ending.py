@@ -6,6 +6,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+UNWRITABLE = "what the local API needs could not be written"
+"""What a SuperNode says that ends for that."""
+
 
 @dataclass(frozen=True)
 class Ending:
@@ -36,6 +39,8 @@ class Situation:
 def why(situation: Situation) -> Ending:
     """Why the SuperNode ended. Flower tells it in its exit message alone, by a number or a few words."""
     text = "\n".join(situation.lines)
+    if told := re.search(rf"{UNWRITABLE}: (.+)", text):
+        return Ending("disk", f"state_dir cannot be written, trying again until it can: {told[1][:300]}", 5, 60)
     code = match[1] if (match := re.search(r"\[code: (\d+)\]", text)) else None
     if code == "2004":  # for an unknown key and for a node that counts as connected alike
         return _STILL_ONLINE if situation.may_be_online else _unknown_key(situation.public_key)

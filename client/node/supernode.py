@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from client.door.guard import guard_supernode, record_refusal
-from client.node import arrivals, connection
+from client.node import arrivals, connection, ending
 from client.node.child import end_with_supervisor, tell
 from client.node.turns import Turns, process_for_queries
+from dusss_core.errors import UserError
 from dusss_core.files import write_bytes
 from feddusss import flower, uploads
 from sites.config import SiteConfig, SuperLinkConfig, load_site
@@ -90,7 +91,10 @@ def main(argv: Sequence[str]) -> None:
     flower.update_console_handler(colored=False, timestamps=True)
     logging.getLogger("flwr").addHandler(told)
     _say_missed_goodbye(site.superlink, connection.last(home), key)
-    sys.argv = ["flower-supernode", *flower_arguments(site, site_file)]
+    try:
+        sys.argv = ["flower-supernode", *flower_arguments(site, site_file)]
+    except (OSError, UserError) as error:
+        sys.exit(f"{ending.UNWRITABLE}: {error}")
     try:
         flower.flower_supernode()
     except Exception:

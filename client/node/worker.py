@@ -63,7 +63,8 @@ def main(argv: Sequence[str]) -> None:
             with suppress(UserError):  # a full disk: then the SuperNode waits for a sign of life, should this one end
                 write_text(in_work, f"{supernode.address} {token}")
             _take(supernode.address, token, home)
-            in_work.unlink(missing_ok=True)
+            with suppress(OSError):
+                in_work.unlink(missing_ok=True)
             if device_is_lost():
                 sys.exit("this process lost its GPU, and ends for another to take its place")
             tell("status", "waiting for work")

@@ -6,12 +6,9 @@ import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
-from feddusss import __version__
+from feddusss import __version__, flower
 from sites.check import Finding
 from sites.config import SiteConfig
-
-FLOWER = (1, 41)
-"""Minor releases of Flower differ in what they send and in their flags."""
 
 
 def versions(site: SiteConfig) -> Iterator[Finding]:
@@ -23,9 +20,8 @@ def versions(site: SiteConfig) -> Iterator[Finding]:
     missing = [name for name, text in found.items() if text == "missing"]
     if missing:
         yield Finding("error", "versions", told, f"pip install {' '.join(missing)}, or install this release again")
-    elif tuple(map(int, found["flwr"].split(".")[:2])) != FLOWER:
-        major, minor = FLOWER
-        yield Finding("error", "versions", told, f"pip install 'flwr>={major}.{minor},<{major}.{minor + 1}'")
+    elif not flower.RANGE[0] <= tuple(map(int, found["flwr"].split(".")[:2])) <= flower.RANGE[1]:
+        yield Finding("error", "versions", told, f"pip install 'flwr{flower.requirement()}', as the coordinator has it")
     else:
         yield Finding("ok", "versions", told)
 

@@ -13,16 +13,15 @@ from collections.abc import Iterable, Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from dusss_core.config import LEAST_BATCH
 from dusss_core.errors import UserError
 from dusss_core.phases import Phase
-from server.rounds.aggregation import Aggregator, check_number_of_sites, sites_needed
+from server.rounds.aggregation import Aggregator, check_number_of_sites
 from server.rounds.collecting import Collector
 from server.rounds.domains import LOOK_AT, warning_of_domains
+from server.rounds.enough import RoundFailed, check_enough
 from server.rounds.heads import Heads
 from server.rounds.messages import Messages
-from server.rounds.parts import told_parts
-from server.rounds.replies import DIVERGED, EXHAUSTED, MISCOUNTED, Reply
+from server.rounds.replies import MISCOUNTED, Reply
 from server.rounds.roster import Roster, Site
 from server.rounds.secure import SecureCollector
 from server.rounds.selection import NOTHING_TO_CHOOSE_BY, Selection, weighted_mean
@@ -40,9 +39,7 @@ from server.study.config import StudyConfig
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
-
-class RoundFailed(Exception):
-    """Too few answers of a round could be used. The checkpoints are intact; the run can be resumed."""
+__all__ = ["Coordinator", "RoundFailed"]
 
     code = "FD503"
 
@@ -244,7 +241,7 @@ class Coordinator:
             )
             model = last.model
         else:
-            self._check_enough(phase, round, accepted, replies, abstaining)
+            check_enough(self._study, self._run, self._roster, phase, round, replies, abstaining)
             model = aggregator.aggregate(last.model, collected.models)
             if round == LOOK_AT and (warning := warning_of_domains(collected.models)):
                 self._say(f"warning: {phase}: {warning}")
@@ -293,65 +290,6 @@ class Coordinator:
                     {"phase": last.phase, "round": last.round + 1, "site": ALL_SITES, **nested(self._means(accepted))},
                 ]
             )
-
-    def _check_enough(
-        self,
-        phase: Phase,
-        round: int,
-        accepted: Mapping[str, Reply],
-        replies: Mapping[str, Reply],
-        abstaining: Mapping[str, str],
-    ) -> None:
-        needed = sites_needed(self._study.federation)
-        if len(accepted) >= needed:
-            return
-        reasons = {**abstaining, **{name: reply.reason for name, reply in replies.items() if not reply.accepted}}
-        told = "\n".join(f"  {name}: {reason}" for name, reason in sorted(reasons.items()))
-        sites = [site.name for site in (*self._roster.training(), *self._roster.away())]
-        able = [name for name in sites if name not in abstaining]
-        if not able:
-            raise UserError(
-                f"no site can take part in the {phase} phase:\n{told}",
-                "give sites what is missing, or set method.text_mask: false for a study without text"
-                if phase.reads_sentences
-                else "give sites what is missing",
-            )
-        if reasons and all(reply.kind == DIVERGED for reply in replies.values() if not reply.abstains):
-            lr = phase.settings(self._study).optimizer.lr
-            parts = told_parts(self._study.federation, round - 1, self._run.accepted(phase, round - 1))
-            raise UserError(
-                f"{phase} round {round}: the loss or the weights are not finite at every site:\n{told}"
-                + (f"\n  {parts}" if parts else ""),
-                f"lower {phase}.optimizer.lr (now {lr:g}) and start afresh, or look for damaged pictures at the sites "
-                "with `python -m sites check`"
-                + ("; if one site's part stands out, do without that site (federation.sites)" if parts else ""),
-            )
-        if reasons and all(reply.kind == EXHAUSTED for reply in replies.values() if not reply.abstains):
-            batch = phase.settings(self._study).batch
-            fewer = f"--set {phase}.batch={max(LEAST_BATCH, batch // 2)} (now {batch})"
-            raise UserError(
-                f"{phase} round {round}: no site has the memory that a batch takes:\n{told}",
-                f"go on with --resume and fewer pictures at a time: {fewer}, or runtime.eval_batch (now "
-                f"{self._study.runtime.eval_batch}) where a site names that; or start afresh with smaller pictures "
-                "(image.size) or a smaller student",
-            )
-        if len(able) < needed:
-            raise UserError(
-                f"{phase} round {round}: {len(able)} of {len(sites)} sites can take part, {needed} needed; trying "
-                f"again would end the same way:\n{told}",
-                f"give the sites that cannot take part what is missing{self._or_fewer(len(able))}; then go on with "
-                "--resume",
-            )
-        raise RoundFailed(
-            f"{phase} round {round}: {len(accepted)} of {len(self._roster.training())} sites could be "
-            f"used, {needed} needed; the checkpoints are intact (--resume)\n{told}"
-        )
-
-    def _or_fewer(self, able: int) -> str:
-        """What lowers the number of sites that a round needs to `able`; empty if nothing does."""
-        federation = self._study.federation
-        enough = sites_needed(federation.model_copy(update={"min_sites": 1})) <= able
-        return f", or lower federation.min_sites (now {federation.min_sites}) to {able}" if enough else ""
 
     # Evaluation.
 

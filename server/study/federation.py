@@ -47,7 +47,7 @@ class FederationConfig(Strict):
     part. null: as many as it says."""
     max_share: float | None = Field(None, gt=0, lt=1)
     """Largest share that one site has in a mean, of updates and of validation figures; with n sites at least 1/n. null:
-    its share of the pictures."""
+    its share of the pictures (docs/reliability.md says when to set it)."""
     min_sites: int = Field(1, ge=1)
     """A round with fewer accepted replies fails. In pretraining, sites without sentences send none that counts."""
     retries: int = Field(2, ge=0)

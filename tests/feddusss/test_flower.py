@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -125,6 +127,15 @@ def test_numbers_that_are_known_by_heart_are_flowers():
     assert replies.TOO_LARGE not in {
         value for name, value in vars(flower.ErrorCode).items() if isinstance(value, int) and not name.startswith("_")
     }
+
+
+def test_the_range_is_that_of_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    asked = [*project["dependencies"], *project["optional-dependencies"]["ray"]]
+    assert [one.partition(">")[2] for one in asked if one.startswith("flwr")] == [flower.requirement()[1:]] * 2
+    (first, least), (last, most) = flower.RANGE
+    here = tuple(map(int, version("flwr").split(".")[:2]))
+    assert (first, least) <= here <= (last, most)
 
 
 def test_ours_stands_in_only_where_flower_has_something(monkeypatch):

@@ -13,23 +13,9 @@ from flwr.serverapp import Grid, ServerApp
 from server.deployment.grid import PatientGrid
 from server.rounds.exchange import exchange
 from server.rounds.replies import read_reply
+from tests.server.bundles import pyproject
 
-PYPROJECT = """\
-[project]
-name = "asking"
-version = "1.0.0"
-license = "Apache-2.0"
-[tool.flwr.app]
-publisher = "feddusss"
-[tool.flwr.app.components]
-serverapp = "tests.server.asking_app:server"
-clientapp = "tests.server.echo_app:client"
-[tool.flwr.app.config]
-out = ""
-nodes = 1
-patient = 1
-seconds = 60
-"""
+PYPROJECT = pyproject("asking", out="", nodes=1, patient=1, seconds=60)
 
 server = ServerApp()
 

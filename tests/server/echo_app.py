@@ -14,21 +14,9 @@ from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-PYPROJECT = """\
-[project]
-name = "echo"
-version = "1.0.0"
-license = "Apache-2.0"
-[tool.flwr.app]
-publisher = "feddusss"
-[tool.flwr.app.components]
-serverapp = "tests.server.echo_app:server"
-clientapp = "tests.server.echo_app:client"
-[tool.flwr.app.config]
-out = ""
-nodes = 1
-megabytes = 1
-"""
+from tests.server.bundles import pyproject
+
+PYPROJECT = pyproject("echo", out="", nodes=1, megabytes=1)
 
 server = ServerApp()
 client = ClientApp()

@@ -23,7 +23,7 @@ import client.preflight
 from client.consent.book import Book
 from client.consent.proposal import Proposal
 from client.door.audit import record
-from client.preflight import check, find, machine, network, release
+from client.preflight import check, find, machine, network
 from client.secure.keys import make_key
 from feddusss import __version__
 from feddusss.release import code_digest
@@ -373,8 +373,9 @@ def test_a_broken_audit_log_is_told(site):
 
 
 def test_another_release_of_flower_is_told(site, monkeypatch):
-    monkeypatch.setattr(release, "FLOWER", (1, 99))
-    assert "flwr>=1.99,<1.100" in found(site)["versions"].remedy
+    assert found(site)["versions"].level == "ok"
+    monkeypatch.setattr("feddusss.flower.RANGE", ((1, 98), (1, 99)))
+    assert "flwr>=1.98,<1.100" in found(site)["versions"].remedy
 
 
 # The preflight itself.

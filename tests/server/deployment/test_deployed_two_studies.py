@@ -10,7 +10,7 @@ import pytest
 from client.state.chain import LOG, verify
 from dusss_core.files import write_text
 from feddusss import configfile, standing
-from tests.deployment import ROOT, wait_until
+from tests.deployment import PATHS, wait_until
 from tests.server.conftest import make_study
 from tests.server.deployed import events, federation, wait_for_event
 
@@ -53,7 +53,7 @@ def test_two_studies_take_turns_and_the_one_that_waits_says_for_which(tmp_path):
     write_text(tmp_path / "slow" / "sitecustomize.py", SLOW)
     with federation(tmp_path, lungs) as there:
         for client in there.clients.values():
-            client.start(PYTHONPATH=f"{tmp_path / 'slow'}{os.pathsep}{ROOT}")
+            client.start(PYTHONPATH=f"{tmp_path / 'slow'}{os.pathsep}{PATHS}")
         there.wait_online(set(there.clients), 600)
         first, number = start(there, lungs)
         wait_for_event(first, "on_site_start", seconds=600)

@@ -1,0 +1,91 @@
+"""Whether a round has enough answers, and where it has not, what would help."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dusss_core.config import LEAST_BATCH
+from dusss_core.errors import UserError
+from dusss_core.phases import Phase
+from server.rounds.aggregation import sites_needed
+from server.rounds.parts import told_parts
+from server.rounds.replies import DIVERGED, EXHAUSTED, Reply
+from server.rounds.roster import Roster
+from server.runs.runfolder import RunFolder
+from server.study.config import StudyConfig
+
+
+class RoundFailed(Exception):
+    """Too few answers of a round could be used. The checkpoints are intact; the run can be resumed."""
+
+
+def check_enough(
+    study: StudyConfig,
+    run: RunFolder,
+    roster: Roster,
+    phase: Phase,
+    round: int,
+    replies: Mapping[str, Reply],
+    abstaining: Mapping[str, str],
+) -> None:
+    """Go on if a round has the answers that it needs.
+
+    Args:
+        replies: all of the round, by site.
+        abstaining: sites that cannot take part in the phase, and why.
+
+    Raises:
+        UserError: it has not, and there is something to mend.
+        RoundFailed: it has not, and trying again may help.
+    """
+    needed, accepted = sites_needed(study.federation), [name for name, reply in replies.items() if reply.accepted]
+    if len(accepted) >= needed:
+        return
+    reasons = {**abstaining, **{name: reply.reason for name, reply in replies.items() if not reply.accepted}}
+    told = "\n".join(f"  {name}: {reason}" for name, reason in sorted(reasons.items()))
+    sites = [site.name for site in (*roster.training(), *roster.away())]
+    able = [name for name in sites if name not in abstaining]
+    if not able:
+        raise UserError(
+            f"no site can take part in the {phase} phase:\n{told}",
+            "give sites what is missing, or set method.text_mask: false for a study without text"
+            if phase.reads_sentences
+            else "give sites what is missing",
+        )
+    if reasons and all(reply.kind == DIVERGED for reply in replies.values() if not reply.abstains):
+        lr = phase.settings(study).optimizer.lr
+        parts = told_parts(study.federation, round - 1, run.accepted(phase, round - 1))
+        raise UserError(
+            f"{phase} round {round}: the loss or the weights are not finite at every site:\n{told}"
+            + (f"\n  {parts}" if parts else ""),
+            f"lower {phase}.optimizer.lr (now {lr:g}) and start afresh, or look for damaged pictures at the sites "
+            "with `python -m sites check`"
+            + ("; if one site's part stands out, do without that site (federation.sites)" if parts else ""),
+        )
+    if reasons and all(reply.kind == EXHAUSTED for reply in replies.values() if not reply.abstains):
+        batch = phase.settings(study).batch
+        fewer = f"--set {phase}.batch={max(LEAST_BATCH, batch // 2)} (now {batch})"
+        raise UserError(
+            f"{phase} round {round}: no site has the memory that a batch takes:\n{told}",
+            f"go on with --resume and fewer pictures at a time: {fewer}, or runtime.eval_batch (now "
+            f"{study.runtime.eval_batch}) where a site names that; or start afresh with smaller pictures "
+            "(image.size) or a smaller student",
+        )
+    if len(able) < needed:
+        raise UserError(
+            f"{phase} round {round}: {len(able)} of {len(sites)} sites can take part, {needed} needed; trying "
+            f"again would end the same way:\n{told}",
+            f"give the sites that cannot take part what is missing{_or_fewer(study, len(able))}; then go on with "
+            "--resume",
+        )
+    raise RoundFailed(
+        f"{phase} round {round}: {len(accepted)} of {len(roster.training())} sites could be "
+        f"used, {needed} needed; the checkpoints are intact (--resume)\n{told}"
+    )
+
+
+def _or_fewer(study: StudyConfig, able: int) -> str:
+    """What lowers the number of sites that a round needs to `able`; empty if nothing does."""
+    federation = study.federation
+    enough = sites_needed(federation.model_copy(update={"min_sites": 1})) <= able
+    return f", or lower federation.min_sites (now {federation.min_sites}) to {able}" if enough else ""
