@@ -300,6 +300,9 @@ class Cable:
             return
         far.settimeout(None)
         self._pairs |= {near, far}
+        if self._cut:  # meanwhile: `cut` has not seen these two
+            self._end({near, far})
+            return
         for source, sink in ((near, far), (far, near)):
             threading.Thread(target=self._pass_on, args=(source, sink, source is near), daemon=True).start()
 
@@ -312,10 +315,13 @@ class Cable:
                     if self._left <= 0:
                         self._left = None
                         self.cut()
-        for end in (source, sink):
+        self._end({source, sink})
+
+    def _end(self, pair: set[socket.socket]) -> None:
+        for end in pair:
             with suppress(OSError):
                 end.close()
-            self._pairs.discard(end)
+        self._pairs -= pair
 
 
 @contextmanager

@@ -135,6 +135,7 @@ def test_the_counted_labelled_pictures_of_a_step_are_those_that_are_drawn(labell
     [
         ({"segment__optimizer": {"lr": 1.0}}, "limits.max_learning_rate"),
         ({"segment__batch": 10**18}, "limits.max_batch"),
+        ({"segment__batch": LimitsConfig().max_batch + 1}, "limits.max_batch"),
         ({"pretrain__batch": 10**18}, "limits.max_batch"),
         ({"runtime": {"eval_batch": 10**18}}, "limits.max_batch"),
     ],
