@@ -7,6 +7,7 @@ cd "${1:-/trial}"
 coordinator=coordinator/kits/coordinator
 
 mkdir -p coordinator door
+cp study.yaml coordinator/
 feddusss provision study.yaml --out coordinator/kits
 feddusss synth made --config hospitals.yaml
 for site in site_a site_b; do
