@@ -9,7 +9,7 @@ more message, for validation alone, ends a phase.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +55,8 @@ class Coordinator:
         sites: names of the sites to wait for, which alone may take part; None: federation.sites.
         wait_s: how long to wait for sites at the start; None: federation.start_timeout_s.
         method: what the run is called in the display.
+        cause: of a simulated site, what went wrong there with its last message: the text, and problem, remedy and code
+            where a person can mend it; None: nothing, or nobody here may know.
     """
 
     def __init__(
@@ -67,11 +69,13 @@ class Coordinator:
         sites: Iterable[str] | None = None,
         wait_s: float | None = None,
         method: str = "federated",
+        cause: Callable[[str], tuple[str, tuple[str, str, str] | None] | None] = lambda site: None,
     ):
         self._study = study
         self._reporter = reporter or PlainReporter()
         self._wait_s = study.federation.start_timeout_s if wait_s is None else wait_s
         self._method = method
+        self._cause = cause
         self._warned_of_saturation = False
         self._worth = Worth(study)
         self._run = run
@@ -303,6 +307,8 @@ class Coordinator:
         if len(accepted) >= needed:
             return
         reasons = {**abstaining, **{name: reply.reason for name, reply in replies.items() if not reply.accepted}}
+        causes = {name: cause for name in reasons if name not in abstaining and (cause := self._cause(name))}
+        reasons |= {name: text for name, (text, _) in causes.items()}
         told = "\n".join(f"  {name}: {reason}" for name, reason in sorted(reasons.items()))
         sites = [site.name for site in (*self._roster.training(), *self._roster.away())]
         able = [name for name in sites if name not in abstaining]
@@ -339,10 +345,18 @@ class Coordinator:
                 f"give the sites that cannot take part what is missing{self._or_fewer(len(able))}; then go on with "
                 "--resume",
             )
-        raise RoundFailed(
-            f"{phase} round {round}: {len(accepted)} of {len(self._roster.training())} sites could be "
-            f"used, {needed} needed; the checkpoints are intact (--resume)\n{told}"
+        saved = any(self._run.checkpoints.rounds(each) for each in Phase)
+        left = (
+            "the checkpoints are intact (--resume)"
+            if saved
+            else "no round was saved yet: start again (--resume or not)"
         )
+        what = f"{phase} round {round}: {len(accepted)} of {len(self._roster.training())} sites could be used"
+        mendable = [mend for _, mend in causes.values() if mend]
+        if mendable and len(mendable) == len(reasons):
+            _, remedy, code = mendable[0]
+            raise UserError(f"{what}, {needed} needed; {left}\n{told}", remedy, code)
+        raise RoundFailed(f"{what}, {needed} needed; {left}\n{told}")
 
     def _or_fewer(self, able: int) -> str:
         """What lowers the number of sites that a round needs to `able`; empty if nothing does."""
