@@ -8,7 +8,7 @@ import errno
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
-from dusss_core.errors import UserError, told
+from dusss_core.errors import DISK, UserError, told
 from dusss_core.outside import printable, shown
 
 OK, FAILED, USER_MUST_MEND, INTERRUPTED = 0, 1, 2, 130
@@ -38,15 +38,15 @@ def run(
             raise
         print(f"error: {printable(told(error))}", file=sys.stderr)
         return USER_MUST_MEND
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(": ".join(["interrupted", *map(str, error.args)]), file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         return OK
     except Exception as error:
         if arguments.debug:
             raise
-        if (mended := _of_bad_input(error)) is not None:
+        if (mended := of_bad_input(error)) is not None:
             print(f"error: {printable(told(mended))}", file=sys.stderr)
             return USER_MUST_MEND
         print(
@@ -80,7 +80,7 @@ def no_command(word: str, prog: str, commands: Iterable[str]) -> UserError:
     return UserError(f"{prog}: no command '{shown(word, 40)}'", f"{meant}all of them: {prog} --help")
 
 
-def _of_bad_input(error: Exception) -> UserError | None:
+def of_bad_input(error: Exception) -> UserError | None:
     """What a file or an argument can do to any reader, wherever it is read; None if the error is another."""
     if isinstance(error, RecursionError):
         return UserError(
@@ -88,4 +88,7 @@ def _of_bad_input(error: Exception) -> UserError | None:
         )
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return UserError(f"{shown(error.filename, 100)}: longer than a path may be", "check the path")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        place = f"{shown(error.filename)}: " if error.filename else ""
+        return UserError(f"{place}{error.strerror}", "free disk space; a run then goes on with --resume", DISK)
     return None

@@ -30,13 +30,17 @@ def load(schema: type[Schema], path: Path, overrides: Iterable[str] = ()) -> Sch
 
 def parse(schema: type[Schema], values: Mapping[str, Any], source: str, overrides: Iterable[str] = ()) -> Schema:
     """Check `values` against `schema`, after `overrides`; `source` names where they come from in errors."""
+    overrides, before = list(overrides), values
     values = _deep_copy(values)
     for override in overrides:
         _apply(values, override)
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        raise UserError("\n".join(_explain(schema, source, e) for e in error.errors())) from None
+        old = {_name(e) for e in _errors(schema, before)} if overrides else set()
+        sources = [_blamed(e, overrides) if overrides and _name(e) not in old else source for e in error.errors()]
+        told = [_explain(schema, source, e) for source, e in zip(sources, error.errors(), strict=True)]
+        raise UserError("\n".join(told)) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -103,6 +107,30 @@ def _apply(values: dict[str, Any], override: str) -> None:
             raise UserError(f"--set {override}: '{parent}' holds a value, not keys", "check the key")
         place = inner
     place[last] = value
+
+
+def _errors(schema: type[BaseModel], values: Mapping[str, Any]) -> list[Any]:
+    """What is wrong with `values`."""
+    try:
+        schema.model_validate(values)
+    except ValidationError as error:
+        return error.errors()
+    return []
+
+
+def _name(error: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Tells an error from others: where it is, and what it says."""
+    return error["loc"], error["type"], error["msg"], repr(error.get("input"))[:200]
+
+
+def _blamed(error: Mapping[str, Any], overrides: list[str]) -> str:
+    """The --set that an error comes from: the last one of its key; of settings that do not go together all of them."""
+    place = [str(part) for part in error["loc"]]
+    for override in reversed(overrides):
+        key = override.partition("=")[0].strip().split(".")
+        if place[: len(key)] == key:
+            return f"--set {override}"
+    return ", ".join(f"--set {override}" for override in overrides)
 
 
 def _explain(schema: type[BaseModel], source: str, error: Mapping[str, Any]) -> str:

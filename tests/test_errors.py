@@ -86,3 +86,47 @@ def test_the_code_stands_at_the_end_of_the_error_s_line_and_exit_codes_are_as_ev
 def test_a_command_prints_it(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
     assert "no config.yaml [FD601]\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "blamed", "not_blamed"),
+    [
+        (["segment.roundz=3"], "--set segment.roundz=3: unknown key 'segment.roundz'", "study.yaml"),
+        (["seed=2", "segment.rounds=none"], "--set segment.rounds=none: 'segment.rounds'", "seed=2"),
+        (["student.network=unet", "vlm=3"], "--set vlm=3: 'vlm'", "study.yaml"),
+        (["prox_mu=1"], "--set prox_mu=1: '(top level)': prox_mu is set by the strategy", "study.yaml"),
+    ],
+)
+def test_what_is_wrong_in_set_is_not_blamed_on_the_file(overrides, blamed, not_blamed, tmp_path):
+    (tmp_path / "study.yaml").write_text("study: demo\n")
+    with pytest.raises(UserError) as caught:
+        configfile.load(StudyConfig, tmp_path / "study.yaml", overrides)
+    assert blamed in str(caught.value) and not_blamed not in str(caught.value)
+
+
+def test_what_is_wrong_in_the_file_is_blamed_on_it_whatever_set_says(tmp_path):
+    (tmp_path / "study.yaml").write_text("study: demo\nsegment: {roundz: 3}\n")
+    with pytest.raises(UserError) as caught:
+        configfile.load(StudyConfig, tmp_path / "study.yaml", ["segment.batch=oops"])
+    lines = str(caught.value).splitlines()
+    assert any(line.startswith("--set segment.batch=oops: 'segment.batch'") for line in lines)
+    assert any(line.startswith(f"{tmp_path / 'study.yaml'}: unknown key 'segment.roundz'") for line in lines)
+
+
+def test_a_full_disk_is_the_users_to_mend_whoever_meets_it_and_an_interruption_says_more(capsys):
+    parser = argparse.ArgumentParser()
+    add_debug(parser)
+
+    def raises(error):
+        def work(arguments):
+            raise error
+
+        return run(work, parser, [])
+
+    assert raises(OSError(28, "No space left on device", "/runs/heads")) == 2
+    assert capsys.readouterr().err.startswith(
+        "error: /runs/heads: No space left on device [FD602]\n  -> free disk space"
+    )
+    assert raises(OSError(5, "Input/output error")) == 1
+    assert raises(KeyboardInterrupt()) == 130 and capsys.readouterr().err.endswith("interrupted\n")
+    assert raises(KeyboardInterrupt("go on")) == 130 and capsys.readouterr().err == "interrupted: go on\n"

@@ -18,7 +18,7 @@ from dusss_core.phases import Phase
 from server.rounds.aggregation import Aggregator, check_number_of_sites
 from server.rounds.collecting import Collector
 from server.rounds.domains import LOOK_AT, warning_of_domains
-from server.rounds.enough import RoundFailed, check_enough
+from server.rounds.enough import Cause, RoundFailed, check_enough
 from server.rounds.heads import Heads
 from server.rounds.messages import Messages
 from server.rounds.replies import MISCOUNTED, Reply
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Coordinator", "RoundFailed"]
 
-    code = "FD503"
-
 
 class Coordinator:
     """Runs one study over the sites that a Grid reaches.
@@ -52,6 +50,8 @@ class Coordinator:
         sites: names of the sites to wait for, which alone may take part; None: federation.sites.
         wait_s: how long to wait for sites at the start; None: federation.start_timeout_s.
         method: what the run is called in the display.
+        cause: of a simulated site, what went wrong there with its last message: the text, and problem, remedy and code
+            where a person can mend it; None: nothing, or nobody here may know.
     """
 
     def __init__(
@@ -64,11 +64,13 @@ class Coordinator:
         sites: Iterable[str] | None = None,
         wait_s: float | None = None,
         method: str = "federated",
+        cause: Cause = lambda site: None,
     ):
         self._study = study
         self._reporter = reporter or PlainReporter()
         self._wait_s = study.federation.start_timeout_s if wait_s is None else wait_s
         self._method = method
+        self._cause = cause
         self._warned_of_saturation = False
         self._worth = Worth(study)
         self._run = run
@@ -241,7 +243,7 @@ class Coordinator:
             )
             model = last.model
         else:
-            check_enough(self._study, self._run, self._roster, phase, round, replies, abstaining)
+            check_enough(self._study, self._run, self._roster, phase, round, replies, abstaining, self._cause)
             model = aggregator.aggregate(last.model, collected.models)
             if round == LOOK_AT and (warning := warning_of_domains(collected.models)):
                 self._say(f"warning: {phase}: {warning}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from dusss_core.config import LEAST_BATCH
 from dusss_core.errors import UserError
@@ -14,9 +14,14 @@ from server.rounds.roster import Roster
 from server.runs.runfolder import RunFolder
 from server.study.config import StudyConfig
 
+Cause = Callable[[str], tuple[str, tuple[str, str, str] | None] | None]
+"""Site -> what went wrong there, and problem, remedy and code where a person can mend it; None: nobody here may know."""
+
 
 class RoundFailed(Exception):
     """Too few answers of a round could be used. The checkpoints are intact; the run can be resumed."""
+
+    code = "FD503"
 
 
 def check_enough(
@@ -27,12 +32,14 @@ def check_enough(
     round: int,
     replies: Mapping[str, Reply],
     abstaining: Mapping[str, str],
+    cause: Cause = lambda site: None,
 ) -> None:
     """Go on if a round has the answers that it needs.
 
     Args:
         replies: all of the round, by site.
         abstaining: sites that cannot take part in the phase, and why.
+        cause: as of `Coordinator`.
 
     Raises:
         UserError: it has not, and there is something to mend.
@@ -42,6 +49,8 @@ def check_enough(
     if len(accepted) >= needed:
         return
     reasons = {**abstaining, **{name: reply.reason for name, reply in replies.items() if not reply.accepted}}
+    causes = {name: found for name in reasons if name not in abstaining and (found := cause(name))}
+    reasons |= {name: text for name, (text, _) in causes.items()}
     told = "\n".join(f"  {name}: {reason}" for name, reason in sorted(reasons.items()))
     sites = [site.name for site in (*roster.training(), *roster.away())]
     able = [name for name in sites if name not in abstaining]
@@ -78,10 +87,14 @@ def check_enough(
             f"give the sites that cannot take part what is missing{_or_fewer(study, len(able))}; then go on with "
             "--resume",
         )
-    raise RoundFailed(
-        f"{phase} round {round}: {len(accepted)} of {len(roster.training())} sites could be "
-        f"used, {needed} needed; the checkpoints are intact (--resume)\n{told}"
-    )
+    saved = any(run.checkpoints.rounds(each) for each in Phase)
+    left = "the checkpoints are intact (--resume)" if saved else "no round was saved yet: start again (--resume or not)"
+    what = f"{phase} round {round}: {len(accepted)} of {len(roster.training())} sites could be used"
+    mendable = [mend for _, mend in causes.values() if mend]
+    if mendable and len(mendable) == len(reasons):
+        _, remedy, code = mendable[0]
+        raise UserError(f"{what}, {needed} needed; {left}\n{told}", remedy, code)
+    raise RoundFailed(f"{what}, {needed} needed; {left}\n{told}")
 
 
 def _or_fewer(study: StudyConfig, able: int) -> str:

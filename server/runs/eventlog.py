@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dusss_core.commandline import of_bad_input
 from dusss_core.errors import UserError, told
 from feddusss import cli
 from feddusss.timeleft import Rounds
@@ -52,7 +53,8 @@ class EventLog(Reporter):
         try:
             yield
         except Exception as error:
-            self.end(cli.USER_MUST_MEND if isinstance(error, UserError) else cli.FAILED, told(error))
+            mended = error if isinstance(error, UserError) else of_bad_input(error)
+            self.end(cli.FAILED if mended is None else cli.USER_MUST_MEND, told(mended or error))
             raise
         except KeyboardInterrupt:
             self.end(cli.INTERRUPTED, "interrupted")

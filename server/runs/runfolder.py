@@ -146,6 +146,7 @@ class RunFolder:
         """Have the coordinator's log written to log.txt while the block runs."""
         handler = logging.FileHandler(self.folder / "log.txt", encoding="utf-8", delay=True)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.handleError = lambda record: None  # a full disk is told where a file matters
         log.addHandler(handler)
         level, propagate = log.level, log.propagate
         log.setLevel(logging.INFO)
@@ -184,8 +185,10 @@ def check_run(folder: Path, study: StudyConfig, *, resume: bool = False, force: 
         UserError: as `open_run`.
     """
     check_outputs(study)
-    trained = (folder / "run.json").is_file() and any((folder / "checkpoints").glob("*.safetensors"))
-    if force or not trained:
+    if force or not (folder / "run.json").is_file():
+        return None
+    if not any((folder / "checkpoints").glob("*.safetensors")):
+        _check_begins_anew(folder, study)
         return None
     if not resume:
         raise UserError(
@@ -262,6 +265,24 @@ def _start(folder: Path, study: StudyConfig) -> str:
     write_text(folder / "config.yaml", configfile.dump(study))
     write_json(folder / "run.json", {"run_key": run_key})
     return run_key
+
+
+def _check_begins_anew(folder: Path, study: StudyConfig) -> None:
+    """A run that ended before its first round was saved begins anew, but makes no way for another one.
+
+    Raises:
+        UserError: the study has other settings.
+    """
+    try:
+        changed = changed_keys(read_study(folder)[0], study)
+    except (UserError, ValueError, KeyError):
+        changed = ["its settings cannot be read by this release"]
+    if changed:
+        raise UserError(
+            f"{folder}: holds a run with other settings, which ended before its first round was saved: "
+            f"{', '.join(changed)}",
+            "delete it: --force; or choose another --out",
+        )
 
 
 def _check_unchanged(folder: Path, before: StudyConfig, study: StudyConfig) -> None:

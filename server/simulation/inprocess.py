@@ -35,6 +35,10 @@ class Failure(NamedTuple):
     mendable: tuple[str, str, str] | None
     """Problem, remedy and code, where a person can mend it."""
 
+    def problem(self) -> str:
+        """What a person is told, in one line, without a remedy."""
+        return (self.mendable[0] if self.mendable else f"{self.kind}: {self.text}").split("\n")[0]
+
     @classmethod
     def of(cls, error: Exception) -> Failure:
         mendable = (error.problem, error.remedy, error.code) if isinstance(error, UserError) else None
@@ -62,6 +66,7 @@ class InProcessGrid(Grid):
         self._names = {node: file.parent.name for node, file in enumerate(site_files, start=1)}
         self._contexts = {node: site_context(run_id, node, file) for node, file in enumerate(site_files, start=1)}
         self._replies: dict[str, Message] = {}
+        self._failed: dict[str, Failure] = {}
 
     def set_run(self, run: flower.Run) -> None:
         """There is one run only."""
@@ -92,6 +97,11 @@ class InProcessGrid(Grid):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         return self.pull_messages(self.push_messages(messages))
 
+    def cause(self, site: str) -> tuple[str, tuple[str, str, str] | None] | None:
+        """What went wrong at a site with its last message, for `Coordinator`; None: nothing did."""
+        failure = self._failed.get(site)
+        return None if failure is None else (failure.problem(), failure.mendable)
+
     def close(self) -> None:
         """Nothing to give back: the sites work in this process."""
 
@@ -111,7 +121,9 @@ class InProcessGrid(Grid):
 
     def _finished(self, message: Message, reply: Message, failures: Sequence[Failure]) -> Message:
         """Tell what went wrong at the site, and let the answer go on its way."""
+        self._failed.pop(self._names[message.metadata.dst_node_id], None)
         for failure in failures:
+            self._failed[self._names[message.metadata.dst_node_id]] = failure
             if message.metadata.message_type == "query" and failure.mendable:
                 # here the coordinator's user and the site's are one, and can mend it before it starts
                 raise UserError(*failure.mendable)

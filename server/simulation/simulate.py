@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -77,7 +78,22 @@ def simulate(
         if site_files is None and not resumed:
             forget_sums(files)
         check_sites(study, files)
-        return _simulate(study, out, files, engine, methods, resume, force, events)
+        try:
+            return _simulate(study, out, files, engine, methods, resume, force, events)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(_how_to_go_on(out, engine, compare_with)) from None
+
+
+def _how_to_go_on(out: Path, engine: Engine, compare_with: str) -> str:
+    """What a person is told who has interrupted the run in `out`."""
+    if not any((out / "checkpoints").glob("*.safetensors")):
+        return "no round was saved yet; the same command begins anew"
+    more = [
+        *(["--engine", engine] if engine != "inprocess" else []),
+        *(["--compare", compare_with] if compare_with else []),
+    ]
+    command = ["python", "-m", "server", "simulate", str(out / "config.yaml"), "--out", str(out), *more, "--resume"]
+    return f"go on after the last round that was saved: {shlex.join(command)}"
 
 
 def _check_no_comparison(methods: Sequence[str]) -> None:
@@ -189,7 +205,7 @@ def _coordinator(
         import timm  # noqa: F401, takes a second or two; workers that have just been started need as long
 
     try:
-        yield Coordinator(grid, study, run, reporter=reporter, wait_s=0, method=method)
+        yield Coordinator(grid, study, run, reporter=reporter, wait_s=0, method=method, cause=grid.cause)
     finally:
         grid.close()
 

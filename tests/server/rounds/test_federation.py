@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import re
+import shlex
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,9 +17,11 @@ import torch
 from dusss_core.errors import UserError
 from dusss_core.files import exclusive, read_tensors
 from dusss_core.phases import Phase
+from server.__main__ import main
 from server.rounds.coordinator import Coordinator, RoundFailed
 from server.rounds.replies import LOST, Reply
 from server.runs.events import Reporter
+from server.runs.runfolder import open_run
 from server.simulation.simulate import evaluate, simulate
 from tests.server.conftest import HOSPITALS, finals, make_study
 
@@ -122,7 +128,8 @@ def test_a_strategy_that_needs_more_sites_is_not_told_to_lower_min_sites(fake, q
 
 def test_a_site_that_is_away_may_come_back_so_the_round_can_be_tried_again():
     coordinator = Coordinator.__new__(Coordinator)
-    coordinator._study = make_study(federation={"min_sites": 1})
+    coordinator._study, coordinator._cause = make_study(federation={"min_sites": 1}), lambda site: None
+    coordinator._run = SimpleNamespace(checkpoints=SimpleNamespace(rounds=lambda phase: []))
     alder, birch = (SimpleNamespace(name=name) for name in ("alder", "birch"))
     coordinator._roster = SimpleNamespace(training=lambda: [birch], away=lambda: [alder])
     replies = {"alder": Reply("alder", "not connected", kind=LOST), "birch": Reply("birch", "no text", abstains=True)}
@@ -190,6 +197,56 @@ def test_all_sites_failing_ends_the_round_with_each_sites_reason(fake, quiet, tm
     assert "alder: RuntimeError" in str(failed.value) and "birch: RuntimeError" in str(failed.value)
 
 
+def test_a_round_that_fails_says_whether_anything_was_saved(fake, quiet, tmp_path):
+    with pytest.raises(RoundFailed, match="no round was saved yet"):
+        simulate(make_study(study="broken"), tmp_path / "first", reporter=quiet)
+    (tmp_path / "first" / "checkpoints").mkdir(exist_ok=True)
+    (tmp_path / "first" / "checkpoints" / "pretrain-0001.safetensors").touch()
+    coordinator = Coordinator.__new__(Coordinator)
+    coordinator._study, coordinator._cause = make_study(), lambda site: None
+    coordinator._run = open_run(tmp_path / "first", make_study(study="broken"), resume=True)
+    coordinator._roster = SimpleNamespace(training=lambda: [], away=lambda: [SimpleNamespace(name="alder")])
+    replies = {"alder": Reply("alder", "not connected", kind=LOST)}
+    with pytest.raises(RoundFailed, match=r"the checkpoints are intact \(--resume\)"):
+        coordinator._check_enough(Phase.PRETRAIN, 2, {}, replies, {})
+
+
+def test_a_disk_that_is_full_at_the_simulated_sites_is_the_users_to_mend(fake, quiet, tmp_path, monkeypatch):
+    def full(descriptor):
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if "/state/" in str(path) and path.suffix == ".tmp":
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left on device") as caught:
+        simulate(make_study(), tmp_path, reporter=quiet)
+    assert caught.value.code == "FD602" and "free disk space" in caught.value.remedy
+
+
+def test_who_interrupts_a_simulation_is_told_how_it_goes_on(fake, tmp_path):
+    class Interrupts(Reporter):
+        after = 1
+
+        def on_round_end(self, phase, round, metrics, best_round):
+            if round == self.after:
+                raise KeyboardInterrupt
+
+        def on_round_start(self, phase, round, rounds, sites):
+            if self.after == 0:
+                raise KeyboardInterrupt
+
+    early, late = Interrupts(), Interrupts()
+    early.after = 0
+    with pytest.raises(KeyboardInterrupt, match="no round was saved yet; the same command begins anew"):
+        simulate(make_study(), tmp_path / "early", reporter=early)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        simulate(make_study(), tmp_path / "a run", reporter=late)
+    command = shlex.split(str(caught.value).partition(": ")[2])
+    assert command[:3] == ["python", "-m", "server"]
+    assert main(command[3:]) == 0  # it goes on, and ends
+    assert (tmp_path / "a run" / "summary.json").is_file()
+
+
 def test_a_loss_that_is_not_finite_at_every_site_is_the_users_to_mend(fake, quiet, tmp_path):
     with pytest.raises(
         UserError, match=r"not finite at every site[^>]*alder[^>]*birch[^>]*-> lower pretrain\.optimizer\.lr"
@@ -204,10 +261,17 @@ def test_a_failing_site_is_told_in_full_here_and_kept_out_of_the_answer(fake, tm
         def on_message(self, text):
             heard.append(text)
 
+        def on_site_refused(self, site, reason):
+            answers.append(reason)
+
+    answers = []
     with pytest.raises(RoundFailed) as failed:
         simulate(make_study(study="broken"), tmp_path, reporter=Listener())
     assert any("a picture is damaged" in text for text in heard)
-    assert "a picture is damaged" not in str(failed.value)
+    assert len(answers) == 2 and not any("a picture is damaged" in reason for reason in answers)
+    # whoever simulates owns all sites, and is not sent to look for a log
+    assert str(failed.value).count("a picture is damaged") == 2
+    assert "own log" not in str(failed.value)
     assert "a picture is damaged" in (tmp_path / "sites" / "alder" / "state" / "log.txt").read_text()
 
 

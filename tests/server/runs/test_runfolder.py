@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
+from dusss_core.errors import UserError
 from dusss_core.phases import Phase
 from server.runs.runfolder import open_run
 from tests.server.conftest import make_study
@@ -16,3 +19,19 @@ def test_lines_of_rounds_that_are_trained_again_are_dropped_and_no_others(tmp_pa
     run.outputs.drop_after(Phase.PRETRAIN, 2)
     lines = [json.loads(text) for text in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert [(line["phase"], line["round"]) for line in lines] == done[:2]
+
+
+def test_a_run_that_ended_before_its_first_round_makes_way_for_itself_and_for_no_other(tmp_path):
+    first = open_run(tmp_path, make_study())
+    (tmp_path / "log.txt").write_text("why it ended")
+    for other in (make_study(seed=2), make_study(study="another")):
+        for resume in (False, True):
+            with pytest.raises(UserError, match=r"other settings, which ended before its first round.*(seed|study)"):
+                open_run(tmp_path, other, resume=resume)
+    assert (tmp_path / "log.txt").read_text() == "why it ended"
+    mended = make_study(federation__min_sites=1, segment__batch=4)  # what may change on resume
+    assert open_run(tmp_path, mended).run_key != first.run_key
+    (tmp_path / "config.yaml").write_text("a_key_of_another_release: 1\n")
+    with pytest.raises(UserError, match="cannot be read by this release"):
+        open_run(tmp_path, make_study())
+    open_run(tmp_path, make_study(seed=2), force=True)
