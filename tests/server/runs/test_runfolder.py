@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from dusss_core.phases import Phase
+from server.runs.runfiles import read_run
 from server.runs.runfolder import open_run
 from tests.server.conftest import make_study
 
@@ -16,3 +17,16 @@ def test_lines_of_rounds_that_are_trained_again_are_dropped_and_no_others(tmp_pa
     run.drop_metrics_after(Phase.PRETRAIN, 2)
     lines = [json.loads(text) for text in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert [(line["phase"], line["round"]) for line in lines] == done[:2]
+
+
+def test_half_a_line_at_the_end_of_the_figures_is_skipped_and_written_anew(tmp_path):
+    """A crash cuts off the line of a round; the round is trained again after a resume."""
+    run = open_run(tmp_path / "run", make_study())
+    run.add_metrics([{"phase": "pretrain", "round": round, "site": "alder", "accepted": True} for round in (1, 2)])
+    path = run.folder / "metrics.jsonl"
+    path.write_text(path.read_text()[:-20], encoding="utf-8")
+    assert [line["round"] for line in run.metrics()] == [1]
+    assert [line["round"] for line in read_run(run.folder).rounds] == [1]
+    run.drop_metrics_after(Phase.PRETRAIN, 1)
+    run.add_metrics([{"phase": "pretrain", "round": 2, "site": "alder", "accepted": True}])
+    assert [line["round"] for line in run.metrics()] == [1, 2]
