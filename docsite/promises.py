@@ -103,7 +103,7 @@ def page() -> str:
         "changed, or a test that holds it is gone. A figure that was measured once, such as those of "
         "[Results](results.md), is no promise.",
         "",
-        "One test: `python -m pytest -m '' FILE -k NAME`, with `FILE` as the column says, below `tests/`.",
+        "One test: `python -m pytest -m '' FILE -k NAME`, with `FILE` as the column says.",
     ]
     for document in dict.fromkeys(promise.document for promise in found):
         name = document.removeprefix("docs/")
@@ -117,7 +117,7 @@ def _row(promise: Promise) -> str:
     files: dict[str, list[str]] = {}
     for test in promise.tests:
         file, _, name = test.partition("::")
-        files.setdefault(file.removeprefix("tests/"), []).append(name.removeprefix("test_").replace("_", " "))
+        files.setdefault(file, []).append(name.removeprefix("test_").replace("_", " "))
     held = "<br>".join(f"{', '.join(names)} (`{file}`)" for file, names in files.items())
     return f"| {promise.says.replace('|', chr(92) + '|')} | {held} |"
 

@@ -27,6 +27,13 @@ def printed(page: Path, target: Path) -> list[str]:
     return _console(page, [f"--print-to-pdf={target}"])
 
 
+def dom_of(page: Path, query: str = "", *, ms: int = 20_000) -> str:
+    """The page's HTML after its scripts had so many milliseconds of its own clock."""
+    common = ["--headless", "--no-sandbox", "--disable-gpu", f"--virtual-time-budget={ms}", "--dump-dom"]
+    address = page.absolute().as_uri() + query
+    return subprocess.run([_BROWSER, *common, address], capture_output=True, text=True, timeout=120, check=True).stdout
+
+
 def pixels_of(shot: Path) -> np.ndarray:
     """H x W x 3 of a screenshot."""
     return np.asarray(Image.open(shot).convert("RGB"))

@@ -15,7 +15,7 @@ from server.runs.runfolder import RunFolder
 from server.study.config import StudyConfig
 
 Cause = Callable[[str], tuple[str, tuple[str, str, str] | None] | None]
-"""Site -> what went wrong there, and problem, remedy and code where a person can mend it; None: nobody here may know."""
+"""Site -> what went wrong there, and problem, remedy and code where a person can mend it; None: none is known."""
 
 
 class RoundFailed(Exception):

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from tests.chromium import console_of, needs_chromium
+from tests.chromium import console_of, dom_of, needs_chromium
 
 ROOT = Path(__file__).parents[2]
 REQUESTS = {("script", "src"), ("img", "src"), ("iframe", "src"), ("source", "src"), ("video", "src"), ("use", "href")}
@@ -140,3 +140,27 @@ def test_no_page_of_the_site_asks_for_anything_outside(site, pages):
 @pytest.mark.parametrize("name", ["index", "architecture", "reference/study", "reference/api/methods"])
 def test_a_browser_finds_nothing_to_complain_of(site, name):
     assert console_of(site / f"{name}.html") == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@needs_chromium
+def test_the_search_works_from_the_folder(site):
+    found = re.search(r"(\d+) matching documents", dom_of(site / "index.html", "?q=epsilon"))
+    assert found and int(found[1]) > 3
+    assert "No matching documents" in dom_of(site / "index.html", "?q=xyzzyplugh")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_python_interface_is_described_and_has_no_private_part(site):
+    pages = sorted((site / "reference" / "api").glob("*.html"))
+    assert len(pages) == 7
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        names = re.findall(r'<h[2-6] id="([\w.]+)" class="doc doc-heading"', text)
+        assert not [name for name in names if any(part.startswith("_") for part in name.split("."))]
+    methods = (site / "reference" / "api" / "methods.html").read_text(encoding="utf-8")
+    assert "dusss_core.objectives.objective.Objective.losses" in methods
+    # a docstring of a member, word for word
+    assert "Unlabelled records that teach it something." in methods

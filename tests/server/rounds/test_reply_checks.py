@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -229,6 +230,23 @@ def test_waiting_for_sites_says_who_is_missing_until_the_deadline(tmp_path):
         coordinate(waiting, tmp_path, prepare=prepare, wait_s=0.2)
     assert "waiting for sites" in (log := (tmp_path / "log.txt").read_text())
     assert "sites that are not there: cedar" in log
+
+
+def test_who_is_missing_is_said_every_half_minute(tmp_path, monkeypatch):
+    from server.rounds import roster
+
+    def prepare(grid):
+        grid.away = {"cedar"}
+
+    # here time is shortened for all tests, so the true number is that of the source
+    assert "\n_SAY_S = 30.0\n" in Path(roster.__file__).read_text(encoding="utf-8")
+    told = {}
+    for every in (30.0, 0.05):
+        monkeypatch.setattr(roster, "_SAY_S", every)
+        with pytest.raises(UserError, match="cedar"):
+            coordinate(study(sites=["alder", "cedar"]), tmp_path / str(every), prepare=prepare, wait_s=0.6)
+        told[every] = (tmp_path / str(every) / "log.txt").read_text().count("waiting for sites")
+    assert told[30.0] == 0 and 2 <= told[0.05] <= 13
 
 
 def test_a_round_waits_until_enough_sites_are_connected_again(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 from dusss_core.errors import UserError
 from dusss_core.phases import Phase
+from server.runs.runfiles import read_run
 from server.runs.runfolder import open_run
 from tests.server.conftest import make_study
 
@@ -35,3 +36,16 @@ def test_a_run_that_ended_before_its_first_round_makes_way_for_itself_and_for_no
     with pytest.raises(UserError, match="cannot be read by this release"):
         open_run(tmp_path, make_study())
     open_run(tmp_path, make_study(seed=2), force=True)
+
+
+def test_half_a_line_at_the_end_of_the_figures_is_skipped_and_written_anew(tmp_path):
+    """A crash cuts off the line of a round; the round is trained again after a resume."""
+    run = open_run(tmp_path / "run", make_study())
+    run.outputs.add([{"phase": "pretrain", "round": round, "site": "alder", "accepted": True} for round in (1, 2)])
+    path = run.folder / "metrics.jsonl"
+    path.write_text(path.read_text()[:-20], encoding="utf-8")
+    assert [line["round"] for line in run.metrics()] == [1]
+    assert [line["round"] for line in read_run(run.folder).rounds] == [1]
+    run.outputs.drop_after(Phase.PRETRAIN, 1)
+    run.outputs.add([{"phase": "pretrain", "round": 2, "site": "alder", "accepted": True}])
+    assert [line["round"] for line in run.metrics()] == [1, 2]
