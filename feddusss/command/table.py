@@ -35,6 +35,7 @@ GROUPS: dict[str, tuple[Entry, ...]] = {
             """
             simulate          a whole federation on this machine: feddusss simulate demo
             report            write a run's report.html again
+            watch             a page in your browser that follows a run
             look              a simulation's pictures with what the models mark
             evaluate-run=evaluate  evaluate the final model of a run again
             """,
