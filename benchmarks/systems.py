@@ -22,7 +22,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -207,16 +207,26 @@ def table(facts: Facts, counted: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-Cells = dict[tuple[str, float], list[float]]
-"""Row and share of labels -> Dice x 100 of its seeds."""
+class Score(NamedTuple):
+    """Dice x 100 of a cell."""
+
+    dice: float
+    told: float | None
+    """With the sentence where the model is used; None: the network is given none."""
+
+
+Cells = dict[tuple[str, float], dict[int, Score]]
+"""Row and share of labels -> seed -> Dice."""
 
 
 def read_cells(folder: Path) -> Cells:
     """The pooled cells of QaTa-COV19 in profile cpu."""
-    found: Cells = defaultdict(list)
+    found: Cells = defaultdict(dict)
     for path in sorted(folder.glob("qata-cpu-*-centralized-seed*.json")):
         cell = json.loads(path.read_text(encoding="utf-8"))
-        found[cell["method"], cell["labels"]].append(100 * cell["test"]["dice"])
+        test = cell["test"]
+        told = 100 * test["text_dice"] if test.get("text_dice") is not None else None
+        found[cell["method"], cell["labels"]][cell["seed"]] = Score(100 * test["dice"], told)
     return found
 
 
@@ -231,7 +241,8 @@ def results_table(facts: Facts, cells: Cells) -> str:
 
     def place(entry: tuple[str, System]) -> tuple[float, float]:
         row, system = entry
-        return -system.paper.get(25, 0), -fmean(cells.get((row, _SHARES[1])) or [0])
+        scores = cells.get((row, _SHARES[1]), {}).values()
+        return -system.paper.get(25, 0), -fmean([score.dice for score in scores] or [0])
 
     for row, system in sorted(shown, key=place):
         theirs = [_gap(system.paper.get(share), paper[share]) for share in (25, 50)]
@@ -245,17 +256,24 @@ _SAME = "_same"
 
 
 def _ours(cells: Cells, row: str, share: float) -> str:
-    dice, reference = cells.get((row, share)), cells.get((_REFERENCE, share))
-    if not dice:
+    """Its mean over seeds, and the mean gap over those that the reference has too."""
+    scores, reference = cells.get((row, share)), cells.get((_REFERENCE, share), {})
+    if not scores:
         return ""
-    seeds = f", {len(dice)} seeds" if len(dice) > 1 else ""
-    return _gap(fmean(dice), fmean(reference) if reference else None) + seeds
+    dice = fmean(score.dice for score in scores.values())
+    gaps = [scores[seed].dice - reference[seed].dice for seed in scores.keys() & reference.keys()]
+    told = [score.told for score in scores.values() if score.told is not None]
+    return (
+        _gap(dice, dice - fmean(gaps) if gaps else None)
+        + (f"; with the sentence {fmean(told):.1f}" if told else "")
+        + (f", {len(scores)} seeds" if len(scores) > 1 else "")
+    )
 
 
 def _gap(dice: float | None, reference: float | None) -> str:
     if dice is None:
         return ""
-    if reference is None or dice == reference:
+    if reference is None or abs(dice - reference) < 1e-9:
         return f"{dice:.1f}"
     return f"{dice:.1f} ({dice - reference:+.1f})"
 

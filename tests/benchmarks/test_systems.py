@@ -49,3 +49,15 @@ def test_a_convolution_costs_its_weights_at_every_place():
 
 def test_the_page_is_that_of_the_files():
     assert systems.main(["--check"]) == cli.OK
+
+
+def test_gaps_are_over_seeds_that_both_have_and_sentences_are_told():
+    one = {1: systems.Score(60.0, None), 2: systems.Score(70.0, None)}
+    cells = {
+        ("dusss", 0.05): one,
+        ("clip", 0.05): {1: systems.Score(61.0, 65.0)},
+        ("bcp", 0.05): {3: systems.Score(50.0, None)},
+    }
+    assert systems._ours(cells, "dusss", 0.05) == "65.0, 2 seeds"
+    assert systems._ours(cells, "clip", 0.05) == "61.0 (+1.0); with the sentence 65.0"
+    assert systems._ours(cells, "bcp", 0.05) == "50.0" and systems._ours(cells, "mcnet", 0.05) == ""
