@@ -13,7 +13,7 @@ import torch
 from dusss_core.errors import UserError
 from dusss_core.files import exclusive, read_tensors
 from dusss_core.phases import Phase
-from server.rounds.coordinator import Coordinator, RoundFailed
+from server.rounds.coordinator import RoundFailed
 from server.rounds.enough import check_enough
 from server.rounds.replies import LOST, Reply
 from server.runs.events import Reporter
