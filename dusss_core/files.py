@@ -52,7 +52,8 @@ def write_atomically(path: Path, write: Callable[[Path], None], over: Path | Non
             "there before is untouched",
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that is read-only refuses this too, also where there is nothing to remove
+            temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

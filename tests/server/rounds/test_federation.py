@@ -18,7 +18,8 @@ from dusss_core.errors import UserError
 from dusss_core.files import exclusive, read_tensors
 from dusss_core.phases import Phase
 from server.__main__ import main
-from server.rounds.coordinator import Coordinator, RoundFailed
+from server.rounds.coordinator import RoundFailed
+from server.rounds.enough import check_enough
 from server.rounds.replies import LOST, Reply
 from server.runs.events import Reporter
 from server.runs.runfolder import open_run
@@ -127,17 +128,18 @@ def test_a_strategy_that_needs_more_sites_is_not_told_to_lower_min_sites(fake, q
 
 
 def test_a_site_that_is_away_may_come_back_so_the_round_can_be_tried_again():
-    coordinator = Coordinator.__new__(Coordinator)
-    coordinator._study, coordinator._cause = make_study(federation={"min_sites": 1}), lambda site: None
-    coordinator._run = SimpleNamespace(checkpoints=SimpleNamespace(rounds=lambda phase: []))
+    nothing = SimpleNamespace(checkpoints=SimpleNamespace(rounds=lambda phase: []))
     alder, birch = (SimpleNamespace(name=name) for name in ("alder", "birch"))
-    coordinator._roster = SimpleNamespace(training=lambda: [birch], away=lambda: [alder])
+    roster = SimpleNamespace(training=lambda: [birch], away=lambda: [alder])
     replies = {"alder": Reply("alder", "not connected", kind=LOST), "birch": Reply("birch", "no text", abstains=True)}
+
+    def tried_again(study):
+        check_enough(study, nothing, roster, Phase.PRETRAIN, 1, replies, {"birch": "no text"})
+
     with pytest.raises(RoundFailed):
-        coordinator._check_enough(Phase.PRETRAIN, 1, {}, replies, {"birch": "no text"})
-    coordinator._study = make_study(federation={"min_sites": 2})
+        tried_again(make_study(federation={"min_sites": 1}))
     with pytest.raises(UserError, match="1 of 2 sites can take part"):
-        coordinator._check_enough(Phase.PRETRAIN, 1, {}, replies, {"birch": "no text"})
+        tried_again(make_study(federation={"min_sites": 2}))
 
 
 def test_a_site_without_training_pictures_is_an_external_test(fake, quiet, tmp_path):
