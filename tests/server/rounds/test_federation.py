@@ -204,13 +204,11 @@ def test_a_round_that_fails_says_whether_anything_was_saved(fake, quiet, tmp_pat
         simulate(make_study(study="broken"), tmp_path / "first", reporter=quiet)
     (tmp_path / "first" / "checkpoints").mkdir(exist_ok=True)
     (tmp_path / "first" / "checkpoints" / "pretrain-0001.safetensors").touch()
-    coordinator = Coordinator.__new__(Coordinator)
-    coordinator._study, coordinator._cause = make_study(), lambda site: None
-    coordinator._run = open_run(tmp_path / "first", make_study(study="broken"), resume=True)
-    coordinator._roster = SimpleNamespace(training=lambda: [], away=lambda: [SimpleNamespace(name="alder")])
+    run = open_run(tmp_path / "first", make_study(study="broken"), resume=True)
+    roster = SimpleNamespace(training=lambda: [], away=lambda: [SimpleNamespace(name="alder")])
     replies = {"alder": Reply("alder", "not connected", kind=LOST)}
     with pytest.raises(RoundFailed, match=r"the checkpoints are intact \(--resume\)"):
-        coordinator._check_enough(Phase.PRETRAIN, 2, {}, replies, {})
+        check_enough(make_study(), run, roster, Phase.PRETRAIN, 2, replies, {})
 
 
 def test_a_disk_that_is_full_at_the_simulated_sites_is_the_users_to_mend(fake, quiet, tmp_path, monkeypatch):
