@@ -88,8 +88,9 @@ class Intake:
         response = self._pull_messages(request, state, store)
         for message, tree in zip(response.messages_list, response.message_object_trees, strict=True):
             size = _stored_bytes(store, {node.object_id for node in _nodes(tree)})
-            with self._lock:
-                _remember(self._down, message.metadata.message_id, size)
+            if size is not None:
+                with self._lock:
+                    _remember(self._down, message.metadata.message_id, size)
         return response
 
     def push_messages(self, request: Any, state: Any) -> Any:
@@ -207,20 +208,27 @@ def _nodes(tree: Any) -> Iterable[Any]:
         waiting.extend(node.children)
 
 
-def _stored_bytes(store: Any, names: set[str]) -> int:
-    """Bytes of stored objects; of those in a database their contents are not read."""
+def _stored_bytes(store: Any, names: set[str]) -> int | None:
+    """Bytes of stored objects; of those in a database their contents are not read. None: not all are there yet.
 
+    A node may ask for a message before the study has sent all of it: what it could answer would be taken for too large.
+    """
     if not isinstance(store, flower.SqlObjectStore):
-        return sum(len(store.get(name) or b"") for name in names)
+        sizes = [len(store.get(name) or b"") for name in names]
+        return sum(sizes) if all(sizes) else None
     from sqlalchemy import func, select
 
-    total, ordered = 0, sorted(names)
+    total, there, ordered = 0, 0, sorted(names)
     with store.session() as session:
         for start in range(0, len(ordered), _AT_ONCE):
             some = ordered[start : start + _AT_ONCE]
             size = func.sum(func.length(flower.StoredObject.content))
-            total += session.scalar(select(size).where(flower.StoredObject.object_id.in_(some))) or 0
-    return int(total)
+            found = select(size, func.count()).where(
+                flower.StoredObject.object_id.in_(some), func.length(flower.StoredObject.content) > 0
+            )
+            found_bytes, found_objects = session.execute(found).one()
+            total, there = total + (found_bytes or 0), there + found_objects
+    return int(total) if there == len(ordered) else None
 
 
 def _remember(kept: OrderedDict, key: Any, value: Any) -> None:

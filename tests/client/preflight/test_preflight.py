@@ -476,7 +476,9 @@ def test_the_command_line_ends_with_2_and_lines(site):
 @pytest.mark.slow
 def test_a_real_superlink_tells_whether_it_knows_the_key_and_is_left_as_it_was(site_file, tmp_path, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    with SuperLink(tmp_path / "coordinator") as link, Client(site_file.parent, link, register=False) as hospital:
+    ours = (sys.executable, "-m", "server.deployment.superlink")
+    superlink = SuperLink(tmp_path / "coordinator", command=ours)
+    with superlink as link, Client(site_file.parent, link, register=False) as hospital:
         assert "does not know this site's key" in found(site_file)["registration"].message
         node = link.register("alder", hospital.key.with_name("site.key.pub"))
         both = found(site_file)

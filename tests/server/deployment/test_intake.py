@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from flwr.proto.node_pb2 import Node
 from flwr.supercore.fab import Fab
 
 from server.deployment import intake as intake_module
-from server.deployment.intake import SMALL_BYTES, TIMES, UNKNOWN_BYTES, Intake, quota
+from server.deployment.intake import SMALL_BYTES, TIMES, UNKNOWN_BYTES, Intake, _stored_bytes, quota
 from tests.deployment import SuperLink, processes_with, wait_until
 from tests.server import asking_app
 from tests.server.deployed import OURS
@@ -261,3 +262,21 @@ def test_an_upload_that_stops_in_the_middle_holds_up_no_other_answer_and_can_go_
         assert goes_on or 19 < told["took_s"] < 30
         # what it carries was not asked for, but it came as a whole
         assert not goes_on or told["heard"][str(alder.id)]["reason"] == "sent tensors that nobody asked for"
+
+
+@pytest.mark.parametrize("come", [0, 1, 2])
+def test_a_message_of_which_not_all_has_come_bounds_no_answer_by_what_there_is(tmp_path, come):
+    from flwr.supercore.object_store.sql_object_store import SqlObjectStore, StoredObject
+    from sqlalchemy import update
+
+    store = SqlObjectStore(str(tmp_path / "store.db"))
+    store.initialize()
+    contents = [b"a" * 1000, b"b" * 500]
+    names = [hashlib.sha256(content).hexdigest() for content in contents]
+    store.preregister(1, ObjectTree(object_id=names[0], children=[ObjectTree(object_id=names[1])]))
+    for name, content in list(zip(names, contents, strict=True))[:come]:
+        with store.session() as session:
+            session.execute(update(StoredObject).where(StoredObject.object_id == name).values(content=content))
+    assert _stored_bytes(store, set(names)) == (1500 if come == 2 else None)
+    plain = SimpleNamespace(get=dict(zip(names[:come], contents, strict=False)).get)
+    assert _stored_bytes(plain, set(names)) == (1500 if come == 2 else None)
