@@ -129,8 +129,12 @@ def _blamed(error: Mapping[str, Any], overrides: list[str]) -> str:
     for override in reversed(overrides):
         key = override.partition("=")[0].strip().split(".")
         if place[: len(key)] == key:
-            return f"--set {override}"
-    return ", ".join(f"--set {override}" for override in overrides)
+            return _without_password(f"--set {override}")
+    return _without_password(", ".join(f"--set {override}" for override in overrides))
+
+
+def _without_password(text: str) -> str:
+    return re.sub(r"//[^/\s]*@", "//...@", text)
 
 
 def _explain(schema: type[BaseModel], source: str, error: Mapping[str, Any]) -> str:
