@@ -12,7 +12,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "tutorials" / "own_pictures.md"
-SMALLER = "--set pretrain.rounds=1 --set segment.rounds=1 --set pretrain.steps=1 --set segment.steps=1"
+SMALLER = (
+    "--set pretrain.rounds=1 --set segment.rounds=1 --set pretrain.steps=1 --set segment.steps=1 "
+    "--set simulation.workers=1"
+)
 """Rounds that take a moment."""
 
 
