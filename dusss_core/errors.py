@@ -63,6 +63,7 @@ CODES = {
     "client": "FD403",
     "server.onemachine": "FD404",
     "server.rounds": "FD501",
+    "server.app": "FD504",
     "server.simulation": "FD504",
     "server.runs": "FD601",
     "dusss_core.files": DISK,

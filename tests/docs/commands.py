@@ -141,7 +141,8 @@ def _parsed(main, arguments: list[str], whole: bool) -> argparse.Namespace | Non
         patch.setattr(argparse.ArgumentParser, "parse_args", stop)
         patch.setattr("sys.argv", ["program", *arguments])
         try:
-            main(arguments)
+            if main(arguments) == 0 and arguments == ["--help"]:
+                return None  # a page that no parser makes
         except _Parsed as parsed:
             return parsed.args[0]
         except TypeError:

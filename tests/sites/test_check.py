@@ -159,7 +159,7 @@ def test_odd_masks_and_pictures_are_warnings(tmp_path, capsys):
         ),
         (
             "site: a\ndata: {manifest: m.csv}\nstate_dir: s\nlimits: {objectives: [dusss, mcnett]}\n",
-            "'limits.objectives.1': 'mcnett' is not known\n  -> did you mean 'mcnet'? known here: dusss, ",
+            "'limits.objectives.1': 'mcnett' is not known [FD101]\n  -> did you mean 'mcnet'? known here: dusss, ",
         ),
         ("site: [\n", "line 2, column 1"),
     ],
