@@ -49,7 +49,9 @@ def check_enough(
     if len(accepted) >= needed:
         return
     reasons = {**abstaining, **{name: reply.reason for name, reply in replies.items() if not reply.accepted}}
-    causes = {name: found for name in reasons if name not in abstaining and (found := cause(name))}
+    # what a site says of too little memory is all there is to say
+    unclear = [name for name in reasons if name not in abstaining and replies[name].kind != EXHAUSTED]
+    causes = {name: found for name in unclear if (found := cause(name))}
     reasons |= {name: text for name, (text, _) in causes.items()}
     told = "\n".join(f"  {name}: {reason}" for name, reason in sorted(reasons.items()))
     sites = [site.name for site in (*roster.training(), *roster.away())]

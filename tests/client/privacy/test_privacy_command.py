@@ -93,7 +93,7 @@ def test_a_site_without_a_budget_is_told_how_to_set_one(site_file, capsys):
 def test_a_budget_without_the_number_of_records_is_refused_with_the_reason(site_file, capsys):
     assert main(["privacy", "--site", str(site_file), "--set", "privacy.records=null"]) == 2
     error = capsys.readouterr().err
-    assert str(site_file) in error and "'records' must be given with 'epsilon'" in error
+    assert "--set privacy.records=null: " in error and "'records' must be given with 'epsilon'" in error
 
 
 def test_a_plan_answers_the_noise_that_keeps_within_the_budget(capsys):
