@@ -38,7 +38,7 @@ def test_a_text_of_lines_has_no_line_that_could_be_the_logs_own():
 @pytest.mark.parametrize(
     ("error", "code", "told"),
     [
-        (UserError("row 3: a\x1b[2Jb", "mend it"), 2, "row 3: a\\x1b[2Jb\n  -> mend it"),
+        (UserError("row 3: a\x1b[2Jb", "mend it"), 2, "row 3: a\\x1b[2Jb [FD100]\n  -> mend it"),
         (RecursionError("maximum"), 2, "brackets within brackets"),
         (OSError(36, "File name too long", "x" * 5000), 2, "longer than a path may be"),
         (ValueError("\x1b"), 1, "ValueError: \\x1b"),
