@@ -89,10 +89,15 @@ def expired_certificate(lab: Lab, name: str) -> Outcome:
 
 @fault("foreign app: a bundle that is not the release's")
 def foreign_app(lab: Lab, name: str) -> Outcome:
-
     from feddusss.bundle import write_app
 
     app = write_app(lab.folder / name / "app")
+    # a study that asks the sites: without one the coordinator's part ends before any of them hears of the bundle
+    named = (
+        (app / "pyproject.toml").read_text(encoding="utf-8").replace('study = ""', f'study = "{lab.there.study_file}"')
+    )
+    named = named.replace('out = ""', f'out = "{lab.folder / name / "foreign"}"')
+    (app / "pyproject.toml").write_text(named, encoding="utf-8")
     (app / "client").mkdir()
     (app / "client" / "app.py").write_text("raise SystemExit('this code must never run')\n")
     lab.link.submit(flower.build_fab_from_disk(app))
