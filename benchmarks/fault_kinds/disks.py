@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.fault_kinds.table import Outcome, fault, without_victim
-from benchmarks.fault_lab import SITES, Lab, NotSurvived, fill, now, read_only, recovery, small_disk
+from benchmarks.fault_kinds.table import Outcome, fault, resumed, without_victim
+from benchmarks.fault_lab import SITES, Lab, NotSurvived, fill, now, read_only, small_disk
 from feddusss import cli
 
 _MOST_LINES = 5
@@ -84,10 +84,7 @@ def coordinator_disk_full(lab: Lab, name: str) -> Outcome:
             fill(filler)
         filler.unlink()
         since = now()
-        with lab.study(name, resume=True):
-            pass
-        lab.check_equal(out)
-        return Outcome("the open round's work", recovery(out, since), True)
+        return resumed(lab, name, out, since, "the open round's work")
 
 
 @fault("database of the coordinator deleted, resumed")
@@ -108,7 +105,4 @@ def database_deleted(lab: Lab, name: str) -> Outcome:
         since = now()
     finally:
         process.end()
-    with lab.study(name, resume=True):
-        pass
-    lab.check_equal(out)
-    return Outcome("the open round's work, and the list of runs", recovery(out, since), True)
+    return resumed(lab, name, out, since, "the open round's work, and the list of runs")

@@ -6,7 +6,7 @@ from datetime import timedelta
 from unittest.mock import patch
 
 from benchmarks.fault_gateway import gateway
-from benchmarks.fault_kinds.table import Outcome, fault, without_victim
+from benchmarks.fault_kinds.table import Outcome, fault, resumed, without_victim
 from benchmarks.fault_lab import Lab, NotSurvived, now, recovery
 from feddusss import flower
 from tests.deployment import Client, wait_until
@@ -81,10 +81,7 @@ def expired_certificate(lab: Lab, name: str) -> Outcome:
         pair.certificate.write_bytes(valid)
         lab.link.start()
     since = now()
-    with lab.study(name, resume=True):
-        pass
-    lab.check_equal(out)
-    return Outcome("the rounds until the certificate is renewed", recovery(out, since), True)
+    return resumed(lab, name, out, since, "the rounds until the certificate is renewed")
 
 
 @fault("foreign app: a bundle that is not the release's")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.fault_kinds.table import Outcome, fault, without_victim
-from benchmarks.fault_lab import Lab, NotSurvived, now, recovery
+from benchmarks.fault_kinds.table import Outcome, fault, resumed, without_victim
+from benchmarks.fault_lab import Lab, NotSurvived, now
 from feddusss import cli
 from tests.deployment import Client
 
@@ -39,10 +39,7 @@ def superlink_killed(lab: Lab, name: str) -> Outcome:
         lab.link.start()
     finally:
         process.end()
-    with lab.study(name, resume=True):
-        pass
-    lab.check_equal(out)
-    return Outcome("the open round's work", recovery(out, since), True)
+    return resumed(lab, name, out, since, "the open round's work")
 
 
 @fault("ServerApp killed -9, resumed")
@@ -54,10 +51,7 @@ def serverapp_killed(lab: Lab, name: str) -> Outcome:
         since = now()
     finally:
         process.end()
-    with lab.study(name, resume=True):
-        pass
-    lab.check_equal(out)
-    return Outcome("the open round's work", recovery(out, since), True)
+    return resumed(lab, name, out, since, "the open round's work")
 
 
 @fault("two clients for one site")

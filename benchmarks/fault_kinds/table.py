@@ -59,3 +59,11 @@ def without_victim(out: Path, since: float, reason: str = "") -> Outcome:
         raise NotSurvived("cedar did not come back into a round")
     told = "; ".join(sorted(set(missed.values())))
     return Outcome(f"cedar's part of round{'s' * (len(missed) > 1)} {', '.join(map(str, missed))} ({told})", seconds)
+
+
+def resumed(lab: Lab, name: str, out: Path, since: float, lost: str) -> Outcome:
+    """Go on with a study that was interrupted, to the weights of the undisturbed run."""
+    with lab.study(name, resume=True):
+        pass
+    lab.check_equal(out)
+    return Outcome(lost, recovery(out, since), True)
