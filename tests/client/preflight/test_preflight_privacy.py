@@ -12,7 +12,7 @@ from client.privacy.ledger import Ledger, note_unpaid
 from dusss_core.privacy.accounting import epsilon
 from sites.config import load_site
 from tests.client.fake_private import make_private
-from tests.client.preflight.test_preflight import tree
+from tests.client.preflight.looks import tree
 from tests.client.privacy.test_ledger import ROUND, pay
 
 

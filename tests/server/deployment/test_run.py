@@ -1,124 +1,25 @@
-"""`python -m server run`, `status`, `stop` and `nodes` against a SuperLink that is played; the real one: slow tests."""
+"""`python -m server run` against a SuperLink that is played; the real one: slow tests."""
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shlex
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from dusss_core.errors import UserError
 from dusss_core.files import exclusive
-from feddusss import configfile
 from server.__main__ import main
-from server.deployment import accounts, control, registry, run
-from server.deployment.control import FlowerRun, Node, SuperLinkAway, find_connection
-from server.deployment.folder import CoordinatorFolder
+from server.deployment import run
+from server.deployment.control import FlowerRun
 from server.deployment.templates import render
-from server.runs.eventlog import EventLog, Tail, progress_of
+from server.runs.eventlog import EventLog
 from server.study.config import load_study
-from tests.client.tls import Authority
 from tests.server.conftest import make_study
-from tests.server.deployment.test_registry import new_key
-from tests.server.unreliable import Listener
-
-
-class PlayedSuperLink:
-    """Starts nothing; `do(settings, run_id)` is what the ServerApp does at once."""
-
-    address = "127.0.0.1:9"
-
-    def __init__(self):
-        self.known: dict[int, FlowerRun] = {}
-        self.stopped: list[int] = []
-        self.started: list[dict] = []
-        self.do = lambda out, run_id: None
-        self.ends_as = "completed"
-        self.told = "told"
-        self.away = False
-
-    def start(self, settings):
-        number = len(self.known) + 1
-        self.started.append(settings)
-        out = control.Path(settings["out"])
-        self.known[number] = FlowerRun(number, "running", "", "", out, "2026-01-01T10:00:00+00:00")
-        self.do(out, number)
-        if self.ends_as:
-            self.known[number] = FlowerRun(
-                number, "finished", self.ends_as, self.told, out, "2026-01-01T10:00:00+00:00"
-            )
-        return number
-
-    def run(self, number):
-        if self.away:
-            raise SuperLinkAway("the SuperLink does not answer")
-        return self.known[number]
-
-    def runs(self):
-        return list(self.known.values())
-
-    def stop(self, number):
-        self.stopped.append(number)
-
-    def nodes(self):
-        return [
-            Node(11, "alder", "online", "2026-01-01T10:00:00+00:00", "SHA256:abc"),
-            Node(12, "", "offline", "", ""),
-        ]
-
-
-@pytest.fixture
-def link(monkeypatch):
-    played = PlayedSuperLink()
-
-    @contextmanager
-    def connected(coordinator):
-        yield played
-
-    for module in (control, run):
-        monkeypatch.setattr(module, "connected", connected)
-    for name in ("_POLL_S", "_ASK_S"):
-        monkeypatch.setattr(run, name, 0.0)
-    for name in ("_AWAY_S", "_FREE_S"):
-        monkeypatch.setattr(run, name, 0.05)
-    return played
-
-
-@pytest.fixture
-def study_file(tmp_path):
-    path = tmp_path / "study.yaml"
-    path.write_text(configfile.dump(make_study()))
-    return path
-
-
-def server_app(*events, code=0, text=""):
-    """A ServerApp that tells `events` and ends."""
-
-    def do(out, run_id):
-        log = EventLog(out)
-        log.begin(run_id)
-        for name, *arguments in events:
-            getattr(log, name)(*arguments)
-        log.end(code, text)
-
-    return do
-
-
-ROUND = [
-    ("on_study", "tiny", ["alder", "birch"], {"segment": 2}),
-    ("on_phase", "segment", 2, 1),
-    ("on_round_start", "segment", 1, 2, ["alder", "birch"]),
-    ("on_site_start", "alder"),
-    ("on_site_done", "alder", {"train.loss": 0.5}),
-    ("on_site_refused", "birch", "no answer in time"),
-    ("on_round_end", "segment", 1, {"train.loss": 0.5, "val.loss": 0.7, "val.dice": 0.1, "seconds": 2.0}, None),
-]
+from tests.server.deployment.played import ROUND, server_app
 
 
 def test_what_the_server_app_tells_is_shown_and_its_end_is_the_exit_code(link, study_file, tmp_path, capsys):
@@ -296,142 +197,6 @@ def test_the_command_that_every_hint_prints_goes_on_with_a_run_that_had_settings
     assert load_study(link.started[-1]["study"]).seed == 6
 
 
-def test_a_hint_names_a_coordinators_folder_that_is_not_the_usual_one(link, study_file, tmp_path, capsys):
-    out = (tmp_path / "out").absolute()
-    link.known[1] = FlowerRun(1, "running", "", "", out, "2026-01-01T10:00:00+00:00")
-    assert main(["stop", "1", "--coordinator", "/srv/kits/coordinator"]) == 0
-    assert capsys.readouterr().out.endswith("--resume --coordinator /srv/kits/coordinator\n")
-
-
-def test_status_of_runs_that_failed_or_were_replaced_tells_of_each_its_own(link, study_file, tmp_path, capsys):
-    out = tmp_path / "out"
-    link.do, link.ends_as = server_app(("on_message", "waiting for sites"), code=2, text="too few sites"), "failed"
-    assert main(["run", str(study_file), "--out", str(out)]) == 2
-    link.do, link.ends_as = server_app(*ROUND), "completed"
-    assert main(["run", str(study_file), "--out", str(out), "--resume"]) == 0
-    capsys.readouterr()
-    assert main(["status"]) == 0
-    _, failed, completed = capsys.readouterr().out.splitlines()
-    assert failed.split() == ["1", "tiny", "failed", "-", "-", "-", "-", str(out)]
-    assert completed.split()[:4] == ["2", "tiny", "completed", "segment"]
-    assert main(["status", "1"]) == 0
-    shown = capsys.readouterr().out
-    assert "study tiny: before its first round\n" in shown and "ended with code 2: too few sites" in shown
-    assert "waiting for sites" not in shown and "waits for sites" not in shown
-    assert "--resume" not in shown, "another run has taken its place"
-
-
-def test_status_says_where_each_run_is(link, study_file, tmp_path, capsys):
-    link.do = server_app(*ROUND)
-    out = tmp_path / "out"
-    main(["run", str(study_file), "--out", str(out)])
-    capsys.readouterr()
-    assert main(["status"]) == 0
-    heading, row = capsys.readouterr().out.splitlines()
-    assert heading.split()[:4] == ["run", "study", "state", "phase"]
-    assert row.split() == [
-        "1", "tiny", "completed", "segment", "1/2", "1", "of", "2",
-        "train.loss", "0.5000", "val.loss", "0.7000", "val.dice", "0.1000", str(out),
-    ]  # fmt: skip
-    assert main(["status", str(out)]) == 0
-    shown = capsys.readouterr().out
-    assert "birch: left out: no answer in time" in shown and "ended with code 0" in shown
-    assert main(["status", "4711"]) == 2
-    assert main(["status", "1", "--follow"]) == 0
-
-
-def test_stop_stops_a_run_by_its_folder_and_refuses_one_that_has_ended(link, study_file, tmp_path, capsys):
-    out = (tmp_path / "out").absolute()
-    link.known[1] = FlowerRun(1, "finished", "failed", "", out, "2026-01-01T10:00:00+00:00")
-    assert main(["stop", "1"]) == 2
-    link.known[2] = FlowerRun(2, "running", "", "", out, "2026-01-01T11:00:00+00:00")
-    assert main(["stop", str(out)]) == 0
-    assert link.stopped == [2] and "--resume" in capsys.readouterr().out
-
-
-def test_nodes_shows_names_states_and_keys(link, capsys, tmp_path):
-    assert main(["nodes", "--coordinator", str(tmp_path)]) == 0
-    shown = capsys.readouterr().out.splitlines()
-    assert shown[1].split()[:2] == ["alder", "online"] and shown[1].endswith("SHA256:abc")
-    assert shown[2].split()[:3] == ["?", "offline", "never"]
-
-
-def test_nodes_shows_who_is_missing(link, capsys, tmp_path):
-    folder = CoordinatorFolder(tmp_path)
-    registry.add_sites(folder, ["alder", "birch", "cedar"])
-    registry.add_key(folder, "cedar", new_key())
-    registry.revoke(folder, "cedar")
-    assert main(["nodes", "--coordinator", str(tmp_path)]) == 0
-    rows = [line.split("  ")[0] + ": " + line for line in capsys.readouterr().out.splitlines()]
-    assert len(rows) == 5, "alder once"
-    assert "no key yet" in rows[3] and rows[3].startswith("birch")
-    assert "revoked" in rows[4] and rows[4].startswith("cedar")
-
-
-def test_a_coordinators_file_that_may_not_be_read_is_told_as_that(tmp_path, monkeypatch):
-    (tmp_path / "flwr").mkdir()
-    (tmp_path / "flwr" / "config.toml").write_text("")
-
-    def refused(self, **_):
-        raise PermissionError(13, "Permission denied", str(self))
-
-    monkeypatch.setattr(Path, "read_text", refused)
-    with pytest.raises(UserError, match="may not read it"):
-        find_connection(tmp_path)
-    owner, me = accounts.account(), os.geteuid() + 4711
-    monkeypatch.setattr(os, "geteuid", lambda: me)
-    with pytest.raises(UserError, match=rf"config.toml is {owner}'s\n.*sudo -iu {owner}; .*chown -R {me}: "):
-        find_connection(tmp_path)
-
-
-def test_a_run_in_another_folder_is_told_from_ours_in_one_log(tmp_path):
-    log = EventLog(tmp_path)
-    log.begin(1)
-    log.on_phase("pretrain", 5, 1)
-    log.end(1, "failed")
-    with (tmp_path / "events.jsonl").open("a") as file:
-        file.write('{"at": 1, "event": "on_pha')  # cut off by a crash
-    log.begin(2)
-    progress = progress_of(tmp_path)
-    assert (progress.run_id, progress.phase, progress.code) == (2, "", None)
-
-
-def test_a_tail_reads_whole_lines_only_and_each_once(tmp_path):
-    tail, path = Tail(tmp_path), tmp_path / "events.jsonl"
-    assert list(tail.read()) == []
-    line = json.dumps({"at": 1.0, "event": "begin", "args": [1]})
-    path.write_text(line + "\n" + line[:10])
-    assert [event["args"] for event in tail.read()] == [[1]]
-    with path.open("a") as file:
-        file.write(line[10:] + "\nnot json\n" + json.dumps(["a list"]) + "\n")
-    assert [event["args"] for event in tail.read()] == [[1]]
-    assert list(tail.read()) == []
-
-
-def test_an_event_log_on_a_full_disk_does_not_stop_the_study(tmp_path):
-    listener = Listener()
-    log = EventLog(tmp_path / "missing", also=listener)
-    log.on_message("hello")
-    assert listener.messages == ["hello"]
-
-
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        (None, "no such file"),
-        ("[superlink]\n", "names no SuperLink"),
-        ("nonsense", "names no SuperLink"),
-        ('[superlink]\ndefault = "a"\n[superlink.a]\naddress = "x:1"\n', "no 'root-certificates'"),
-    ],
-)
-def test_a_coordinators_folder_without_a_superlink_is_told(tmp_path, text, problem):
-    if text is not None:
-        (tmp_path / "flwr").mkdir()
-        (tmp_path / "flwr" / "config.toml").write_text(text)
-    with pytest.raises(UserError, match=problem):
-        find_connection(tmp_path)
-
-
 def test_a_superlink_that_does_not_run_is_the_users_to_start(tmp_path, study_file, capsys):
     (tmp_path / "flwr").mkdir()
     (tmp_path / "flwr" / "config.toml").write_text(
@@ -440,30 +205,3 @@ def test_a_superlink_that_does_not_run_is_the_users_to_start(tmp_path, study_fil
     assert main(["run", str(study_file), "--out", str(tmp_path / "out"), "--coordinator", str(tmp_path)]) == 2
     told = capsys.readouterr().err
     assert "does not answer" in told and str(tmp_path / "start.sh") in told
-
-
-def test_a_hospital_that_was_revoked_or_has_sent_no_key_is_not_told_as_away():
-    from server.deployment.watching import Collector, state_of_sites
-
-    key = {"public_key": "k", "fingerprint": "SHA256:abc", "since": "2026-01-01"}
-    sites = [
-        {"name": "alder", "keys": [{**key, "node_id": 11}]},
-        {"name": "birch", "keys": [{**key, "node_id": 12}]},
-        {"name": "cedar", "keys": [{**key, "node_id": 13, "wanted": False}]},
-        {"name": "elm"},
-    ]
-    nodes = [Node(11, "alder", "online", "", "SHA256:abc"), Node(12, "birch", "offline", "", "SHA256:abc")]
-    told = state_of_sites(nodes, registry.Registry(sites=sites))
-    assert {site["site"]: site["state"] for site in told}["cedar"] == "revoked"
-    [connected] = Collector(Path())._of_sites(told)
-    assert {sample.labels["site"]: sample.value for sample in connected.samples} == {"alder": 1.0, "birch": 0.0}
-
-
-def test_a_certificate_that_expires_is_told_before_it_has(tmp_path):
-    from server.deployment.watching import Collector
-
-    Authority(tmp_path).server_files(["localhost"], ends=10)
-    page = {family.name: family.samples[0].value for family in Collector(tmp_path).collect()}
-    assert 9 * 86400 < page["feddusss_certificate_seconds_left"] <= 10 * 86400
-    (tmp_path / "server.crt").write_text("not one")
-    assert "feddusss_certificate_seconds_left" not in {family.name for family in Collector(tmp_path).collect()}
