@@ -110,9 +110,9 @@ def _stop(arguments: argparse.Namespace) -> None:
 
     with connected(arguments.coordinator) as control:
         run = find_run(control, arguments.run)
-        if run.finished:
-            raise UserError(f"run {run.id} has ended already ({run.outcome})", "nothing is to be done")
-        control.stop(run.id)
+        if run.finished or not control.stop(run.id):
+            outcome = control.run(run.id).outcome
+            raise UserError(f"run {run.id} has ended already ({outcome})", "nothing is to be done")
     print(f"run {run.id} is stopped; go on with it: {resume_command(run.out, arguments.coordinator)}")
 
 

@@ -171,13 +171,19 @@ class Control:
             reply = self._client.ListRuns(flower.ListRunsRequest(run_id=run_id))
         return _run(reply.run_dict[run_id])
 
-    def stop(self, run_id: int) -> None:
-        """Have a run stopped."""
+    def stop(self, run_id: int) -> bool:
+        """Have a run stopped; False where it has ended by itself meanwhile."""
 
-        with self._answering():
-            reply = self._client.StopRun(flower.StopRunRequest(run_id=run_id))
+        try:
+            with self._answering():
+                reply = self._client.StopRun(flower.StopRunRequest(run_id=run_id))
+        except ControlFailed:
+            if self.run(run_id).finished:
+                return False
+            raise
         if not reply.success:
             raise ControlFailed(f"the SuperLink could not stop run {run_id}")
+        return True
 
     def nodes(self) -> list[Node]:
         """The nodes that may connect, by name; without those that were unregistered."""

@@ -43,6 +43,7 @@ class PlayedSuperLink:
 
     def stop(self, number):
         self.stopped.append(number)
+        return True
 
     def nodes(self):
         return [
