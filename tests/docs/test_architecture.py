@@ -45,7 +45,7 @@ def places(text: str) -> list[tuple[str, str]]:
 
 
 def is_there(name: str, file: str) -> bool:
-    """Whether a file whose path ends so, or one in that folder, makes a function, class, method or constant of that name."""
+    """Whether a file whose path ends so, or one in that folder, makes what has that name."""
     for path in (path for room in (*ROOMS, "tests") for path in (ROOT / room).rglob("*.py")):
         name_of_file = f"/{path.relative_to(ROOT).as_posix()}"
         if not (name_of_file.endswith(f"/{file}") or name_of_file.startswith(f"/{file}/")):
