@@ -1,4 +1,4 @@
-"""Lines that docs/deploy.md quotes from the screen are the program's own: each is found in the source."""
+"""Lines that docs/deploy.md quotes from the screen are the program's own, and what it lists is what there is."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+
+from client.node.ending import Situation, why
 
 ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "docs" / "deploy.md"
@@ -117,3 +119,48 @@ def test_what_is_quoted_elsewhere_in_the_guide_is_quoted_there():
 )
 def test_a_line_that_nobody_prints_is_seen(quotation):
     assert missing(quotation) is not None
+
+
+def subjects(path: Path) -> set[str]:
+    """What a part of the preflight says its findings are about."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    calls = [node for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    named = [call.args[1] for call in calls if call.func.id == "Finding"]
+    named += [
+        node.value for node in nodes if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "SUBJECT"
+    ]
+    return {node.value for node in named if isinstance(node, ast.Constant)}
+
+
+def test_every_subject_of_the_preflight_is_in_the_guides_table_and_no_other():
+    table = GUIDE.read_text(encoding="utf-8").partition("| Subject | If it is not ok |")[2].partition("\n\n")[0]
+    rows = [line.strip("| ").split(" | ")[0].split(", ") for line in table.splitlines()[2:]]
+    found = set().union(*(subjects(path) for path in (ROOT / "client" / "preflight").glob("*.py")))
+    assert {name for row in rows for name in row} == found and len(found) > 15
+
+
+@pytest.mark.parametrize(
+    ("lines", "known"),
+    [
+        (["what the local API needs could not be written: no room"], {}),
+        (["[code: 2004]"], {"may_be_online": True}),
+        (["[code: 2004]"], {}),
+        (["terminated gracefully"], {}),
+        (["terminated gracefully"], {"was_connected": True}),
+        (["Failed to initialize the connection", "[SSL: UNEXPECTED_EOF"], {}),
+        (["Failed to initialize the connection", "certificate has expired"], {}),
+        (["Runtime version compatibility check failed"], {}),
+        ([], {}),
+    ],
+)
+def test_every_end_of_a_connection_is_in_the_guides_table(lines, known):
+    told = why(Situation(lines, **{"was_connected": False, "may_be_online": False, **known}, public_key="a.pub")).text
+    quoted = [re.split(" ?…", quotation)[0] for quotation in quotations(GUIDE.read_text(encoding="utf-8"))]
+    assert [text for text in quoted if text and told.startswith(text)]
+
+
+def test_every_alert_is_about_a_figure_that_is_told():
+    [rules] = re.findall(r"^groups:\n.*?(?=^```)", GUIDE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    figures = set(re.findall(r"feddusss_\w+", rules))
+    assert len(figures) > 6
+    assert not figures - texts()[0]
