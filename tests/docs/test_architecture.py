@@ -37,6 +37,15 @@ def test_the_tables_name_every_inner_room_in_the_order_of_its_floor(room):
     assert order == sorted(order)
 
 
+@pytest.mark.parametrize("room", ["client", "server", "sites"])
+def test_the_guide_for_contributors_has_the_same_floors(room):
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("| Room | Floors, from the top |")[2]
+    [row] = re.findall(rf"^\| `{room}/` \| (.*) \|$", text, re.MULTILINE)
+    assert [set(re.findall(r"`(\w+)`", floor)) for floor in row.split(", ")] == [
+        set(floor.split()) for floor in FLOORS[room].split(" > ")
+    ]
+
+
 def places(text: str) -> list[tuple[str, str]]:
     """What the page says of functions: `NAME` (`FILE`), `NAME` and `NAME` (`FOLDER`), `NAME` in `FILE`."""
     name, place = r"`[A-Za-z_][\w.]*`", r"`([\w/]+(?:\.py|/\w+))`"
