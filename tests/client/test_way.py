@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from itertools import groupby
 from pathlib import Path
@@ -101,6 +102,16 @@ def test_a_training_message_makes_at_most_twenty_one_stays(way):
     stays = [file for file, _ in groupby(way.stays, key=lambda stay: stay[0])]
     assert stays[0] == stays[-1] == "client/app.py"
     assert 10 < len(stays) <= MOST_STAYS, "\n".join(stays)
+
+
+def test_the_stays_are_those_of_the_table(way):
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    written = re.findall(r"^\| (\d+) \| `([\w/.]+)` \| (.*?) \|", page, re.MULTILINE)
+    stays = [(file, {name for _, name in made}) for file, made in groupby(way.stays, key=lambda stay: stay[0])]
+    assert [int(number) for number, *_ in written] == list(range(1, len(stays) + 1))
+    assert [f"client/{file}" for _, file, _ in written] == [file for file, _ in stays]
+    named = [set(re.findall(r"`(\w+)`", functions)) - {"Round"} for *_, functions in written]
+    assert not [names - made for names, (_, made) in zip(named, stays, strict=True) if names - made]
 
 
 def test_a_training_message_enters_no_room_a_third_time(way):

@@ -117,10 +117,13 @@ def test_every_touch_is_used_and_every_use_is_one():
 
 
 def test_numbers_that_are_known_by_heart_are_flowers():
-    from client.preflight import registration
+    from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE
+
+    from client.preflight import network, registration
     from server.rounds import replies
     from server.simulation import inprocess
 
+    assert (network.MOST_AHEAD_S, network.MOST_BEHIND_S) == (SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE)
     assert flower.ErrorCode.NODE_UNAVAILABLE == replies._NODE_UNAVAILABLE
     assert flower.ErrorCode.CLIENT_APP_RAISED_EXCEPTION == inprocess.RAISED
     assert flower.ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED == registration._UNKNOWN == 2004

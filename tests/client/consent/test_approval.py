@@ -9,7 +9,7 @@ import pytest
 from client.__main__ import main
 from client.answer import answer
 from client.consent.book import MOST_WAITING, Book
-from client.consent.proposal import Proposal
+from client.consent.proposal import Proposal, digest_of
 from client.state.chain import entries
 from feddusss import cli
 from tests.client.conftest import declined, limit, make_content
@@ -136,6 +136,23 @@ def test_timeouts_fewer_rounds_and_a_partner_who_leaves_need_no_new_yes(careful,
     left = {name: key for name, key in PARTNERS.items() if name != "cedar"}
     assert asks(careful, study_of(segment={"rounds": 3}), partners=left) is None
     assert "waiting for approval" in asks(careful, study_of(segment={"rounds": 4}))
+
+
+def test_a_yes_holds_for_another_release_and_for_settings_that_it_brings(careful, capsys):
+    asks(careful)
+    approves(careful, capsys)
+    # as the release before kept it: it had neither that setting nor that number
+    [path] = (careful.parent / "state" / "approvals" / "tiny").glob("*.json")
+    older = json.loads(path.read_text())
+    assert older["training"]["segment"].pop("patience", "absent") != "absent"
+    older["terms"]["release"] = "0.0.1"
+    text = json.dumps(older, sort_keys=True, indent=1)
+    approved = path.parents[1] / "_approved.json"
+    approved.write_text(approved.read_text().replace(path.stem, digest_of(text)))
+    path.unlink()
+    (path.parent / f"{digest_of(text)}.json").write_text(text)
+    assert asks(careful) is None
+    assert "waiting for approval" in asks(careful, study_of(segment={"patience": 3}))
 
 
 def test_a_message_that_does_not_say_who_takes_part_is_not_approved_blindly(careful):

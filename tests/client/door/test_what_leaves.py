@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from flwr.app import Error, Message
 from flwr.common.serde import message_to_proto
 
 from client.app import app
+from client.declined import Declined
+from client.door.exit import decline
+from client.state.chain import LOG, sha256
 from dusss_core.files import read_tensors
 from dusss_core.manifest import read_manifest
+from feddusss import standing
 from server.runs.events import Reporter
 from server.simulation import inprocess
 from server.simulation.simulate import simulate
@@ -105,3 +111,20 @@ def test_an_exception_in_the_client_app_becomes_an_error_reply_as_in_flowers_run
 
     (reply,) = grid.send_and_receive([Message(RecordDict(), 1, "train")])
     assert isinstance(reply.error, Error) and "ZeroDivisionError" in reply.error.reason
+
+
+def test_a_refusal_is_one_sentence_flags_and_the_logs_head(tmp_path):
+    flags = ("abstains", "diverged", "spent", "lacks", "exhausted", "lost")
+    site = SimpleNamespace(state_dir=tmp_path, privacy=SimpleNamespace(epsilon=None))
+    for raised in ({}, dict.fromkeys(flags, True)):
+        reply = decline(site, "train", Declined("the reason", **raised))
+        assert list(reply) == ["config"]
+        told = dict(reply["config"])
+        assert told.pop("audit_head") == sha256((tmp_path / LOG).read_bytes().splitlines()[-1])
+        assert told.pop("declined") == "the reason"
+        assert told == {**{"abstains": False, "diverged": False}, **raised}
+
+
+def test_what_a_site_works_for_is_one_word():
+    reply = standing.told("lungs")
+    assert list(reply) == ["standing"] and dict(reply["standing"]) == {"busy": "lungs"}

@@ -39,6 +39,7 @@ FAILED = "Failed to initialize the connection to the SuperLink."
         ([FAILED, "certificate verify failed: IP address mismatch"], {}, "tls", "superlink.address"),
         ([FAILED, "certificate verify failed: unable to get local issuer"], {}, "tls", "root_certificates"),
         ([FAILED, "[SSL: UNEXPECTED_EOF_WHILE_READING] EOF occurred"], {}, "cut short", "until it answers"),
+        ([FAILED, "Runtime version compatibility check failed."], {}, "version", "another release of Flower"),
         ([FAILED, "Server error '500'"], {}, "other", "Server error '500'"),
         ([], {}, "other", "log"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import socket
 import ssl
@@ -233,6 +234,15 @@ def test_old_tls_is_refused(coordinator):
     context.set_ciphers("ALL:@SECLEVEL=0")
     with socket.create_connection(("127.0.0.1", coordinator.port), 5) as plain, pytest.raises(ssl.SSLError):
         context.wrap_socket(plain, server_hostname="127.0.0.1")
+
+
+def test_the_two_calls_of_the_guide_are_answered_as_it_says(coordinator):
+    """curl sends neither a body nor its type with `-X POST` alone."""
+    guide = (Path(__file__).parents[3] / "docs" / "deploy.md").read_text(encoding="utf-8")
+    calls = re.findall(r"-X POST https://HOST:8443(/v1/\S+) +# (\d+)$", guide, re.MULTILINE)
+    assert len(calls) == 2
+    with coordinator.outside() as caller:
+        assert [(path, str(caller.post(path).status_code)) for path, _ in calls] == calls
 
 
 def test_too_large_a_body_is_refused(coordinator):

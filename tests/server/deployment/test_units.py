@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from server.deployment.provision import FLEET_CALLS
 from server.deployment.templates import render
+from server.study.deployment import DeploymentConfig
 from sites.config import LimitsConfig
 
 ROOT = Path(__file__).parents[3]
@@ -47,6 +49,19 @@ def test_the_clients_unit_bounds_memory_writes_and_core_files():
     kit = (TEMPLATES / "site.yaml.j2").read_text(encoding="utf-8")
     (allowed,) = re.findall(r"max_memory_gb: (\d+)", kit)
     assert LimitsConfig(max_memory_gb=int(allowed)).max_memory_gb < most
+
+
+def test_what_nginx_refuses_and_holds_up_is_what_the_guide_says():
+    deployment = DeploymentConfig(hosts=["example.org"], sites=["alder"])
+    text = render("nginx.conf.j2", study="trees", folder="/f", deployment=deployment, fleet_calls=FLEET_CALLS)
+    bodies, connections, calls = re.search(
+        r"Bodies over (\d+) MiB, more than (\d+) connections of one address, .*? calls over (\d+) per second wait",
+        " ".join((ROOT / "docs" / "deploy.md").read_text(encoding="utf-8").split()),
+    ).groups()
+    assert f"client_max_body_size {bodies}m;" in text
+    assert f"limit_conn feddusss_connections {connections};" in text and "limit_conn_status 503;" in text
+    assert f"rate={calls}r/s;" in text
+    assert re.search(r"limit_req zone=feddusss_requests burst=\d+;", text), "they wait: there is no nodelay"
 
 
 def test_every_file_of_a_hospitals_installation_has_a_hash():

@@ -8,8 +8,9 @@ import pytest
 
 from dusss_core.errors import UserError
 from dusss_core.phases import Phase
+from server.runs.eventlog import FILE, EventLog
 from server.runs.runfiles import read_run
-from server.runs.runfolder import open_run
+from server.runs.runfolder import log, open_run
 from tests.server.conftest import make_study
 
 
@@ -49,3 +50,16 @@ def test_half_a_line_at_the_end_of_the_figures_is_skipped_and_written_anew(tmp_p
     run.outputs.drop_after(Phase.PRETRAIN, 1)
     run.outputs.add([{"phase": "pretrain", "round": 2, "site": "alder", "accepted": True}])
     assert [line["round"] for line in run.metrics()] == [1, 2]
+
+
+def test_the_log_and_the_events_of_a_run_are_only_added_to(tmp_path):
+    run, written = open_run(tmp_path / "run", make_study()), 3 * 10**6
+    for _ in range(2):
+        with run.logging():
+            log.info("x" * written)
+        events = EventLog(run.folder)
+        events.begin(1)
+        events.write("on_message", "x" * written)
+    assert (run.folder / "log.txt").stat().st_size > 2 * written
+    assert (run.folder / FILE).stat().st_size > 2 * written
+    assert not [path for path in run.folder.iterdir() if path.name.startswith((f"{FILE}.", "log.txt."))]
