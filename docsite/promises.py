@@ -2,10 +2,10 @@
 
     python -m docsite.promises            # writes the page
     python -m docsite.promises --check    # exit code 2 if it is not that of the list
+    python -m docsite.promises --unlisted # sentences with the words of a promise that neither list has
 
-    python -m docsite.promises --unlisted # sentences with the words of a promise that the list does not have
-
-A promise that stands in its document no more, or whose test is gone, is refused by name.
+A promise that stands in its document no more, or whose test is gone, is refused by name. docsite/no_promises.yaml has
+the sentences that only sound like one, each with the reason: whole, so that one that is changed is read again.
 """
 
 from __future__ import annotations
@@ -14,21 +14,27 @@ import argparse
 import ast
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from docsite.sentences import plain, sentences
 from dusss_core.errors import UserError
 from feddusss import cli
 from feddusss.configfile import read_yaml
 
 ROOT = Path(__file__).parents[1]
-LIST, PAGE = ROOT / "docsite" / "promises.yaml", ROOT / "docs" / "promises.md"
+LIST, OTHERS = ROOT / "docsite" / "promises.yaml", ROOT / "docsite" / "no_promises.yaml"
+PAGE = ROOT / "docs" / "promises.md"
+_WORDS = re.compile(
+    r"\b(never|nothing|nobody|refuse[sd]?|cannot|exit codes?|always|whole|same bytes|last bit|no message)\b",
+    re.IGNORECASE,
+)
 
 
 class Promise(NamedTuple):
-    """One sentence, and what holds it."""
+    """One sentence, or the part of one that counts, and what holds it."""
 
     document: str
     says: str
@@ -36,13 +42,27 @@ class Promise(NamedTuple):
     """`tests/FILE.py::NAME`."""
 
 
+class NoPromise(NamedTuple):
+    """One sentence that only sounds like a promise."""
+
+    document: str
+    says: str
+    why: str
+    """What it is instead: "explains", "measured", "what the reader should do"."""
+
+
 def promises(path: Path = LIST) -> list[Promise]:
     """Those of the list, in its order."""
-    return [
-        Promise(document, entry["says"], entry["tests"])
-        for document, entries in read_yaml(path).items()
-        for entry in entries
-    ]
+    return [Promise(document, entry["says"], entry["tests"]) for document, entry in _entries(path)]
+
+
+def no_promises(path: Path = OTHERS) -> list[NoPromise]:
+    """Those of the other list, in its order."""
+    return [NoPromise(document, entry["says"], entry["why"]) for document, entry in _entries(path)]
+
+
+def _entries(path: Path) -> Iterator[tuple[str, dict]]:
+    return ((document, entry) for document, entries in read_yaml(path).items() for entry in entries)
 
 
 def broken(promise: Promise) -> str | None:
@@ -55,9 +75,11 @@ def broken(promise: Promise) -> str | None:
     return f"{missing[0]}: there is no such test" if missing else None
 
 
-def plain(text: str) -> str:
-    """Without line ends, emphasis, and the signs of code and of lists."""
-    return " ".join(re.sub(r"[*`>]", "", text).split())
+def idle(other: NoPromise) -> str | None:
+    """Why an entry excuses nothing: the document has no such sentence, or no reason is given."""
+    if plain(other.says) not in _sentences(ROOT / other.document):
+        return f"{other.document} has no such sentence: {other.says}"
+    return None if other.why else f"no reason is given: {other.says}"
 
 
 @cache
@@ -74,20 +96,30 @@ def _tests_of(file: str) -> frozenset[str]:
     return frozenset(node.name for node in tree.body if isinstance(node, ast.FunctionDef))
 
 
-_WORDS = re.compile(
-    r"\b(never|nothing|nobody|refuse[sd]?|cannot|exit code|always|whole|same bytes|last bit|no message)\b"
-)
+@cache
+def _sentences(path: Path) -> tuple[str, ...]:
+    return tuple(sentences(path.read_text(encoding="utf-8"))) if path.is_file() else ()
+
+
+def documents() -> list[str]:
+    """What is read for promises: the README, the page on security, and what people have written under docs/."""
+    found = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    return [path.relative_to(ROOT).as_posix() for path in found if _sentences(path)]
 
 
 def unlisted() -> list[tuple[str, str]]:
-    """Sentences of the listed documents that may be promises, and of which the list has no part."""
-    listed = promises()
+    """Sentences of the documents that may be promises, and of which neither list has a part."""
+    held, others = promises(), {(other.document, plain(other.says)) for other in no_promises()}
     found = []
-    for document in dict.fromkeys(promise.document for promise in listed):
-        says = [plain(promise.says) for promise in listed if promise.document == document]
-        for sentence in re.split(r"(?<=[.:]) (?=[A-Z])| \| ", _said(ROOT / document)):
-            if _WORDS.search(sentence) and not any(part in sentence or sentence in part for part in says):
-                found.append((document, sentence))
+    for document in documents():
+        parts = [part for promise in held if promise.document == document for part in sentences(promise.says)]
+        found += [
+            (document, sentence)
+            for sentence in _sentences(ROOT / document)
+            if _WORDS.search(sentence)
+            and (document, sentence) not in others
+            and not any(part in sentence for part in parts)
+        ]
     return found
 
 
@@ -133,8 +165,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _write(arguments: argparse.Namespace) -> None:
     wrong = [reason for promise in promises() if (reason := broken(promise))]
+    wrong += [reason for other in no_promises() if (reason := idle(other))]
     if wrong:
-        raise UserError("\n".join(wrong), "mend docsite/promises.yaml, or write the sentence or the test anew")
+        remedy = f"mend docsite/{LIST.name} or docsite/{OTHERS.name}, or write the sentence or the test anew"
+        raise UserError("\n".join(wrong), remedy)
     if arguments.unlisted:
         for document, sentence in unlisted():
             print(f"{document}: {sentence}")
