@@ -92,8 +92,9 @@ def _tests_of(file: str) -> frozenset[str]:
     path = ROOT / file
     if not path.is_file():
         return frozenset()
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    return frozenset(node.name for node in tree.body if isinstance(node, ast.FunctionDef))
+    top = ast.parse(path.read_text(encoding="utf-8")).body
+    inside = [node for group in top if isinstance(group, ast.ClassDef) for node in group.body]
+    return frozenset(node.name for node in top + inside if isinstance(node, ast.FunctionDef))
 
 
 @cache

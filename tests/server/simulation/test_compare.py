@@ -189,6 +189,7 @@ def test_a_method_that_does_not_work_on_the_network_says_so_at_the_start_and_the
     [message] = [text for text in told.messages if text.startswith("mcnet: not compared: ")]
     # before the federation has trained anything
     assert told.messages.index(message) == 0
+    assert not (tmp_path / "compare" / "mcnet").exists()
 
 
 def test_a_method_that_needs_sentences_where_no_site_has_any_says_so_and_the_others_go_on(fake, quiet, tmp_path):
