@@ -139,9 +139,10 @@ def page() -> str:
         "One test: `python -m pytest -m '' FILE -k NAME`, with `FILE` as the column says.",
     ]
     for document in dict.fromkeys(promise.document for promise in found):
-        name = document.removeprefix("docs/")
         title = (ROOT / document).read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
-        lines += ["", f"## [{title}]({name})", "", "| It says | Held by |", "|---|---|"]
+        inside = document.startswith("docs/")
+        heading = f"[{title}]({document.removeprefix('docs/')})" if inside else f"{title}: `{document}`"
+        lines += ["", f"## {heading}", "", "| It says | Held by |", "|---|---|"]
         lines += [_row(promise) for promise in found if promise.document == document]
     return "\n".join(lines) + "\n"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -14,7 +15,8 @@ from dusss_core.__main__ import main
 from tests.dusss_core.student.conftest import student_file  # noqa: F401
 from tests.sites.builders import rows_of, write_rows
 
-PAGE = (Path(__file__).parent.parent.parent / "docs/use_a_model.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/use_a_model.md").read_text(encoding="utf-8")
 
 
 def commands(heading: str) -> list[str]:
@@ -61,7 +63,8 @@ assert not others, others
 
 def test_a_finished_model_needs_neither_flower_nor_a_coordinator_nor_a_network(folder):
     lines = "\n".join(commands("## Files and folders"))
-    done = subprocess.run([sys.executable, "-c", ALONE], input=lines, capture_output=True, text=True)
+    there = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", ALONE], input=lines, env=there, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (folder / "README.md").is_file()
 
