@@ -113,7 +113,8 @@ def unlisted() -> list[tuple[str, str]]:
     held, others = promises(), {(other.document, plain(other.says)) for other in no_promises()}
     found = []
     for document in documents():
-        parts = [part for promise in held if promise.document == document for part in sentences(promise.says)]
+        said = [promise.says for promise in held if promise.document == document]
+        parts = [part for says in said for cell in says.split(" | ") for part in sentences(cell)]
         found += [
             (document, sentence)
             for sentence in _sentences(ROOT / document)
