@@ -70,6 +70,7 @@ def test_every_sites_own_model_is_tested_at_every_site(fake, quiet, tmp_path):
 
 
 def test_models_of_very_many_sites_are_tested_at_home_alone(fake, quiet, tmp_path, monkeypatch):
+    assert compare_module.MOST_ACROSS == 40
     monkeypatch.setattr(compare_module, "MOST_ACROSS", 1)
     local = simulate(make_study(), tmp_path, reporter=quiet, compare_with="local")["compare"]["local"]
     assert "across" not in local and len(local["sites"]) == 2
