@@ -51,6 +51,7 @@ def test_client_and_superlink_connect_to_loopback_alone(tmp_path):
     assert not {peer for peer in found if peer not in ("127.0.0.1", "::1", "0.0.0.0", "::")}
 
 
+@pytest.mark.slow
 def test_a_simulation_connects_to_nothing(no_network, tmp_path):
     study = make_study(pretrain__rounds=1, segment__rounds=1, method={"preset": "dusss"})
     simulate(study, tmp_path / "run", reporter=Reporter())
