@@ -1,7 +1,7 @@
 """What the documents promise, and the tests that hold it: docs/promises.md, from docsite/promises.yaml.
 
     python -m docsite.promises            # writes the page
-    python -m docsite.promises --check    # exit code 2 if it is not that of the list
+    python -m docsite.promises --check    # exit code 2 if it is not that of the list, or a sentence is in neither list
     python -m docsite.promises --unlisted # sentences with the words of a promise that neither list has
 
 A promise that stands in its document no more, or whose test is gone, is refused by name. docsite/no_promises.yaml has
@@ -28,7 +28,8 @@ ROOT = Path(__file__).parents[1]
 LIST, OTHERS = ROOT / "docsite" / "promises.yaml", ROOT / "docsite" / "no_promises.yaml"
 PAGE = ROOT / "docs" / "promises.md"
 _WORDS = re.compile(
-    r"\b(never|nothing|nobody|refuse[sd]?|cannot|exit codes?|always|whole|same bytes|last bit|no message)\b",
+    r"\b(never|nothing|nobody|refuse[sd]?|cannot|exit codes?|always|whole|same bytes|last bit|bit for bit|byte for byte"
+    r"|only its owner|owner alone|no message)\b",
     re.IGNORECASE,
 )
 
@@ -134,7 +135,8 @@ def page() -> str:
         "<!-- written by docsite/promises.py from docsite/promises.yaml; change that -->",
         "",
         f"What these documents promise, word for word: {len(found)} sentences. A test fails when a sentence is "
-        "changed, or a test that holds it is gone. A figure that was measured once, such as those of "
+        "changed, a test that holds it is gone, or a document says *never*, *nothing*, *refused* or the like in a "
+        "sentence that nobody has read for it. A figure that was measured once, such as those of "
         "[Results](results.md), is no promise.",
         "",
         "One test: `python -m pytest -m '' FILE -k NAME`, with `FILE` as the column says.",
@@ -160,7 +162,7 @@ def _row(promise: Promise) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the page, or compare it with the list."""
     parser = argparse.ArgumentParser(prog="python -m docsite.promises", description=__doc__.split("\n")[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit code 2 if the page is not current")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 2 if something is missing")
     parser.add_argument("--unlisted", action="store_true", help="write nothing; show what may be a promise too")
     cli.add_common_arguments(parser, overrides=False)
     return cli.run(_write, parser, argv)
@@ -177,6 +179,11 @@ def _write(arguments: argparse.Namespace) -> None:
             print(f"{document}: {sentence}")
     elif not arguments.check:
         PAGE.write_text(page(), encoding="utf-8")
+    elif found := unlisted():
+        raise UserError(
+            "\n".join(f"{document}: neither a promise nor none: {sentence}" for document, sentence in found),
+            f"docsite/{LIST.name}, with the tests that hold it; docsite/{OTHERS.name}, whole, with why it is none",
+        )
     elif not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != page():
         raise UserError(f"{PAGE.name} is not that of {LIST.name}", "python -m docsite.promises")
 

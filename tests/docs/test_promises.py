@@ -6,6 +6,7 @@ import pytest
 
 from docsite import promises
 from docsite.promises import NoPromise, Promise, broken, idle
+from docsite.sentences import sentences
 from feddusss import cli
 
 WEIGHTY = {
@@ -28,7 +29,20 @@ def test_every_document_that_promises_is_in_the_list():
 
 
 def test_the_page_is_that_of_the_list():
+    assert promises.PAGE.read_text(encoding="utf-8") == promises.page()
+
+
+def test_every_sentence_that_promises_something_names_its_tests_or_why_it_is_none():
     assert promises.main(["--check"]) == cli.OK
+
+
+def test_a_new_sentence_in_neither_list_fails_by_name(monkeypatch, capsys):
+    monkeypatch.setattr(promises, "documents", lambda: ["docs/privacy.md"])
+    monkeypatch.setattr(promises, "_sentences", lambda path: ("Nobody will ever know.", *sentences(path.read_text())))
+    assert promises.main(["--check"]) == cli.USER_MUST_MEND
+    told = capsys.readouterr().err
+    assert "docs/privacy.md: neither a promise nor none: Nobody will ever know." in told
+    assert "promises.yaml" in told and "no_promises.yaml" in told
 
 
 TEST = "tests/docs/test_promises.py::test_the_page_is_that_of_the_list"
