@@ -1,4 +1,4 @@
-"""Nothing talks to the outside: every connection of a whole study between real processes, seen with strace."""
+"""Nothing talks to the outside: not a whole study between real processes, seen with strace, and not a simulation."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from server.report.page import write_report
+from server.runs.events import Reporter
+from server.simulation.look import look
+from server.simulation.simulate import simulate
+from tests.server.conftest import make_study
 
 _STRACE = shutil.which("strace")
 _PEER = re.compile(r'sa_family=AF_INET6?\b.*?(?:inet_addr\("([^"]+)"\)|inet_pton\(AF_INET6, "([^"]+)")')
@@ -43,3 +49,12 @@ def test_client_and_superlink_connect_to_loopback_alone(tmp_path):
     found = peers(trace.read_text(errors="replace"))
     assert "127.0.0.1" in found
     assert not {peer for peer in found if peer not in ("127.0.0.1", "::1", "0.0.0.0", "::")}
+
+
+@pytest.mark.slow
+def test_a_simulation_connects_to_nothing(no_network, tmp_path):
+    study = make_study(pretrain__rounds=1, segment__rounds=1, method={"preset": "dusss"})
+    simulate(study, tmp_path / "run", reporter=Reporter())
+    write_report(tmp_path / "run")
+    look(tmp_path / "run", say=lambda line: None)
+    assert (tmp_path / "run" / "summary.json").is_file() and not no_network

@@ -1,7 +1,7 @@
 """python -m server look: what the models of a simulated run say of the sites' pictures, on one page.
 
 Of a finished run the test pictures are shown; of one that still trains the validation pictures, with the models of the
-newest checkpoint that is whole. Nothing of the run is changed.
+newest checkpoints. Nothing of the run is changed.
 """
 
 from __future__ import annotations

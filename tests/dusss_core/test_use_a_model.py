@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,8 @@ from dusss_core.__main__ import main
 from tests.dusss_core.student.conftest import student_file  # noqa: F401
 from tests.sites.builders import rows_of, write_rows
 
-PAGE = (Path(__file__).parent.parent.parent / "docs/use_a_model.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/use_a_model.md").read_text(encoding="utf-8")
 
 
 def commands(heading: str) -> list[str]:
@@ -40,6 +44,29 @@ def test_every_command_of_the_page_runs_and_leaves_its_files(folder):
     for name in ("masks/0.png", "masks/0_overlay.png", "masks/predictions.jsonl", "each.csv", "mine.safetensors"):
         assert (folder / name).is_file(), name
     assert (folder / "README.md").read_text().startswith("---\nlicense:")
+
+
+ALONE = """
+import shlex, socket, sys
+from dusss_core.__main__ import main
+
+def refuse(*arguments, **options):
+    raise SystemExit("a connection")
+
+socket.socket.connect = socket.socket.connect_ex = socket.create_connection = socket.getaddrinfo = refuse
+for line in sys.stdin:
+    assert main(shlex.split(line)[3:]) == 0, line
+others = {"flwr", "server", "client", "sites"} & {name.partition(".")[0] for name in sys.modules}
+assert not others, others
+"""
+
+
+def test_a_finished_model_needs_neither_flower_nor_a_coordinator_nor_a_network(folder):
+    lines = "\n".join(commands("## Files and folders"))
+    there = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", ALONE], input=lines, env=there, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "README.md").is_file()
 
 
 def test_the_two_lines_of_the_page_run(folder):

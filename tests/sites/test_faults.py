@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from dusss_core.config import TrainingConfig
@@ -61,3 +63,15 @@ def test_the_demos_hospitals_have_no_finding_above_a_note(tmp_path, seed):
     for manifest in write_hospitals(tmp_path, settings, seed):
         report = check_site(write_site(manifest.parent, manifest.parent.name), progress=lambda done, total: None)
         assert not [f for f in report.findings if f.level in ("warning", "error")]
+
+
+def test_header_fields_that_identify_are_named_and_their_content_is_kept_nowhere(tmp_path):
+    folder = clean(tmp_path)
+    FAULTS["identifying_tags/dicom_with_a_name"][1](folder, 5)
+    report = check_site(folder.write(), progress=lambda done, total: None, study=STUDY)
+    assert any("PatientName" in finding.message for finding in report.findings)
+    kept = [path for path in (tmp_path / "state").rglob("*") if path.is_file()]
+    assert kept and b"PatientName" in b"".join(path.read_bytes() for path in kept)
+    said = json.dumps(report.as_dict())
+    for secret in ("Doe", "Jane", "19700101"):
+        assert secret not in said and not [path for path in kept if secret.encode() in path.read_bytes()]

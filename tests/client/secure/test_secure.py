@@ -14,6 +14,7 @@ from flwr.app import ConfigRecord
 from client.answer import answer
 from client.door.audit import verify
 from client.preflight import machine
+from client.privacy import paid
 from client.privacy.ledger import Ledger
 from client.secure.part import FOLDER
 from client.secure.peers import read_peers
@@ -26,6 +27,7 @@ from feddusss.secagg.fixedpoint import FRACTION_BITS
 from feddusss.secagg.member import Member
 from feddusss.secagg.records import Advert, Dealing, Revealed, Vote, dump, parse, task_digest
 from sites.config import load_site
+from tests.client import fake_private
 from tests.client.conftest import RUN_KEY, declined, make_content, tensors_of
 from tests.feddusss.sessions import key_of, looks_uniform, occasion, peers_of
 from tests.server.conftest import make_study
@@ -150,6 +152,31 @@ def test_the_sum_holds_this_sites_update_times_its_pictures(alder):
         part = total[start : start + change.size] / 2.0**bits
         assert np.abs(part / 16 - change).max() <= 2.0**-31, name  # 16 training pictures
         start += change.size
+
+
+def test_what_a_private_site_masks_is_what_its_ledger_paid_for(private, site_file, monkeypatch):
+    released, keep = [], paid._keep_answer
+    monkeypatch.setattr(paid, "_keep_answer", lambda request, answer: released.append(answer) or keep(request, answer))
+    private.site(site_file)
+    round = Round(pinned(site_file)).keys().deal().train()
+    total = round.sum(len(flat(round.answer))).view(np.int64)
+    [answer], before, start = released, tensors_of(make_content()), 0
+    noised = tensors_of(answer)
+    for name in sorted(before):
+        bits = FRACTION_BITS if before[name].is_floating_point() else 0
+        change = (noised[name].double() - before[name].double()).numpy().ravel()
+        part = total[start : start + change.size] / 2.0**bits
+        assert np.abs(part / fake_private.RECORDS - change).max() <= 2.0**-31, name
+        start += change.size
+
+
+def test_the_sum_of_a_round_cannot_be_had_once_a_later_one_has_begun(alder):
+    first = Round(alder).keys().deal().train()
+    Round(alder, round=2).keys()
+    for step in ("train", "vote", "reveal"):
+        assert "of a later round" in declined(first.ask(step)), step
+    with pytest.raises(AssertionError, match="of a later round"):
+        first.sum(len(flat(first.answer)))
 
 
 def unpinned(site_file):

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 from pathlib import Path
 
 import pytest
@@ -12,21 +11,6 @@ import dusss_core.text.encoder as text_encoder
 from dusss_core.config import TextConfig
 from dusss_core.errors import UserError
 from dusss_core.text.encoder import TextEncoder, locate
-
-
-@pytest.fixture
-def no_network(monkeypatch):
-    tried = []
-
-    def refuse(*args, **kwargs):
-        tried.append(args)
-        raise OSError("no network in this test")
-
-    for name in ("connect", "connect_ex"):
-        monkeypatch.setattr(socket.socket, name, refuse)
-    monkeypatch.setattr(socket, "create_connection", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    return tried
 
 
 def _changed_copy(folder: Path, change) -> Path:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from dusss_core.config import TrainingConfig
+from dusss_core.config import PRESETS, TrainingConfig
 from dusss_core.inference import predict_logits
 from dusss_core.objectives import misfit, reads_sentences
 from dusss_core.phases import Phase
@@ -40,8 +40,9 @@ def told_site(config: TrainingConfig, train=None, bank=None) -> Segmenter:
 def test_only_objectives_that_give_them_to_networks_that_take_them_read_sentences():
     assert all(reads_sentences(told_config(network)) for network in TOLD)
     assert not reads_sentences(make_config())
-    # the control of a network: it is shown pictures alone
-    assert not reads_sentences(make_config(method={"preset": "supervised"}, student={"network": "lvit", "width": 4}))
+    # the control of a network, and every other preset of DuSSS on it: it is shown pictures alone
+    for preset in PRESETS:
+        assert not reads_sentences(make_config(method={"preset": preset}, student={"network": "lvit", "width": 4}))
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,7 @@ def test_a_study_tells_what_the_sites_own_students_score_and_where_they_lie(kind
             assert scores["dice"] == pytest.approx(found[figure], abs=1e-6)
     told = [(site["dice"], site["personal_dice"]) for site in summary["sites"].values()]
     assert all((shared == own) == (kind == "fedrep") for shared, own in told)
+    assert (tmp_path / "student.safetensors").exists() == (kind != "fedrep")
     dice = [site["personal_dice"] for site in summary["sites"].values()]
     assert summary["personal"]["dice_mean"] == pytest.approx(sum(dice) / 2)
     assert summary["personal"]["dice_worst"] == min(dice)

@@ -70,6 +70,7 @@ def test_every_sites_own_model_is_tested_at_every_site(fake, quiet, tmp_path):
 
 
 def test_models_of_very_many_sites_are_tested_at_home_alone(fake, quiet, tmp_path, monkeypatch):
+    assert compare_module.MOST_ACROSS == 40
     monkeypatch.setattr(compare_module, "MOST_ACROSS", 1)
     local = simulate(make_study(), tmp_path, reporter=quiet, compare_with="local")["compare"]["local"]
     assert "across" not in local and len(local["sites"]) == 2
@@ -189,6 +190,7 @@ def test_a_method_that_does_not_work_on_the_network_says_so_at_the_start_and_the
     [message] = [text for text in told.messages if text.startswith("mcnet: not compared: ")]
     # before the federation has trained anything
     assert told.messages.index(message) == 0
+    assert not (tmp_path / "compare" / "mcnet").exists()
 
 
 def test_a_method_that_needs_sentences_where_no_site_has_any_says_so_and_the_others_go_on(fake, quiet, tmp_path):

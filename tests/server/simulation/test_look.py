@@ -78,6 +78,7 @@ def test_pages_ask_for_nothing_and_only_their_owner_reads_them(run, capsys):
     assert client(["report", "--site", str(run / "sites" / "alder" / "site.yaml")]) == 0
     own = next((run / "sites" / "alder" / "state" / "reports").glob("tiny-*.html"))
     assert str(own) in capsys.readouterr().out
+    assert not (run / "sites" / "cedar" / "state" / "reports").exists()  # no message of a study has it written
     assert stat.S_IMODE(own.parent.stat().st_mode) == 0o700
     for page in (run / PAGE, own):
         assert stat.S_IMODE(page.stat().st_mode) == 0o600
