@@ -86,7 +86,8 @@ class LViT(SupervisedWithText):
             closest = self._closest(unlabelled)
             if closest is not None:
                 masks, there = closest
-                costs = template_costs(own, geometry.apply(masks))
+                # into a mask the background comes from outside, whatever comes into the picture
+                costs = template_costs(own, geometry.apply(masks, "zeros"))
                 lv = (costs * there).sum() / there.sum().clamp(min=1)
                 total, figures["lv"] = total + weight * LV * lv, lv.detach()
         return total, figures
@@ -98,7 +99,7 @@ class LViT(SupervisedWithText):
         return self.bank.state()
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        self.bank = Bank(**tensors)
+        self.bank = Bank(**{name: value.clone() for name, value in tensors.items()})
 
     @torch.no_grad()
     def _visit(self, positions: np.ndarray, draw: torch.Generator) -> Tensor:

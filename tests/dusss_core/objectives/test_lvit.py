@@ -11,6 +11,7 @@ import torch
 
 from dusss_core.losses import probabilities
 from dusss_core.models.words import Words
+from dusss_core.objectives import lvit
 from dusss_core.objectives.lvit import BETA, LV, Bank, balanced_loss, template_costs, templates_of
 from tests.dusss_core.conftest import FakeBank, make_config
 from tests.dusss_core.gradients import assert_same_as_reference
@@ -112,6 +113,33 @@ def test_a_bank_of_other_records_is_begun_anew():
     bank = Bank(torch.full((2, 1, 8, 8), 255, dtype=torch.uint8), torch.tensor([5, 5]))
     assert visited(bank, torch.zeros(1, 1, 8, 8), draw()).max() == 0
     assert bank.state()["visits"].tolist() == [0, 1, 0]
+
+
+def test_a_round_leaves_the_state_that_it_was_begun_from_as_it_was():
+    """A round whose loss is not finite is made again from it."""
+    config, train = config_of("lvit", epochs=2), pictures()
+    first, again = site(config, train), site(config, train)
+    first.train_round(1)
+    state = first.private()
+    before = {name: value.clone() for name, value in state.items()}
+    again.load_private(state)
+    again.train_round(2)
+    assert "objective.epi" in state and not changed(before, state)
+
+
+def test_outside_a_moved_template_there_is_background_whatever_comes_into_the_picture(monkeypatch):
+    seen = []
+
+    def costs(logits, masks):
+        seen.append(masks)
+        return template_costs(logits, masks)
+
+    monkeypatch.setattr(lvit, "template_costs", costs)
+    train = pictures()
+    full = replace(train, masks=np.ones_like(train.masks))
+    trainer = site(config_of("lvit", outside="edge"), full)
+    trainer.losses(parts(trainer)[:2], draw(), 0.5)
+    assert seen and all((masks.amax((1, 2, 3)) > 0.99).all() and (masks == 0).any() for masks in seen)
 
 
 def test_what_a_bank_remembers_is_the_answer_to_the_picture_as_it_is_and_its_sentence():
