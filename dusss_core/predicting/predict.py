@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,7 @@ class Tally:
     done: int = 0
     pictures: int = 0
     skipped: int = 0
-    failed: list[str] = None
-
-    def __post_init__(self):
-        self.failed = []
+    failed: list[str] = field(default_factory=list)
 
 
 def predict(

@@ -200,6 +200,25 @@ def test_files_that_cannot_be_read_are_named_and_the_others_done(model, tmp_path
     assert (tmp_path / "out/good.png").is_file()
 
 
+def test_a_page_is_named_by_any_path_to_its_file(model, tmp_path, monkeypatch):
+    pages = [Image.fromarray(picture(number)) for number in range(3)]
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+    monkeypatch.chdir(tmp_path)
+    for number, path in enumerate(("pages.tif#2", "./pages.tif#2", ".//pages.tif#2")):
+        assert run("predict", model, path, "--out", f"out{number}") == 0
+        assert np.array_equal(read_mask(f"out{number}/pages_2.png"), masked(model, pages[2]))
+
+
+def test_a_file_whose_tags_are_damaged_does_not_keep_others_from_being_done(model, tmp_path):
+    for number in (1, 2):
+        write_slice(tmp_path / f"in/ct/{number}.dcm", picture(number) * 8, number)
+    odd = write_slice(tmp_path / "in/odd.dcm", picture(3) * 8, 7777)
+    odd.write_bytes(odd.read_bytes().replace(b"7777", b"77x7"))
+    save(tmp_path / "in/good.png", picture(1))
+    assert run("predict", model, tmp_path / "in", "--out", tmp_path / "out") in (0, 2)
+    assert {path.name for path in (tmp_path / "out").rglob("*.*")} >= {"good.png", "ct_seg.dcm"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [(["missing.png"], "no such file"), (["."], "no picture"), (["a.xyz"], "no reader")],
