@@ -83,7 +83,8 @@ def _command(arguments: argparse.Namespace) -> int:
         raise UserError(f"{arguments.site}: no {arguments.split} picture has a mask and a sentence")
     vlm = build_vlm(study).to(site.device)
     load_tensors(vlm, read_model(arguments.run / "checkpoints" / "vlm.safetensors"))
-    bank = build_text_bank(split.sentences, study.vlm.text, site.text_cache, site.device)
+    own = vlm.text_encoder
+    bank = build_text_bank(split.sentences, study.vlm.text, site.text_cache, site.device, encoder=own)
     print(json.dumps(measure(study, vlm, split, bank, sentence_counts(train)), indent=1))
     return cli.OK
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dusss_core.errors import UserError
+from dusss_core.files import write_text
 from feddusss import cli
 from feddusss.configfile import read_yaml
 
@@ -139,7 +140,7 @@ def _write(arguments: argparse.Namespace) -> None:
         for document, sentence in unlisted():
             print(f"{document}: {sentence}")
     elif not arguments.check:
-        PAGE.write_text(page(), encoding="utf-8")
+        write_text(PAGE, page())
     elif not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != page():
         raise UserError(f"{PAGE.name} is not that of {LIST.name}", "python -m docsite.promises")
 
