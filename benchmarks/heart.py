@@ -192,7 +192,7 @@ def masks(config, vlm, split: Split, bank: TextBank) -> dict[str, Any]:
     half = predicted.shape[2] // 2
     left_is_right = truth[side == "left"][:, :, :half].sum() < truth[side == "left"][:, :, half:].sum()
 
-    def on_named_side(mask: np.ndarray, name: str) -> float:
+    def on_named_side(mask: np.ndarray, name: str) -> np.ndarray:
         left = mask[:, :, half:] if left_is_right else mask[:, :, :half]
         share = left.sum((1, 2)) / np.maximum(1, mask.sum((1, 2)))
         return (share if name == "left" else 1 - share)[mask.any((1, 2))]

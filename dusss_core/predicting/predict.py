@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -174,8 +175,12 @@ class _Journal:
             **({"said": told} if (told := self._told_of(job, pictures)) else {}),
         }
         try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            with self._path.open("a+b") as file:
+                end = file.seek(0, os.SEEK_END)
+                file.seek(max(0, end - 1))
+                # a line that a crash cut off would take this one with it
+                torn = file.read(1) not in (b"", b"\n")
+                file.write(b"\n" * torn + json.dumps(line).encode() + b"\n")
         except OSError as error:
             raise UserError(
                 f"{self._path}: could not be written: {error.strerror or error}", "free disk space, then start again"

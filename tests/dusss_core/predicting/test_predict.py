@@ -187,6 +187,19 @@ def test_what_was_done_is_left_out_until_the_file_the_model_or_the_options_chang
     assert done() == ["0", "1", "2"]
 
 
+def test_a_line_that_was_cut_off_takes_no_other_with_it(model, tmp_path):
+    for number in range(2):
+        save(tmp_path / f"in/{number}.png", picture(number))
+    command = ("predict", model, tmp_path / "in", "--out", tmp_path / "out")
+    assert run(*command) == 0
+    journal = tmp_path / "out" / JOURNAL
+    whole = journal.read_text()
+    journal.write_text(whole[: len(whole) - 20])
+    assert run(*command) == 0
+    torn, *lines = journal.read_text().splitlines()[1:]
+    assert not torn.endswith("}") and [json.loads(line)["name"] for line in lines] == ["1"]
+
+
 def test_files_that_cannot_be_read_are_named_and_the_others_done(model, tmp_path, capsys):
     save(tmp_path / "in/good.png", picture(1))
     (tmp_path / "in/bad.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
