@@ -246,6 +246,13 @@ def test_what_a_user_can_mend_ends_with_code_2(model, tmp_path, monkeypatch, cap
     assert told in capsys.readouterr().err
 
 
+def test_a_threshold_that_would_do_nothing_is_refused(student_file, tmp_path, capsys):
+    save(tmp_path / "a.png", picture(1))
+    several = student_file(image={"classes": 2})
+    assert run("predict", several, tmp_path / "a.png", "--out", tmp_path / "out", "--threshold", 0.6) == 2
+    assert "several classes" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_an_error_of_the_program_ends_with_code_1(model, tmp_path, monkeypatch):
     path = save(tmp_path / "a.png", picture(1))
 
