@@ -172,6 +172,13 @@ def test_a_template_is_the_mean_mask_of_the_labelled_pictures_that_have_the_clos
         torch.testing.assert_close(made.masks[made.closest[sentence], 0], mean)
 
 
+def test_templates_are_the_same_however_many_masks_are_read_at_a_time(monkeypatch):
+    trainer = site(config_of("lvit"), pictures())
+    whole = templates_of(trainer)
+    monkeypatch.setattr(lvit, "AT_ONCE", 1)
+    assert torch.equal(templates_of(trainer).masks, whole.masks) and len(trainer.labelled) > 2
+
+
 def test_a_sentence_that_no_labelled_picture_has_gets_the_closest_that_one_has():
     train = pictures(n=12, labelled=5)
     only = replace(train, labelled=train.labelled & (train.sentence == 0))
