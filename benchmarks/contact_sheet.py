@@ -18,6 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from dusss_core.errors import UserError
 from feddusss import cli
 
 COLUMNS = ("picture", "true mask", "text-guided mask", "teacher", "student")
@@ -39,6 +40,8 @@ def _draw(arguments: argparse.Namespace) -> None:
     from PIL import Image
 
     rows = list(_rows(arguments.run.absolute(), arguments.per_site))
+    if not rows:
+        raise UserError(f"{arguments.run}: no site has an unlabelled training picture with a mask and a sentence")
     sheet = np.concatenate([np.concatenate([_framed(tile, arguments.scale) for tile in row], axis=1) for row in rows])
     Image.fromarray(_with_header(sheet, len(COLUMNS))).save(arguments.out)
     print(f"{arguments.out}: {len(rows)} pictures; columns: {', '.join(COLUMNS)}")

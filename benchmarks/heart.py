@@ -83,7 +83,8 @@ def _command(arguments: argparse.Namespace) -> int:
         raise UserError(f"{arguments.site}: no {arguments.split} picture has a mask and a sentence")
     vlm = build_vlm(study).to(site.device)
     load_tensors(vlm, read_model(arguments.run / "checkpoints" / "vlm.safetensors"))
-    bank = build_text_bank(split.sentences, study.vlm.text, site.text_cache, site.device)
+    own = vlm.text_encoder
+    bank = build_text_bank(split.sentences, study.vlm.text, site.text_cache, site.device, encoder=own)
     print(json.dumps(measure(study, vlm, split, bank, sentence_counts(train)), indent=1))
     return cli.OK
 
@@ -191,7 +192,7 @@ def masks(config, vlm, split: Split, bank: TextBank) -> dict[str, Any]:
     half = predicted.shape[2] // 2
     left_is_right = truth[side == "left"][:, :, :half].sum() < truth[side == "left"][:, :, half:].sum()
 
-    def on_named_side(mask: np.ndarray, name: str) -> float:
+    def on_named_side(mask: np.ndarray, name: str) -> np.ndarray:
         left = mask[:, :, half:] if left_is_right else mask[:, :, :half]
         share = left.sum((1, 2)) / np.maximum(1, mask.sum((1, 2)))
         return (share if name == "left" else 1 - share)[mask.any((1, 2))]

@@ -22,6 +22,7 @@ from pydantic_core import PydanticUndefined
 
 from dusss_core.config import Strict
 from dusss_core.errors import UserError
+from dusss_core.files import write_text
 from feddusss import cli
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
@@ -286,8 +287,7 @@ def _write(arguments: argparse.Namespace) -> None:
             raise UserError(f"docs/reference: {', '.join(old)} not current", "python -m docsite.configuration")
         return
     for path, text in wanted.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        write_text(path, text)
         print(path)
 
 

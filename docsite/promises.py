@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from docsite.sentences import plain, sentences
 from dusss_core.errors import UserError
+from dusss_core.files import write_text
 from feddusss import cli
 from feddusss.configfile import read_yaml
 
@@ -178,7 +179,7 @@ def _write(arguments: argparse.Namespace) -> None:
         for document, sentence in unlisted():
             print(f"{document}: {sentence}")
     elif not arguments.check:
-        PAGE.write_text(page(), encoding="utf-8")
+        write_text(PAGE, page())
     elif found := unlisted():
         raise UserError(
             "\n".join(f"{document}: neither a promise nor none: {sentence}" for document, sentence in found),

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
+
+from dusss_core.config.base import DEVICE
 from dusss_core.errors import UserError
+from dusss_core.outside import shown
 
 
 def resolve_device(name: str) -> str:
     """The torch device that `device` names (auto, cpu, cuda, cuda:N, mps).
 
     Raises:
-        UserError: it is not on this machine.
+        UserError: no device is called so, or it is not on this machine.
     """
+    if not re.fullmatch(DEVICE, name):
+        raise UserError(f"device: {shown(name, 40)}: no device is called so", "use auto, cpu, cuda, cuda:N or mps")
     import torch
 
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}

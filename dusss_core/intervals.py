@@ -90,6 +90,11 @@ def numbered(names: Sequence[object]) -> np.ndarray:
     return np.array([numbers[name] for name in names], dtype=np.int64)
 
 
+def groups_of(patients: Sequence[str], ids: Sequence[str]) -> np.ndarray:
+    """N numbers from 0: records of one patient have the same, and one whose patient is not known ('') has its own."""
+    return numbered([("patient", p) if p else ("id", i) for p, i in zip(patients, ids, strict=True)])
+
+
 def spread(each: Mapping[str, np.ndarray], pixels: np.ndarray, groups: np.ndarray) -> dict[str, float]:
     """What stands behind the means of test figures, as single numbers that may leave a hospital.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dusss_core.intervals import numbered
+from dusss_core.intervals import groups_of
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,7 @@ class Split:
     @property
     def groups(self) -> np.ndarray:
         """N numbers from 0: records of one patient have the same, and one whose patient is not known has its own."""
-        patients = self.patients or ("",) * len(self)
-        return numbered([("patient", p) if p else ("id", i) for p, i in zip(patients, self.ids, strict=True)])
+        return groups_of(self.patients or ("",) * len(self), self.ids)
 
     def select(self, keep: np.ndarray) -> Split:
         """The records at the integer positions `keep`, in that order; sentences keep their numbers."""

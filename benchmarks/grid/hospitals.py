@@ -61,7 +61,7 @@ def groups_of_sites(cell: Cell, study: StudyConfig, folder: Path) -> dict[str, G
         pooled = _pooled(folder / "sites" / "centralized", sites)
         return {"centralized": Group([pooled, *test], [*sites, *test])}
     if cell.setting == "no_text":
-        _without_sentences(sites[0])
+        without_sentences(sites[0])
     if cell.setting == "absent":
         sites = sites[1:]
     return {cell.setting: Group([*sites, *test], [*sites, *test])}
@@ -116,6 +116,7 @@ def _pooled(folder: Path, sites: Sequence[Path]) -> Path:
     return write_site(folder, folder.name, simulated=True)
 
 
-def _without_sentences(site_file: Path) -> None:
+def without_sentences(site_file: Path) -> None:
+    """Take them out of the site's manifest."""
     manifest = site_file.parent / "manifest.csv"
-    write_manifest(manifest, [replace(record, text="") for record in read_manifest(manifest)])
+    write_manifest(manifest, [replace(record, text="", more_texts=()) for record in read_manifest(manifest)])

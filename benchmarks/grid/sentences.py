@@ -71,4 +71,6 @@ def tell(site_files: Sequence[Path], control: str, seed: int) -> None:
             for record in read_manifest(manifest)
         ]
         texts = CONTROLS[control](records, seed, site)
-        write_manifest(manifest, [replace(record, text=text) for record, text in zip(records, texts, strict=True)])
+        # further sentences of a picture would tell what the control withholds
+        told = [replace(record, text=text, more_texts=()) for record, text in zip(records, texts, strict=True)]
+        write_manifest(manifest, told)

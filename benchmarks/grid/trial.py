@@ -69,7 +69,7 @@ class Trial:
     overrides: tuple[str, ...] = ()
 
     def study(self, changes: Mapping[str, Any]) -> StudyConfig:
-        """The cell's study with the method's `changes` (top-level keys)."""
+        """The cell's study with the method's `changes`, key by key."""
         return make_study(self.cell, self.data_root, self.overrides, changes)
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dusss_core.errors import UserError
+
 if TYPE_CHECKING:
     from dusss_core.student import Student
 
@@ -37,6 +39,7 @@ def export(
 
         return write_card(student, target, run or source.parent, licence)
     student.check_usable()
+    _check_network(student)
     if to == "onnx":
         from dusss_core.export.graph import write_onnx
 
@@ -48,3 +51,20 @@ def export(
     from dusss_core.export.bundle import write_bundle
 
     return write_bundle(student, target, licence)
+
+
+def _check_network(student: Student) -> None:
+    """Refuse what no graph of a picture alone expresses.
+
+    Raises:
+        UserError: a network that is given sentences.
+    """
+    from dusss_core.config import TEXT_NETWORKS
+
+    network = student.about.network.kind
+    if network in TEXT_NETWORKS:
+        raise UserError(
+            f"{student.source}: {network} takes a sentence beside the picture, and pictures of one size: no other "
+            "format has a place for them",
+            "use the student's own file, or --to card",
+        )

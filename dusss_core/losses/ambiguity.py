@@ -39,9 +39,9 @@ def ambiguity(
         logits = logits + log_weights
     there = _taking_part(similarity, columns)
     log_p = logits.masked_fill(~there, -torch.inf).log_softmax(dim=1)
-    p = log_p.exp()
-    of_picture = torch.where(there, -p * log_p, 0).sum(dim=1).exp()
-    of_sentence = (p * of_picture[:, None]).sum(dim=0) / p.sum(dim=0).clamp(min=1e-6)
+    of_picture = torch.where(there, -log_p.exp() * log_p, 0).sum(dim=1).exp()
+    # as shares of logarithms: a sentence that fits none of the pictures has its own mean too, however small p is
+    of_sentence = (log_p.masked_fill(~there, 0).softmax(dim=0) * of_picture[:, None]).sum(dim=0)
     mean_of_sentence = torch.where(there[0], of_sentence, 0).sum() / there[0].sum().clamp(min=1)
     pair = (of_picture / of_picture.mean())[:, None] + (of_sentence / mean_of_sentence)[None, :]
     return (pair / 2) ** power

@@ -12,10 +12,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 Head = Literal["output", "decoder", "none"]
 """Part of a student that is a site's own (FedRep): the last layer of each decoder; the whole way up; nothing."""
 _HEADS = {
-    "output": re.compile(r"(unet\.)?(others\.\d+\.)?head\."),
-    "decoder": re.compile(r"(unet\.)?(others\.\d+\.)?(head|up)\."),
+    "output": re.compile(r"(unet\.|second\.)?(others\.\d+\.)?head\."),
+    "decoder": re.compile(r"(unet\.|second\.)?(others\.\d+\.)?(head|up)\."),
 }
-"""Where it lies in every student (`dusss_core.models.decoders`, `encoder_student`; `early_fusion` holds a U-Net)."""
+"""Where it lies in every student (`dusss_core.models.decoders`, `encoder_student`; `early_fusion` holds a U-Net, and
+beside the network there may be a `second` one)."""
 
 
 def shared_tensors(

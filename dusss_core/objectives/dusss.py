@@ -74,9 +74,10 @@ class Dusss(WithTeacher):
         return total, figures
 
     def unlabelled_weight(self, share_done: float) -> float:
-        """Text-guided masks are as good at the start as later; what the teacher alone labels is ramped up."""
+        """Text-guided masks are as good at the start as later; what the teacher alone labels is ramped up (without a
+        teacher: nothing)."""
         guided = self.host.text_share if self.host.guided[self.host.unlabelled].any() else 0.0
-        ramp = sigmoid_rampup(share_done, self.settings.rampup)
+        ramp = sigmoid_rampup(share_done, self.settings.rampup) if self.teacher is not None else 0.0
         return self.settings.weight_semi * (guided + (1 - guided) * ramp)
 
     def _guided_weight(self, n_labelled: int, n_unlabelled: int) -> float:

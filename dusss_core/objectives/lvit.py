@@ -41,6 +41,8 @@ LV = 0.1
 """Weight of the LV loss beside the pseudo-label's."""
 BETA = 0.99
 """Largest weight of what the bank held before."""
+AT_ONCE = 256
+"""Masks that are read at a time: memory does not grow with the site's labelled pictures."""
 
 
 class LViT(SupervisedWithText):
@@ -86,7 +88,8 @@ class LViT(SupervisedWithText):
             closest = self._closest(unlabelled)
             if closest is not None:
                 masks, there = closest
-                costs = template_costs(own, geometry.apply(masks))
+                # into a mask the background comes from outside, whatever comes into the picture
+                costs = template_costs(own, geometry.apply(masks, "zeros"))
                 lv = (costs * there).sum() / there.sum().clamp(min=1)
                 total, figures["lv"] = total + weight * LV * lv, lv.detach()
         return total, figures
@@ -98,7 +101,7 @@ class LViT(SupervisedWithText):
         return self.bank.state()
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        self.bank = Bank(**tensors)
+        self.bank = Bank(**{name: value.clone() for name, value in tensors.items()})
 
     @torch.no_grad()
     def _visit(self, positions: np.ndarray, draw: torch.Generator) -> Tensor:
@@ -201,13 +204,16 @@ def templates_of(host: Host) -> Templates | None:
     if not len(shown):
         return None
     known, which = np.unique(train.sentence[shown], return_inverse=True)
-    masks = (host.masks(shown) > 0).float()[:, None]
-    (place,) = sent(masks.device, torch.from_numpy(which))
-    total = torch.zeros(len(known), *masks.shape[1:], device=masks.device).index_add_(0, place, masks)
-    (count,) = sent(masks.device, torch.from_numpy(np.bincount(which)).float())
+    first = host.masks(shown[:1])
+    device, total = first.device, torch.zeros(len(known), 1, *first.shape[1:], device=first.device)
+    place, count, numbers = sent(
+        device, torch.from_numpy(which), torch.from_numpy(np.bincount(which)).float(), torch.from_numpy(known)
+    )
+    for start in range(0, len(shown), AT_ONCE):
+        some = slice(start, start + AT_ONCE)
+        total.index_add_(0, place[some], (host.masks(shown[some]) > 0).float()[:, None])
     tokens, mask = host.text.features(torch.arange(len(train.sentences)))
-    meaning = F.normalize(Words(tokens, mask).mean(), dim=1).to(masks.device)
-    (numbers,) = sent(masks.device, torch.from_numpy(known))
+    meaning = F.normalize(Words(tokens, mask).mean(), dim=1).to(device)
     closest = (meaning @ meaning.index_select(0, numbers).T).argmax(dim=1)
     return Templates(total / count[:, None, None, None], closest)
 

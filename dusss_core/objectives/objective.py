@@ -154,7 +154,7 @@ class Objective(ABC):
         return {}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:  # noqa: B027 (most have nothing to do)
-        """Take back what `state` gave."""
+        """Take back what `state` gave, by copies: a round that fails is begun again from the same tensors."""
 
     def kept(self) -> Iterator[Tensor]:
         """All that it holds in memory; `state` and what a round makes anew."""

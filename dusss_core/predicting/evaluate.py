@@ -17,7 +17,7 @@ import numpy as np
 
 from dusss_core.errors import UserError
 from dusss_core.files import write_text
-from dusss_core.intervals import DRAWS, LEVEL, Bootstrap, interval, numbered, over_classes, pooled_dice
+from dusss_core.intervals import DRAWS, LEVEL, Bootstrap, groups_of, interval, over_classes, pooled_dice
 from dusss_core.manifest import SPLITS, Record, read_manifest
 from dusss_core.metrics import per_image, pixel_counts
 from dusss_core.pictures import load_mask
@@ -41,7 +41,7 @@ def evaluate(student: Student, manifest: Path, out: Path | None = None, split: s
     scores = _scores(student, records)
     if out is not None:
         write_text(out, _csv(scores))
-    bootstrap = Bootstrap(_groups(scores["patient"], scores["id"]))
+    bootstrap = Bootstrap(groups_of(scores["patient"], scores["id"]))
     counts = np.stack([scores["overlap"], scores["true"], scores["predicted"]], axis=-1)  # N x F x 3
     names = student.about.names[1:]
     each, whole = pooled_dice(bootstrap.sums(counts)), pooled_dice(counts.sum(0))
@@ -148,11 +148,6 @@ def _csv(scores: dict[str, np.ndarray]) -> str:
         pixels = [int(scores[name][i].sum()) for name in ("true", "predicted")]
         writer.writerow([*(scores[name][i] for name in ("id", "patient", "height", "width")), *figures, *pixels])
     return out.getvalue()
-
-
-def _groups(patients: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """N numbers: pictures of one patient have the same."""
-    return numbered([("patient", p) if p else ("id", i) for p, i in zip(patients, ids, strict=True)])
 
 
 def _present(scores: dict[str, np.ndarray], i: int) -> float | None:

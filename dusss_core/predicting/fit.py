@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
 
 from dusss_core.predicting.evaluate import scores_of
 from dusss_core.predicting.inputs import find_jobs, pictures_of
 from dusss_core.student.student import Student
 
 MOST_PICTURES = 64
-"""That are looked at: each layer averages over all their pixels."""
+"""That are looked at, spread over all files and slices: each layer averages over all their pixels."""
+Item = TypeVar("Item")
 
 
 def fit(student: Student, paths: Sequence[Path | str], out: Path, check: Path | None = None) -> str:
@@ -26,9 +29,9 @@ def fit(student: Student, paths: Sequence[Path | str], out: Path, check: Path | 
     Raises:
         UserError: fewer than two pictures, or one that cannot be read.
     """
-    jobs = find_jobs(paths, out.parent / f".{out.name}")
-    step = max(1, len(jobs) // MOST_PICTURES)
-    pictures = list(islice((raw for job in jobs[::step] for raw in pictures_of(job)), MOST_PICTURES))
+    jobs = _spread(find_jobs(paths, out.parent / f".{out.name}"), MOST_PICTURES)
+    each = -(-MOST_PICTURES // len(jobs))
+    pictures = _spread([raw for job in jobs for raw in _spread(list(pictures_of(job)), each)], MOST_PICTURES)
     fitted, told = student.fit(pictures), ""
     if check is not None:
         before = scores_of(student, check)["dice"].mean() if student.about.layers != "unfitted" else None
@@ -41,3 +44,8 @@ def fit(student: Student, paths: Sequence[Path | str], out: Path, check: Path | 
                 return f"{out}: left as it was, which is better{told}"
     fitted.save(out)
     return f"{out}: fitted to {len(pictures)} pictures{told}"
+
+
+def _spread(items: Sequence[Item], most: int) -> list[Item]:
+    """At most so many of them, evenly spaced."""
+    return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, min(len(items), most)).astype(int))]

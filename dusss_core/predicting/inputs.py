@@ -49,7 +49,7 @@ def find_jobs(paths: Iterable[Path | str], out: Path) -> list[Job]:
     for path in paths:
         reference = parse_reference(str(path))
         if reference.index is not None:
-            part = str(path)[len(str(reference.file)) + 1 :]
+            part = str(path).rpartition("#")[2]
             name = f"{_stem(reference.file)}_{part.replace('=', '')}"
             single.append(Job("picture", name, (_there(reference.file),), part))
         elif Path(path).is_dir():
@@ -143,11 +143,8 @@ def _plain(root: Path, file: Path) -> Job:
 def _series(files: Sequence[tuple[Path, Path]]) -> list[Job]:
     groups: dict[tuple, list[tuple[tuple, Path, Path]]] = {}
     for root, file in files:
-        tags = _tags(file)
-        key = (str(tags.get("SeriesInstanceUID") or file), tags.get("Rows"), tags.get("Columns"))
-        if int(tags.get("NumberOfFrames", 1) or 1) > 1:
-            key = (str(file),)  # frames of several files cannot be told apart in one segmentation
-        groups.setdefault(key, []).append((_place(tags, file), root, file))
+        series, place = _series_and_place(file)
+        groups.setdefault(series, []).append((place, root, file))
     jobs = []
     for members in groups.values():
         members = sorted(members, key=lambda member: member[0])
@@ -159,13 +156,19 @@ def _series(files: Sequence[tuple[Path, Path]]) -> list[Job]:
     return jobs
 
 
-def _tags(file: Path) -> Any:
+def _series_and_place(file: Path) -> tuple[tuple, tuple]:
+    """What names a file's series, and where it lies there; one whose tags cannot be read is by itself."""
     import pydicom
 
     try:
-        return pydicom.dcmread(file, stop_before_pixels=True)
+        tags = pydicom.dcmread(file, stop_before_pixels=True)
+        # pydicom converts a tag when it is asked for
+        series = (str(tags.get("SeriesInstanceUID") or file), tags.get("Rows"), tags.get("Columns"))
+        if int(tags.get("NumberOfFrames", 1) or 1) > 1:
+            series = (str(file),)  # frames of several files cannot be told apart in one segmentation
+        return series, _place(tags, file)
     except Exception:
-        return {}  # reading it will say why
+        return (str(file),), (0.0, 0, str(file))  # reading it will say why
 
 
 def _place(tags: Any, file: Path) -> tuple:
@@ -216,8 +219,11 @@ def _is_dicom(file: Path) -> bool:
         return True
     if file.suffix:
         return False
-    with file.open("rb") as opened:
-        return opened.read(132)[128:] == b"DICM"
+    try:
+        with file.open("rb") as opened:
+            return opened.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 def _within(file: Path, folder: Path) -> bool:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,7 @@ class Tally:
     done: int = 0
     pictures: int = 0
     skipped: int = 0
-    failed: list[str] = None
-
-    def __post_init__(self):
-        self.failed = []
+    failed: list[str] = field(default_factory=list)
 
 
 def predict(
@@ -177,8 +175,12 @@ class _Journal:
             **({"said": told} if (told := self._told_of(job, pictures)) else {}),
         }
         try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            with self._path.open("a+b") as file:
+                end = file.seek(0, os.SEEK_END)
+                file.seek(max(0, end - 1))
+                # a line that a crash cut off would take this one with it
+                torn = file.read(1) not in (b"", b"\n")
+                file.write(b"\n" * torn + json.dumps(line).encode() + b"\n")
         except OSError as error:
             raise UserError(
                 f"{self._path}: could not be written: {error.strerror or error}", "free disk space, then start again"

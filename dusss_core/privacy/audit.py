@@ -71,7 +71,7 @@ class Eavesdropper:
     """The attacker who sees every noised sum, and knows all candidates and the clipping, but neither coins nor noise.
 
     With s = 1 for who is in and -1 for who is not, a noised sum less half of all clipped gradients C (m x d) is
-    C^T s / 2 + noise. The scores are a ridge regression's s from all steps together. It takes the noise.s size from
+    C^T s / 2 + noise. The scores are a ridge regression's s from all steps together. It takes the noise's size from
     what no coins explain, not from what is claimed, and leaves the mean of s free: most gradients point the same way,
     and how many are in says nothing of who.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field
 
@@ -10,6 +10,7 @@ from dusss_core.config import (
     TEXT_NETWORKS,
     ImageConfig,
     MethodConfig,
+    ObjectiveName,
     Strict,
     StudentConfig,
     TextConfig,
@@ -61,8 +62,9 @@ class About(Strict):
 
     @property
     def hears(self) -> bool:
-        """Whether its network was trained with sentences, and can be given one."""
-        if self.text is None:
+        """Whether its network was trained with sentences, as far as this release knows its objective, and can be given
+        one."""
+        if self.text is None or self.objective not in get_args(ObjectiveName):
             return False
         from dusss_core.objectives import reads_sentences
 

@@ -248,6 +248,7 @@ class Mixture(Beside):
 
     def begin(self, round: int) -> None:
         load_tensors(self.model, {name: self.v[name].detach() for name, _ in self.model.named_buffers()})
+        self.objective.before_round()
         self._running, self._round = self.stepwise(round), round
 
     def advance(self) -> None:

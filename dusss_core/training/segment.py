@@ -13,7 +13,7 @@ from dusss_core.augment import Geometry
 from dusss_core.build import build_student
 from dusss_core.config import MethodConfig, PersonalConfig, TrainingConfig
 from dusss_core.files import with_prefix
-from dusss_core.models.weights import on_cpu
+from dusss_core.models.weights import load_tensors, on_cpu
 from dusss_core.models.words import Words
 from dusss_core.objectives import objective_of, reads_sentences
 from dusss_core.objectives.objective import Batch, Values
@@ -99,7 +99,7 @@ class Segmenter(PhaseTrainer):
             self.objective.start()
 
     def train_round(self, round: int) -> dict[str, float]:
-        judged = self.judge_text()
+        judged = self.judge_text(round)
         self.begin_round(round)
         self.objective.before_round()
         return {**super().train_round(round), **judged}
@@ -112,7 +112,7 @@ class Segmenter(PhaseTrainer):
         """What text-guided masks weigh at this site, in [0, 1]."""
         return 1.0 if self.judge is None else self.judge.share
 
-    def judge_text(self) -> dict[str, float]:
+    def judge_text(self, round: int) -> dict[str, float]:
         """Decide what text-guided masks weigh in this round, by the global student and teacher as they are before it.
 
         Returns:
@@ -121,19 +121,22 @@ class Segmenter(PhaseTrainer):
         if self.judge is None:
             return {}
         if self.judge.plain is None:
-            self._train_plain()
+            self._train_plain(first_round=round == 1)
         students = {"student": self.student}
         if (teacher := getattr(self.objective, "teacher", None)) is not None:
             students["teacher"] = teacher.model
         return self.judge.judge(students)
 
-    def _train_plain(self) -> None:
+    def _train_plain(self, first_round: bool) -> None:
         """Train the student that learns from the site's labelled pictures alone, and keep its figures."""
         steps = round(self.settings.plain_share * self.settings.rounds * self.steps_per_round)
         steps = steps if self.spare_steps is None else min(steps, self.spare_steps)
         if not steps or not len(self.labelled):
             return
         plain = _Plain(self, steps)
+        if first_round:
+            # public weights of the start (`student.weights`) are in this global model, and nowhere at a site
+            load_tensors(plain.student, {name: value.detach() for name, value in self.student.named_parameters()})
         plain.train_round(1)
         followed = self.judge.dice(plain.student)
         # after few steps the statistics that were followed may still be those of its start
@@ -216,7 +219,7 @@ class Segmenter(PhaseTrainer):
 
 class _Plain(Segmenter):
     """A student from the study's start that learns from the labelled pictures of `of` alone, with batch statistics of
-    its own."""
+    its own. Public weights that the study starts from are its caller's to load."""
 
     def __init__(self, of: Segmenter, steps: int):
         method = MethodConfig(preset="supervised")

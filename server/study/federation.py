@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -10,6 +11,8 @@ from pydantic import Field, model_validator
 from dusss_core.config import Strict
 from feddusss.compression import CODECS, SHARE
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+"""As in a site's own file."""
 MEANS = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi")
 """Strategies that use the weighted mean of the updates and nothing else of them."""
 
@@ -119,6 +122,17 @@ class FederationConfig(Strict):
                 raise ValueError(f"sizes: {small[0]} is below 0")
             if missing := sorted(set(self.sites or ()) - self.sizes.keys()):
                 raise ValueError(f"sizes: no number for {', '.join(missing)}, which federation.sites names")
+        return self
+
+    @model_validator(mode="after")
+    def _sites_can_be_called_so(self) -> FederationConfig:
+        for key, names in (("sites", self.sites), ("sizes", self.sizes)):
+            if wrong := [name for name in names or () if not _NAME.fullmatch(name)]:
+                raise ValueError(
+                    f"{key}: {wrong[0]!r} is no name of a site (letters, figures and _ . - after the first)"
+                )
+        if self.sizes == {}:
+            raise ValueError("sizes: names no site, and one that is not named takes no part; null: as many as they say")
         return self
 
     @model_validator(mode="after")

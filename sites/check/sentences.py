@@ -18,6 +18,8 @@ from sites.check.report import Report, counted
 
 LONG = 60
 """Words, from which the end of a sentence is cut by the default of vlm.text.max_tokens, 48 tokens."""
+MISSPELT_SHOWN = 20
+"""Words that are called misspelt, at most."""
 _WORD = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*")
 _PLACEHOLDER = re.compile(
     r"(?i)^\W*(?:n/?a|nan|none|null|nil|todo|tbd|xxx*|test|see (?:report|above|previous)|report|text|description|"
@@ -187,12 +189,14 @@ def _check_words(report: Report, with_text: Sequence[Record]) -> None:
     frequent = sorted({word for word, where in rows.items() if len(where) >= 5 and len(word) >= 4} | set(common))
     odd = {}
     for word in sorted(unknown):
+        if len(odd) == MISSPELT_SHOWN:
+            break  # each is compared with all that are frequent
         if len(word) >= 5 and unknown[word] <= max(1, len(with_text) // 100):
             near = [n for n in frequent if _swapped(word, n)]
             near += [n for n in difflib.get_close_matches(word, frequent, n=3, cutoff=0.84) if not _same_stem(word, n)]
             if near:
                 odd[word] = near[0]
-    for word, near in list(odd.items())[:20]:
+    for word, near in odd.items():
         report.say_rows(
             "warning",
             "text",

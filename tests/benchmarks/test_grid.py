@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.grid.cell import DATASETS, NETWORKS, PROFILES, Cell
-from benchmarks.grid.hospitals import groups_of_sites, partition_of, same_test_for_all_seeds
+from benchmarks.grid.hospitals import groups_of_sites, partition_of, same_test_for_all_seeds, without_sentences
 from benchmarks.grid.methods import find_method
 from benchmarks.grid.methods.presets import METHODS
-from benchmarks.grid.sentences import CONSTANT, others
+from benchmarks.grid.sentences import CONSTANT, others, tell
 from benchmarks.grid.trial import make_study
 from dusss_core.config import TEXT_NETWORKS, MethodConfig, merged
 from dusss_core.errors import UserError
@@ -153,6 +154,17 @@ def test_wrong_sentences_are_other_pictures_of_the_same_hospital_and_split(data,
 def test_a_cell_that_is_begun_again_has_the_same_wrong_sentences(data):
     first, second = (_records(next(iter(_groups(data, "wrong_sentence").values())).sites) for _ in range(2))
     assert first == second
+
+
+def test_what_a_control_withholds_no_further_sentence_tells(data):
+    records = read_manifest(data / "polypgen" / "manifest.csv")
+    for number, control in enumerate(("constant", "wrong", None)):
+        file = data / str(number) / "site.yaml"
+        more = [replace(record, more_texts=("The truth.",)) for record in records]
+        write_manifest(file.parent / "manifest.csv", more)
+        tell([file], control, seed=1) if control else without_sentences(file)
+        told = [record.sentences for record in read_manifest(file.parent / "manifest.csv")]
+        assert all(len(texts) == (0 if control is None else 1) and "The truth." not in texts for texts in told)
 
 
 @pytest.mark.parametrize(("commonest", "equal"), [(2, 0), (10, 0), (13, 6), (20, 20)])

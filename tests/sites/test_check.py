@@ -55,6 +55,13 @@ def test_the_table_names_the_verdict(tmp_path, capsys):
     assert "fit to train on" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("workers", ["0", "-1"])
+def test_what_is_no_number_of_processes_is_refused(tmp_path, capsys, workers):
+    site = write_site(tmp_path, rows_of(tmp_path, 4, SPLITS))
+    assert main(["check", str(site), "--workers", workers]) == 2
+    assert "--workers" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "subject", "words"),
     [

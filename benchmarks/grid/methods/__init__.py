@@ -2,7 +2,7 @@
 
 A module has a function `run(trial) -> Trained`, which trains on `trial.sites` and goes on where it stopped when it is
 called again. Those that are switches of this project's own method (`presets`) share one module; a method with another
-network is a new file beside it, and `modules` names it.
+network is a new file beside it, and MODULES names it.
 """
 
 from __future__ import annotations

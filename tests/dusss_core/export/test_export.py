@@ -11,11 +11,13 @@ import yaml
 
 import dusss_core
 from dusss_core.__main__ import main
+from dusss_core.build import build_student
 from dusss_core.errors import UserError
 from dusss_core.export import export, graph
 from dusss_core.export.card import card
+from dusss_core.student import About, Student
 from dusss_core.student.file import KEY
-from tests.dusss_core.student.conftest import student_file  # noqa: F401
+from tests.dusss_core.student.conftest import make_config, student_file  # noqa: F401
 
 
 def of_network(student, picture: np.ndarray) -> np.ndarray:
@@ -69,6 +71,18 @@ def test_a_graph_that_gives_something_else_is_not_written(student_file, tmp_path
     with pytest.raises(UserError, match="other probabilities"):
         graph.write_torchscript(student, tmp_path / "model.pt")
     assert not (tmp_path / "model.pt").exists()
+
+
+@pytest.mark.parametrize("to", ["onnx", "torchscript", "monai-bundle"])
+@pytest.mark.parametrize("network", ["early_fusion", "lvit", "vilt"])
+def test_a_network_that_takes_sentences_is_refused_by_name(tmp_path, to, network):
+    settings = {"network": network, "layers": 1, "patch": 16}
+    config = make_config(student=settings, method={"objective": "supervised_with_text"})
+    tensors = dict(build_student(config).state_dict())
+    student = Student(About.of(config, layers="shared"), tensors, "cpu")
+    with pytest.raises(UserError, match=f"{network} takes a sentence"):
+        export(student, to, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
 
 
 def test_an_unfitted_student_is_not_exported(student_file, tmp_path):  # noqa: F811

@@ -32,6 +32,12 @@ def test_ambiguity_is_the_naive_perplexity_of_picture_and_sentence(power):
     torch.testing.assert_close(ambiguity(similarity, 3.0, power), naive(similarity, 3.0, power, [1.0] * 5))
 
 
+def test_a_sentence_that_fits_no_picture_has_its_mean_of_them_too():
+    """Its probabilities are far below what single precision adds to a clamp."""
+    similarity = torch.tensor([[0.9, 0.8, -0.4], [0.7, 0.9, -0.6]])
+    torch.testing.assert_close(ambiguity(similarity, 50.0, 1.0), naive(similarity, 50.0, 1.0, [1.0] * 3))
+
+
 def test_a_picture_that_many_sentences_fit_is_more_ambiguous():
     sharp, vague = torch.tensor([[1.0, -1, -1, -1]]), torch.zeros(1, 4)
     target = ambiguity(torch.cat([sharp, vague]), 10.0, 3.0)

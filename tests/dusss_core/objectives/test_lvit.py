@@ -11,6 +11,7 @@ import torch
 
 from dusss_core.losses import probabilities
 from dusss_core.models.words import Words
+from dusss_core.objectives import lvit
 from dusss_core.objectives.lvit import BETA, LV, Bank, balanced_loss, template_costs, templates_of
 from tests.dusss_core.conftest import FakeBank, make_config
 from tests.dusss_core.gradients import assert_same_as_reference
@@ -114,6 +115,33 @@ def test_a_bank_of_other_records_is_begun_anew():
     assert bank.state()["visits"].tolist() == [0, 1, 0]
 
 
+def test_a_round_leaves_the_state_that_it_was_begun_from_as_it_was():
+    """A round whose loss is not finite is made again from it."""
+    config, train = config_of("lvit", epochs=2), pictures()
+    first, again = site(config, train), site(config, train)
+    first.train_round(1)
+    state = first.private()
+    before = {name: value.clone() for name, value in state.items()}
+    again.load_private(state)
+    again.train_round(2)
+    assert "objective.epi" in state and not changed(before, state)
+
+
+def test_outside_a_moved_template_there_is_background_whatever_comes_into_the_picture(monkeypatch):
+    seen = []
+
+    def costs(logits, masks):
+        seen.append(masks)
+        return template_costs(logits, masks)
+
+    monkeypatch.setattr(lvit, "template_costs", costs)
+    train = pictures()
+    full = replace(train, masks=np.ones_like(train.masks))
+    trainer = site(config_of("lvit", outside="edge"), full)
+    trainer.losses(parts(trainer)[:2], draw(), 0.5)
+    assert seen and all((masks.amax((1, 2, 3)) > 0.99).all() and (masks == 0).any() for masks in seen)
+
+
 def test_what_a_bank_remembers_is_the_answer_to_the_picture_as_it_is_and_its_sentence():
     trainer = site(config_of("lvit"), pictures())
     _, other, _ = parts(trainer)
@@ -142,6 +170,13 @@ def test_a_template_is_the_mean_mask_of_the_labelled_pictures_that_have_the_clos
         own = [i for i in range(5) if train.sentence[i] == sentence]
         mean = torch.from_numpy((train.masks[own] > 0).mean(0)).float()
         torch.testing.assert_close(made.masks[made.closest[sentence], 0], mean)
+
+
+def test_templates_are_the_same_however_many_masks_are_read_at_a_time(monkeypatch):
+    trainer = site(config_of("lvit"), pictures())
+    whole = templates_of(trainer)
+    monkeypatch.setattr(lvit, "AT_ONCE", 1)
+    assert torch.equal(templates_of(trainer).masks, whole.masks) and len(trainer.labelled) > 2
 
 
 def test_a_sentence_that_no_labelled_picture_has_gets_the_closest_that_one_has():

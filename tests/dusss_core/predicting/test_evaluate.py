@@ -11,6 +11,7 @@ import pytest
 import dusss_core
 from dusss_core.__main__ import main
 from dusss_core.metrics import per_image
+from dusss_core.predicting import fit as fitting
 from dusss_core.predicting.evaluate import evaluate
 from dusss_core.readers import read_mask
 from tests.sites.builders import rows_of, write_rows
@@ -101,6 +102,30 @@ def test_several_classes_have_figures_of_their_own(student_file, tmp_path):
         assert figures["classes"][name]["dice_pooled"]["value"] == pytest.approx(2 * overlap[c] / size[c])
     assert figures["dice_pooled"]["value"] == pytest.approx(np.mean(2 * overlap[1:] / size[1:]))
     assert figures["classes"]["tumour"]["pictures_with_it"] >= 3
+
+
+@pytest.mark.parametrize(("volumes", "slices"), [(2, 100), (40, 3), (100, 1), (3, 1)])
+def test_a_fit_looks_at_slices_from_all_over(tmp_path, monkeypatch, volumes, slices):
+    """Not at the first ones of the first volume, where there may be nothing to see."""
+
+    class Fitted:
+        about = None
+
+        def fit(self, pictures):
+            self.seen = pictures
+            return self
+
+        def save(self, path):
+            pass
+
+    monkeypatch.setattr(fitting, "find_jobs", lambda paths, out: list(range(volumes)))
+    monkeypatch.setattr(fitting, "pictures_of", lambda job: ((job, number) for number in range(slices)))
+    student = Fitted()
+    fitting.fit(student, [tmp_path], tmp_path / "mine.safetensors")
+    assert len(student.seen) == min(64, volumes * slices) and len(set(student.seen)) == len(student.seen)
+    for axis, length in enumerate((volumes, slices)):
+        found = {place[axis] for place in student.seen}
+        assert min(found) == 0 and max(found) == length - 1
 
 
 def test_a_fit_that_does_harm_is_not_taken(student_file, manifest, tmp_path, monkeypatch, capsys):

@@ -187,6 +187,19 @@ def test_what_was_done_is_left_out_until_the_file_the_model_or_the_options_chang
     assert done() == ["0", "1", "2"]
 
 
+def test_a_line_that_was_cut_off_takes_no_other_with_it(model, tmp_path):
+    for number in range(2):
+        save(tmp_path / f"in/{number}.png", picture(number))
+    command = ("predict", model, tmp_path / "in", "--out", tmp_path / "out")
+    assert run(*command) == 0
+    journal = tmp_path / "out" / JOURNAL
+    whole = journal.read_text()
+    journal.write_text(whole[: len(whole) - 20])
+    assert run(*command) == 0
+    torn, *lines = journal.read_text().splitlines()[1:]
+    assert not torn.endswith("}") and [json.loads(line)["name"] for line in lines] == ["1"]
+
+
 def test_files_that_cannot_be_read_are_named_and_the_others_done(model, tmp_path, capsys):
     save(tmp_path / "in/good.png", picture(1))
     (tmp_path / "in/bad.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
@@ -198,6 +211,25 @@ def test_files_that_cannot_be_read_are_named_and_the_others_done(model, tmp_path
     assert "3 could not be predicted" in told
     assert all(name in told for name in ("bad.png", "bad.nii.gz", "bad.dcm"))
     assert (tmp_path / "out/good.png").is_file()
+
+
+def test_a_page_is_named_by_any_path_to_its_file(model, tmp_path, monkeypatch):
+    pages = [Image.fromarray(picture(number)) for number in range(3)]
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+    monkeypatch.chdir(tmp_path)
+    for number, path in enumerate(("pages.tif#2", "./pages.tif#2", ".//pages.tif#2")):
+        assert run("predict", model, path, "--out", f"out{number}") == 0
+        assert np.array_equal(read_mask(f"out{number}/pages_2.png"), masked(model, pages[2]))
+
+
+def test_a_file_whose_tags_are_damaged_does_not_keep_others_from_being_done(model, tmp_path):
+    for number in (1, 2):
+        write_slice(tmp_path / f"in/ct/{number}.dcm", picture(number) * 8, number)
+    odd = write_slice(tmp_path / "in/odd.dcm", picture(3) * 8, 7777)
+    odd.write_bytes(odd.read_bytes().replace(b"7777", b"77x7"))
+    save(tmp_path / "in/good.png", picture(1))
+    assert run("predict", model, tmp_path / "in", "--out", tmp_path / "out") in (0, 2)
+    assert {path.name for path in (tmp_path / "out").rglob("*.*")} >= {"good.png", "ct_seg.dcm"}
 
 
 @pytest.mark.parametrize(
@@ -212,6 +244,13 @@ def test_what_a_user_can_mend_ends_with_code_2(model, tmp_path, monkeypatch, cap
         (tmp_path / "empty/a.xyz").write_text("x")
     assert run("predict", model, *arguments, "--out", tmp_path / "out") == 2
     assert told in capsys.readouterr().err
+
+
+def test_a_threshold_that_would_do_nothing_is_refused(student_file, tmp_path, capsys):
+    save(tmp_path / "a.png", picture(1))
+    several = student_file(image={"classes": 2})
+    assert run("predict", several, tmp_path / "a.png", "--out", tmp_path / "out", "--threshold", 0.6) == 2
+    assert "several classes" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_an_error_of_the_program_ends_with_code_1(model, tmp_path, monkeypatch):

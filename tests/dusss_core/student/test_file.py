@@ -119,6 +119,13 @@ def test_a_header_of_another_release_is_refused(student_file, change):
         dusss_core.load(path, "cpu")
 
 
+def test_what_a_later_release_learnt_from_is_used_as_far_as_this_one_knows_it():
+    config = make_config(student={"network": "early_fusion"}, method={"objective": "early_fusion"})
+    about = About.of(config, layers="shared")
+    assert about.hears
+    assert not about.model_copy(update={"objective": "of_a_later_release"}).hears
+
+
 def test_an_outsider_must_fit_first_and_is_told_how(student_file):
     student = dusss_core.load(student_file(layers="unfitted"), "cpu")
     with pytest.raises(UserError) as refused:

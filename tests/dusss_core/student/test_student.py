@@ -105,6 +105,12 @@ def test_a_device_that_is_not_there_is_refused(student_file):
         dusss_core.load(student_file(), "cuda")
 
 
+@pytest.mark.parametrize("name", ["gpu", "", "cuda:x", "cuda:-1", "cpu:0"])
+def test_what_no_device_is_called_is_refused(student_file, name):
+    with pytest.raises(UserError, match="no device is called so"):
+        dusss_core.load(student_file(), name)
+
+
 def test_help_is_instant_since_nothing_heavy_is_imported():
     code = (
         "import sys; from dusss_core.__main__ import build_parser; build_parser().format_help();"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from dusss_core.phases import Phase
 from dusss_core.training import Segmenter, initial_shared
 from dusss_core.training.judging import share_of_text
 from dusss_core.training.personal import PersonalSegmenter
+from dusss_core.training.segment import _Plain
 from tests.dusss_core.conftest import make_config, make_split
 
 N = 12
@@ -121,9 +124,39 @@ def test_the_plain_student_is_trained_once_and_a_site_that_goes_on_judges_as_one
     resumed.load_private(kept)
     resumed.load_shared(shared)
     assert resumed.text_share == first["text_share"]
-    resumed._train_plain = lambda: pytest.fail("trained again")
+    resumed._train_plain = lambda first_round: pytest.fail("trained again")
     straight.load_shared(shared)
     assert trained(resumed, 2) == trained(straight, 2)
+
+
+@pytest.mark.parametrize(("number", "as_it_came"), [(1, True), (2, False)])
+def test_the_plain_student_starts_as_the_study_does_with_its_public_weights(number, as_it_came, monkeypatch):
+    """They are in the first round's global model alone; a site that comes later starts it from seeded weights."""
+    seen = []
+    monkeypatch.setattr(_Plain, "train_round", lambda self, round: seen.append(digest_of_parameters(self.student)))
+    trainer = site(HOPELESS)
+    seeded = digest_of_parameters(trainer.student)
+    trainer.load_shared({name: 0.5 * t if t.is_floating_point() else t for name, t in trainer.shared().items()})
+    came = digest_of_parameters(trainer.student)
+    trainer.train_round(number)
+    assert seen == [came if as_it_came else seeded] and came != seeded
+
+
+def digest_of_parameters(student):
+    return digest_of_tensors({name: value.detach() for name, value in student.named_parameters()})
+
+
+def test_where_nothing_teaches_a_site_without_labels_hands_on_what_came():
+    """Text-guided masks that weigh nothing, and no teacher: weight decay alone would move it."""
+    trainer = site(None, method={"preset": "dusss", "teacher": False})
+    trainer.labelled = trainer.labelled[:0]
+    for share, moves in ((0.0, False), (0.5, True)):
+        trainer.judge = SimpleNamespace(
+            share=share, plain=np.zeros(1), judge=lambda students: {}, state=dict, load_state=lambda tensors: None
+        )
+        before = digest_of_tensors(trainer.shared())
+        trainer.train_round(1)
+        assert (digest_of_tensors(trainer.shared()) != before) is moves
 
 
 def test_a_plain_student_makes_no_more_steps_than_the_site_allows():

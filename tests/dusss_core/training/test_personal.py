@@ -134,6 +134,13 @@ def test_every_network_has_a_head_and_a_way_up_that_can_stay(network):
     assert output and output < decoder < set(student.state_dict())
 
 
+def test_the_head_of_a_second_student_stays_too():
+    student = build_student(config_of("ucmt"))
+    for head, parts in (("output", ("head.",)), ("decoder", ("head.", "up."))):
+        expected = {key for key in student.state_dict() if key.removeprefix("second.").startswith(parts)}
+        assert head_names(student, head) == expected and any(key.startswith("second.") for key in expected)
+
+
 @pytest.mark.parametrize("name", ["mean_teacher", "mcnet"])
 class TestWhatStays:
     @pytest.mark.parametrize("head", ["output", "decoder"])
@@ -258,6 +265,16 @@ def test_dittos_gradient_by_hand():
     own.__dict__.pop("_trained", None)
     own.set_gradients(None, None, 0.5, own.anchor())
     assert own.model.weight.grad.item() == pytest.approx(11.5)
+
+
+@pytest.mark.parametrize("kind", ["ditto", "apfl"])
+def test_a_teacher_that_stays_for_a_round_is_the_sites_own_student_as_it_began_the_round(kind):
+    trainer = personal_site(with_personal(config_of("fedsemidg"), kind=kind), pictures())
+    for number in (1, 2):
+        began = {key: value.detach().clone() for key, value in trainer.own.model.named_parameters()}
+        trainer.train_round(number)
+        assert not changed(began, dict(trainer.own.objective.fixed.model.named_parameters()))
+        trainer.load_shared(elsewhere(trainer.shared(), number))
 
 
 @pytest.mark.parametrize("learnt", [False, True])
