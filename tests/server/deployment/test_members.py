@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from server.__main__ import main
+from server.deployment.control import FlowerRun
+from server.runs.eventlog import EventLog
 from server.runs.runfolder import PARTNERS
 from server.study.config import load_study
 from tests.server.conftest import make_study
-from tests.server.deployment.test_run import link, server_app  # noqa: F401
+from tests.server.deployment.test_run import ROUND, link, server_app  # noqa: F401
 
 
 @pytest.fixture
@@ -46,3 +48,21 @@ def test_members_that_cannot_be_meant_are_refused_with_a_remedy(link, begun, cap
     assert main([*begun, *options]) == 2
     error = capsys.readouterr().err
     assert told in error and "->" in error and link.started == []
+
+
+def test_status_says_at_which_hospital_a_study_that_trains_waits_for_approval(link, tmp_path, capsys):  # noqa: F811
+    link.known[1] = FlowerRun(1, "running", "", "", tmp_path, "2026-01-01T10:00:00+00:00")
+    log = EventLog(tmp_path)
+    log.begin(1)
+    for name, *arguments in (("on_site_outside", "node 3 (cedar)", "waiting for approval at cedar"), *ROUND):
+        getattr(log, name)(*arguments)
+    log.on_message("something else")
+
+    def told(*options) -> str:
+        assert main(["status", *options]) == 0
+        return capsys.readouterr().out
+
+    assert "  node 3 (cedar): takes no part: waiting for approval at cedar" in told(str(tmp_path)).splitlines()
+    assert json.loads(told("--json"))["runs"][0]["outside"] == {"node 3 (cedar)": "waiting for approval at cedar"}
+    log.on_site_outside("node 3 (cedar)", "")
+    assert "cedar" not in told(str(tmp_path)) and json.loads(told("--json"))["runs"][0]["outside"] == {}

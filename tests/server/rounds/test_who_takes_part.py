@@ -42,11 +42,33 @@ def test_who_may_take_part_is_no_setting_that_a_begun_run_is_bound_to(change):
     assert changed_keys(before, now) == [] and study_digest(before) == study_digest(now)
 
 
-def test_the_coordinator_is_told_at_which_site_a_study_waits_for_approval_and_goes_on_without_it(short, tmp_path):  # noqa: F811
+WAITS = "waiting for approval at birch (python -m client studies)"
+
+
+def test_a_study_that_goes_on_without_a_site_that_waits_for_approval_says_so(short, tmp_path):  # noqa: F811
     def careful(grid):
         limit(tmp_path / "sites" / "birch" / "site.yaml", approval=True)
 
     _, listener = coordinate(study(), tmp_path, prepare=careful)
-    [told] = [text for text in listener.messages if "takes no part" in text]
-    assert "waiting for approval at birch" in told
+    assert f"node 2 takes no part: {WAITS}" in listener.messages
+    assert listener.outside == [("node 2", WAITS)]
     assert set(lines(tmp_path, 1)) == {"alder", "cedar"}
+
+
+@pytest.mark.parametrize("ends", ["approved", "disconnected"])
+def test_a_site_is_not_said_to_wait_any_more_when_it_was_approved_or_is_gone(short, tmp_path, ends):  # noqa: F811
+    file = tmp_path / "sites" / "birch" / "site.yaml"
+
+    def careful(grid):
+        limit(file, approval=True)
+
+        def later(looks):
+            if looks == 4:
+                limit(file, approval=ends == "disconnected")
+                grid.away |= {"birch"} if ends == "disconnected" else set()
+
+        grid.on_look = later
+
+    _, listener = coordinate(study(rounds=6), tmp_path, prepare=careful)
+    assert listener.outside == [("node 2", WAITS), ("node 2", "")]
+    assert ("birch" in lines(tmp_path, 6)) == (ends == "approved")
