@@ -90,7 +90,8 @@ class LimitsConfig(Strict):
     max_learning_rate: float = Field(0.1, gt=0)
     """Peak learning rate of a phase, at most: a step that is large tells of the few pictures that it was made of."""
     min_records: int = Field(10, ge=1)
-    """Pictures that a figure is a mean over, at least: a figure of fewer stays here, in `state_dir`/log.txt."""
+    """Pictures that a figure is a mean over, at least: a figure of fewer stays here, in `state_dir`/log.txt. Those
+    with a finding count, where any has one."""
     min_labelled_per_step: int = Field(2, ge=1)
     """Labelled pictures of a step, at least, where a step has any."""
     max_evaluations_per_run: int = Field(20, ge=1)

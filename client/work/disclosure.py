@@ -1,7 +1,9 @@
 """Which figures of an answer may leave: those that are means over pictures enough. The others stay in the site's log.
 
 A mean over one picture is that picture's own figure, and fifty models in a row tell more of it than its outline. So a
-figure leaves where at least `limits.min_records` pictures have a part in it.
+figure leaves where at least `limits.min_records` pictures have a part in it. Of pictures of which one alone has a
+finding the mean is that one's figure too, for a model that finds nothing in the others: pictures without a finding
+count where no picture has one.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ _ALWAYS = {"num-examples", "state.age", "seconds", "personal.round"}
 """Counts of pictures and of rounds, and time: no picture has a figure in them."""
 _OF_CLASS = re.compile(r"(?:text_)?(?:dice|iou|dice_pooled)_(\d+)(?:_(?:low|high))?")
 """Figures of one class: pictures without it have no part in them."""
+_COUNT = re.compile(r"(?:text_)?(?:n|n_positive(?:_\d+)?|dice_from_\d+)")
+"""Numbers of pictures."""
 
 
 def open_figures(request: Judged, bench: Workbench, figures: Mapping[str, float]) -> dict[str, float]:
@@ -48,6 +52,7 @@ class _Pictures:
 
     def __init__(self, request: Judged, bench: Workbench):
         self._request, self._bench = request, bench
+        self._findings: dict[str, np.ndarray] = {}
 
     def of(self, name: str) -> int:
         group, _, rest = name.partition(".")
@@ -57,7 +62,7 @@ class _Pictures:
             return self._training()
         if group == "pseudo":
             train = self._bench.split("train")
-            return _pictures(train, train.masked & ~train.labelled & train.has_text)
+            return _pictures(train, self._with_finding("train", train.masked & ~train.labelled & train.has_text))
         if name == "personal.val_dice" or group == "val":
             return self._scored("val", rest)
         return self._scored("test", rest, told=group == "text_mask")
@@ -77,7 +82,17 @@ class _Pictures:
             number = int(of_class[1])
             holds = [bool((np.asarray(mask) == number).any()) for mask in split.masks]
             chosen = chosen & np.array(holds, dtype=bool)
+        elif not _COUNT.fullmatch(figure) and not (figure == "loss" and self._request.phase == Phase.PRETRAIN):
+            chosen = self._with_finding(name, chosen)
         return _pictures(split, chosen)
+
+    def _with_finding(self, name: str, chosen: np.ndarray) -> np.ndarray:
+        """Those of the chosen records of a split whose mask is not empty; all of them where each is."""
+        if name not in self._findings:
+            masks = self._bench.split(name).masks
+            self._findings[name] = np.array([bool(np.any(mask)) for mask in masks], dtype=bool)
+        found = chosen & self._findings[name]
+        return found if found.any() else chosen
 
 
 def _pictures(split: Split, chosen: np.ndarray) -> int:

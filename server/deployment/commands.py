@@ -184,6 +184,8 @@ def _print_run(run: FlowerRun, progress: Progress, coordinator: Path) -> None:
     # what it was about, and said last, is past when it has ended
     lines.append(place + (f" ({progress.doing})" if progress.doing and not run.finished else ""))
     lines += [f"  {site}: {doing or 'takes part'}" for site, doing in sorted(progress.sites.items())]
+    if progress.study and not run.finished:  # before it, the last messages tell of them
+        lines += [f"  {node}: takes no part: {why}" for node, why in sorted(progress.outside.items())]
     lines += [f"figures: {_figures(progress)}"] if _figures(progress) else []
     if not run.finished:
         said = progress.said or ([progress.last_message] if progress.last_message else [])

@@ -41,6 +41,7 @@ def state_of_run(run: FlowerRun) -> dict[str, Any]:
         "doing": "" if run.finished else progress.doing,
         "seconds_left": None if run.finished else progress.seconds_left(time.time()),
         "sites": dict(sorted(progress.sites.items())),
+        "outside": {} if run.finished else dict(sorted(progress.outside.items())),
         "figures": {name: value for name, value in progress.figures.items() if value is not None},
         "last_message": progress.last_message,
         "said": progress.said,

@@ -78,8 +78,9 @@ class Coordinator:
         self._messages = Messages(study, run.run_key, self._reporter, **told)
         allowed = study.federation.sites if sites is None else sites
         federation = study.federation
+        outside = self._reporter.on_site_outside
         self._roster = Roster(
-            grid, self._messages.query, allowed, self._say, federation.sizes, federation.round_timeout_s
+            grid, self._messages.query, allowed, self._say, federation.sizes, federation.round_timeout_s, outside
         )
         collector = SecureCollector if study.federation.secure_aggregation else Collector
         self._collector = collector(study, self._roster, self._messages, self._reporter, self._say)

@@ -80,6 +80,7 @@ class Roster:
         sizes: most training pictures that each site counts with; a site that is not named there takes no part. None: as
             many as it says.
         busy_s: how many seconds a site that is asked for something may be busy with another study, beside its own time.
+        outside: told of a node that is connected and takes no part, and why; '' when that is over.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Roster:
         say: Callable[[str], None],
         sizes: Mapping[str, int] | None = None,
         busy_s: float = 0.0,
+        outside: Callable[[str, str], None] = lambda node, why: None,
     ):
         self._sizes = sizes
         self._busy_s = busy_s
@@ -99,6 +101,9 @@ class Roster:
         self._say = say
         self._asked: dict[int, _Asked] = {}
         self._told: dict[int, str | None] = {}
+        self._outside = outside
+        self._shown: dict[int, tuple[str, str]] = {}
+        """What `outside` was told last of a node."""
         self._queries: dict[str, int] = {}
         self._nodes: dict[int, str] = {}
         self.sites: dict[str, Site] = {}
@@ -153,6 +158,8 @@ class Roster:
             wait_s: for the answers of nodes that are asked now.
         """
         self._nodes = {info.node_id: info.name for info in self._grid.get_nodes()}
+        for node in self._shown.keys() - self._nodes.keys():
+            self._show(node, "")
         give_up = time.monotonic() + wait_s
         asked = self._ask_nodes()
         self._hear()
@@ -261,6 +268,7 @@ class Roster:
             if problem is not None and not reply.abstains and self._told.get(node) != problem:
                 self._say(f"{self._title(node)} takes no part: {problem}")
             self._told[node] = problem
+            self._show(node, "" if problem is None or reply.abstains else problem)
 
     def _enter(self, node: int, reply: Reply) -> tuple[str | None, bool]:
         """Add the site that answered; else the reason why it cannot be, and whether that is so for good."""
@@ -296,6 +304,12 @@ class Roster:
         return None, False
 
     # What a person is told.
+
+    def _show(self, node: int, why: str) -> None:
+        title, before = self._shown.get(node, (self._title(node), ""))
+        if why != before:
+            self._shown[node] = title, why
+            self._outside(title, why)
 
     def _connected_names(self) -> set[str]:
         return {site.name for site in self.all()}

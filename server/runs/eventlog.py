@@ -140,6 +140,8 @@ class Progress(Reporter):
     sites: dict[str, str] = field(default_factory=dict)
     """What each site of the current or last round does: waits, works, done, the other study it works for, or why it was
     left out."""
+    outside: dict[str, str] = field(default_factory=dict)
+    """Nodes that are connected and take no part, and why."""
     figures: dict[str, float] = field(default_factory=dict)
     """Of the last finished round."""
     last_message: str = ""
@@ -187,6 +189,11 @@ class Progress(Reporter):
 
     def on_site_busy(self, site: str, study: str) -> None:
         self.sites[site] = f"waiting: {site} trains for {study}" if study else "works"
+
+    def on_site_outside(self, node: str, reason: str) -> None:
+        self.outside.pop(node, None)
+        if reason:
+            self.outside[node] = reason
 
     def on_site_done(self, site: str, metrics: Mapping[str, float]) -> None:
         self.sites[site] = "done"

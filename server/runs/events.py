@@ -13,9 +13,10 @@ class Reporter:
 
     The order of calls: `on_study`, then for each phase `on_phase`, for each round of it `on_round_start`, for each
     site that trains `on_site_start`, many `on_site_step`, `on_site_done` or `on_site_refused`, then `on_round_end`;
-    after the last round `on_phase_end`; then `on_evaluated`, and `on_study_end` at last. `on_message` and `close` can
-    come at any time. Steps are only heard of where the sites run in this process. When methods are compared, each
-    further method is one more such sequence, opened by `on_study` with its own `method`.
+    after the last round `on_phase_end`; then `on_evaluated`, and `on_study_end` at last. `on_message`,
+    `on_site_outside` and `close` can come at any time. Steps are only heard of where the sites run in this process.
+    When methods are compared, each further method is one more such sequence, opened by `on_study` with its own
+    `method`.
 
     Of sites in processes of their own steps are told a few times a second at most.
 
@@ -40,6 +41,9 @@ class Reporter:
 
     def on_site_busy(self, site: str, study: str) -> None:
         """`site` says that our message waits while it works for another `study`; empty: not any more."""
+
+    def on_site_outside(self, node: str, reason: str) -> None:
+        """`node` is connected and takes no part, such as one that waits for approval; empty: that is over."""
 
     def on_site_step(self, site: str, step: int, steps: int, loss: float) -> None:
         """`site` finished step `step` (from 1) of `steps` of this round."""

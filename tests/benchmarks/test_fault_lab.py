@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import socket
+from pathlib import Path
 
 import pytest
 
+from benchmarks.fault_kinds import FAULTS
 from benchmarks.fault_lab import Cable
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
 
 
 @pytest.fixture
@@ -48,3 +53,10 @@ def test_a_line_that_is_made_while_the_cable_is_cut_does_not_hold(cable, listene
 
     monkeypatch.setattr(socket, "create_connection", connect_late)
     assert says(cable, listener) == b""
+
+
+def test_every_fault_is_a_row_of_the_table_of_what_was_tried_and_was_survived():
+    """What breaks an upload, lies, floods, spoils statistics, and takes disk or database away among them."""
+    table = DOCUMENT.read_text(encoding="utf-8").partition("| Fault | Survived |")[2].partition("\n\n")[0]
+    rows = dict(re.findall(r"^\| ([^|]+) \| (\w+) \|", table, flags=re.M))
+    assert rows == {fault.title: "yes" for fault in FAULTS.values()}

@@ -72,6 +72,7 @@ class Listener(Reporter):
     def __init__(self):
         self.messages: list[str] = []
         self.refused: list[tuple[str, str]] = []
+        self.outside: list[tuple[str, str]] = []
         self.done: list[str] = []
         self.rounds: list[tuple[str, int, list[str]]] = []
 
@@ -83,6 +84,9 @@ class Listener(Reporter):
 
     def on_site_refused(self, site, reason):
         self.refused.append((site, reason))
+
+    def on_site_outside(self, node, reason):
+        self.outside.append((node, reason))
 
     def on_round_start(self, phase, round, rounds, sites):
         self.rounds.append((phase, round, sites))

@@ -11,7 +11,7 @@ from client.answer import answer
 from client.consent.book import MOST_WAITING, Book
 from client.consent.proposal import Proposal, digest_of
 from client.state.chain import entries
-from feddusss import cli
+from feddusss import __version__, cli
 from tests.client.conftest import declined, limit, make_content
 from tests.server.conftest import make_study
 
@@ -88,6 +88,54 @@ def test_what_was_approved_by_whom_and_when_stands_in_the_audit_log(careful, cap
     [asked] = [entry["fields"] for entry in log if entry["event"] == "approval asked for"]
     [approved] = [entry["fields"] for entry in log if entry["event"] == "study approved"]
     assert approved == {**asked, "by": "Dr Data"} and asked["study"] == "tiny" and len(asked["digest"]) == 64
+
+
+def test_all_of_a_study_is_kept_here_in_clear_and_shown_as_a_person_reads_it(careful, capsys):
+    study = study_of(segment={"optimizer": {"lr": 0.05}})
+    asks(careful, study)
+    [path] = (careful.parent / "state" / "approvals" / "tiny").glob("*.json")
+    kept = json.loads(path.read_text())
+    assert kept["training"] == study.training().model_dump(mode="json")
+    assert kept["terms"]["partners"] == PARTNERS and kept["terms"]["release"] == __version__
+    assert main(["studies", "--site", str(careful)]) == cli.OK
+    listed = capsys.readouterr().out
+    assert "tiny" in listed and path.stem[:12] in listed and "waits for approval" in listed
+    shown = approves(careful, capsys)
+    assert f"release   {__version__}" in shown and f"digest    {path.stem}" in shown
+    assert "partners  3, of which each round needs 2 at least" in shown
+    assert all(f"{name}  {key}" in shown for name, key in PARTNERS.items())
+    assert "segment.optimizer.lr: 0.05" in shown and "federation.weighting: " in shown
+    assert "leaves    in each round the trained weights of the student" in shown and "stays     pictures" in shown
+    main(["studies", "--site", str(careful)])
+    assert "approved by Dr Data" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("federation", "more", "told"),
+    [
+        ({"secure_aggregation": True, "min_sites": 3}, "", "inside a sum over several hospitals alone"),
+        (
+            {},
+            "privacy: {epsilon: 8, delta: 1.0e-5, records: 16}\n",
+            "with noise (epsilon 8, delta 1e-05)",
+        ),
+    ],
+)
+def test_what_will_leave_is_shown_as_the_study_and_the_sites_own_file_have_it(careful, capsys, federation, more, told):
+    asks(careful, study_of(federation=federation))
+    careful.write_text(careful.read_text() + more)
+    shown = approves(careful, capsys).partition("leaves    ")[2].partition("stays     ")[0]
+    assert told in shown and ("no other figure" in shown) == bool(more)
+
+
+def test_a_simulation_asks_nobody(fake, tmp_path):
+    """Its sites are made by whoever starts it."""
+    from server.simulation.materialise import materialise
+    from sites.config import load_site
+
+    files = materialise(study_of(), tmp_path / "run")
+    assert files and not any(load_site(file).limits.approval for file in files)
+    assert all(asks(file) is None for file in files)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from client.answer import answer
 from client.door import policy
 from client.door.audit import verify
 from client.work.disclosure import _OF_CLASS, _Pictures
+from dusss_core.manifest import read_manifest
 from dusss_core.phases import Phase
 from dusss_core.sampling import labelled_per_step, two_stream_batches
 from server.study.config import load_study
@@ -60,6 +61,44 @@ def test_figures_of_enough_pictures_leave(fake, site_file):
     limit(site_file, min_records=6)
     assert metrics("evaluate", site_file, what="test")["test.n"] == 6
     assert {"val.dice", "train.loss"} <= set(metrics("train", site_file))
+
+
+def empty_masks(site_file, split, but):
+    """Take the finding out of the masks of a split, but for the first ones."""
+    from PIL import Image
+
+    of_split = [one for one in read_manifest(site_file.parent / "manifest.csv") if one.split == split]
+    for record in of_split[but:]:
+        path = Path(record.mask)
+        Image.new("L", Image.open(path).size).save(path)
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+@pytest.mark.parametrize(("findings", "leave"), [(6, True), (1, False), (0, True)])
+def test_figures_of_many_pictures_that_few_findings_decide_stay_at_home(fake, site_file, split, findings, leave):
+    """Of six pictures of which one has a finding, the mean is that one's figure where the model marks it alone."""
+    empty_masks(site_file, split, findings)
+    limit(site_file, min_records=6)
+    told = metrics("evaluate", site_file, what=split)
+    assert (f"{split}.dice" in told) == leave
+    if not leave:
+        assert set(told) - ALWAYS <= {"test.n", "test.n_positive"} and f'"{split}.dice"' in log_of(site_file)
+
+
+@pytest.mark.parametrize(("findings", "counted"), [(0, 12), (3, 3), (12, 12)])
+def test_pictures_without_a_finding_have_no_part_in_a_figure_where_others_have_one(findings, counted):
+    from types import SimpleNamespace
+
+    masks = [np.full((2, 2), at < findings, np.uint8) for at in range(12)]
+    every = np.ones(12, bool)
+    split = SimpleNamespace(ids=tuple(map(str, range(12))), masked=every, has_text=every, labelled=~every, masks=masks)
+    bench = SimpleNamespace(split=lambda name: split)
+    in_segment, in_pretrain = (_Pictures(SimpleNamespace(phase=phase), bench) for phase in reversed(Phase))
+    decided = ("val.loss", "val.dice", "test.iou", "test.hd95", "test.dice_pooled", "test.text_dice_low")
+    decided += ("text_mask.dice", "pseudo.teacher_dice", "personal.dice", "personal.val_dice")
+    assert {in_segment.of(name) for name in decided} == {counted}
+    assert {in_segment.of(name) for name in ("test.n", "test.n_positive", "test.dice_from_20", "train.loss")} == {12}
+    assert in_pretrain.of("val.dice") == counted and in_pretrain.of("val.loss") == 12
 
 
 def test_by_default_ten_pictures_are_enough():

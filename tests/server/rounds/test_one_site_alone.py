@@ -19,7 +19,7 @@ from server.rounds.shares import capped, warning_of_shares
 from server.runs.checkpoints import read_model
 from server.study.federation import FederationConfig
 from tests.server.conftest import finals
-from tests.server.rounds.test_reply_checks import changed, lines, short, study  # noqa: F401
+from tests.server.rounds.test_reply_checks import changed, lines, on, short, study  # noqa: F401
 from tests.server.unreliable import coordinate
 
 
@@ -61,6 +61,12 @@ def test_a_claimed_size_does_not_carry_a_poisoned_update_past_the_screen(short, 
     assert site == "birch" and "times as large as the median of the others'" in reason
     said = "site 'birch' says that it has 100000008 training pictures; it counts with 16, as federation.sizes declares"
     assert said in listener.messages
+
+
+def test_a_claimed_size_does_not_carry_an_update_past_the_screen_where_no_size_is_declared_either(short, tmp_path):  # noqa: F811
+    _, listener = coordinate(study(), tmp_path, liar(10**8, enlarged))
+    ((site, reason),) = listener.refused
+    assert site == "birch" and "times as large as the median of the others'" in reason
 
 
 def test_what_a_site_says_alone_widens_its_limit_by_no_more_than_a_fixed_number():
@@ -223,6 +229,19 @@ def test_a_study_by_the_median_goes_on_where_one_site_lies(short, tmp_path):  # 
     of = {s: json.loads((tmp_path / s / "summary.json").read_text())["rounds"]["segment"] for s in ("median", "best")}
     assert (of["median"]["trained"], of["median"]["final"]) == (6, 6)
     assert of["best"]["trained"] < 6 and of["best"]["final"] == 2
+
+
+@pytest.mark.parametrize("select", ["best", "median"])
+def test_a_score_out_of_its_range_neither_ends_a_phase_nor_chooses_a_round(short, tmp_path, select):  # noqa: F811
+    def five(tensors, metrics):
+        metrics["val.dice"] = 5.0
+
+    tiny = study(rounds=6, select=select)
+    tiny = tiny.model_copy(update={"segment": tiny.segment.model_copy(update={"patience": 2})})
+    _, listener = coordinate(tiny, tmp_path, on("birch", 3, lambda answer: changed(answer, five)))
+    assert listener.refused == [("birch", "'val.dice' is 5, not between 0 and 1")]
+    rounds = json.loads((tmp_path / "summary.json").read_text())["rounds"]["segment"]
+    assert (rounds["trained"], rounds["final"]) == (6, 6)
 
 
 # What is said where it breaks.
