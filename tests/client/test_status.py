@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
+import shutil
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -54,6 +57,24 @@ def test_messages_answers_and_refusals_are_counted_by_the_audit_log(fake, site_f
     log = site_file.parent / "state" / "audit.jsonl"
     log.write_text(log.read_text().replace("train", "trein"))
     assert status(capsys, site_file)["audit_whole"] is False
+
+
+def test_folders_that_go_away_while_the_state_is_looked_at_do_not_cost_the_status(site_file, capsys, monkeypatch):
+    """A client at work drops the state of older runs, and proposals that others push out."""
+    state = site_file.parent / "state"
+    for folder in ("studies/tiny/old", "approvals/tiny"):
+        (state / folder).mkdir(parents=True)
+        (state / folder / "one.json").write_text("{}")
+    scandir = os.scandir
+
+    def looked_at_late(path):
+        if not isinstance(path, int) and Path(path).name in ("old", "tiny"):
+            shutil.rmtree(path, ignore_errors=True)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", looked_at_late)
+    assert status(capsys, site_file)["waiting_for_approval"] == []
+    assert not list(state.glob("*/tiny"))
 
 
 def test_a_client_that_runs_and_a_study_that_waits_are_told(fake, site_file, capsys):
