@@ -65,7 +65,7 @@ def test_a_folder_without_sites_says_what_makes_one(tmp_path):
 def test_two_sites_of_one_name_are_an_error_and_none_takes_the_others_place(tmp_path, partitioned):
     file = partitioned / "sites/site_2/site.yaml"
     file.write_text(file.read_text().replace("site: site_2", "site: site_1"))
-    with pytest.raises(UserError, match="site_2/site.yaml: its site has the name of that in .*site_1/site.yaml"):
+    with pytest.raises(UserError, match=r"site_2/site\.yaml: its site has the name of that in .*site_1/site\.yaml"):
         materialise(study_of(partitioned), tmp_path / "run")
     assert not (tmp_path / "run/sites").exists()
 
