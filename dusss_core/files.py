@@ -18,6 +18,10 @@ from dusss_core.quota import check_room
 from dusss_core.tensorfile import chunks, raw
 
 
+LOOKED_AT_S = 0.3
+"""Whoever only looks whether a lock is held, as a page that follows a run, holds it for a moment: no reason to refuse."""
+
+
 def write_atomically(path: Path, write: Callable[[Path], None], over: Path | None = None, *, size: int = 0) -> None:
     """Let `write` fill a temporary sibling of `path`, flush it to the disk and rename it.
 

@@ -6,14 +6,17 @@ import fcntl
 import json
 import os
 import shutil
+import threading
 import urllib.request
 from pathlib import Path
 
 import pytest
 
-from client.__main__ import main
+from client.__main__ import _alone, main
 from client.answer import answer
+from client.state.store import client_runs
 from client.status import Collector
+from dusss_core.errors import UserError
 from feddusss import cli
 from feddusss.monitoring import start
 from sites.config import load_site
@@ -75,6 +78,17 @@ def test_folders_that_go_away_while_the_state_is_looked_at_do_not_cost_the_statu
     monkeypatch.setattr(os, "scandir", looked_at_late)
     assert status(capsys, site_file)["waiting_for_approval"] == []
     assert not list(state.glob("*/tiny"))
+
+
+def test_a_client_starts_also_while_a_monitor_looks_whether_it_runs(site_file):
+    site = load_site(site_file)
+    with _alone(site), pytest.raises(UserError, match="is running for this site already"), _alone(site):
+        pass
+    with (site.state_dir / "client.lock").open("rb") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        threading.Timer(0.1, lambda: fcntl.flock(looking, fcntl.LOCK_UN)).start()
+        with _alone(site):
+            assert client_runs(site.state_dir)
 
 
 def test_a_client_that_runs_and_a_study_that_waits_are_told(fake, site_file, capsys):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import threading
 
 import pytest
 
 from dusss_core.errors import UserError
 from dusss_core.phases import Phase
 from server.runs.runfiles import read_run
-from server.runs.runfolder import open_run
+from server.runs.runfolder import Busy, alone, open_run
 from tests.server.conftest import make_study
 
 
@@ -49,3 +51,23 @@ def test_half_a_line_at_the_end_of_the_figures_is_skipped_and_written_anew(tmp_p
     run.outputs.drop_after(Phase.PRETRAIN, 1)
     run.outputs.add([{"phase": "pretrain", "round": 2, "site": "alder", "accepted": True}])
     assert [line["round"] for line in run.metrics()] == [1, 2]
+
+
+def test_a_page_that_follows_a_run_keeps_nobody_from_going_on_with_it(tmp_path):
+    """It holds the lock, with others that look, for as long as it takes to see that nobody works on the run."""
+    with alone(tmp_path):
+        pass
+    with (tmp_path / ".lock").open("rb") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        threading.Timer(0.1, lambda: fcntl.flock(looking, fcntl.LOCK_UN)).start()
+        with alone(tmp_path):
+            pass
+    with alone(tmp_path), pytest.raises(Busy), alone(tmp_path):
+        pass
+
+
+def test_a_run_in_a_folder_that_is_another_accounts_is_the_users_to_mend(tmp_path):
+    (tmp_path / ".lock").mkdir()  # not to be opened for writing, not by root either
+    with pytest.raises(UserError, match="cannot be written to") as error, alone(tmp_path):
+        pass
+    assert "account that owns it" in error.value.remedy
