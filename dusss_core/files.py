@@ -17,9 +17,8 @@ from dusss_core.errors import UserError
 from dusss_core.quota import check_room
 from dusss_core.tensorfile import chunks, raw
 
-
 LOOKED_AT_S = 0.3
-"""Whoever only looks whether a lock is held, as a page that follows a run, holds it for a moment: no reason to refuse."""
+"""Whoever only looks whether a lock is held, as a page that follows a run, holds it for a moment; in seconds."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], None], over: Path | None = None, *, size: int = 0) -> None:
