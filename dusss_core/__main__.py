@@ -91,6 +91,11 @@ def _predict(arguments: argparse.Namespace) -> None:
             raise UserError(
                 f"--threshold {arguments.threshold}: not between 0 and 1", "give a probability, such as 0.5"
             )
+        if student.about.image.classes > 1:
+            raise UserError(
+                f"--threshold: {arguments.model} has several classes, of which the most probable one counts",
+                "leave it out",
+            )
         student.about = student.about.model_copy(update={"threshold": arguments.threshold})
     options = {"overlay": arguments.overlay, "probabilities": arguments.probabilities, "codes": arguments.code}
     if arguments.text is not None:

@@ -103,6 +103,8 @@ def main(argv: Sequence[str] | None = None, parser: argparse.ArgumentParser | No
 def _check(arguments: argparse.Namespace) -> int:
     from sites.check import check_site, print_report
 
+    if arguments.workers is not None and arguments.workers < 1:
+        raise UserError(f"--workers {arguments.workers}: no number of processes", "give 1 or more, or leave it out")
     report = check_site(
         arguments.site,
         arguments.overrides,

@@ -37,6 +37,9 @@ def test_an_unknown_preset_names_the_known_ones(tmp_path, monkeypatch):
     [
         ("federation: {stategy: fedavg}", r"'federation\.stategy'\n  -> did you mean 'strategy'"),
         ("federation: {strategy: fedsgd}", r"'federation\.strategy'"),
+        ("federation: {sites: [a b]}", "sites: 'a b' is no name of a site"),
+        ("federation: {sizes: {../a: 3}}", r"sizes: '\.\./a' is no name of a site"),
+        ("federation: {sizes: {}}", "sizes: names no site"),
         ("simulation: {dat: {}}", r"'simulation\.dat'\n  -> did you mean 'data'"),
         ("simulation: {data: {kind: synth, synth: {hospital: 3}}}", r"'simulation\.data\.synth\.hospital'"),
         ("simulation: {data: {kind: manifest}}", "needs a path"),
