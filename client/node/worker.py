@@ -27,7 +27,7 @@ from client.node import arrivals, turns
 from client.node.child import end_with_supervisor, tell
 from client.work import observe
 from dusss_core.errors import UserError
-from dusss_core.files import write_text
+from dusss_core.files import clear_unfinished, write_text
 from dusss_core.phases import Phase
 from feddusss import flower, wire
 from feddusss.timeleft import Seldom
@@ -54,6 +54,7 @@ def main(argv: Sequence[str]) -> None:
         _take_one(supernode)
         return
     _give_up(in_work)
+    clear_unfinished(site.state_dir)
     _warm_up(site.threads)
     tell("status", "waiting for work")
     since = time.monotonic()

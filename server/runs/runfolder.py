@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dusss_core.errors import DISK, UserError
-from dusss_core.files import LOOKED_AT_S, exclusive, write_json, write_text
+from dusss_core.files import LOOKED_AT_S, clear_unfinished, exclusive, write_json, write_text
 from dusss_core.phases import Phase
 from feddusss import __version__, configfile
 from server.runs.checkpoints import CheckpointStore
@@ -172,6 +172,7 @@ def open_run(folder: Path, study: StudyConfig, *, resume: bool = False, force: b
     """
     folder = Path(folder).absolute()
     run_key = check_run(folder, study, resume=resume, force=force)
+    clear_unfinished(folder / "checkpoints")
     run = RunFolder(folder, study, run_key or _start(folder, study), resumed=run_key is not None)
     run.note_members(study)
     write_text(folder / "config.yaml", configfile.dump(study))

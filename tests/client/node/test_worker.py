@@ -81,6 +81,23 @@ def test_a_site_that_shares_its_machine_trains_on_as_many_cores_as_it_says():
         torch.set_num_threads(before)
 
 
+def test_a_worker_begins_without_what_the_one_before_left_half_written(site_file, monkeypatch):
+    state = site_file.parent / "state"
+    left = state / "studies/tiny/abcd" / f".segment-000002.safetensors.{2**22 + 1}.tmp"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+
+    def warmed_up(threads):
+        raise SystemExit
+
+    monkeypatch.setattr(worker, "_warm_up", warmed_up)
+    monkeypatch.setattr(worker, "end_with_supervisor", lambda: None)
+    monkeypatch.setattr(worker.signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit):
+        worker.main([str(site_file)])
+    assert not left.exists()
+
+
 def test_the_supernode_starts_no_process_and_listens_on_loopback_alone(tmp_path):
     (tmp_path / "site.yaml").write_text(
         "site: a\ndata: {manifest: m.csv}\nstate_dir: s\n"

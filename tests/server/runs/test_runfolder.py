@@ -7,9 +7,11 @@ import json
 import threading
 
 import pytest
+import torch
 
 from dusss_core.errors import UserError
 from dusss_core.phases import Phase
+from server.runs.checkpoints import Checkpoint
 from server.runs.runfiles import read_run
 from server.runs.runfolder import Busy, alone, open_run
 from tests.server.conftest import make_study
@@ -71,3 +73,12 @@ def test_a_run_in_a_folder_that_is_another_accounts_is_the_users_to_mend(tmp_pat
     with pytest.raises(UserError, match="cannot be written to") as error, alone(tmp_path):
         pass
     assert "account that owns it" in error.value.remedy
+
+
+def test_a_run_goes_on_without_what_a_killed_coordinator_left_half_written(tmp_path):
+    run = open_run(tmp_path, make_study())
+    run.checkpoints.save_round(Checkpoint(Phase.SEGMENT, 1, {"weight": torch.zeros(2)}), 3, None)
+    left = run.folder / "checkpoints" / f".segment-000002.safetensors.{2**22 + 1}.tmp"
+    left.write_bytes(b"half")
+    assert open_run(tmp_path, make_study(), resume=True).resumed
+    assert not left.exists()
