@@ -139,6 +139,8 @@ def _init(arguments: argparse.Namespace) -> int:
 def _audit(arguments: argparse.Namespace) -> int:
     from client.door.audit import print_log
 
+    if arguments.last is not None:
+        cli.check_positive(last=arguments.last)
     return print_log(_site(arguments), as_json=arguments.json, last=arguments.last, heads=arguments.holds)
 
 

@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 from markupsafe import Markup
 
 from dusss_core.errors import UserError
-from feddusss.monitoring import HOST
+from feddusss.monitoring import HOST, check_port
 from feddusss.page import template
 from server.report.live import Live
 
@@ -62,8 +62,7 @@ def start(folder: Path, port: int = 0) -> ThreadingHTTPServer:
     Raises:
         UserError: as `watch`.
     """
-    if not 0 <= port <= 65535:
-        raise UserError(f"--port {port}: not a port", "give a number from 0 (any that is free) to 65535")
+    check_port(port)
     live, lock = Live(folder), threading.Lock()
 
     class Handler(_Handler):

@@ -132,3 +132,11 @@ def test_a_port_that_is_taken_is_named(site_file, capsys):
 def test_a_file_that_is_not_there_is_named(command, tmp_path, capsys):
     assert main([command, "--site", str(tmp_path / "no.yaml")]) == cli.USER_MUST_MEND
     assert "no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options", [["metrics", "--port", "70000"], ["metrics", "--port", "-1"], ["audit", "--last", "0"]]
+)
+def test_a_number_that_is_none_of_its_kind_is_the_users_to_mend(site_file, capsys, options):
+    assert main([*options, "--site", str(site_file)]) == cli.USER_MUST_MEND
+    assert f"{options[1]} {options[2]}: not a" in capsys.readouterr().err
