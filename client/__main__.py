@@ -139,6 +139,8 @@ def _init(arguments: argparse.Namespace) -> int:
 def _audit(arguments: argparse.Namespace) -> int:
     from client.door.audit import print_log
 
+    if arguments.last is not None:
+        cli.check_positive(last=arguments.last)
     return print_log(_site(arguments), as_json=arguments.json, last=arguments.last, heads=arguments.holds)
 
 
@@ -180,12 +182,12 @@ def _alone(site: SiteConfig) -> Iterator[None]:
         UserError: another process holds it, or its folder cannot be made.
     """
     from client.state.store import make_private
-    from dusss_core.files import exclusive
+    from dusss_core.files import LOOKED_AT_S, exclusive
 
     make_private(site.state_dir)
     with ExitStack() as stack:
         try:
-            stack.enter_context(exclusive(site.state_dir / "client.lock"))
+            stack.enter_context(exclusive(site.state_dir / "client.lock", LOOKED_AT_S))
         except BlockingIOError:
             raise UserError(
                 f"{site.state_dir}: python -m client is running for this site already", "stop that one first"

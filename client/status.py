@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from client.site_option import add_site
+from dusss_core.outside import shown
+from dusss_core.quota import size_of
 from feddusss import cli
 
 if TYPE_CHECKING:
@@ -59,7 +61,7 @@ def state_of(site: SiteConfig) -> dict[str, Any]:
         "declined": sum(entry["event"] == "declined" for entry in entries),
         "last_declined": next((e["fields"] for e in reversed(entries) if e["event"] == "declined"), None),
         "waiting_for_approval": waiting,
-        "state_bytes": sum(path.stat().st_size for path in site.state_dir.rglob("*") if path.is_file()),
+        "state_bytes": size_of(site.state_dir),
         "audit_whole": chain.verify(log).broken is None if log.is_file() else None,
         "epsilon_left": _epsilon_left(site),
     }
@@ -151,4 +153,4 @@ def _shown(moment: str | None) -> str:
 
 
 def _reason(state: dict[str, Any]) -> str:
-    return "".join(c if c.isprintable() else " " for c in str(state["last_declined"].get("reason", "")))[:200]
+    return shown(state["last_declined"].get("reason", ""), 200)

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,6 +17,11 @@ from typing import Any
 from dusss_core.errors import UserError
 from dusss_core.quota import check_room
 from dusss_core.tensorfile import chunks, raw
+
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp", re.ASCII)
+"""What `write_atomically` calls the file that it fills; the number is that of its process."""
+LOOKED_AT_S = 0.3
+"""Whoever only looks whether a lock is held, as a page that follows a run, holds it for a moment; in seconds."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], None], over: Path | None = None, *, size: int = 0) -> None:
@@ -54,6 +60,29 @@ def write_atomically(path: Path, write: Callable[[Path], None], over: Path | Non
     finally:
         with suppress(OSError):  # a disk that is read-only refuses this too, also where there is nothing to remove
             temporary.unlink(missing_ok=True)
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Delete what writers that were killed have left in `folder` and below it: each as large as the file it was to be.
+
+    To be called by a process that has not begun to write there. What processes write that live stays.
+    """
+    for place, _, names in os.walk(folder):
+        for name in names:
+            if (writer := _TEMPORARY.fullmatch(name)) and not _lives(int(writer[1])):
+                with suppress(OSError):
+                    (Path(place) / name).unlink()
+
+
+def _lives(process: int) -> bool:
+    """Whether another process with that number is there: our own had it by chance before."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return process != os.getpid()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dusss_core.errors import UserError
@@ -53,11 +54,10 @@ def no_room(path: Path) -> NoRoom:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of all files in `folder`; other processes may remove some meanwhile."""
+    """Bytes of all files in `folder`; other processes may remove some meanwhile, and folders of them."""
     size = 0
-    for path in folder.rglob("*"):
-        try:
-            size += path.lstat().st_size
-        except OSError:
-            continue
+    for place, folders, files in os.walk(folder):  # passes over a folder that is gone, as Path.rglob does not
+        for name in (*folders, *files):
+            with suppress(OSError):
+                size += (Path(place) / name).lstat().st_size
     return size

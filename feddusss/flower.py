@@ -68,7 +68,7 @@ TOUCHES: dict[str, Touch] = {
     "InMemoryNodeState": Touch(
         "flwr.supernode.nodestate.in_memory_nodestate",
         uses=(
-            "get_run", "get_tasks", "finish_task", "get_node_id", "record_message_processing_start",
+            "get_run", "get_tasks", "finish_task", "get_node_id", "delete_messages", "record_message_processing_start",
             "record_message_processing_end",
         ),
     ),

@@ -18,7 +18,7 @@ def serve(collector: Any, port: int) -> None:
         port: 0: any that is free; it is printed.
 
     Raises:
-        UserError: prometheus-client is not installed; the port is taken.
+        UserError: prometheus-client is not installed; the port is taken, or none.
     """
     server = start(collector, port)
     print(f"http://{HOST}:{server.server_port}/metrics (Ctrl-C ends it)", flush=True)
@@ -31,6 +31,7 @@ def serve(collector: Any, port: int) -> None:
 
 def start(collector: Any, port: int) -> Any:
     """As `serve`, in a thread; returns the server."""
+    check_port(port)
     try:
         from prometheus_client import CollectorRegistry, start_http_server
     except ImportError:
@@ -41,6 +42,16 @@ def start(collector: Any, port: int) -> Any:
         return start_http_server(port, HOST, registry)[0]
     except OSError as error:
         raise UserError(f"port {port} of this machine: {error.strerror or error}", "choose another --port") from None
+
+
+def check_port(port: int) -> None:
+    """Refuse a --port that is none.
+
+    Raises:
+        UserError: with the number.
+    """
+    if not 0 <= port <= 65535:
+        raise UserError(f"--port {port}: not a port", "give a number from 0 (any that is free) to 65535")
 
 
 class _Undescribed:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -105,8 +106,10 @@ class Book:
         """
         approvals = self._approvals()
         kept = []
-        for path in sorted(self.folder.glob("*/*.json"), key=lambda path: path.stat().st_mtime):
+        for path in self._by_age():
             one = self._read(path, approvals)
+            if one is None and not path.exists():
+                continue  # a message has pushed it out meanwhile
             if one is None:
                 raise UserError(
                     f"{path}: was changed after it was kept, or is of another release",
@@ -175,17 +178,24 @@ class Book:
             return None
         return Kept(path.stem, asked, proposal, settings, approvals.get(path.stem))
 
+    def _by_age(self) -> list[Path]:
+        """The files of all proposals, oldest first."""
+        found = []
+        for place, _, names in os.walk(self.folder):  # which passes over a folder that is gone meanwhile
+            for path in (Path(place) / name for name in names if Path(place) != self.folder):
+                with contextlib.suppress(FileNotFoundError):
+                    found += [(path.stat().st_mtime, path)] if path.suffix == ".json" else []
+        return [path for _, path in sorted(found)]
+
     def _make_room(self, folder: Path) -> None:
         """Drop the oldest of too many that wait. What was approved once stays."""
         approved = self._approvals()
-        by_age = sorted(self.folder.glob("*/*.json"), key=lambda path: path.stat().st_mtime)
-        waiting = [path for path in by_age if path.stem not in approved]
+        waiting = [path for path in self._by_age() if path.stem not in approved]
         ours = [path for path in waiting if path.parent == folder]
-        others = {path.parent: path for path in reversed(waiting) if path.parent != folder}
+        others = {path.parent for path in waiting} - {folder}
         too_many = ours[: max(0, len(ours) + 1 - MOST_WAITING)]
         if not ours and len(others) >= MOST_STUDIES:
-            oldest = min(others.values(), key=lambda path: path.stat().st_mtime).parent
-            too_many += [path for path in waiting if path.parent == oldest]
+            too_many += [path for path in waiting if path.parent == waiting[0].parent]
         for path in too_many:
             path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # another proposal of the study is kept

@@ -73,6 +73,7 @@ def print_log(site: SiteConfig, *, as_json: bool = False, last: int | None = Non
     """Verify this site's log and print it, or its last lines.
 
     Args:
+        last: so many lines of its end, 1 or more; None: all.
         heads: that the log must hold, as the coordinator has kept them.
 
     Returns:
@@ -85,12 +86,11 @@ def print_log(site: SiteConfig, *, as_json: bool = False, last: int | None = Non
     verdict = verify(path)
     if verdict.broken is None and (lost := [head for head in heads if not chain.holds(path, head)]):
         verdict = Verdict(verdict.lines, verdict.last, verdict.lines + 1, f"is missing: no line has the hash {lost[0]}")
-    entries = chain.entries(path)
-    shown = entries[-last:] if last and last > 0 else entries
+    entries = chain.entries(path)[-last if last else None :]
     if as_json:
-        print(json.dumps({"log": str(path), "chain": vars(verdict), "entries": shown}))
+        print(json.dumps({"log": str(path), "chain": vars(verdict), "entries": entries}))
     else:
-        _print_table(path, verdict, shown)
+        _print_table(path, verdict, entries)
     return 0 if verdict.broken is None else 1
 
 

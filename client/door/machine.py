@@ -112,7 +112,8 @@ def free_memory(device: str, limits: LimitsConfig) -> float:
         )
     room = [_container_room()]
     if limits.max_memory_gb is not None:
-        room.append(max(0.0, limits.max_memory_gb * _GB - _status("VmRSS")))
+        taken = _status("VmRSS") if sys.platform == "linux" else _peak_gb() * _GB
+        room.append(max(0.0, limits.max_memory_gb * _GB - taken))
     with suppress(OSError):
         lines = Path("/proc/meminfo").read_text().splitlines()
         room += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]

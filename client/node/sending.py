@@ -23,26 +23,37 @@ _REFUSED = range(400, 500)
 """Answers of HTTP that another try does not change."""
 
 
-def until_it_arrives(send: Callable, push_object: Callable, store: Any) -> Callable:
+class Abandoned(Exception):
+    """The worker ended before all of its answer was here."""
+
+
+def until_it_arrives(
+    send: Callable, push_object: Callable, store: Any, is_abandoned: Callable[[str], bool] = lambda name: False
+) -> Callable:
     """Flower's `send`, which announces an answer, as one that also sends all of it; nothing is left to be pushed.
 
     Args:
         send: (message, tree of objects, seconds) -> names of the objects that are lacking, and the session's name.
         push_object: (run, session, name, content) sends one.
         store: where the contents are.
+        is_abandoned: whether the worker that answers the message of this name has ended without having done so.
     """
 
     def send_all(message: Any, tree: Any, seconds: float) -> tuple[set[str], str]:
         waits, least = iter(WAITS_S), len(_names(tree)) + 1
+
+        def ended() -> bool:
+            return is_abandoned(message.metadata.reply_to_message_id)
+
         while True:
             try:
                 lacking, session = send(message, tree, seconds)
                 if len(lacking) < least:  # some of it has come since the line broke
                     waits, least = iter(WAITS_S), len(lacking)
                 push = partial(push_object, message.metadata.run_id, session)
-                flower.push_object_contents_from_iterable(_contents(tree, lacking, store), push)
+                flower.push_object_contents_from_iterable(_contents(tree, lacking, store, ended), push)
                 return set(), session
-            except flower.RunNotRunningException:
+            except (flower.RunNotRunningException, Abandoned):
                 raise
             except Exception as error:
                 wait = next(waits, None)
@@ -53,17 +64,23 @@ def until_it_arrives(send: Callable, push_object: Callable, store: Any) -> Calla
     return send_all
 
 
-def _contents(tree: Any, lacking: set[str], store: Any) -> Iterator[tuple[str, bytes]]:
-    """The objects that are lacking, with their contents, each once. What the worker is still writing is waited for."""
+def _contents(tree: Any, lacking: set[str], store: Any, ended: Callable[[], bool]) -> Iterator[tuple[str, bytes]]:
+    """The objects that are lacking, with their contents, each once. What the worker is still writing is waited for, as
+    long as there is a worker.
+
+    Raises:
+        Abandoned: there is none any more.
+    """
     for name in _names(tree):
         if name in lacking:
             while (content := store.get(name)) == b"":
+                if ended():
+                    raise Abandoned("the worker ended while it handed this answer over")
                 time.sleep(_LOOK_S)
             yield name, content
 
 
 def _names(tree: Any) -> list[str]:
-
     return list(dict.fromkeys(node.object_id for node in flower.iterate_object_tree(tree)))
 
 

@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ class Turns:
 
     def answer(self, *, state: Any, object_store: Any, send: Callable, push_object: Callable) -> None:
         """Flower's `_push_messages`: send what is answered, until nothing that was taken in is without an answer."""
-        send = sending.until_it_arrives(send, push_object, object_store)
+        send = sending.until_it_arrives(send, push_object, object_store, partial(self._is_abandoned, state))
         began = looked = time.monotonic()
         while True:
             opened = self._open(state)
@@ -180,18 +181,31 @@ class Turns:
         return [_Open(here[name], tasks[task]) for name, task in self._tasks.items()]
 
     def _answer_for_the_dead(self, one: _Open, state: Any, object_store: Any) -> None:
-        """Send an error where the worker ended before it had an answer, for which Flower would wait for ever."""
+        """Send an error where the worker ended before it had an answer, or had handed over all of it: for either Flower
+        would wait for ever."""
         from flwr.app import Error, Message
 
-        told = {entry.message.metadata.reply_to_message_id for entry in list(state.msg_store.values())}
         name = one.message.metadata.message_id
-        if one.task.status.sub_status != flower.SubStatus.FAILED or name in told:
+        if one.task.status.sub_status != flower.SubStatus.FAILED:
             return
+        told = [
+            key for key, entry in list(state.msg_store.items()) if entry.message.metadata.reply_to_message_id == name
+        ]
+        if any(_is_whole(answer, object_store) for answer in told):
+            return
+        for part in told:
+            state.delete_messages(message_ids=[part])
+            object_store.delete(part)
         state.record_message_processing_start(name)
         state.record_message_processing_end(name)
         reason = "the site's worker ended while it had this message"
         reply = Message(Error(flower.ErrorCode.CLIENT_APP_CRASHED, reason), reply_to=one.message)
         flower.supernode._insert_message(reply, state, object_store)
+
+    def _is_abandoned(self, state: Any, name: str) -> bool:
+        """Whether the worker that had a message has ended without having answered it."""
+        tasks = state.get_tasks(task_ids=[self._tasks[name]]) if name in self._tasks else ()
+        return any(task.status.sub_status == flower.SubStatus.FAILED for task in tasks)
 
     # The process beside the worker.
 
@@ -257,6 +271,12 @@ def busy_with(home: Path, runs: list[int], asking: int) -> str:
         if int(run) in others:
             return standing.shown(study)
     return standing.UNNAMED
+
+
+def _is_whole(answer: str, object_store: Any) -> bool:
+    """Whether all objects of an answer are here."""
+    tree = object_store.get_object_tree(answer)
+    return all(object_store.get(node.object_id) for node in flower.iterate_object_tree(tree))
 
 
 def _is_anything_to_send(state: Any, in_work: set[str]) -> bool:

@@ -27,7 +27,7 @@ from client.node import arrivals, turns
 from client.node.child import end_with_supervisor, tell
 from client.work import observe
 from dusss_core.errors import UserError
-from dusss_core.files import write_text
+from dusss_core.files import clear_unfinished, write_text
 from dusss_core.phases import Phase
 from feddusss import flower, wire
 from feddusss.timeleft import Seldom
@@ -54,6 +54,7 @@ def main(argv: Sequence[str]) -> None:
         _take_one(supernode)
         return
     _give_up(in_work)
+    clear_unfinished(site.state_dir)
     _warm_up(site.threads)
     tell("status", "waiting for work")
     since = time.monotonic()
@@ -165,14 +166,23 @@ def _work(address: str, token: str, home: Path | None) -> None:
     """One message, from the SuperNode and back.
 
     Raises:
-        httpx.HTTPError: the SuperNode is gone, and the message with it.
+        httpx.HTTPError, RuntimeError: the SuperNode is gone, and the message with it.
     """
+    import httpx
 
     with closing(_client(address, flower.RuntimeTokenHttpInterceptor(token))) as client:
         heartbeat = flower.HeartbeatSender(lambda: _beat(client))
         heartbeat.start()
         try:
-            message, context, _, bundle = flower.pull_task_input(_Patient(client))
+            try:
+                message, context, _, bundle = flower.pull_task_input(_Patient(client))
+            except (httpx.HTTPError, RuntimeError):
+                raise
+            except Exception as error:  # objects that are no message together
+                tell("say", f"a message cannot be read ({type(error).__name__}), and is not answered")
+                failed = flower.PushTaskOutputRequest(sub_status=flower.SubStatus.FAILED, details="not a message")
+                client.PushTaskOutput(failed)
+                return
             reason = refusal(bundle.content, bundle.hash_str)
             reply = _error(message, reason) if reason else _answer(message, context, home)
             flower.push_message(client, reply, context)
@@ -236,7 +246,7 @@ def _declined(reply: Message) -> str | None:
 @contextmanager
 def _shown(message: Message, home: Path | None) -> Iterator[str]:
     """Show what is worked on, and yield it. Of the message's settings only those of the expected form are shown."""
-    settings = wire.config_records(message.content).get("config") or {}
+    settings = (wire.config_records(message.content).get("config") or {}) if message.has_content() else {}
     phase, number = settings.get("phase"), settings.get("round")
     kind = re.sub(r"[^a-z]", "", str(message.metadata.message_type).partition(".")[0])[:20]
     name = f"{phase} round {number}" if phase in list(Phase) and type(number) is int else ""

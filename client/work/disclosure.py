@@ -18,6 +18,7 @@ import numpy as np
 from client.door.request import Judged
 from client.state.store import write_log
 from client.work.workbench import Workbench
+from dusss_core.objectives import objective_of
 from dusss_core.phases import Phase
 
 if TYPE_CHECKING:
@@ -68,9 +69,14 @@ class _Pictures:
         return self._scored("test", rest, told=group == "text_mask")
 
     def _training(self) -> int:
-        """A loss is a sum of means over either kind of pictures: the fewer of the two."""
-        train = self._bench.split("train")
-        counts = (_pictures(train, train.labelled), _pictures(train, ~train.labelled))
+        """A loss is a sum of means over either kind of the pictures that are learned from: the fewer of the two."""
+        train, phase, config = self._bench.split("train"), self._request.phase, self._request.training
+        used = phase.usable(train)
+        others = ~train.labelled & used
+        if phase == Phase.SEGMENT:
+            learns_from = objective_of(config).learns_from(config)
+            others = others & {"all": True, "with_text": train.has_text, "none": False}[learns_from]
+        counts = (_pictures(train, train.labelled & used), _pictures(train, others))
         return min((count for count in counts if count), default=0)
 
     def _scored(self, name: str, figure: str, told: bool = False) -> int:

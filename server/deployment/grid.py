@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 
 from feddusss import flower, wire
 from server.deployment.intake import quota
-from server.rounds.replies import TOO_LARGE
+from server.rounds.replies import TOO_LARGE, UNREADABLE
 
 if TYPE_CHECKING:
     from flwr.app import Message, RecordDict
@@ -119,8 +119,14 @@ class PatientGrid(Grid):
         if not whole:
             return None
         self._done(asked, answer)
-        message = flower.inflate_object_from_contents(answer.id, answer.contents)
-        flower.name_message(message, answer.id)
+        try:
+            message = flower.inflate_object_from_contents(answer.id, answer.contents)
+            if message.metadata.reply_to_message_id != asked:
+                raise ValueError("it says that it answers another message")
+            flower.name_message(message, answer.id)
+        except Exception as error:
+            # the SuperLink has looked at each object, and not at what they are together: that ends no study either
+            return _error(asked, self.run.run_id, UNREADABLE, f"its answer cannot be read ({type(error).__name__})")
         return message
 
     def _fetch(self, answer: _Answer, limit: int | None) -> bool:

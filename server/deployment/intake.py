@@ -35,6 +35,8 @@ UNKNOWN_BYTES = 2**31
 _OBJECTS = 64
 _BYTES_PER_OBJECT = 2**18
 """Models travel in chunks of megabytes; there are no more objects than this makes, and `_OBJECTS` others."""
+_NAME_CHARACTERS = 64
+"""Of an object's name, a SHA-256."""
 _REMEMBERED = 10_000
 """Messages and answers of which sizes are kept."""
 _AT_ONCE = 500
@@ -56,6 +58,11 @@ def quota(kind: str, bytes_down: int | None) -> int:
     return SMALL_BYTES + (UNKNOWN_BYTES if bytes_down is None else TIMES * bytes_down)
 
 
+def _most_objects(limit: int) -> int:
+    """Of an answer that may take `limit` bytes."""
+    return _OBJECTS + limit // _BYTES_PER_OBJECT
+
+
 @dataclass
 class _Upload:
     """An answer that arrives."""
@@ -64,7 +71,15 @@ class _Upload:
     message: Any
     limit: int
     sizes: dict[str, int] = field(default_factory=dict)
-    """Bytes by object."""
+    """Bytes by object: the most that was sent under its name."""
+
+    def counts(self, request: Any) -> bool:
+        """Count an object; False for one that this answer cannot have, of which nothing is kept."""
+        name = request.object_id
+        if name not in self.sizes and (len(self.sizes) >= _most_objects(self.limit) or len(name) > _NAME_CHARACTERS):
+            return False
+        self.sizes[name] = max(self.sizes.get(name, 0), len(request.object_content))
+        return True
 
 
 class Intake:
@@ -110,14 +125,16 @@ class Intake:
         else:
             limit = before.limit
         objects = sum(1 for _ in _nodes(tree))
-        if objects > _OBJECTS + limit // _BYTES_PER_OBJECT:
+        if objects > _most_objects(limit):
             raise _refusal(413, f"{objects} objects")
         self._note_alive(node, state)
         response = self._push_messages(request, state)
         if before is not None and before.node == node and not response.objects_to_push:
             self._go_on(response, message.metadata.run_id, tree, state)
         if response.session_id:
-            upload = _Upload(node, message, limit)
+            # what has come of it counts on, however often it is announced
+            sizes = before.sizes if before is not None and before.node == node else {}
+            upload = _Upload(node, message, limit, sizes)
             with self._lock:
                 _remember(self._uploads, response.session_id, upload)
                 _remember(self._answers, message.metadata.message_id, upload)
@@ -134,11 +151,9 @@ class Intake:
         """A node sends an object of an answer that it has announced."""
         with self._lock:
             upload = self._uploads.get(request.session_id)
-            if upload is not None and upload.node == request.node.node_id:
-                upload.sizes[request.object_id] = len(request.object_content)
-                total = sum(upload.sizes.values())
-        if upload is None or upload.node != request.node.node_id:
-            return _not_stored()
+            if upload is None or upload.node != request.node.node_id or not upload.counts(request):
+                return _not_stored()
+            total = sum(upload.sizes.values())
         self._note_alive(upload.node, state)
         if total > upload.limit:
             with self._lock:

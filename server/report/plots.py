@@ -21,6 +21,8 @@ COLOURS = 8
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 40, 92, 10, 34
 _DASHES = ("", "6 3", "2 3", "8 3 2 3")
+_LEAST_RANGE = 1e-9
+"""Of the values of a chart, beside their size: ticks that lie closer cannot be told apart in double precision."""
 
 
 @dataclass(frozen=True)
@@ -150,9 +152,9 @@ def traffic_chart(
 def _limits(values: Sequence[float], known: tuple[float | None, float | None]) -> tuple[float, float]:
     low = min(values) if known[0] is None else known[0]
     high = max(values) if known[1] is None else known[1]
-    if high > low:
+    if high - low > _LEAST_RANGE * max(abs(low), abs(high), _LEAST_RANGE):
         return low, high
-    room = abs(low) or 1.0
+    room = abs(low) if abs(low) > _LEAST_RANGE else 1.0
     return (low, low + room) if known[0] is not None else (low - 0.5 * room, low + 0.5 * room)
 
 

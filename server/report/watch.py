@@ -7,17 +7,19 @@ whose name is made to lead here (DNS rebinding) names itself in `Host`, and gets
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import webbrowser
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from markupsafe import Markup
 
 from dusss_core.errors import UserError
-from feddusss.monitoring import HOST
+from feddusss.monitoring import HOST, check_port
 from feddusss.page import template
 from server.report.live import Live
 
@@ -60,8 +62,7 @@ def start(folder: Path, port: int = 0) -> ThreadingHTTPServer:
     Raises:
         UserError: as `watch`.
     """
-    if not 0 <= port <= 65535:
-        raise UserError(f"--port {port}: not a port", "give a number from 0 (any that is free) to 65535")
+    check_port(port)
     live, lock = Live(folder), threading.Lock()
 
     class Handler(_Handler):
@@ -72,11 +73,19 @@ def start(folder: Path, port: int = 0) -> ThreadingHTTPServer:
         folder = live.folder
 
     try:
-        return ThreadingHTTPServer((HOST, port), Handler)
+        return _Server((HOST, port), Handler)
     except OSError as error:
         raise UserError(
             f"port {port} of this machine: {error.strerror or error}", "choose another --port, or leave it out"
         ) from None
+
+
+class _Server(ThreadingHTTPServer):
+    """Says nothing of a browser that leaves in the middle of an answer: each closed page would be a traceback."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -94,7 +94,7 @@ def exchange(
         began = time.monotonic()
         look = 0.0 if pull() else time.monotonic() - began
         standings.see_to(set(pending.values()))
-    getattr(grid, "forget", list)([*pending, *standings.open])
+    forget(grid, [*pending, *standings.open])
     return {node: standings.why(node) for node in silent}
 
 
@@ -167,7 +167,9 @@ class Standings:
             ids = self._grid.push_messages([message_to(_empty(), node, standing.KIND) for node in some])
             for node, message_id in zip(some, ids, strict=False):
                 if message_id:
-                    self.open = {name: asked for name, asked in self.open.items() if asked != node}
+                    before = [name for name, asked in self.open.items() if asked == node]
+                    forget(self._grid, before)
+                    self.open = {name: asked for name, asked in self.open.items() if name not in before}
                     self.open[message_id] = node
 
     def is_overdue(self, node: int, timeout: float) -> bool:
@@ -192,6 +194,11 @@ def batches(items: list, size: int) -> Iterator[list]:
     """The items in lists of `size`."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
+
+
+def forget(grid: Grid, message_ids: Iterable[str]) -> None:
+    """Nobody waits for the answers to these messages any more: a grid may hold what has come of them."""
+    getattr(grid, "forget", list)(message_ids)
 
 
 def pause(grid: Grid, seconds: float) -> None:

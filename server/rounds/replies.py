@@ -42,6 +42,8 @@ _NODE_UNAVAILABLE = 5
 """Flower's error code for a node whose heartbeats have stopped."""
 TOO_LARGE = 413
 """Our SuperLink's and our grid's error code for an answer that goes beyond its quota."""
+UNREADABLE = 422
+"""Our grid's for one whose objects are no message."""
 _HEADER_BYTES, _HEADER_BYTES_PER_TENSOR = 4096, 512
 
 
@@ -150,7 +152,7 @@ def _content(message: Message | None, silent: str):
             raise Refused("its connection was lost", kind=LOST)
         reason = (message.error.reason or "no reason given").strip().splitlines()
         told = reason[0][:300] if reason else "no reason given"
-        if message.error.code == TOO_LARGE:
+        if message.error.code in (TOO_LARGE, UNREADABLE):
             raise Refused(printable(told))
         raise Refused(f"error {message.error.code}: {printable(told)}", kind=LOST)
     for record in codec.config_records(message.content).values():

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dusss_core.errors import UserError
-from server.rounds.exchange import POLL_S, PUSHED_TOGETHER, batches, exchange, message_to, pause
+from server.rounds.exchange import POLL_S, PUSHED_TOGETHER, batches, exchange, forget, message_to, pause
 from server.rounds.figures import COUNTS
 from server.rounds.replies import Reply, read_reply
 
@@ -238,7 +238,9 @@ class Roster:
         """Ask the nodes that have not said who they are; returns those that were asked just now."""
         now = time.monotonic()
         due = [node for node in sorted(self._nodes) if self._is_due(node, now)]
-        self._queries = {message_id: node for message_id, node in self._queries.items() if node not in due}
+        late = [message_id for message_id, node in self._queries.items() if node in due]
+        forget(self._grid, late)
+        self._queries = {message_id: node for message_id, node in self._queries.items() if message_id not in late}
         query = self._query() if due else None
         for some in batches(due, PUSHED_TOGETHER):
             pushed = self._grid.push_messages([message_to(query, node, "query") for node in some])

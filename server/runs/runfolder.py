@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dusss_core.errors import DISK, UserError
-from dusss_core.files import exclusive, write_json, write_text
+from dusss_core.files import LOOKED_AT_S, clear_unfinished, exclusive, write_json, write_text
 from dusss_core.phases import Phase
 from feddusss import __version__, configfile
 from server.runs.checkpoints import CheckpointStore
@@ -172,6 +172,7 @@ def open_run(folder: Path, study: StudyConfig, *, resume: bool = False, force: b
     """
     folder = Path(folder).absolute()
     run_key = check_run(folder, study, resume=resume, force=force)
+    clear_unfinished(folder / "checkpoints")
     run = RunFolder(folder, study, run_key or _start(folder, study), resumed=run_key is not None)
     run.note_members(study)
     write_text(folder / "config.yaml", configfile.dump(study))
@@ -206,7 +207,7 @@ def alone(folder: Path, wait_s: float = 0.0) -> Iterator[None]:
 
     Raises:
         Busy: another one still does after `wait_s` seconds.
-        UserError: the folder cannot be made.
+        UserError: the folder cannot be made, or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -216,10 +217,16 @@ def alone(folder: Path, wait_s: float = 0.0) -> Iterator[None]:
         ) from None
     with ExitStack() as stack:
         try:
-            stack.enter_context(exclusive(folder / ".lock", wait_s))
+            stack.enter_context(exclusive(folder / ".lock", max(wait_s, LOOKED_AT_S)))
         except BlockingIOError:
             raise Busy(
                 f"{folder}: another process is working on this run", "wait for it, or choose another --out"
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"{folder}: cannot be written to: {error.strerror or error}",
+                "mend its permissions, run this as the account that owns it, or choose another --out",
+                DISK,
             ) from None
         yield
 

@@ -157,7 +157,7 @@ def _site_files(folder: Path) -> list[Path]:
     """The files of the sites that a folder holds, by name.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or two have one name.
     """
     files = sorted(folder.glob("*/site.yaml"))
     if not files:
@@ -165,6 +165,12 @@ def _site_files(folder: Path) -> list[Path]:
             f"{folder}: no site in it, such as NAME/site.yaml",
             "`python -m sites partition` writes such a folder; name it with simulation.data.path",
         )
+    named: dict[str, Path] = {}
+    for file in files:
+        if (other := named.setdefault(load_site(file).site, file)) is not file:
+            raise UserError(
+                f"{file}: its site has the name of that in {other}", "give each site of the folder a name of its own"
+            )
     return files
 
 

@@ -34,10 +34,11 @@ class OutputConfig(Strict):
         scheme = re.match(r"([A-Za-z0-9]+)(?:\+[A-Za-z0-9]+)?://", value)
         if scheme and scheme[1].lower() not in _STORES:
             raise ValueError(f"a folder, or a URI of one of these kinds: {', '.join(_STORES)}")
-        if scheme and scheme[1].lower() in ("http", "https") and urlsplit(value).username is not None:
+        web = scheme is not None and scheme[1].lower() in ("http", "https")
+        if scheme and _tells_password(value, web):
             raise ValueError(
-                "a password here would stand in the run's files; give it by the environment: "
-                "MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD"
+                "a password here would stand in the run's files and its report; give it by "
+                + ("MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD" if web else "PGPASSWORD or an option file")
             )
         return value
 
@@ -45,3 +46,9 @@ class OutputConfig(Strict):
     def mlflow_folder(self) -> str | None:
         """The folder, where `mlflow` names one and no URI."""
         return None if self.mlflow is None or "://" in self.mlflow else self.mlflow
+
+
+def _tells_password(uri: str, web: bool) -> bool:
+    """Whether a URI holds a password; of a web server also a name, which stands beside one or is a token."""
+    parts = urlsplit(uri)
+    return parts.password is not None or (web and parts.username is not None) or "password=" in parts.query.lower()

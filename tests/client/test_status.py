@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
+import shutil
+import threading
 import urllib.request
+from pathlib import Path
 
 import pytest
 
-from client.__main__ import main
+from client.__main__ import _alone, main
 from client.answer import answer
+from client.state.store import client_runs
 from client.status import Collector
+from dusss_core.errors import UserError
 from feddusss import cli
 from feddusss.monitoring import start
 from sites.config import load_site
@@ -56,6 +62,35 @@ def test_messages_answers_and_refusals_are_counted_by_the_audit_log(fake, site_f
     assert status(capsys, site_file)["audit_whole"] is False
 
 
+def test_folders_that_go_away_while_the_state_is_looked_at_do_not_cost_the_status(site_file, capsys, monkeypatch):
+    """A client at work drops the state of older runs, and proposals that others push out."""
+    state = site_file.parent / "state"
+    for folder in ("studies/tiny/old", "approvals/tiny"):
+        (state / folder).mkdir(parents=True)
+        (state / folder / "one.json").write_text("{}")
+    scandir = os.scandir
+
+    def looked_at_late(path):
+        if not isinstance(path, int) and Path(path).name in ("old", "tiny"):
+            shutil.rmtree(path, ignore_errors=True)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", looked_at_late)
+    assert status(capsys, site_file)["waiting_for_approval"] == []
+    assert not list(state.glob("*/tiny"))
+
+
+def test_a_client_starts_also_while_a_monitor_looks_whether_it_runs(site_file):
+    site = load_site(site_file)
+    with _alone(site), pytest.raises(UserError, match="is running for this site already"), _alone(site):
+        pass
+    with (site.state_dir / "client.lock").open("rb") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        threading.Timer(0.1, lambda: fcntl.flock(looking, fcntl.LOCK_UN)).start()
+        with _alone(site):
+            assert client_runs(site.state_dir)
+
+
 def test_a_client_that_runs_and_a_study_that_waits_are_told(fake, site_file, capsys):
     limit(site_file, approval=True)
     study = make_study()
@@ -97,3 +132,11 @@ def test_a_port_that_is_taken_is_named(site_file, capsys):
 def test_a_file_that_is_not_there_is_named(command, tmp_path, capsys):
     assert main([command, "--site", str(tmp_path / "no.yaml")]) == cli.USER_MUST_MEND
     assert "no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options", [["metrics", "--port", "70000"], ["metrics", "--port", "-1"], ["audit", "--last", "0"]]
+)
+def test_a_number_that_is_none_of_its_kind_is_the_users_to_mend(site_file, capsys, options):
+    assert main([*options, "--site", str(site_file)]) == cli.USER_MUST_MEND
+    assert f"{options[1]} {options[2]}: not a" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dusss_core.errors import UserError
-from dusss_core.files import write_atomically, write_text
+from dusss_core.files import clear_unfinished, write_atomically, write_text
 
 
 def test_a_disk_that_is_read_only_is_an_error_of_the_user_though_nothing_can_be_removed_there(tmp_path, monkeypatch):
@@ -53,3 +54,32 @@ def test_a_process_that_is_killed_while_it_writes_leaves_the_file_before(tmp_pat
     )
     assert subprocess.run([sys.executable, "-c", code, path]).returncode == -signal.SIGKILL
     assert path.read_text() == "before"
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from dusss_core.files import write_atomically
+
+def write(temporary):
+    temporary.write_bytes(b"half")
+    print(temporary, flush=True)
+    os.kill(os.getpid(), 9)
+
+write_atomically(Path(sys.argv[1]), write)
+"""
+
+
+def test_what_a_killed_writer_left_half_written_does_not_stay(tmp_path):
+    """Each is as large as a model: a machine that runs out of memory now and then would fill its disk with them."""
+    path = tmp_path / "run" / "segment-000001.safetensors"
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, text=True)
+    left = Path(killed.stdout.strip())
+    assert killed.returncode == -9 and left.read_bytes() == b"half"
+    others = [
+        left.with_name(name) for name in (f".other.{os.getppid()}.tmp", ".mine.tmp", "segment-000002.safetensors")
+    ]
+    for other in others:
+        other.write_bytes(b"")
+    clear_unfinished(tmp_path)
+    assert not left.exists() and all(other.exists() for other in others)

@@ -72,6 +72,20 @@ def test_a_yes_is_to_the_whole_digest_that_was_shown(careful, capsys):
     assert asks(careful) is not None
 
 
+def test_a_proposal_that_is_pushed_out_while_the_book_is_read_is_none_that_was_changed(careful, monkeypatch):
+    for seed in (1, 2):
+        asks(careful, study_of(seed=seed))
+    book, read = Book(careful.parent / "state"), Book._read
+
+    def read_late(self, path, approvals):
+        if path.exists() and len(list(path.parent.iterdir())) == 2:
+            path.unlink()
+        return read(self, path, approvals)
+
+    monkeypatch.setattr(Book, "_read", read_late)
+    assert len(book.all()) == 1
+
+
 def test_an_approved_study_of_secure_sums_gets_no_update_outside_of_one(careful, capsys):
     study = study_of(federation={"secure_aggregation": True, "min_sites": 3})
     asks(careful, study)

@@ -68,6 +68,18 @@ def test_an_answer_that_arrives_at_once_is_announced_once():
     assert (line.announced, line.pushed, line.there) == (1, 7, CONTENTS)
 
 
+def test_what_a_worker_that_ended_has_not_written_is_not_waited_for(monkeypatch):
+    looks = []
+    monkeypatch.setattr(sending.time, "sleep", looks.append)
+    message = SimpleNamespace(metadata=SimpleNamespace(run_id=3, reply_to_message_id="asked"))
+    store = SimpleNamespace(get=lambda name: b"" if name == "d" else CONTENTS[name])
+    line = Line()
+    send = sending.until_it_arrives(line.send, line.push, store, lambda name: name == "asked" and len(looks) == 3)
+    with pytest.raises(sending.Abandoned):
+        send(message, TREE, 0.1)
+    assert line.announced == 1 and len(looks) == 3
+
+
 def test_a_line_that_never_holds_is_given_up_after_some_tries():
     line = Line(error=ObjectPushError("a", 3, "s"))
     with pytest.raises(ObjectPushError):

@@ -287,6 +287,34 @@ def test_a_worker_that_ended_with_a_message_is_answered_for_and_so_is_a_process_
     assert all("ended while it had this message" in reply.error.reason for *_, reply in site.link.answers)
 
 
+@pytest.mark.parametrize("come", [0, 1])
+def test_a_worker_that_ends_while_it_hands_its_answer_over_is_answered_for(site, come):
+    """Its answer is announced to the SuperNode, and the rest of it will never come."""
+    tasks = []
+    site.link.sends(LUNGS, "train")
+
+    def hands_over_and_ends():
+        [message] = site.state.get_messages_legacy(run_ids=[LUNGS], is_reply=False)
+        identify(LUNGS)
+        answer = Message(RecordDict({"config": ConfigRecord({"a": 1})}), reply_to=message)
+        answer.metadata.__dict__["_message_id"] = answer.object_id
+        session = site.state.start_session(LUNGS)
+        _, names = site.state.store_message_and_object_tree(answer, get_object_tree(answer), session)
+        objects = get_all_nested_objects(answer)
+        for name in names[:come]:
+            assert site.state.store_object(LUNGS, session, name, objects[name].deflate())
+        assert site.state.finish_task(tasks.pop(), "failed", "")
+
+    at(site, s1=lambda: tasks.append(site.begins("lungs")), s60=hands_over_and_ends)
+    site.round()
+    assert answered(site) == [(LUNGS, "train")]
+    assert "ended while it had this message" in site.link.answers[0][2].error.reason
+    site.link.sends(HEARTS, "train")
+    at(site, s100=lambda: tasks.append(site.begins("hearts")), s200=lambda: site.ends(tasks.pop()))
+    site.round()
+    assert answered(site)[1:] == [(HEARTS, "train")]
+
+
 @pytest.mark.parametrize("settings", ["", "{", "[]", json.dumps({"study": "../x"}), json.dumps({"study": 3}), None])
 def test_a_study_is_named_only_where_its_name_is_one(site, settings):
     turns.at_work(site.home, LUNGS, settings)

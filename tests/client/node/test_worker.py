@@ -81,6 +81,23 @@ def test_a_site_that_shares_its_machine_trains_on_as_many_cores_as_it_says():
         torch.set_num_threads(before)
 
 
+def test_a_worker_begins_without_what_the_one_before_left_half_written(site_file, monkeypatch):
+    state = site_file.parent / "state"
+    left = state / "studies/tiny/abcd" / f".segment-000002.safetensors.{2**22 + 1}.tmp"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+
+    def warmed_up(threads):
+        raise SystemExit
+
+    monkeypatch.setattr(worker, "_warm_up", warmed_up)
+    monkeypatch.setattr(worker, "end_with_supervisor", lambda: None)
+    monkeypatch.setattr(worker.signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit):
+        worker.main([str(site_file)])
+    assert not left.exists()
+
+
 def test_the_supernode_starts_no_process_and_listens_on_loopback_alone(tmp_path):
     (tmp_path / "site.yaml").write_text(
         "site: a\ndata: {manifest: m.csv}\nstate_dir: s\n"
@@ -111,6 +128,23 @@ def test_flower_still_hands_out_messages_as_the_worker_asks_for_them():
     assert set(re.findall(r"\btime\.(\w+)", inspect.getsource(start_client_internal))) == {"sleep"}
 
 
+def test_objects_that_are_no_message_end_no_worker_and_are_told_on_both_sides(monkeypatch, capsys):
+    """A worker that ends loses the data and the trainers of all studies."""
+    told = []
+
+    def unreadable(client):
+        raise KeyError("a" * 64)
+
+    beats = SimpleNamespace(start=lambda: None, stop=lambda: None)
+    client = SimpleNamespace(PushTaskOutput=told.append, close=lambda: None)
+    monkeypatch.setattr(worker, "_client", lambda *_: client)
+    monkeypatch.setattr(worker.flower, "HeartbeatSender", lambda beat: beats, raising=False)
+    monkeypatch.setattr(worker.flower, "pull_task_input", unreadable, raising=False)
+    worker._take("127.0.0.1:1", "token", None)
+    assert [request.sub_status for request in told] == [worker.flower.SubStatus.FAILED]
+    assert "a message cannot be read (KeyError)" in capsys.readouterr().out
+
+
 def test_the_error_of_an_app_travels_without_its_text(monkeypatch):
     from flwr.app import Context, Message, RecordDict
     from flwr.supercore.task_identity import TaskIdentity
@@ -126,6 +160,18 @@ def test_the_error_of_an_app_travels_without_its_text(monkeypatch):
     message = Message(RecordDict(), dst_node_id=1, message_type="query")
     reply = worker._answer(message, Context(1, 1, {}, RecordDict(), {}))
     assert reply.error.reason == "OSError; the site's own log says more"
+
+
+def test_a_message_that_holds_an_error_in_place_of_a_content_ends_no_worker(monkeypatch, tmp_path):
+    from flwr.app import Context, Error, Message, RecordDict
+    from flwr.supercore.task_identity import TaskIdentity
+
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+    message = Message(RecordDict(), dst_node_id=1, message_type="train")
+    wrong = Message(Error(1, "nothing"), metadata=message.metadata)
+    reply = worker._answer(wrong, Context(1, 1, {"site-config": "/none.yaml"}, RecordDict(), {}), tmp_path)
+    assert reply.has_error() and "says more" in reply.error.reason
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +28,13 @@ ALWAYS = {"num-examples", "state.age", "seconds"}
 
 def settings(**changes):
     return make_study(method={"preset": "mean_teacher"}, **changes).training()
+
+
+class _Records(SimpleNamespace):
+    """A split, as far as it is counted."""
+
+    def __len__(self):
+        return len(self.ids)
 
 
 def metrics(kind, site_file, **config):
@@ -106,37 +114,43 @@ def test_by_default_ten_pictures_are_enough():
 
 
 def test_tiles_of_one_picture_are_one(fake, site_file):
-    from types import SimpleNamespace
-
-    many = SimpleNamespace(
+    many = _Records(
         ids=tuple(f"one@{y},0" for y in range(50)),
         masked=np.ones(50, bool),
         has_text=np.ones(50, bool),
         labelled=np.ones(50, bool),
         masks=[np.ones((2, 2), np.uint8)] * 50,
     )
-    bench, request = SimpleNamespace(split=lambda name: many), SimpleNamespace(phase=Phase.SEGMENT)
-    pictures = _Pictures(request, bench)
+    bench = SimpleNamespace(split=lambda name: many)
+    pictures = _Pictures(SimpleNamespace(phase=Phase.SEGMENT, training=settings()), bench)
     assert {pictures.of(name) for name in ("train.loss", "val.dice", "test.hd95", "test.dice_1")} == {1}
     assert pictures.of("test.dice_2") == pictures.of("pseudo.text_dice") == 0
 
 
 def test_what_text_guided_masks_are_judged_by_counts_validation_pictures():
     """And not the many training pictures, with whose loss it is told."""
-    from types import SimpleNamespace
 
     def split(pictures):
         every = np.ones(pictures, bool)
         ids = tuple(map(str, range(pictures)))
-        return SimpleNamespace(
-            ids=ids, masked=every, has_text=every, labelled=every, masks=[np.ones((2, 2))] * pictures
-        )
+        return _Records(ids=ids, masked=every, has_text=every, labelled=every, masks=[np.ones((2, 2))] * pictures)
 
     bench = SimpleNamespace(split=lambda name: split(3 if name == "val" else 50))
-    pictures = _Pictures(SimpleNamespace(limits=None), bench)
-    pictures._request.phase = Phase.SEGMENT
+    pictures = _Pictures(SimpleNamespace(phase=Phase.SEGMENT, training=settings()), bench)
     assert {pictures.of(name) for name in ("train.text_share", "train.judged_text", "train.judged_plain")} == {3}
     assert pictures.of("train.loss") == 50
+
+
+@pytest.mark.parametrize(
+    ("phase", "preset"), [(Phase.PRETRAIN, "dusss"), (Phase.SEGMENT, "paper")], ids=["pretrain", "segment"]
+)
+def test_a_loss_counts_the_pictures_that_it_is_made_of_and_not_all_that_there_are(phase, preset):
+    """Of 50 unlabelled pictures the 3 with a sentence: step 1, and step 2 without a teacher, learn from no others."""
+    told = np.arange(50) < 3
+    train = _Records(ids=tuple(map(str, range(50))), has_text=told, labelled=np.zeros(50, bool))
+    training = make_study(method={"preset": preset, "teacher": phase == Phase.PRETRAIN}).training()
+    pictures = _Pictures(SimpleNamespace(phase=phase, training=training), SimpleNamespace(split=lambda name: train))
+    assert pictures.of("train.loss") == 3
 
 
 def test_a_step_on_a_single_labelled_picture_is_not_made(fake, site_file):

@@ -222,6 +222,13 @@ def test_free_memory_is_no_more_than_a_site_or_a_container_allows(site_file, mon
     assert machine.free_memory("cpu", LimitsConfig()) == 1000.0
 
 
+def test_a_limit_on_memory_can_be_told_where_there_is_no_proc(monkeypatch):
+    monkeypatch.setattr(machine.sys, "platform", "darwin")
+    monkeypatch.setattr(machine, "_status", lambda field: pytest.fail("reads /proc"))
+    monkeypatch.setattr(machine, "_peak_gb", lambda: 3.0)
+    assert machine.free_memory("cpu", LimitsConfig(max_memory_gb=3.5)) <= 5e8
+
+
 def test_the_room_of_a_container_counts_what_the_system_can_drop(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "_CONTROL_GROUP", tmp_path)
     assert machine._container_room() == math.inf

@@ -116,6 +116,28 @@ def test_an_answer_that_goes_beyond_its_quota_is_let_go_and_an_error_stands_for_
     assert not intake.push_object(sent("more", 1), handlers).stored
 
 
+def test_a_quota_is_not_won_back_by_sending_less_under_a_name_or_by_announcing_anew():
+    handlers = Handlers()
+    intake = Intake(handlers)
+    intake.push_messages(announced(), handlers)
+    for name in "abcd":
+        assert intake.push_object(sent(name, SMALL_BYTES // 4), handlers).stored
+        assert not intake.push_object(sent(name, 0), handlers).stored
+    intake.push_messages(announced(), handlers)
+    with pytest.raises(HTTPException) as refused:
+        intake.push_object(sent("last", 1), handlers)
+    assert refused.value.status_code == 413 and handlers.there == {}
+
+
+def test_countless_empty_objects_and_endless_names_fill_no_memory():
+    handlers = Handlers()
+    intake = Intake(handlers)
+    intake.push_messages(announced(), handlers)
+    assert not intake.push_object(sent("n" * 10**6, 0), handlers).stored
+    stored = sum(intake.push_object(sent(str(number), 0), handlers).stored for number in range(1000))
+    assert 0 < stored < 100 and len(intake._uploads["s"].sizes) == stored
+
+
 def test_an_answer_of_countless_objects_is_refused_before_any_is_noted():
     handlers = Handlers()
     with pytest.raises(HTTPException):

@@ -221,6 +221,19 @@ def test_pictures_of_one_round_and_of_flat_lines_can_be_drawn(tmp_path):
     assert "Training loss" in page.words
 
 
+@pytest.mark.parametrize("figures", [(0.0, 5e-324), (5e-324, 1e-323), (1e12, 1e12 + 1e-4), (1.0, 1 + 2**-52)], ids=str)
+def test_figures_that_can_hardly_be_told_apart_do_not_cost_the_report(tmp_path, figures):
+    """One site could send such, and all would be without a report."""
+    folder = write_run(tmp_path / "run")
+    lines = [
+        {"phase": "segment", "round": round, "site": "alder", "train": {"loss": loss}, "val": {"loss": loss}}
+        for round, loss in enumerate(figures, start=1)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    _, page = report_of(folder)
+    assert "Training loss" in page.words
+
+
 def test_damaged_files_are_named_with_the_row(tmp_path):
     with pytest.raises(UserError, match=r"not a folder of a run"):
         write_report(tmp_path)

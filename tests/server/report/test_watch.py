@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 import shutil
+import socket
+import struct
 import threading
 import time
 from contextlib import contextmanager
@@ -194,6 +196,26 @@ def test_only_this_machine_s_own_address_gets_an_answer_and_only_to_read(tmp_pat
         for path in ("/../secret.txt", "/secret.txt", "/config.yaml", "//etc/passwd", "/report.html"):
             assert ask(port, path)[0] == 404, path
     assert sorted(path.name for path in folder.rglob("*")) == before
+
+
+def test_a_page_that_is_closed_in_the_middle_of_an_answer_is_no_error(tmp_path, monkeypatch, capfd):
+    begin(tmp_path)
+    left, now = threading.Event(), Live.now
+
+    def late(self):
+        left.wait(20)
+        time.sleep(0.1)  # the reset is here
+        return now(self)
+
+    monkeypatch.setattr(Live, "now", late)
+    with served(tmp_path) as port:
+        browser_of_one = socket.create_connection(("127.0.0.1", port))
+        browser_of_one.sendall(f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+        browser_of_one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        browser_of_one.close()
+        left.set()
+        assert ask(port)[0] == 200
+    assert capfd.readouterr().err == ""
 
 
 def test_it_listens_on_loopback_alone(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
@@ -9,6 +11,7 @@ from feddusss import standing
 from server.rounds import exchange as module
 from server.rounds.exchange import exchange
 from server.rounds.replies import LOST, read_reply
+from server.rounds.roster import Roster
 from server.runs.eventlog import Progress
 from server.simulation.inprocess import identify
 
@@ -158,3 +161,21 @@ def test_status_says_which_site_trains_for_which_study():
     assert progress.sites == {"alder": "waits", "birch": "waiting: birch trains for lungs"}
     progress.on_site_busy("birch", "")
     assert progress.sites["birch"] == "works"
+
+
+def test_what_came_of_an_answer_that_nobody_waits_for_is_let_go(clock):
+    """A node could else leave a piece of one in the coordinator's memory each time that it is asked again."""
+    _, _, grid, _ = ask(clock, {ALDER: 2000, BIRCH: 2000}, lambda node, second: None, timeout=3000)
+    questions = {f"{standing.KIND} {node} {second}" for node, second in grid.asked}
+    assert len(questions) > 2 and questions <= grid.forgotten
+
+
+def test_a_node_that_is_asked_anew_who_it_is_leaves_nothing_of_its_first_answer(clock):
+    grid = Hospitals(clock, {}, lambda node, second: None)
+    grid.get_nodes = lambda: [SimpleNamespace(node_id=ALDER, name="alder")]
+    roster = Roster(grid, RecordDict, None, lambda text: None)
+    roster.refresh(0)
+    assert grid.forgotten == set()
+    clock[0] = 130.0
+    roster.refresh(0)
+    assert grid.forgotten == {f"query {ALDER} 0.0"}

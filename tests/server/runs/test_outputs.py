@@ -183,7 +183,13 @@ def test_an_output_that_fails_in_between_is_told_once_and_the_study_goes_on(tmp_
 
 @pytest.mark.parametrize(
     ("value", "word"),
-    [("ftp://host/x", "a folder, or a URI"), ("https://me:secret@host", "MLFLOW_TRACKING_USERNAME"), (" ", "empty")],
+    [
+        ("ftp://host/x", "a folder, or a URI"),
+        ("https://me:secret@host", "MLFLOW_TRACKING_USERNAME"),
+        ("https://secret@host", "MLFLOW_TRACKING_USERNAME"),
+        ("postgresql://me:secret@host/runs", "PGPASSWORD"),
+        (" ", "empty"),
+    ],
 )
 def test_a_store_that_is_none_and_a_password_in_the_study_are_refused(value, word, tmp_path, capsys):
     assert main(["simulate", "demo", "--out", str(tmp_path), "--set", f"output.mlflow='{value}'"]) == 2

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import threading
 
 import pytest
+import torch
 
 from dusss_core.errors import UserError
 from dusss_core.phases import Phase
+from server.runs.checkpoints import Checkpoint
 from server.runs.eventlog import FILE, EventLog
 from server.runs.runfiles import read_run
-from server.runs.runfolder import log, open_run
+from server.runs.runfolder import Busy, alone, log, open_run
 from tests.server.conftest import make_study
 
 
@@ -63,3 +67,32 @@ def test_the_log_and_the_events_of_a_run_are_only_added_to(tmp_path):
     assert (run.folder / "log.txt").stat().st_size > 2 * written
     assert (run.folder / FILE).stat().st_size > 2 * written
     assert not [path for path in run.folder.iterdir() if path.name.startswith((f"{FILE}.", "log.txt."))]
+
+
+def test_a_page_that_follows_a_run_keeps_nobody_from_going_on_with_it(tmp_path):
+    """It holds the lock, with others that look, for as long as it takes to see that nobody works on the run."""
+    with alone(tmp_path):
+        pass
+    with (tmp_path / ".lock").open("rb") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        threading.Timer(0.1, lambda: fcntl.flock(looking, fcntl.LOCK_UN)).start()
+        with alone(tmp_path):
+            pass
+    with alone(tmp_path), pytest.raises(Busy), alone(tmp_path):
+        pass
+
+
+def test_a_run_in_a_folder_that_is_another_accounts_is_the_users_to_mend(tmp_path):
+    (tmp_path / ".lock").mkdir()  # not to be opened for writing, not by root either
+    with pytest.raises(UserError, match="cannot be written to") as error, alone(tmp_path):
+        pass
+    assert "account that owns it" in error.value.remedy
+
+
+def test_a_run_goes_on_without_what_a_killed_coordinator_left_half_written(tmp_path):
+    run = open_run(tmp_path, make_study())
+    run.checkpoints.save_round(Checkpoint(Phase.SEGMENT, 1, {"weight": torch.zeros(2)}), 3, None)
+    left = run.folder / "checkpoints" / f".segment-000002.safetensors.{2**22 + 1}.tmp"
+    left.write_bytes(b"half")
+    assert open_run(tmp_path, make_study(), resume=True).resumed
+    assert not left.exists()

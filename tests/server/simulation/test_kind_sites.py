@@ -62,6 +62,14 @@ def test_a_folder_without_sites_says_what_makes_one(tmp_path):
         materialise(study_of(tmp_path), tmp_path / "run")
 
 
+def test_two_sites_of_one_name_are_an_error_and_none_takes_the_others_place(tmp_path, partitioned):
+    file = partitioned / "sites/site_2/site.yaml"
+    file.write_text(file.read_text().replace("site: site_2", "site: site_1"))
+    with pytest.raises(UserError, match=r"site_2/site\.yaml: its site has the name of that in .*site_1/site\.yaml"):
+        materialise(study_of(partitioned), tmp_path / "run")
+    assert not (tmp_path / "run/sites").exists()
+
+
 def test_a_partition_does_not_go_with_sites(tmp_path):
     with pytest.raises(ValueError, match="does not go with kind: sites"):
         study_of(tmp_path, partition={"sites": 2})
