@@ -13,7 +13,7 @@ from server.runs.eventlog import EventLog
 from server.runs.runfolder import PARTNERS
 from server.study.config import load_study
 from tests.server.conftest import make_study
-from tests.server.deployment.test_run import ROUND, link, server_app  # noqa: F401
+from tests.server.deployment.played import ROUND, server_app
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def begun(tmp_path, fake, quiet):
     return ["run", str(out / "config.yaml"), "--out", str(out), "--resume"]
 
 
-def test_a_hospital_leaves_a_begun_study_and_another_joins_by_one_command(link, begun):  # noqa: F811
+def test_a_hospital_leaves_a_begun_study_and_another_joins_by_one_command(link, begun):
     link.do = server_app()
     assert main([*begun, "--without", "birch", "--also", "cedar"]) == 0
     (settings,) = link.started
@@ -44,13 +44,13 @@ def test_a_hospital_leaves_a_begun_study_and_another_joins_by_one_command(link, 
         (["--set", "federation.sites=null", "--without", "birch"], "federation.sites is null"),
     ],
 )
-def test_members_that_cannot_be_meant_are_refused_with_a_remedy(link, begun, capsys, options, told):  # noqa: F811
+def test_members_that_cannot_be_meant_are_refused_with_a_remedy(link, begun, capsys, options, told):
     assert main([*begun, *options]) == 2
     error = capsys.readouterr().err
     assert told in error and "->" in error and link.started == []
 
 
-def test_status_says_at_which_hospital_a_study_that_trains_waits_for_approval(link, tmp_path, capsys):  # noqa: F811
+def test_status_says_at_which_hospital_a_study_that_trains_waits_for_approval(link, tmp_path, capsys):
     link.known[1] = FlowerRun(1, "running", "", "", tmp_path, "2026-01-01T10:00:00+00:00")
     log = EventLog(tmp_path)
     log.begin(1)
