@@ -12,6 +12,7 @@ import webbrowser
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from markupsafe import Markup
@@ -65,7 +66,7 @@ def start(folder: Path, port: int = 0) -> ThreadingHTTPServer:
     live, lock = Live(folder), threading.Lock()
 
     class Handler(_Handler):
-        def state(self) -> dict[str, str]:
+        def state(self) -> dict[str, Any]:
             with lock:
                 return live.now()
 
@@ -85,7 +86,7 @@ class _Handler(BaseHTTPRequestHandler):
     folder: Path
     server_version, sys_version = "feddusss", ""
 
-    def state(self) -> dict[str, str]:
+    def state(self) -> dict[str, Any]:
         """Where the run is; see `Live.now`."""
         raise NotImplementedError
 
