@@ -13,6 +13,9 @@ from pathlib import Path
 from server.onemachine.system import MARK
 from server.onemachine.warden import end_all
 
+_ARENAS = {"MALLOC_ARENA_MAX": "2"}
+"""Places in which the C library keeps freed memory: by default one for each thread of a process, up to eight a core.
+Here one machine has all of the processes, and in each of them one thread allocates nearly all."""
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -31,7 +34,7 @@ class Processes:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, MARK: str(self._out), "PYTHONUNBUFFERED": "1"},
+                env={**_ARENAS, **os.environ, MARK: str(self._out), "PYTHONUNBUFFERED": "1"},
                 start_new_session=True,
             )
         self._started[name] = process, log
