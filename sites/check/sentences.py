@@ -19,6 +19,23 @@ from sites.check.report import Report, counted
 LONG = 60
 """Words, from which the end of a sentence is cut by the default of vlm.text.max_tokens, 48 tokens."""
 _WORD = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*")
+_LIKE_OTHERS = frozenset(
+    [
+        "through",
+        "throughout",
+        "third",
+        "fourth",
+        "fifth",
+        "sixth",
+        "seventh",
+        "eighth",
+        "ninth",
+        "tenth",
+        "eleventh",
+        "twelfth",
+    ]
+)
+"""Words that stand in no list of the wordings, and look like one that does, misspelt: though, eight."""
 _PLACEHOLDER = re.compile(
     r"(?i)^\W*(?:n/?a|nan|none|null|nil|todo|tbd|xxx*|test|see (?:report|above|previous)|report|text|description|"
     r"missing|unknown|lorem ipsum.*|\?+|-+|\.+)?\W*$"
@@ -187,7 +204,7 @@ def _check_words(report: Report, with_text: Sequence[Record]) -> None:
     frequent = sorted({word for word, where in rows.items() if len(where) >= 5 and len(word) >= 4} | set(common))
     odd = {}
     for word in sorted(unknown):
-        if len(word) >= 5 and unknown[word] <= max(1, len(with_text) // 100):
+        if len(word) >= 5 and word not in _LIKE_OTHERS and unknown[word] <= max(1, len(with_text) // 100):
             near = [n for n in frequent if _swapped(word, n)]
             near += [n for n in difflib.get_close_matches(word, frequent, n=3, cutoff=0.84) if not _same_stem(word, n)]
             if near:
