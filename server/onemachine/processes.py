@@ -18,9 +18,9 @@ _MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(64 * 2**20),
 }
-"""How the C library keeps freed memory: in few places (by default one for each thread, up to eight a core), and no block
-of 4 MB or more, of which evaluation has many. Here one machine has all of the processes. A step takes as long as ever:
-without the last line, which keeps smaller blocks at hand, it takes a quarter more."""
+"""How the C library keeps freed memory: in few places (by default one for each thread, up to eight a core), and no
+block of 4 MB or more, of which evaluation has many. Here one machine has all of the processes. A step takes as long as
+ever; without the last line, which keeps smaller blocks at hand, it takes a quarter more."""
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
