@@ -18,7 +18,6 @@ from client.work.disclosure import open_figures
 from client.work.training import keep_vlm, load_shared, prefixed
 from client.work.workbench import Workbench
 from dusss_core.files import with_prefix
-from dusss_core.memory import give_back
 from dusss_core.phases import Phase
 from feddusss import wire
 
@@ -79,11 +78,9 @@ def _test(request: Judged, bench: Workbench) -> dict[str, float]:
     keeps_layers = config.local_norm or config.personal.own_head != "none"
     if student is not None and (local or not keeps_layers):
         student = _at_its_best(config, {**student, **local}, train, bench)
-        give_back()  # one model after the other is measured, each with maps of its own
         _keep_student(request, student)
         scores = evaluate_student(config, student, test, device, bench.told, behind=True)
         found |= prefixed("test", scores)
-        give_back()
         if config.personal.kind != "none":
             found |= personal.figures(request, bench, student, scores)
     elif student is not None and config.personal.own_head == "none":
@@ -93,7 +90,6 @@ def _test(request: Judged, bench: Workbench) -> dict[str, float]:
     if newest is not None and (teacher := with_prefix(newest[0], "objective.teacher.")):
         scores = evaluate_student(config, teacher, train.select(hidden), device, distances=False)
         found |= {"pseudo.teacher_dice": scores.get("dice", math.nan), "pseudo.n": float(len(hidden))}
-        give_back()
     if config.method.text_mask and request.vlm_digest:
         vlm = bench.vlm(request)
         if config.local_norm and not state.local_layers(Phase.PRETRAIN, request.vlm_round):
