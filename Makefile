@@ -111,7 +111,7 @@ demo-told:
 
 federation-told:
 	@echo "A real SuperLink and three hospitals' clients on this machine, for one study: 8 rounds of pretraining, 10 of segmentation."
-	@echo "1 to 3 minutes on two idle cores, 4 GB of memory; the first time some minutes more, and 6 GB in $(VENV), to install."
+	@echo "1 to 3 minutes on two idle cores, 3.5 GB of memory; the first time some minutes more, and 6 GB in $(VENV), to install."
 	@echo "At the end: runs/federation/report.html, and nothing left running. Ctrl-C ends all of it, and says how to go on."
 
 # Another port than 9091: make federation PORT=9191

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from client import status, studies
 from client.privacy import command as privacy
 from client.site_option import add_site
-from dusss_core.errors import UserError
+from dusss_core.errors import DATA, UserError
 from feddusss import cli
 
 if TYPE_CHECKING:
@@ -111,8 +111,7 @@ def _run(arguments: argparse.Namespace) -> int:
     site = _site(arguments)
     _check_superlink(site, arguments.site)
     with _alone(site):
-        if not _data_are_fit(arguments):
-            return cli.USER_MUST_MEND
+        _check_data(arguments)
         site_file = _file_for_messages(arguments, site)
         with _console(site) as console:
             console.say(f"site {site.site}, coordinator {site.superlink.address}; logs in {site.state_dir / 'logs'}")
@@ -239,15 +238,22 @@ def _recorded(site: SiteConfig) -> Iterator[None]:
         record(site.state_dir, "client ended", how=how)
 
 
-def _data_are_fit(arguments: argparse.Namespace) -> bool:
-    """Whether the site can train on its data. In a process of its own, which gives its memory back."""
+def _check_data(arguments: argparse.Namespace) -> None:
+    """Check that the site can train on its data. In a process of its own, which gives its memory back.
+
+    Raises:
+        UserError: it cannot; what is wrong has been printed.
+    """
     command = [sys.executable, "-m", "sites", "check", str(arguments.site)]
     command += [part for override in arguments.overrides for part in ("--set", override)]
     check = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if check.returncode:
         print(check.stdout, end="")
-        print(f"error: {arguments.site}: this site's data are not fit to train on", file=sys.stderr)
-    return check.returncode == 0
+        raise UserError(
+            f"{arguments.site}: this site's data are not fit to train on",
+            "mend what is told above, and start the client again",
+            DATA,
+        )
 
 
 def _file_for_messages(arguments: argparse.Namespace, site: SiteConfig) -> Path:

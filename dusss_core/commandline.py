@@ -8,7 +8,7 @@ import errno
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
-from dusss_core.errors import DISK, UserError, told
+from dusss_core.errors import DISK, OPTION, UserError, told
 from dusss_core.outside import printable, shown
 
 OK, FAILED, USER_MUST_MEND, INTERRUPTED = 0, 1, 2, 130
@@ -28,16 +28,14 @@ def run(
     """
     argv = sys.argv[1:] if argv is None else argv
     if (mistyped := unknown_command(parser, argv)) is not None:
-        print(f"error: {printable(mistyped)}", file=sys.stderr)
-        return USER_MUST_MEND
+        return complain(mistyped)
     arguments = parser.parse_args(argv)
     try:
         return main(arguments) or OK
     except UserError as error:
         if arguments.debug:
             raise
-        print(f"error: {printable(told(error))}", file=sys.stderr)
-        return USER_MUST_MEND
+        return complain(error)
     except KeyboardInterrupt as error:
         print(": ".join(["interrupted", *map(str, error.args)]), file=sys.stderr)
         return INTERRUPTED
@@ -47,13 +45,18 @@ def run(
         if arguments.debug:
             raise
         if (mended := of_bad_input(error)) is not None:
-            print(f"error: {printable(told(mended))}", file=sys.stderr)
-            return USER_MUST_MEND
+            return complain(mended)
         print(
             f"failed: {type(error).__name__}: {printable(told(error))}\n  -> run again with --debug to see where",
             file=sys.stderr,
         )
         return FAILED
+
+
+def complain(error: UserError) -> int:
+    """Print, with its code, what a person must mend; the exit code of a command that ends with it."""
+    print(f"error: {printable(told(error))}", file=sys.stderr)
+    return USER_MUST_MEND
 
 
 def commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
@@ -77,7 +80,7 @@ def no_command(word: str, prog: str, commands: Iterable[str]) -> UserError:
     """The error for `word`, which is none of the commands of `prog`."""
     near = difflib.get_close_matches(word, list(commands), n=1)
     meant = f"did you mean '{near[0]}'? " if near else ""
-    return UserError(f"{prog}: no command '{shown(word, 40)}'", f"{meant}all of them: {prog} --help")
+    return UserError(f"{prog}: no command '{shown(word, 40)}'", f"{meant}all of them: {prog} --help", OPTION)
 
 
 def of_bad_input(error: Exception) -> UserError | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 
 class UserError(Exception):
@@ -22,7 +23,7 @@ class UserError(Exception):
         super().__init__(problem if not remedy else f"{problem}\n  -> {remedy}")
         self.problem = problem
         self.remedy = remedy
-        self.code = code or type(self).code or code_of(str(sys._getframe(1).f_globals.get("__name__", "")))
+        self.code = code or type(self).code or code_of(_module(sys._getframe(1).f_globals))
 
 
 class NotFinite(UserError):
@@ -31,17 +32,17 @@ class NotFinite(UserError):
     code = "FD502"
 
 
-UNNAMED, DISK, OUTPUT = "FD100", "FD602", "FD604"
+UNNAMED, OPTION, DATA, CERTIFICATE, DISK, OUTPUT = "FD100", "FD102", "FD201", "FD402", "FD602", "FD604"
 CODES = {
     "feddusss.configfile": "FD101",
     "server.study": "FD101",
     "sites.config": "FD101",
-    "feddusss.cli": "FD102",
-    "feddusss.monitoring": "FD102",
-    "server.report.watch": "FD102",
-    "dusss_core.__main__": "FD102",
-    "dusss_core.manifest": "FD201",
-    "dusss_core.sheets": "FD201",
+    "feddusss.cli": OPTION,
+    "feddusss.monitoring": OPTION,
+    "server.report.watch": OPTION,
+    "dusss_core.__main__": OPTION,
+    "dusss_core.manifest": DATA,
+    "dusss_core.sheets": DATA,
     "dusss_core.pictures": "FD202",
     "dusss_core.readers": "FD202",
     "sites": "FD203",
@@ -54,12 +55,12 @@ CODES = {
     "dusss_core.devices": "FD304",
     "server.deployment": "FD401",
     "client.preflight": "FD401",
-    "server.deployment.certificates": "FD402",
-    "server.deployment.registry": "FD402",
-    "server.deployment.provision": "FD402",
-    "server.deployment.folder": "FD402",
-    "server.deployment.administration": "FD402",
-    "client.secure.keys": "FD402",
+    "server.deployment.certificates": CERTIFICATE,
+    "server.deployment.registry": CERTIFICATE,
+    "server.deployment.provision": CERTIFICATE,
+    "server.deployment.folder": CERTIFICATE,
+    "server.deployment.administration": CERTIFICATE,
+    "client.secure.keys": CERTIFICATE,
     "client": "FD403",
     "server.onemachine": "FD404",
     "server.rounds": "FD501",
@@ -83,6 +84,11 @@ CODES = {
 }
 """Module or package -> the code of what its errors are about; the longest name counts. docs/errors.md explains each. A
 code stays what it is: where one does not fit any more, it is given up, and not used again."""
+
+
+def _module(globals_: dict[str, Any]) -> str:
+    """The name of a module; of one that is run with `python -m`, which calls itself `__main__`, as it is imported."""
+    return str(getattr(globals_.get("__spec__"), "name", None) or globals_.get("__name__", ""))
 
 
 def code_of(module: str) -> str:

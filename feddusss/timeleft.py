@@ -32,13 +32,23 @@ class Rounds:
 
     def left(self, now: float) -> float | None:
         """Seconds until the last round is done, estimated from the latest ones; None before the first one is over."""
-        if not self._took:
+        if (one := self._one()) is None:
             return None
-        # the first round also fills caches; it counts only while there is no other
-        recent = (self._took[1:] or self._took)[-5:]
         going = now - self._began if self._began is not None else 0.0
         to_come = self._rounds - self._round + (self._began is not None)
-        return max(0.0, to_come * sum(recent) / len(recent) - going)
+        return max(0.0, to_come * one - going)
+
+    def left_in_round(self, now: float) -> float | None:
+        """Seconds until the round that goes on is done, 0 when it takes longer than the latest ones; None where none
+        goes on, or before the first one is over."""
+        one = self._one()
+        return None if one is None or self._began is None else max(0.0, one - (now - self._began))
+
+    def _one(self) -> float | None:
+        """Seconds that a round takes."""
+        # the first round also fills caches; it counts only while there is no other
+        recent = (self._took[1:] or self._took)[-5:]
+        return sum(recent) / len(recent) if recent else None
 
 
 def of_steps(first: tuple[int, float], done: int, steps: int, now: float) -> float | None:

@@ -8,6 +8,7 @@ A run that is in `out` already is gone on with: Flower itself cannot resume.
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 
 from flwr.app import Context
@@ -49,9 +50,10 @@ def _run(grid: Grid, study: StudyConfig, out: Path, events) -> None:
 
     if not _is_simulated(grid):
         from server.deployment.grid import PatientGrid
+        from server.deployment.initial import first_weights
 
         run = open_run(out, study, resume=True)
-        Coordinator(PatientGrid(grid), study, run, reporter=events).run()
+        Coordinator(PatientGrid(grid), study, run, reporter=events, first=partial(first_weights, out)).run()
     else:
         _simulate(grid, study, out, events)
     _write_report(out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import re
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from dusss_core import errors
 from dusss_core.commandline import add_debug, run
 from dusss_core.errors import CODES, NotFinite, UserError, code_of, told
 from feddusss import configfile
+from feddusss.command.dispatch import main as feddusss_main
 from server.__main__ import main
 from server.rounds.coordinator import RoundFailed
 from server.runs.runfolder import Busy
@@ -55,6 +57,25 @@ def test_names_in_the_table_are_modules_and_each_module_that_raises_has_a_code_o
     assert unnamed <= {"dusss_core.commandline", "dusss_core.training.personal"}
 
 
+def test_no_module_prints_an_error_past_the_one_place_that_adds_the_code():
+    printing = {
+        str(path.relative_to(ROOT))
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
+        for part in ast.walk(node)
+        if isinstance(part, ast.Constant) and str(part.value).startswith("error:")
+    }
+    assert printing == {"dusss_core/commandline.py"}
+
+
+@pytest.mark.parametrize("command", [main, feddusss_main], ids=["python -m server", "feddusss"])
+def test_a_mistyped_command_has_a_code_too(command, capsys):
+    assert command(["simulat"]) == 2
+    first, remedy = capsys.readouterr().err.splitlines()
+    assert first.endswith("no command 'simulat' [FD102]") and "did you mean 'simulate'?" in remedy
+
+
 def test_the_code_is_that_of_the_class_then_of_the_module_and_a_given_one_comes_first(tmp_path):
     with pytest.raises(UserError) as caught:
         configfile.load(StudyConfig, tmp_path / "none.yaml")
@@ -62,6 +83,15 @@ def test_the_code_is_that_of_the_class_then_of_the_module_and_a_given_one_comes_
     assert (NotFinite("a").code, Busy("a").code, RoundFailed("a").code) == ("FD502", "FD603", "FD503")
     assert (UserError("a", code="FD701").code, code_of("server.deployment.registry")) == ("FD701", "FD402")
     assert code_of("server.deployment.something.new") == "FD401" and code_of("somebody.elses") == "FD100"
+
+
+def test_a_module_that_is_run_by_its_name_has_the_code_of_its_room():
+    # python -m client calls the module __main__, and every error of it was FD100
+    run_by_name = {"__name__": "__main__", "__spec__": ModuleSpec("client.__main__", None), "UserError": UserError}
+    exec("error = UserError('a')", run_by_name)
+    assert run_by_name["error"].code == "FD403"
+    exec("error = UserError('a')", a_script := {"__name__": "__main__", "__spec__": None, "UserError": UserError})
+    assert a_script["error"].code == "FD100"
 
 
 def test_the_code_stands_at_the_end_of_the_error_s_line_and_exit_codes_are_as_ever(capsys):

@@ -28,6 +28,7 @@ from client.node.child import end_with_supervisor, tell
 from client.work import observe
 from dusss_core.errors import UserError
 from dusss_core.files import clear_unfinished, write_text
+from dusss_core.memory import give_back
 from dusss_core.phases import Phase
 from feddusss import flower, wire
 from feddusss.timeleft import Seldom
@@ -160,6 +161,8 @@ def _take(address: str, token: str, home: Path | None) -> None:
         _work(address, token, home)
     except (httpx.HTTPError, RuntimeError) as error:
         tell("say", f"an answer could not be handed over ({type(error).__name__}): the SuperNode lost the message")
+    finally:
+        give_back()
 
 
 def _work(address: str, token: str, home: Path | None) -> None:
@@ -256,7 +259,13 @@ def _shown(message: Message, home: Path | None) -> Iterator[str]:
         return
     turns.at_work(home, message.metadata.run_id, settings.get("training"))
     tell("status", what)
-    step = Seldom(lambda done, steps, loss: tell("step", f"{done} {steps}"), _STATUS_EVERY_S, time.monotonic)
+    seldom = Seldom(lambda done, steps: tell("step", f"{done} {steps}"), _STATUS_EVERY_S, time.monotonic)
+
+    def step(done: int, steps: int, loss: float) -> None:
+        if done == 1:
+            give_back()  # what validation took: its batches are larger than those that are trained on
+        seldom(done, steps)
+
     with observe.observed(step, None):
         yield what
 

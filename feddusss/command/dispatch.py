@@ -35,8 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[0] == COMPLETION.name:
         return commandline.run(_completion, _completion_parser(), argv[1:])
     if argv[0] not in COMMANDS:
-        print(f"error: {commandline.no_command(argv[0], PROG, [*COMMANDS, COMPLETION.name])}", file=sys.stderr)
-        return commandline.USER_MUST_MEND
+        return commandline.complain(commandline.no_command(argv[0], PROG, [*COMMANDS, COMPLETION.name]))
     entry = COMMANDS[argv[0]]
     own = [entry.verb] if entry.verb else []
     return _program(entry).main([*own, *argv[1:]], _parser(entry))

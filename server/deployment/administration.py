@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dusss_core.commandline import complain
 from dusss_core.errors import UserError
 from feddusss import cli
 from server.deployment.control import DEFAULT_COORDINATOR
@@ -135,7 +135,7 @@ def _synchronise(folder: CoordinatorFolder, *, wait_s: float = 0, must_run: bool
     for name in changes.unregistered:
         print(f"{name}: its {'former ' * (name in changes.registered)}key is unregistered at the SuperLink")
     for problem in changes.problems:
-        print(f"error: {problem}", file=sys.stderr)
+        complain(problem)
     return cli.USER_MUST_MEND if changes.problems else cli.OK
 
 

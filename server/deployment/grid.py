@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from flwr.serverapp import Grid
 
+from dusss_core.memory import give_back
 from feddusss import flower, wire
 from server.deployment.intake import quota
 from server.rounds.replies import TOO_LARGE, UNREADABLE
@@ -71,6 +72,7 @@ class PatientGrid(Grid):
         limits = [quota(message.metadata.message_type, _size(message.content)) for message in messages]
         ids = list(self._grid.push_messages(messages))
         self._limits |= {name: limit for name, limit in zip(ids, limits, strict=False) if name}
+        give_back()  # of the round before, while hospitals work
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:

@@ -99,7 +99,7 @@ class Changes:
 
     registered: list[str] = field(default_factory=list)
     unregistered: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    problems: list[UserError] = field(default_factory=list)
     """What a person must look at."""
 
 
@@ -207,14 +207,21 @@ def synchronise(folder: CoordinatorFolder, superlink: Control) -> Changes:
                 key.node_id = superlink.register(site.name, _pem(key.public_key))
             except ControlFailed as error:
                 key.node_id = None
-                changes.problems.append(f"{site.name}: not registered: {error}")
+                changes.problems.append(
+                    UserError(
+                        f"{site.name}: not registered: {error}", "python -m server register --pending tries again"
+                    )
+                )
             else:
                 changes.registered.append(site.name)
         for known_fingerprint, node in known.items():
             if known_fingerprint not in owners:
                 changes.problems.append(
-                    f"the SuperLink accepts node {node.id} ({node.name or 'no name'}), which is not in "
-                    f"{folder.register.name}: find out who registered it"
+                    UserError(
+                        f"the SuperLink accepts node {node.id} ({node.name or 'no name'}), which is not in "
+                        f"{folder.register.name}",
+                        "find out who registered it",
+                    )
                 )
             elif not owners[known_fingerprint][1].wanted:
                 superlink.unregister(node.id)

@@ -24,7 +24,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from feddusss import cli, flower, uploads
+from dusss_core.commandline import complain
+from dusss_core.errors import CERTIFICATE, UserError
+from feddusss import flower, uploads
 from feddusss.release import tell_release
 from server.deployment import intake
 from server.deployment.certificates import valid_until
@@ -55,13 +57,12 @@ def _check_certificate(arguments: list[str]) -> None:
         return
     path = Path(arguments[arguments.index("--ssl-certfile") + 1])
     if path.exists() and (until := valid_until(path)) < datetime.now(UTC):
-        print(
-            f"error: {path.absolute()}: has expired, on {until:%Y-%m-%d %H:%M} UTC\n"
-            "  -> renew it: python -m server renew-certificate; then start the SuperLink again, and let nginx read it",
-            file=sys.stderr,
-            flush=True,
+        expired = UserError(
+            f"{path.absolute()}: has expired, on {until:%Y-%m-%d %H:%M} UTC",
+            "renew it: python -m server renew-certificate; then start the SuperLink again, and let nginx read it",
+            CERTIFICATE,
         )
-        sys.exit(cli.USER_MUST_MEND)
+        sys.exit(complain(expired))
 
 
 def _tune_the_database() -> None:

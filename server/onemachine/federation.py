@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dusss_core.errors import UserError
+from dusss_core.errors import DISK, UserError
 from feddusss import cli
 from server.deployment.control import Control, ControlFailed, SuperLinkAway, find_connection
 from server.deployment.run import look_on, submit
@@ -20,6 +21,8 @@ from server.runs.events import Reporter
 _START_S = 180.0
 """For something that takes seconds on an idle machine."""
 _POLL_S = 0.3
+_FULL_MB = 20
+"""Free disk with less of which a study cannot go on: a round's models, and the SuperLink's copies of them."""
 _SUPERLINK = "the SuperLink"
 
 
@@ -119,7 +122,7 @@ def _run_study(layout: Layout, processes: Processes, resume: bool, reporter: Rep
             reporter=reporter,
         )
         try:
-            return look_on(
+            code = look_on(
                 control, run_id, layout.out, layout.command("--resume"), reporter,
                 lambda: _look_after(layout, processes, told, reporter),
             )  # fmt: skip
@@ -130,6 +133,23 @@ def _run_study(layout: Layout, processes: Processes, resume: bool, reporter: Rep
         finally:
             reporter.close()
             reporter.on_message("stopping the hospitals and the SuperLink")
+    if code != cli.OK:
+        _check_disk_is_not_full(layout)
+    return code
+
+
+def _check_disk_is_not_full(layout: Layout) -> None:
+    """The hospitals' disk is that of the coordinator here. Where it is full they tell the study that something is
+    wrong, and what it is in their own logs alone, for which there is no room.
+
+    Raises:
+        UserError: it is full.
+    """
+    if (free := shutil.disk_usage(layout.out).free // 10**6) < _FULL_MB:
+        again = layout.command("--resume")
+        raise UserError(
+            f"{shown(layout.out)}: the disk is full, with {free} MB left", f"free some, then: {again}", DISK
+        )
 
 
 @contextmanager

@@ -13,6 +13,14 @@ from pathlib import Path
 from server.onemachine.system import MARK
 from server.onemachine.warden import end_all
 
+_MALLOC = {
+    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(64 * 2**20),
+}
+"""How the C library keeps freed memory: in few places (by default one for each thread, up to eight a core), and no
+block of 4 MB or more, of which evaluation has many. Here one machine has all of the processes. A step takes as long as
+ever; without the last line, which keeps smaller blocks at hand, it takes a quarter more."""
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -31,7 +39,7 @@ class Processes:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, MARK: str(self._out), "PYTHONUNBUFFERED": "1"},
+                env={**_MALLOC, **os.environ, MARK: str(self._out), "PYTHONUNBUFFERED": "1"},
                 start_new_session=True,
             )
         self._started[name] = process, log

@@ -14,12 +14,13 @@ from dusss_core.errors import UserError
 from feddusss import cli
 from feddusss.page import template
 from feddusss.timeleft import duration
-from server.report import course
+from server.report import course, within
 from server.report.figures import trained
 from server.report.quantities import show_figure
 from server.runs.eventlog import FILE, Progress, Tail
 from server.runs.lines import ALL_SITES, mapping, number
 from server.runs.runfiles import Run, read_run
+from server.runs.steps import read_steps
 
 QUIET_S = 20.0
 """After so long without a word it is looked at whether a process still works on the run."""
@@ -42,9 +43,10 @@ class Live:
         self._seen: tuple[Any, ...] = ()
         self._drawn = ""
 
-    def now(self) -> dict[str, str]:
+    def now(self) -> dict[str, Any]:
         """`page`: what is to be seen, as HTML; `version`: another one whenever that is; `left`, `quiet`: lines that
-        change by the second, empty where there is nothing to say."""
+        change by the second, empty where there is nothing to say; `sites`: of the round that is trained, see
+        `server.report.within`."""
         moment = time.time()
         if not self.folder.is_dir():
             return self._told(_gone(self.folder), "", "")
@@ -52,23 +54,30 @@ class Live:
             with suppress(TypeError, ValueError):  # an event of another release
                 self._progress.take(event)
         progress = self._progress
-        quiet = None if progress.at is None else max(0.0, moment - progress.at)
+        steps = read_steps(self.folder, progress.phase, progress.round)
+        heard = [known.at for known in steps.values()]
+        quiet = None if progress.at is None else max(0.0, moment - max([progress.at, *heard]))
         ended = (
             progress.at is not None and progress.code is None and (quiet or 0) > QUIET_S and not _at_work(self.folder)
         )
         seen = (progress.at, ended, *(_stamp(self.folder / name) for name in _CHANGES))
         if seen != self._seen:
             self._drawn, self._seen = self._draw(ended), seen
-        left = progress.seconds_left(moment)
+        left = {
+            "round": within.seconds_left(progress, steps, moment),
+            "phase": progress.seconds_left(moment),
+        }
+        known = [] if ended else [f"about {duration(one)} left in this {name}" for name, one in left.items() if one]
         return self._told(
             self._drawn,
-            f"about {duration(left)} left in this phase" if left is not None and not ended else "",
+            " · ".join(known),
             f"last heard of {duration(quiet)} ago" if quiet is not None and progress.code is None else "",
+            {} if ended else within.within_round(progress, steps, moment),
         )
 
-    def _told(self, page: str, left: str, quiet: str) -> dict[str, str]:
+    def _told(self, page: str, left: str, quiet: str, sites: dict[str, Any] | None = None) -> dict[str, Any]:
         version = hashlib.sha256(page.encode()).hexdigest()[:16]
-        return {"page": page, "version": version, "left": left, "quiet": quiet}
+        return {"page": page, "version": version, "left": left, "quiet": quiet, "sites": sites or {}}
 
     def _draw(self, ended: bool) -> str:
         try:

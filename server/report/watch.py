@@ -66,7 +66,7 @@ def start(folder: Path, port: int = 0) -> ThreadingHTTPServer:
     live, lock = Live(folder), threading.Lock()
 
     class Handler(_Handler):
-        def state(self) -> dict[str, str]:
+        def state(self) -> dict[str, Any]:
             with lock:
                 return live.now()
 
@@ -94,7 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
     folder: Path
     server_version, sys_version = "feddusss", ""
 
-    def state(self) -> dict[str, str]:
+    def state(self) -> dict[str, Any]:
         """Where the run is; see `Live.now`."""
         raise NotImplementedError
 

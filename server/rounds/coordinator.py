@@ -9,7 +9,7 @@ more message, for validation alone, ends a phase.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Coordinator", "RoundFailed"]
 
+First = Callable[[StudyConfig, Phase, Mapping[str, Any] | None], dict[str, Any]]
+
 
 class Coordinator:
     """Runs one study over the sites that a Grid reaches.
@@ -52,6 +54,7 @@ class Coordinator:
         method: what the run is called in the display.
         cause: of a simulated site, what went wrong there with its last message: the text, and problem, remedy and code
             where a person can mend it; None: nothing, or nobody here may know.
+        first: draws the first weights of a phase, as `dusss_core.training.initial_shared`; None: that.
     """
 
     def __init__(
@@ -65,8 +68,10 @@ class Coordinator:
         wait_s: float | None = None,
         method: str = "federated",
         cause: Cause = lambda site: None,
+        first: First | None = None,
     ):
         self._study = study
+        self._first = first or _drawn_here
         self._reporter = reporter or PlainReporter()
         self._wait_s = study.federation.start_timeout_s if wait_s is None else wait_s
         self._method = method
@@ -201,11 +206,9 @@ class Coordinator:
         selection = Selection(phase, phase.settings(self._study).patience, by_median, federation.max_share)
         last = self._run.checkpoints.latest(phase)
         if last is None:
-            from dusss_core.training import initial_shared
-
             self._messages.resume({})
             vlm = self._run.checkpoints.final(Phase.PRETRAIN)
-            start = initial_shared(self._study, phase, vlm.model if vlm else None)
+            start = self._first(self._study, phase, vlm.model if vlm else None)
             return Checkpoint(phase, 0, start), aggregator, selection
         self._messages.resume(last.reference)
         aggregator.load_state(last.server)
@@ -376,6 +379,12 @@ class Coordinator:
 
 
 _ALL_DONE = "all rounds done"
+
+
+def _drawn_here(study: StudyConfig, phase: Phase, vlm: Mapping[str, Any] | None) -> dict[str, Any]:
+    from dusss_core.training import initial_shared
+
+    return initial_shared(study, phase, vlm)
 
 
 def _after(phase: Phase) -> list[Phase]:

@@ -20,8 +20,11 @@ from dusss_core.errors import UserError, told
 from feddusss import cli
 from feddusss.timeleft import Rounds
 from server.runs.events import Reporter
+from server.runs.steps import StepsFile
 
 FILE = "events.jsonl"
+SIMULATION = 0
+"""In place of the number that Flower gives a run, for a simulation in a process of its own command."""
 _EVENTS = [name for name in vars(Reporter) if name.startswith("on_") and name != "on_site_step"]
 
 
@@ -34,16 +37,19 @@ class EventLog(Reporter):
 
     def __init__(self, folder: Path, also: Reporter | None = None):
         self._path = Path(folder) / FILE
+        self._steps = StepsFile(folder)
         self._also = also or Reporter()
 
     def begin(self, run_id: int) -> None:
-        """The ServerApp of Flower's run `run_id` has begun; 0: a simulation in a process of this command."""
+        """The ServerApp of Flower's run `run_id` has begun, or a simulation (SIMULATION)."""
         # what a crash cut off would swallow the first line
         self._append("\n")
+        self._steps.clear()
         self.write("begin", run_id)
 
     def end(self, code: int, text: str = "") -> None:
         """It ends with this exit code; `text`: what to tell."""
+        self._steps.clear()
         self.write("end", code, text)
 
     @contextmanager
@@ -63,12 +69,17 @@ class EventLog(Reporter):
 
     def write(self, event: str, *args: Any) -> None:
         """Append an event."""
+        if event == "on_round_start":
+            self._steps.begin_round(*args[:2])
+        elif event == "on_round_end":
+            self._steps.clear()
         line = {"at": time.time(), "event": event, "args": args}
         self._append(json.dumps(line) + "\n")
         replay(line, self._also)
 
     def on_site_step(self, site: str, step: int, steps: int, loss: float) -> None:
-        self._also.on_site_step(site, step, steps, loss)  # heard, and not kept: they are many
+        self._steps.made(site, step, steps)  # the latest alone: they are many
+        self._also.on_site_step(site, step, steps, loss)
 
     def close(self) -> None:
         self._also.close()
@@ -150,9 +161,15 @@ class Progress(Reporter):
     method: str = "federated"
     """Or the method of --compare that is at work."""
     times: Rounds = field(default_factory=Rounds)
+    asked_at: float | None = None
+    """When the sites of this round were asked."""
+    took: dict[str, float] = field(default_factory=dict)
+    """Seconds from the question to the answer, of each site's last answer in this phase."""
     at: float | None = None
     """When it last told anything, in seconds since 1970."""
     run_id: int = 0
+    _asked: dict[str, float] = field(default_factory=dict)
+    """Site -> when it was asked by itself."""
     code: int | None = None
     """Exit code of the last submission; None while it works, or if it was killed."""
     text: str = ""
@@ -171,6 +188,15 @@ class Progress(Reporter):
         """In this phase; None where nothing tells, or no round goes on. `now`: seconds since 1970."""
         return self.times.left(now) if self.doing == "trains" and self.code is None else None
 
+    def waits_for(self, site: str) -> bool:
+        """Whether an answer of `site` is waited for."""
+        doing = self.sites.get(site, "")
+        return bool(doing) and doing != "done" and not doing.startswith("left out")
+
+    def waited_since(self, site: str) -> float | None:
+        """When `site` was asked what it has not answered, in seconds since 1970; None: nothing is waited for."""
+        return self._asked.get(site, self.asked_at) if self.waits_for(site) else None
+
     def on_study(self, study: str, sites: list[str], phases: Mapping[str, int], method: str = "federated") -> None:
         self.study, self.sites, self.method = study, dict.fromkeys(sites, ""), method
         self.said = []
@@ -178,13 +204,17 @@ class Progress(Reporter):
     def on_phase(self, phase: str, rounds: int, start_round: int) -> None:
         self.phase, self.rounds, self.round, self.figures = phase, rounds, start_round - 1, {}
         self.times.begin_phase(rounds, start_round - 1)
+        self.took, self.asked_at, self._asked = {}, None, {}
 
     def on_round_start(self, phase: str, round: int, rounds: int, sites: list[str]) -> None:
         self.phase, self.round, self.rounds, self.doing = phase, round, rounds, "trains"
         self.sites = dict.fromkeys(sites, "waits")
         self.times.begin_round(round, rounds, self._moment())
+        self.asked_at, self._asked = self._moment(), {}
 
     def on_site_start(self, site: str) -> None:
+        if self.doing != "trains":  # it measures a model between rounds
+            self._asked[site] = self._moment()
         self.sites[site] = "works"
 
     def on_site_busy(self, site: str, study: str) -> None:
@@ -196,6 +226,8 @@ class Progress(Reporter):
             self.outside[node] = reason
 
     def on_site_done(self, site: str, metrics: Mapping[str, float]) -> None:
+        if self.doing == "trains" and self.asked_at is not None:
+            self.took[site] = max(0.0, self._moment() - self.asked_at)
         self.sites[site] = "done"
 
     def on_site_refused(self, site: str, reason: str) -> None:

@@ -14,7 +14,7 @@ from dusss_core.files import write_json
 from dusss_core.phases import Phase
 from server.rounds.coordinator import Coordinator, RoundFailed
 from server.runs.eventlog import FILE as EVENTS
-from server.runs.eventlog import EventLog
+from server.runs.eventlog import SIMULATION, EventLog
 from server.runs.events import PlainReporter, Reporter
 from server.runs.runfolder import alone, check_run, open_run, read_study
 from server.runs.students import gather_students
@@ -73,7 +73,7 @@ def simulate(
         if not resumed:
             (out / EVENTS).unlink(missing_ok=True)
         events = stack.enter_context(closing(EventLog(out, also=reporter)))
-        stack.enter_context(events.submission(0))
+        stack.enter_context(events.submission(SIMULATION))
         files = materialise(study, out, keep=resumed, spread=engine != "ray") if site_files is None else site_files
         if site_files is None and not resumed:
             forget_sums(files)

@@ -21,6 +21,23 @@ LONG = 60
 MISSPELT_SHOWN = 20
 """Words that are called misspelt, at most."""
 _WORD = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*")
+_LIKE_OTHERS = frozenset(
+    [
+        "through",
+        "throughout",
+        "third",
+        "fourth",
+        "fifth",
+        "sixth",
+        "seventh",
+        "eighth",
+        "ninth",
+        "tenth",
+        "eleventh",
+        "twelfth",
+    ]
+)
+"""Words that stand in no list of the wordings, and look like one that does, misspelt: though, eight."""
 _PLACEHOLDER = re.compile(
     r"(?i)^\W*(?:n/?a|nan|none|null|nil|todo|tbd|xxx*|test|see (?:report|above|previous)|report|text|description|"
     r"missing|unknown|lorem ipsum.*|\?+|-+|\.+)?\W*$"
@@ -191,7 +208,7 @@ def _check_words(report: Report, with_text: Sequence[Record]) -> None:
     for word in sorted(unknown):
         if len(odd) == MISSPELT_SHOWN:
             break  # each is compared with all that are frequent
-        if len(word) >= 5 and unknown[word] <= max(1, len(with_text) // 100):
+        if len(word) >= 5 and word not in _LIKE_OTHERS and unknown[word] <= max(1, len(with_text) // 100):
             near = [n for n in frequent if _swapped(word, n)]
             near += [n for n in difflib.get_close_matches(word, frequent, n=3, cutoff=0.84) if not _same_stem(word, n)]
             if near:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from dusss_core.manifest import Record
 from sites.__main__ import main
-from sites.check import Finding, Report, print_report
+from sites.check import Finding, Report, print_report, sentences
 from sites.check.report import counted
 from sites.config import load_site
 from tests.sites.builders import mask, picture, rows_of, save, write_rows, write_site
@@ -276,3 +277,13 @@ def test_one_fault_and_one_record_are_told_in_the_singular(tmp_path):
         "1 mask is empty: row 4",
         "2 masks are empty: row 4, row 6",
     ]
+
+
+def test_ordinary_words_that_look_like_others_are_not_called_misspelt():
+    told = ["Seen through the eighth rib on the left side.", "An infeced area through the ninth rib."]
+    texts = ["Eight infected areas, though small, lie in the left lung."] * 6 + told
+    records = [Record(str(i), Path(f"{i}.png"), text=text, row=i + 2) for i, text in enumerate(texts)]
+    report = Report("a")
+    sentences.check_text(report, records)
+    misspelt = [finding.message for finding in report.findings if finding.kind == "misspelt"]
+    assert len(misspelt) == 1 and misspelt[0].startswith("'infeced' looks like")

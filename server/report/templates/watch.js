@@ -11,6 +11,16 @@ function put(html) {
   }
 }
 
+function putRound(sites) {
+  for (const cell of page.querySelectorAll("td[data-site]")) {
+    const told = Object.hasOwn(sites, cell.dataset.site) ? sites[cell.dataset.site] : { text: "–", share: null };
+    const bar = cell.querySelector("progress");
+    bar.hidden = told.share === null;
+    bar.value = told.share === null ? 0 : told.share;
+    cell.querySelector("span").textContent = told.text;
+  }
+}
+
 async function look() {
   try {
     const answer = await fetch("/state?seen=" + page.dataset.version, { cache: "no-store" });
@@ -20,6 +30,7 @@ async function look() {
       put(told.page);
       page.dataset.version = told.version;
     }
+    putRound(told.sites);
     clock.textContent = [told.left, told.quiet].filter(Boolean).join(" · ");
   } catch (error) {
     clock.textContent = "python -m server watch does not answer: it was ended, or its machine is away. Trying again.";

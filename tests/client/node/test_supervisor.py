@@ -210,7 +210,7 @@ def test_an_unknown_setting_is_named(alone):
 def test_a_site_with_a_broken_picture_does_not_start(alone):
     picture = next(alone.folder.rglob("*.png"))
     picture.write_bytes(picture.read_bytes()[:20])
-    assert "not fit to train on" in refused(alone)
+    assert "not fit to train on [FD201]\n  -> mend what is told above" in refused(alone)
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from client.node import worker
 from client.node.child import heard, tell
 from client.node.supernode import Pace, _ConnectionTold, flower_arguments
 from client.privacy import paid
+from client.work import observe
 from sites.config import load_site
 from tests.client.conftest import declined, limit, make_content
 from tests.deployment import Client, SuperLink, hospitals, wait_until
@@ -96,6 +97,21 @@ def test_a_worker_begins_without_what_the_one_before_left_half_written(site_file
     with pytest.raises(SystemExit):
         worker.main([str(site_file)])
     assert not left.exists()
+
+
+def test_freed_memory_goes_back_before_a_round_is_trained_and_after_each_message(tmp_path, monkeypatch):
+    from flwr.app import RecordDict
+
+    given = []
+    monkeypatch.setattr(worker, "give_back", lambda: given.append("given"))
+    metadata = SimpleNamespace(run_id=1, message_type="train")
+    with worker._shown(SimpleNamespace(content=RecordDict(), metadata=metadata), tmp_path):
+        for step in (1, 2, 3):
+            observe.step_made(step, 3, 0.5)
+    assert len(given) == 1
+    monkeypatch.setattr(worker, "_work", lambda *_: None)
+    worker._take("", "", tmp_path)
+    assert len(given) == 2
 
 
 def test_the_supernode_starts_no_process_and_listens_on_loopback_alone(tmp_path):

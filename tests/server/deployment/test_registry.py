@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 from cryptography.hazmat.primitives import serialization as s
@@ -152,7 +152,7 @@ def test_a_node_that_nobody_registered_here_is_reported(folder):
     stranger = s.load_ssh_public_key(new_key().encode())
     superlink.register("stranger", stranger.public_bytes(s.Encoding.PEM, s.PublicFormat.SubjectPublicKeyInfo))
     (problem,) = synchronise(folder, superlink).problems
-    assert "stranger" in problem and superlink.names() == ["stranger"]
+    assert "stranger" in str(problem) and superlink.names() == ["stranger"]
 
 
 @pytest.mark.parametrize(
@@ -271,6 +271,21 @@ def test_commands_without_a_running_superlink_are_kept_for_its_start(folder, tmp
     assert status(folder)["alder"] == "revoked"
     assert main(["register", "--pending", *at]) == 2
     assert "start it" in capsys.readouterr().err
+
+
+def test_what_a_person_must_look_at_is_told_with_a_code_and_a_remedy(tmp_path, folder, monkeypatch, capsys):
+    superlink = FakeSuperLink()
+    stranger = s.load_ssh_public_key(new_key().encode())
+    superlink.register("stranger", stranger.public_bytes(s.Encoding.PEM, s.PublicFormat.SubjectPublicKeyInfo))
+    superlink.refuse = "alder"
+    add_key(folder, "alder", new_key())
+    monkeypatch.setattr(control, "find_connection", lambda path: None)
+    monkeypatch.setattr(control, "Control", lambda connection: nullcontext(superlink))
+    assert main(["register", "--pending", "--coordinator", str(tmp_path)]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert [line[:6] for line in told] == ["error:", "  -> p", "error:", "  -> f"]
+    assert all(line.endswith(" [FD402]") for line in told[::2])
+    assert "alder: not registered" in told[0] and "(stranger)" in told[2] and "find out who" in told[3]
 
 
 def test_a_folder_that_is_none_is_named(tmp_path, capsys):

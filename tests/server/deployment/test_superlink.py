@@ -120,4 +120,4 @@ def test_a_superlink_whose_certificate_has_expired_says_what_to_do_and_does_not_
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert ended.returncode == cli.USER_MUST_MEND
     assert f"{expired}: has expired" in ended.stderr and "python -m server renew-certificate" in ended.stderr
-    assert "Traceback" not in ended.stderr
+    assert " UTC [FD402]\n  -> " in ended.stderr and "Traceback" not in ended.stderr

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.fault_lab import fill, small_disk
+from dusss_core.files import read_tensors
 from server.__main__ import main
 from server.onemachine.layout import lay_out
-from server.onemachine.prepare import opened, prepare
+from server.onemachine.prepare import NEEDED_MB, opened, prepare
 from server.onemachine.system import marked, name_of, port_is_free
 from tests.deployment import ROOT, free_port, wait_until
 from tests.server.onemachine.test_prepare import SITES, SMALL, command
@@ -95,6 +97,16 @@ def assert_nothing_left(there: Federation) -> None:
     assert port_is_free(there.layout.port)
 
 
+def assert_nothing_half_written(there: Federation) -> None:
+    """What was being written has gone, and what is there can be read."""
+    out = there.layout.out
+    assert not [path for path in out.rglob("*.tmp") if path.is_file()]
+    for path in out.glob("*.json"):
+        json.loads(path.read_text())
+    for path in (out / "checkpoints").glob("*.safetensors"):
+        assert read_tensors(path)[0]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_one_command_goes_from_nothing_to_the_report(federation):
@@ -126,6 +138,7 @@ def test_it_can_be_interrupted_killed_and_gone_on_with(federation):
     assert there.wait(90) == 130
     assert "interrupted: all processes are stopped; go on: python -m server federation --resume" in there.told
     assert_nothing_left(there)
+    assert_nothing_half_written(there)
 
     there.start("--resume")
     there.wait_for("segment: from round")
@@ -151,6 +164,28 @@ def test_sigterm_stops_it_like_ctrl_c(federation):
     there.signal(signal.SIGTERM)
     assert there.wait(90) == 130
     assert_nothing_left(there)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_disk_that_fills_in_mid_study_is_named_and_the_study_goes_on_when_there_is_room(federation):
+    there = federation([*SMALL, "pretrain.rounds=2", "segment.rounds=3"])
+    try:
+        with small_disk(there.layout.out, NEEDED_MB + 60) as filler:
+            there.start()
+            there.wait_for(r"pretrain +1:")
+            fill(filler)
+            assert there.wait(300) == 2, there.told
+            assert_nothing_left(there)
+            line = r"fed: the disk is full, with \d+ MB left \[FD602\]\n  -> free some, then: .*--resume"
+            assert re.search(line, there.told) and "Traceback" not in there.told
+            assert_nothing_half_written(there)
+            filler.unlink()
+            there.start("--resume")
+            assert there.wait() == 0, there.told
+            assert (there.layout.out / "report.html").is_file()
+    except PermissionError as error:
+        pytest.skip(str(error))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")

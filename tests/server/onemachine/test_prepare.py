@@ -31,7 +31,9 @@ from tests.deployment import LOOPBACK, ROOT, free_port
 SITES = ("site_a", "site_b", "site_c")
 SMALL = [
     "simulation.data.synth.size=32",
-    "simulation.data.synth.hospitals=[" + ",".join(f"{{name: {s}, train: 8, val: 4, test: 4}}" for s in SITES) + "]",
+    "simulation.data.synth.hospitals=["
+    + ",".join(f"{{name: {s}, train: 8, val: 4, test: 4, label_fraction: 0.5}}" for s in SITES)
+    + "]",
 ]
 
 

@@ -22,6 +22,7 @@ from server.report.live import Live
 from server.report.page import write_report
 from server.report.watch import start
 from server.runs.eventlog import EventLog
+from server.runs.steps import FILE, StepsFile, read_steps
 from server.simulation.simulate import simulate
 from tests.server.conftest import make_study
 from tests.server.fake_run import SITES, summary, write_run
@@ -91,9 +92,109 @@ def test_it_shows_phase_round_sites_curves_and_the_time_left(tmp_path, monkeypat
     now[0] += 5
     told = Live(tmp_path).now()
     assert "running: segment, round 4 of 10 (trains)" in told["page"]
-    assert told["left"] == "about 2 min 15 s left in this phase" and told["quiet"] == "last heard of 5.0 s ago"
+    assert told["left"] == "about 15 s left in this round · about 2 min 15 s left in this phase"
+    assert told["quiet"] == "last heard of 5.0 s ago"
     assert "left out: not &lt;b&gt;connected" in told["page"] and "segment 3" in told["page"]
     assert told["page"].count("<svg") >= 4 and "Validation Dice" in told["page"]
+
+
+def test_a_simulation_shows_the_steps_of_the_round_and_the_time_left_in_its_first_one(tmp_path, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    log = EventLog(tmp_path)
+    log.begin(0)
+    log.on_study("demo", list(SITES), {"segment": 10})
+    log.on_phase("segment", 10, 1)
+    log.on_round_start("segment", 1, 10, list(SITES))
+    followed = Live(tmp_path)
+    assert followed.now()["sites"] == {} and followed.now()["left"] == ""
+    log.on_site_start("alder")
+    for step in range(1, 21):
+        now[0] += 1
+        log.on_site_step("alder", step, 40, 0.5)
+    told = followed.now()
+    assert told["sites"] == {"alder": {"text": "step 20 of 40, about 20 s left", "share": 0.5}}
+    assert told["left"] == "about 1 min 40 s left in this round"  # 20 of 120 steps in 20 s
+    now[0] += 5
+    assert followed.now()["sites"]["alder"]["text"] == "step 20 of 40, about 15 s left"
+    log.on_site_done("alder", {})
+    log.on_site_start("birch")
+    log.on_site_step("birch", 1, 40, 0.5)
+    told = followed.now()
+    assert told["sites"]["alder"] == {"text": "answered after 25 s", "share": None}
+    assert told["sites"]["birch"] == {"text": "step 1 of 40", "share": 0.025} and "cedar" not in told["sites"]
+    assert 'data-site="birch"' in told["page"]
+    log.on_round_end("segment", 1, {}, None)
+    assert followed.now()["sites"] == {} and not list(tmp_path.glob("*steps*"))
+
+
+def test_of_hospitals_it_tells_who_is_waited_for_since_when_and_how_long_the_last_answer_took(tmp_path, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    monkeypatch.setattr(live, "_at_work", lambda folder: True)
+    log = EventLog(tmp_path)
+    log.begin(4711)
+    log.on_study("demo", ["alder", "birch"], {"segment": 10})
+    log.on_phase("segment", 10, 1)
+    log.on_round_start("segment", 1, 10, ["alder", "birch"])
+    now[0] += 30
+    since = time.strftime("%H:%M:%S", time.localtime(1000))
+    followed = Live(tmp_path)
+    assert followed.now()["sites"]["birch"] == {"text": f"waited for 30 s, since {since}", "share": None}
+    log.on_site_done("alder", {})
+    now[0] += 60
+    log.on_site_done("birch", {})
+    log.on_round_end("segment", 1, {}, None)
+    assert followed.now()["sites"] == {}
+    now[0] += 10
+    log.on_round_start("segment", 2, 10, ["alder", "birch"])
+    log.on_site_refused("alder", "away")
+    log.on_site_start("birch")
+    now[0] += 65
+    since = time.strftime("%H:%M:%S", time.localtime(1100))
+    told = followed.now()
+    text = f"waited for 1 min 05 s, since {since}; its last answer took 1 min 30 s"
+    assert told["sites"] == {"birch": {"text": text, "share": None}}
+    assert told["left"].startswith("about 25 s left in this round")
+    now[0] += 600  # longer than ever before: for how long, nobody knows
+    assert "round" not in followed.now()["left"]
+    log.on_site_done("birch", {})
+    log.on_round_end("segment", 2, {}, None)
+    now[0] += 3600
+    log.on_site_start("birch")  # the model is validated, out of any round
+    now[0] += 5
+    assert followed.now()["sites"]["birch"]["text"].startswith("waited for 5.0 s")
+    log.end(0)
+    assert followed.now()["sites"] == {}
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    ["", "[]", "{", '{"phase": "segment", "round": 3, "sites": {"cedar": [9, 3, 0, 1, 0]}}', "\0"],
+)
+def test_steps_that_are_damaged_or_of_another_round_are_none(damaged, tmp_path):
+    begin(tmp_path)
+    good = {"phase": "segment", "round": 3, "sites": {"cedar": [2, 4, 5.0, 1, 1.0]}}
+    (tmp_path / FILE).write_text(json.dumps(good))
+    assert read_steps(tmp_path, "segment", 3)["cedar"].step == 2
+    assert "step 2 of 4" in Live(tmp_path).now()["sites"]["cedar"]["text"]
+    assert read_steps(tmp_path, "segment", 4) == read_steps(tmp_path, "pretrain", 3) == {}
+    (tmp_path / FILE).write_text(damaged)
+    assert read_steps(tmp_path, "segment", 3) == {} and "cedar" not in Live(tmp_path).now()["sites"]
+
+
+def test_steps_are_written_once_a_second_and_never_waited_for(tmp_path, monkeypatch):
+    now, written = [1000.0], []
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    monkeypatch.setattr(StepsFile, "_write", lambda self: written.append(now[0]))
+    steps = StepsFile(tmp_path)
+    steps.begin_round("segment", 1)
+    for step in range(1, 101):
+        steps.made("alder", step, 100)
+        now[0] += 0.1
+    assert 10 <= len(written) <= 11
+    monkeypatch.undo()
+    StepsFile(tmp_path / "gone").made("alder", 1, 2)  # a disk that cannot be written to stops nothing
 
 
 def test_it_follows_from_the_first_event_to_the_link_to_the_report(tmp_path):
@@ -255,3 +356,16 @@ def test_a_browser_follows_the_run_to_its_end_and_its_console_is_silent(tmp_path
     assert len(looks) >= 3 and looks[0] == looks[1] != looks[2]
     assert ">finished<" in dom and 'href="/report.html"' in dom
     assert {url.split("?")[0] for url in asked} <= {address, f"{address}watch.js", f"{address}state"} and asked
+
+
+@pytest.mark.skipif(not browser.CHROMIUM, reason="no Chromium on this machine")
+def test_a_browser_shows_the_steps_of_the_round(tmp_path):
+    folder, scratch = tmp_path / "run", tmp_path / "scratch"
+    scratch.mkdir()
+    begin(folder).on_site_step("cedar", 2, 4, 0.5)
+    with served(folder) as port:
+        dom, said, _ = browser.run(f"http://127.0.0.1:{port}/", scratch, "--dump-dom", "--virtual-time-budget=3000")
+    assert not browser.console(said)
+    cells = {site: dom.split(f'data-site="{site}">')[1].split("</td>")[0] for site in ("alder", "cedar")}
+    assert "<span>step 2 of 4" in cells["cedar"] and "hidden" not in cells["cedar"]
+    assert "hidden" in cells["alder"] and "step" not in cells["alder"]
