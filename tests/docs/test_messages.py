@@ -87,7 +87,8 @@ def _goes_on(rest: str, parts: tuple[str | None, ...]) -> bool:
 
 def missing(quotation: str) -> str | None:
     """The stretch of a quotation that no file says; None where all of it is said."""
-    stretches = [stretch.strip() for stretch in LEFT_OUT.split(quotation)]
+    without_code = re.sub(r" \[FD\d+\]$", "", quotation)  # which goes by where the error comes from
+    stretches = [stretch.strip() for stretch in LEFT_OUT.split(without_code)]
     words = [stretch for stretch in stretches if re.search(r"[a-z]{2}", stretch)]
     return next((stretch for stretch in words if not is_said(stretch)), None)
 

@@ -105,7 +105,7 @@ def test_freed_memory_goes_back_before_a_round_is_trained_and_after_each_message
     given = []
     monkeypatch.setattr(worker, "give_back", lambda: given.append("given"))
     metadata = SimpleNamespace(run_id=1, message_type="train")
-    with worker._shown(SimpleNamespace(content=RecordDict(), metadata=metadata), tmp_path):
+    with worker._shown(SimpleNamespace(content=RecordDict(), metadata=metadata, has_content=lambda: True), tmp_path):
         for step in (1, 2, 3):
             observe.step_made(step, 3, 0.5)
     assert len(given) == 1
