@@ -95,13 +95,12 @@ def test_figures_of_many_pictures_that_few_findings_decide_stay_at_home(fake, si
 
 @pytest.mark.parametrize(("findings", "counted"), [(0, 12), (3, 3), (12, 12)])
 def test_pictures_without_a_finding_have_no_part_in_a_figure_where_others_have_one(findings, counted):
-    from types import SimpleNamespace
-
     masks = [np.full((2, 2), at < findings, np.uint8) for at in range(12)]
     every = np.ones(12, bool)
-    split = SimpleNamespace(ids=tuple(map(str, range(12))), masked=every, has_text=every, labelled=~every, masks=masks)
+    split = _Records(ids=tuple(map(str, range(12))), masked=every, has_text=every, labelled=~every, masks=masks)
     bench = SimpleNamespace(split=lambda name: split)
-    in_segment, in_pretrain = (_Pictures(SimpleNamespace(phase=phase), bench) for phase in reversed(Phase))
+    requests = [SimpleNamespace(phase=phase, training=settings()) for phase in reversed(Phase)]
+    in_segment, in_pretrain = (_Pictures(request, bench) for request in requests)
     decided = ("val.loss", "val.dice", "test.iou", "test.hd95", "test.dice_pooled", "test.text_dice_low")
     decided += ("text_mask.dice", "pseudo.teacher_dice", "personal.dice", "personal.val_dice")
     assert {in_segment.of(name) for name in decided} == {counted}
