@@ -64,7 +64,7 @@ def test_a_client_that_cannot_write_its_state_does_not_start_and_says_what_to_do
 
     limit(site_file)
     monkeypatch.setattr(command, "_check_superlink", lambda *_: None)
-    monkeypatch.setattr(command, "_data_are_fit", lambda *_: True)
+    monkeypatch.setattr(command, "_check_data", lambda *_: None)
     monkeypatch.setattr(place, unwritable)
     assert command.main(["--site", str(site_file)]) == 2
     told = capsys.readouterr().err
