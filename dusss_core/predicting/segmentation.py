@@ -11,6 +11,8 @@ from dusss_core.errors import UserError
 from dusss_core.predicting.inputs import Job
 
 if TYPE_CHECKING:
+    from highdicom.seg import Segmentation
+
     from dusss_core.student import About
 
 MANUFACTURER = "feddusss"
@@ -103,7 +105,7 @@ def _segmentation(job: Job, sources: list, pixels: np.ndarray, about: About, seg
     # the same prediction of the same pictures has the same identifiers
     made_of = [about.tensors, str(about.threshold), kind, *(str(source.SOPInstanceUID) for source in sources)]
     try:
-        return highdicom.seg.Segmentation(
+        written = highdicom.seg.Segmentation(
             source_images=sources,
             pixel_array=pixels if kind == "FRACTIONAL" else pixels.astype(np.uint8),
             segmentation_type=kind,
@@ -124,3 +126,13 @@ def _segmentation(job: Job, sources: list, pixels: np.ndarray, about: About, seg
             f"{job.files[0]}: no DICOM SEG can refer to this series: {error}",
             "convert it to PNG or NIfTI, or export it again with its study, series and positions",
         ) from error
+    _without_half_measures(written)
+    return written
+
+
+def _without_half_measures(written: Segmentation) -> None:
+    """A radiograph may have a pixel spacing and no slice thickness: highdicom copies the one, and reads nothing back in
+    which the other is missing. The picture that the segmentation refers to has the spacing all the same."""
+    shared = written.SharedFunctionalGroupsSequence[0]
+    if "PixelMeasuresSequence" in shared and "SliceThickness" not in shared.PixelMeasuresSequence[0]:
+        del shared.PixelMeasuresSequence

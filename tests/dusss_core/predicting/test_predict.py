@@ -125,9 +125,10 @@ def test_a_dicom_series_gets_one_segmentation_that_refers_to_every_slice(model, 
     assert int(plain.NumberOfFrames) == sum(bool(one.any()) for one in pixels)
 
 
-def test_a_radiograph_without_position_and_suffix_gets_a_segmentation_too(model, tmp_path):
-    radiograph = "1.2.840.10008.5.1.4.1.1.1"
-    path = write_slice(tmp_path / "in/IM0001", picture(4, 44, 40).astype(np.uint16) * 4, sop=radiograph, Modality="CR")
+@pytest.mark.parametrize("calibrated", [{}, {"PixelSpacing": [0.2, 0.2]}])
+def test_a_radiograph_without_position_and_suffix_gets_a_segmentation_too(model, tmp_path, calibrated):
+    radiograph, pixels = "1.2.840.10008.5.1.4.1.1.1", picture(4, 44, 40).astype(np.uint16) * 4
+    path = write_slice(tmp_path / "in/IM0001", pixels, sop=radiograph, Modality="CR", **calibrated)
     assert run("predict", model, tmp_path / "in", "--out", tmp_path / "out", "--probabilities") == 0
     written = highdicom.seg.segread(tmp_path / "out/IM0001_seg.dcm")
     seen = written.get_pixels_by_source_instance([f"{SERIES}.1.1"])[0, ..., 0]
