@@ -63,17 +63,9 @@ def start(folder: Path, port: int = 0) -> ThreadingHTTPServer:
         UserError: as `watch`.
     """
     check_port(port)
-    live, lock = Live(folder), threading.Lock()
-
-    class Handler(_Handler):
-        def state(self) -> dict[str, Any]:
-            with lock:
-                return live.now()
-
-        folder = live.folder
-
+    live = Live(folder)
     try:
-        return _Server((HOST, port), Handler)
+        return _Server(live, port)
     except OSError as error:
         raise UserError(
             f"port {port} of this machine: {error.strerror or error}", "choose another --port, or leave it out"
@@ -81,22 +73,29 @@ def start(folder: Path, port: int = 0) -> ThreadingHTTPServer:
 
 
 class _Server(ThreadingHTTPServer):
-    """Says nothing of a browser that leaves in the middle of an answer: each closed page would be a traceback."""
+    """Answers of one run, each connection in a thread of its own."""
+
+    def __init__(self, live: Live, port: int):
+        super().__init__((HOST, port), _Handler)
+        self.folder = live.folder
+        self._live, self._lock = live, threading.Lock()
+
+    def state(self) -> dict[str, Any]:
+        """Where the run is; see `Live.now`."""
+        with self._lock:
+            return self._live.now()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
+        # a browser that leaves in the middle of an answer: each closed page would be a traceback
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers of one watch."""
+    """One connection's questions."""
 
-    folder: Path
+    server: _Server
     server_version, sys_version = "feddusss", ""
-
-    def state(self) -> dict[str, Any]:
-        """Where the run is; see `Live.now`."""
-        raise NotImplementedError
 
     def do_GET(self) -> None:
         self._answer()
@@ -118,13 +117,13 @@ class _Handler(BaseHTTPRequestHandler):
             return
         url = urlsplit(self.path)
         if url.path == "/":
-            told = self.state()
+            told = self.server.state()
             page = template(_TEMPLATES, "watch.html.j2").render(
-                name=self.folder.name, version=told["version"], page=Markup(told["page"])
+                name=self.server.folder.name, version=told["version"], page=Markup(told["page"])
             )
             self._send(200, "text/html", page, {"Content-Security-Policy": _POLICY})
         elif url.path == "/state":
-            told = self.state()
+            told = self.server.state()
             if parse_qs(url.query).get("seen") == [told["version"]]:
                 told["page"] = ""  # it has it
             self._send(200, "application/json", json.dumps(told))
@@ -137,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_report(self) -> None:
         try:
-            report = (self.folder / "report.html").read_text(encoding="utf-8")
+            report = (self.server.folder / "report.html").read_text(encoding="utf-8")
         except OSError:
             self._send(404, "text/plain", "there is no report yet: python -m server report RUN\n")
             return
