@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 PYTHON = "3.12"
 PACKAGES = ("pydantic", "pydantic-core", "annotated-types", "typing-inspection", "typing-extensions")
 """What a machine lacks that has torch, timm and transformers; in the releases of constraints.txt."""
-_PLATFORMS = ("manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_28_x86_64")
+PLATFORMS = ("manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_28_x86_64", "manylinux_2_34_x86_64")
 _BEHIND_STRIDE_16 = ("blocks.5", "blocks.6", "conv_head", "bn2", "classifier")
 """Parts of the image encoder that a patch stride of 16 does not build."""
 _ROOT = Path(__file__).parents[2]
@@ -57,7 +57,7 @@ def _main(arguments: argparse.Namespace) -> int:
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     if not arguments.no_wheels:
-        download(out / WHEELS)
+        download(PACKAGES, out / WHEELS)
     write_data(data, out, arguments.seed)
     sizes = sizes_of(out)
     for name, size in sizes.items():
@@ -78,8 +78,8 @@ def sizes_of(folder: Path) -> dict[str, int]:
     return sizes
 
 
-def download(folder: Path) -> None:
-    """The packages into `folder`, from where pip is set to look.
+def download(packages: Sequence[str], folder: Path) -> None:
+    """The wheels of `packages` into `folder`, from where pip is set to look.
 
     Raises:
         UserError: pip did not find them.
@@ -100,8 +100,8 @@ def download(folder: Path) -> None:
         str(folder),
     ]
     line += ["--only-binary=:all:", "--python-version", PYTHON, "--implementation", "cp"]
-    line += [part for platform in _PLATFORMS for part in ("--platform", platform)]
-    done = subprocess.run([*line, *(f"{name}=={pinned[name]}" for name in PACKAGES)], check=False)
+    line += [part for platform in PLATFORMS for part in ("--platform", platform)]
+    done = subprocess.run([*line, *(f"{name}=={pinned[name]}" for name in packages)], check=False)
     if done.returncode:
         raise UserError("pip could not download the packages (see above)", "mend that, or give --no-wheels")
 

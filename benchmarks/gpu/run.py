@@ -51,7 +51,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--encoder", choices=("imagenet", "profile"), default="imagenet", help="of step 1: public weights, or resnet18"
     )
-    parser.add_argument("--skip", default="", help="of check, tests, steps, train: what to leave out, commas between")
+    parser.add_argument(
+        "--skip", default="", help="of rehearsal, check, habits, tests, steps, train: what to leave out"
+    )
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="the rehearsal alone")
     cli.add_common_arguments(parser, overrides=False)
@@ -71,7 +73,7 @@ def _main(arguments: argparse.Namespace) -> int:
     out.mkdir(parents=True, exist_ok=True)
     arguments.later = arguments.later or arguments.minutes
     clock = Clock(arguments.minutes, arguments.began)
-    if arguments.earlier is None or arguments.tiny:
+    if (arguments.earlier is None and "rehearsal" not in skipped(arguments)) or arguments.tiny:
         rehearse(arguments, clock)
         if arguments.tiny:
             return cli.OK
@@ -93,12 +95,14 @@ def rehearse(arguments: argparse.Namespace, clock: Clock) -> None:
         first.earlier, second.earlier = None, Path(folder, "first")
         first.calls = second.calls = 2
         Run(first, Path(folder, "first"), clock, Plan(2, 1, rounds=rounds, rounds_per_call=2)).all()
-        Run(second, Path(folder, "second"), clock, Plan(2, 2, rounds=rounds)).all()
-        result = json.loads(Path(folder, "second", "result.json").read_text())
-        if "train" not in skipped(arguments) and "test" not in result:
-            raise RuntimeError("the rehearsal did not come to its end")
+        last = Path(folder, "first", "result.json")
+        if "train" not in skipped(arguments):  # else there is nothing to go on with
+            Run(second, Path(folder, "second"), clock, Plan(2, 2, rounds=rounds)).all()
+            last = Path(folder, "second", "result.json")
+            if "test" not in json.loads(last.read_text()):
+                raise RuntimeError("the rehearsal did not come to its end")
         if arguments.tiny:
-            shutil.copy(Path(folder, "second", "result.json"), arguments.out)
+            shutil.copy(last, arguments.out)
     say(f"{clock.passed:.0f} s: the rehearsal is over, nothing failed")
 
 
@@ -144,6 +148,8 @@ class Run:
             if self.earlier is None:
                 if "check" not in left_out:
                     self._check(config, bank)
+                if "habits" not in left_out:
+                    self._habits(config, bank)
                 if "tests" not in left_out and self.device.type == "cuda" and not arguments.tiny:
                     self._tests()
                 if "steps" not in left_out:
@@ -157,7 +163,7 @@ class Run:
     # ---- the parts ----
 
     def _check(self, config: Any, bank: Callable[[Any], Any]) -> None:
-        from benchmarks.gpu.check import compare, habits
+        from benchmarks.gpu.check import compare
 
         found = self.result["check"] = compare(config, self.splits, bank, self.device)
         self.save()
@@ -166,8 +172,13 @@ class Run:
             self.say(f"check of {name}: {verdict}, by {figures['worst']:.1e}")
         if any(figures["fails"] for figures in found.values()):
             raise RuntimeError(f"the device computes something else: {json.dumps(found)}")
+
+    def _habits(self, config: Any, bank: Callable[[Any], Any]) -> None:
+        from benchmarks.gpu.check import habits
+
+        found = self.result.setdefault("check", {})
         for name, figures in habits(config, self.splits, bank, self.device).items():
-            found[name] |= figures
+            found[name] = {**found.get(name, {}), **figures}
             same = "the same bits" if figures["same_bits"] else f"weights that differ by {figures['worst']:.1e}"
             waits = ", ".join(figures["waits"]) or "nowhere"
             self.say(f"{name}, trained twice: {same}; a step waits for the GPU: {waits}")

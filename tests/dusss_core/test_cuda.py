@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,6 +38,13 @@ def _switches() -> Iterator[None]:
     yield
     torch.cuda.set_sync_debug_mode("default")
     flags.allow_tf32, flags.benchmark = before
+
+
+@pytest.fixture(autouse=True)
+def _no_text_encoder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Features are made up here, so only their width is asked for: a machine that lacks MiniLM runs these tests."""
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "hidden_size": 384}')
+    monkeypatch.setattr("dusss_core.text.encoder._folder_of", lambda name: tmp_path)
 
 
 def segmenter(name: str, device: torch.device, **segment) -> Segmenter:
