@@ -42,6 +42,16 @@ _HEAD = (
     "segment.rounds=6",
     "segment.optimizer.lr=0.02",
 )
+# eight thousand parameters: each moves by noise alone as far as by what it learns, so steps are small
+_TWO_LAYERS = (
+    "privacy.student=head",
+    "privacy.keep_features=true",
+    "privacy.sample_rate=1",
+    "privacy.steps_per_round=10",
+    "privacy.clip=1",
+    "segment.rounds=8",
+    "segment.optimizer.lr=0.005",
+)
 # small steps: the head is good already, and AdamW moves each weight by about the learning rate, be it for noise alone
 _WARM_HEAD = (
     "privacy.student=head",
@@ -61,6 +71,13 @@ MEANS = {
     "imagenet": Means("ImageNet encoder, head trained", network=(*_ENCODER, *_FINE_TUNED), private=_HEAD),
     "imagenet_public": Means(
         "ImageNet encoder, public start, head trained", "synthetic", (*_ENCODER, *_FINE_TUNED), _HEAD, "ImageNet+"
+    ),
+    "two_layers": Means(
+        "ImageNet encoder, public start, head of two layers trained",
+        "synthetic",
+        (*_ENCODER, "student.hidden=16", *_FINE_TUNED),
+        _TWO_LAYERS,
+        "two layers",
     ),
     "hospital": Means(
         "start from a public hospital, head trained",
@@ -301,6 +318,7 @@ def _of_synthetic(variant: Variant, work: Path) -> Path:
     shape = [f"student.{key}={value}" for key, value in student.model_dump().items() if value is not None]
     size = [f"{key}={study.image.size}" for key in ("image.size", "simulation.data.synth.size")]
     name = "-".join(["public", *([student.encoder] if student.encoder else []), str(student.width), student.norm])
+    name += f"-hidden{student.hidden}" if student.hidden else ""
     folder = (work / f"{name}-{study.image.size}").absolute()
     pace = MEANS[variant.means].network and ["segment.optimizer.lr=1.0e-3"]
     simulate(load_study("demo", ["local_norm=false", *shape, *size, *_PUBLIC_STUDY, *pace]), folder, resume=True)

@@ -161,7 +161,8 @@ def _network(config: TrainingConfig, others: Sequence[DecoderKind] = ()) -> Stud
         return SmallUNet(image.channels, image.outputs, settings.norm, others)
     if settings.kind in TEXT_NETWORKS:
         return _with_text(config)
-    return EncoderStudent(settings.encoder, image.channels, image.outputs, image.size, settings.width, settings.norm)
+    shape = (image.channels, image.outputs, image.size, settings.width, settings.norm, settings.hidden)
+    return EncoderStudent(settings.encoder, *shape)
 
 
 def _with_text(config: TrainingConfig) -> EarlyFusion | LViT | ViLT:

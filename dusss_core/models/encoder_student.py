@@ -21,12 +21,15 @@ class EncoderStudent(nn.Module):
         size: height and width of the picture (some models fix it when they are built).
         width: channels of the decoder at full resolution; twice, four and eight times as wide below.
         norm: of the decoder, `batch` or `group`; the encoder keeps its own layers.
+        hidden: hidden units of the head; 0: it is linear.
 
     Raises:
         UserError: timm does not know the name, or the model has no feature maps.
     """
 
-    def __init__(self, name: str, in_channels: int, out_channels: int, size: int, width: int, norm: str):
+    def __init__(
+        self, name: str, in_channels: int, out_channels: int, size: int, width: int, norm: str, hidden: int = 0
+    ):
         super().__init__()
         self.encoder, self.strides, channels = build_encoder(
             name, in_channels, size, coarsest=32, setting="student.encoder"
@@ -39,7 +42,7 @@ class EncoderStudent(nn.Module):
             out = width * min(max(stride // 2, 1), 8)
             self.up.append(DecoderStep(current, laterals.get(stride, 0), out, norm))
             current = out
-        self.head = PyramidHead(channels, current, out_channels)
+        self.head = PyramidHead(channels, current, out_channels, hidden)
         self.feature_width = current
         """Channels of the decoder's last map."""
 
@@ -69,10 +72,12 @@ class PyramidHead(nn.Module):
     al. 2015), summed.
 
     The scores of the levels start at zero. Trained alone, the head is a linear classifier of pixels on the features
-    of a frozen network: a few hundred parameters, which is what little noise in a private step asks for.
+    of a frozen network: a few hundred parameters, which is what little noise in a private step asks for. With `hidden`
+    units there is a second way beside it, of two layers, which can tell what no sum of scores tells: some thousand
+    parameters. It looks at cells of 4 x 4 pixels, and starts at zero too.
     """
 
-    def __init__(self, channels: Sequence[int], width: int, classes: int):
+    def __init__(self, channels: Sequence[int], width: int, classes: int, hidden: int = 0):
         super().__init__()
         self.pixel = nn.Conv2d(width, classes, 1)
         self.levels = nn.ModuleList(nn.Conv2d(c, classes, 1, bias=False) for c in channels)
@@ -80,12 +85,43 @@ class PyramidHead(nn.Module):
         nn.init.constant_(self.pixel.bias, -2.0)
         for level in self.levels:
             nn.init.zeros_(level.weight)
+        self.hidden = HiddenUnits((width, *channels), hidden, classes) if hidden else None
 
     def forward(self, pixels: Tensor, levels: Sequence[Tensor]) -> Tensor:
         """B x classes x H x W, from B x width x H x W and the encoder's levels."""
         scores = self.pixel(pixels)
+        # the levels differ widely in scale; over one picture, so that records do not meet
+        levels = [F.group_norm(features, 1) for features in levels]
         for level, features in zip(self.levels, levels, strict=True):
-            # the levels differ widely in scale; over one picture, so that records do not meet
-            score = level(F.group_norm(features, 1))
-            scores = scores + F.interpolate(score, size=scores.shape[2:], mode="bilinear", align_corners=False)
+            scores = scores + _resized(level(features), scores.shape[2:])
+        if self.hidden is not None:
+            scores = scores + self.hidden((pixels, *levels), scores.shape[2:])
         return scores
+
+
+class HiddenUnits(nn.Module):
+    """Two layers of 1 x 1 convolutions on all feature maps together, at a quarter of the height and width."""
+
+    def __init__(self, channels: Sequence[int], hidden: int, classes: int):
+        super().__init__()
+        self.first = nn.ModuleList(nn.Conv2d(c, hidden, 1, bias=i == 0) for i, c in enumerate(channels))
+        self.last = nn.Conv2d(hidden, classes, 1, bias=False)
+        nn.init.zeros_(self.last.weight)
+
+    def forward(self, maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+        """B x classes x `size`, from maps of B x C x H x W whose sizes differ."""
+        cells = size[0] // 4, size[1] // 4
+        units = sum(
+            _resized(layer(_pooled(features, cells)), cells) for layer, features in zip(self.first, maps, strict=True)
+        )
+        return _resized(self.last(F.silu(units)), size)
+
+
+def _pooled(features: Tensor, cells: tuple[int, int]) -> Tensor:
+    """Means over the pixels of a cell; a map that is coarser stays as it is."""
+    times = features.shape[2] // cells[0], features.shape[3] // cells[1]
+    return F.avg_pool2d(features, times) if min(times) > 1 else features
+
+
+def _resized(scores: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(scores, size=tuple(size), mode="bilinear", align_corners=False)

@@ -9,6 +9,7 @@ from torch import nn
 from dusss_core.build import build_student, build_vlm
 from dusss_core.errors import UserError
 from dusss_core.models import Teacher, UNet
+from dusss_core.models.encoder_student import PyramidHead
 from dusss_core.models.image_tower import build_encoder
 from tests.dusss_core.conftest import FakeBank, make_config
 
@@ -149,6 +150,42 @@ def test_a_students_head_sees_the_decoder_and_every_level_of_its_encoder():
     assert len(student.head.levels) == len(student.strides)
     assert all(level.weight.grad.abs().sum() > 0 for level in student.head.levels)
     assert student.head.pixel.weight.grad.abs().sum() > 0
+
+
+def test_hidden_units_of_a_head_add_nothing_until_they_are_trained():
+    torch.manual_seed(0)
+    linear, hidden = (
+        build_student(make_config(student={"encoder": "test_resnet", "width": 4, "hidden": units})).eval()
+        for units in (0, 16)
+    )
+    missing = hidden.load_state_dict(linear.state_dict(), strict=False).missing_keys
+    assert missing and all(name.startswith("head.hidden.") for name in missing)
+    picture = torch.randn(2, 1, 32, 32)
+    assert torch.equal(linear(picture), hidden(picture))
+
+
+def test_hidden_units_tell_what_no_linear_head_tells():
+    # foreground where either of two features is on, and not both, in cells of 4 x 4 pixels
+    on = (torch.rand(8, 2, 8, 8, generator=torch.Generator().manual_seed(0)) < 0.5).repeat_interleave(4, 2)
+    pixels = on.repeat_interleave(4, 3).float()
+    mask = (pixels.sum(1, keepdim=True) == 1).float()
+    losses = []
+    for units in (0, 8):
+        torch.manual_seed(0)
+        head = PyramidHead([], 2, 1, units)
+        optimizer = torch.optim.Adam(head.parameters(), lr=0.05)
+        for _ in range(300):
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(head(pixels, []), mask)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] > 0.6 and losses[1] < 0.35
+
+
+def test_hidden_units_without_an_encoder_are_refused():
+    with pytest.raises(ValueError, match="hidden: 16 is for a student with an encoder"):
+        make_config(student={"width": 4, "hidden": 16})
 
 
 def test_an_unknown_encoder_of_a_student_is_named_by_its_own_key():

@@ -13,6 +13,7 @@ from tests.dusss_core.conftest import make_split
 from tests.dusss_core.privacy.conftest import private_config, released_sum, segmenter
 
 ENCODER = {"encoder": "test_resnet", "width": 4, "norm": "group"}
+TWO_LAYERS = {**ENCODER, "hidden": 4}
 UNET = {"width": 4, "norm": "group"}
 
 
@@ -24,7 +25,7 @@ def head_config(clip=1e6, student=ENCODER, **privacy):
     )
 
 
-@pytest.mark.parametrize("student", [ENCODER, UNET], ids=["encoder", "unet"])
+@pytest.mark.parametrize("student", [ENCODER, TWO_LAYERS, UNET], ids=["encoder", "two layers", "unet"])
 @pytest.mark.parametrize("views", [1, 2])
 def test_a_step_on_kept_features_is_that_on_pictures(student, views):
     split = make_split(n=4, labelled=3)
@@ -36,13 +37,14 @@ def test_a_step_on_kept_features_is_that_on_pictures(student, views):
     assert (plain - kept).norm() < 0.01 * plain.norm()
 
 
-def test_a_record_whose_features_are_kept_changes_the_sum_by_at_most_c():
+@pytest.mark.parametrize("student", [ENCODER, TWO_LAYERS], ids=["encoder", "two layers"])
+def test_a_record_whose_features_are_kept_changes_the_sum_by_at_most_c(student):
     split, clip = make_split(n=5, labelled=5), 1e-3
     split.images[0], split.masks[1] = 255, 1
-    whole = released_sum(segmenter(head_config(clip), split))
+    whole = released_sum(segmenter(head_config(clip, student), split))
     for record in range(5):
         rest = split.select(np.delete(np.arange(5), record))
-        change = (whole - released_sum(segmenter(head_config(clip), rest))).norm().item() / clip
+        change = (whole - released_sum(segmenter(head_config(clip, student), rest))).norm().item() / clip
         assert 0.9 < change <= 1 + 1e-3
 
 
