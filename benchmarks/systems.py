@@ -3,6 +3,7 @@
     python benchmarks/systems.py             writes the tables: benchmarks/systems.yaml, counts, cells of the grid
     python benchmarks/systems.py --check     exit code 1 if that would change anything
     python benchmarks/systems.py --count     first counts the networks and times their steps: minutes of one core
+    python benchmarks/systems.py --missing   the cells that the page lacks, as benchmarks/gpu/grid.py takes them
 
 Parameters and multiply-accumulates are those of the network that the paper's size has here (profile gpu of the
 accuracy grid: 224 x 224 in three channels, one logit for one class), counted by torch's own counter, attention
@@ -51,6 +52,18 @@ _BASE = "supervised"
 _REFERENCE = "dusss"
 """The row that gaps are to."""
 _SHARES = (0.01, 0.05, 0.1)
+_POOLED, _SITES = "centralized", "federated"
+_COLUMNS = (*((share, _POOLED) for share in _SHARES), (0.05, _SITES))
+"""Share of labels and setting of the page's columns."""
+_FIRST = (0.05, _POOLED)
+_WANTED = (
+    (*_FIRST, 1),
+    (0.05, _SITES, 1),
+    (*_FIRST, 2),
+    (*_FIRST, 3),
+    *((share, _POOLED, 1) for share in _SHARES if share != 0.05),
+)
+"""Cells of each row, the most wanted first: share of labels, setting, seed."""
 
 
 class System(BaseModel):
@@ -88,6 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", action="store_true", help="count and time them anew")
     parser.add_argument("--repeats", type=int, default=5, help="turns of timing (5)")
+    parser.add_argument("--missing", action="store_true", help="print the cells that are not measured, and no more")
     parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if the page is not current")
     cli.add_common_arguments(parser, overrides=False)
     return cli.run(_main, parser, argv)
@@ -95,6 +109,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _main(arguments: argparse.Namespace) -> int:
     facts = configfile.load(Facts, FACTS)
+    if arguments.missing:
+        print("\n".join(missing(facts, read_cells(HERE / "results"))))
+        return cli.OK
     if arguments.count:
         rows = [system.row for system in facts.systems]
         write(COUNTED, {**stamp(), "rows": measure(rows, arguments.repeats)})
@@ -215,49 +232,64 @@ class Score(NamedTuple):
     """With the sentence where the model is used; None: the network is given none."""
 
 
-Cells = dict[tuple[str, float], dict[int, Score]]
-"""Row and share of labels -> seed -> Dice."""
+Cells = dict[tuple[str, float, str], dict[int, Score]]
+"""Row, share of labels and setting -> seed -> Dice."""
 
 
 def read_cells(folder: Path) -> Cells:
-    """The pooled cells of QaTa-COV19 in profile cpu."""
+    """The cells of QaTa-COV19 in profile cpu, pooled and at three sites."""
     found: Cells = defaultdict(dict)
-    for path in sorted(folder.glob("qata-cpu-*-centralized-seed*.json")):
+    paths = [path for setting in (_POOLED, _SITES) for path in sorted(folder.glob(f"qata-cpu-*-{setting}-seed*.json"))]
+    for path in paths:
         cell = json.loads(path.read_text(encoding="utf-8"))
         test = cell["test"]
         told = 100 * test["text_dice"] if test.get("text_dice") is not None else None
-        found[cell["method"], cell["labels"]][cell["seed"]] = Score(100 * test["dice"], told)
+        found[cell["method"], cell["labels"], cell["setting"]][cell["seed"]] = Score(100 * test["dice"], told)
     return found
+
+
+def missing(facts: Facts, cells: Cells) -> list[str]:
+    """A line for each cell that is wanted and not measured: METHOD LABELS SETTING SEED PROFILE."""
+    return [
+        f"{row} {share:g} {setting} {seed} cpu"
+        for share, setting, seed in _WANTED
+        for row, _ in _variants(facts)
+        if seed not in cells.get((row, share, setting), {})
+    ]
 
 
 def results_table(facts: Facts, cells: Cells) -> str:
     """Dice, and the gap to DuSSS, here and in the paper; rows in order of the paper's 25 %, then of ours at 5 %."""
-    shares = [f"{100 * share:g} %" for share in _SHARES]
-    lines = _head("system", "row", "paper, 25 %", "paper, 50 %", *shares)
+    columns = [f"{100 * share:g} %" + (", three sites" if setting == _SITES else "") for share, setting in _COLUMNS]
+    lines = _head("system", "row", "paper, 25 %", "paper, 50 %", *columns)
     paper = next(system.paper for system in facts.systems if system.row == _REFERENCE)
-    of_row = {system.row: system for system in facts.systems}
-    variants = [(row, of_row[row.removesuffix(_SAME)]) for row in METHODS if row.removesuffix(_SAME) in of_row]
-    shown = [(row, system) for row, system in variants if any((row, share) in cells for share in _SHARES)]
+    shown = [(row, system) for row, system in _variants(facts) if any((row, *column) in cells for column in _COLUMNS)]
 
     def place(entry: tuple[str, System]) -> tuple[float, float]:
         row, system = entry
-        scores = cells.get((row, _SHARES[1]), {}).values()
+        scores = cells.get((row, *_FIRST), {}).values()
         return -system.paper.get(25, 0), -fmean([score.dice for score in scores] or [0])
 
     for row, system in sorted(shown, key=place):
         theirs = [_gap(system.paper.get(share), paper[share]) for share in (25, 50)]
-        ours = [_ours(cells, row, share) for share in _SHARES]
+        ours = [_ours(cells, row, column) for column in _COLUMNS]
         lines.append(f"| {' | '.join((system.name, f'`{row}`', *theirs, *ours))} |")
     return "\n".join(lines) + "\n"
+
+
+def _variants(facts: Facts) -> list[tuple[str, System]]:
+    """Rows of the grid that are one of the systems, on the network of its paper or on the student's own."""
+    of_row = {system.row: system for system in facts.systems}
+    return [(row, of_row[row.removesuffix(_SAME)]) for row in METHODS if row.removesuffix(_SAME) in of_row]
 
 
 _SAME = "_same"
 """A row on the student's own network."""
 
 
-def _ours(cells: Cells, row: str, share: float) -> str:
+def _ours(cells: Cells, row: str, column: tuple[float, str]) -> str:
     """Its mean over seeds, and the mean gap over those that the reference has too."""
-    scores, reference = cells.get((row, share)), cells.get((_REFERENCE, share), {})
+    scores, reference = cells.get((row, *column)), cells.get((_REFERENCE, *column), {})
     if not scores:
         return ""
     dice = fmean(score.dice for score in scores.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import systems
+from benchmarks.grid.cell import Cell
 from benchmarks.grid.methods.presets import METHODS
 from dusss_core.objectives import TABLE
 from dusss_core.pretraining import TABLE as PRETRAINING
@@ -54,10 +55,24 @@ def test_the_page_is_that_of_the_files():
 def test_gaps_are_over_seeds_that_both_have_and_sentences_are_told():
     one = {1: systems.Score(60.0, None), 2: systems.Score(70.0, None)}
     cells = {
-        ("dusss", 0.05): one,
-        ("clip", 0.05): {1: systems.Score(61.0, 65.0)},
-        ("bcp", 0.05): {3: systems.Score(50.0, None)},
+        ("dusss", 0.05, "centralized"): one,
+        ("clip", 0.05, "centralized"): {1: systems.Score(61.0, 65.0)},
+        ("bcp", 0.05, "centralized"): {3: systems.Score(50.0, None)},
     }
-    assert systems._ours(cells, "dusss", 0.05) == "65.0, 2 seeds"
-    assert systems._ours(cells, "clip", 0.05) == "61.0 (+1.0); with the sentence 65.0"
-    assert systems._ours(cells, "bcp", 0.05) == "50.0" and systems._ours(cells, "mcnet", 0.05) == ""
+    pooled = (0.05, "centralized")
+    assert systems._ours(cells, "dusss", pooled) == "65.0, 2 seeds"
+    assert systems._ours(cells, "clip", pooled) == "61.0 (+1.0); with the sentence 65.0"
+    assert systems._ours(cells, "bcp", pooled) == "50.0" and systems._ours(cells, "mcnet", pooled) == ""
+    assert systems._ours(cells, "dusss", (0.05, "federated")) == ""
+
+
+def test_what_is_missing_is_told_as_a_gpu_machine_takes_it_the_most_wanted_first(rows):
+    facts = configfile.load(systems.Facts, systems.FACTS)
+    everything = systems.missing(facts, {})
+    assert everything[0] == "supervised 0.05 centralized 1 cpu" and "bcp_same 0.1 centralized 1 cpu" in everything
+    one = {("supervised", 0.05, "centralized"): {1: systems.Score(60.0, None)}}
+    assert systems.missing(facts, one) == everything[1:]
+    for line in everything:
+        method, labels, setting, seed, profile = line.split()
+        Cell("qata", float(labels), method, setting, profile, int(seed))
+        assert method in METHODS
