@@ -42,7 +42,7 @@ _HEAD = (
     "segment.rounds=6",
     "segment.optimizer.lr=0.02",
 )
-# eight thousand parameters: each moves by noise alone as far as by what it learns, so steps are small
+# chosen on validation from 0.001, 0.005, 0.02 and 0.05
 _TWO_LAYERS = (
     "privacy.student=head",
     "privacy.keep_features=true",
@@ -50,7 +50,7 @@ _TWO_LAYERS = (
     "privacy.steps_per_round=10",
     "privacy.clip=1",
     "segment.rounds=8",
-    "segment.optimizer.lr=0.005",
+    "segment.optimizer.lr=0.05",
 )
 # small steps: the head is good already, and AdamW moves each weight by about the learning rate, be it for noise alone
 _WARM_HEAD = (
