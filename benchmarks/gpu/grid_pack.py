@@ -14,7 +14,6 @@ import csv
 import io
 import json
 import lzma
-import os
 import shutil
 import subprocess
 import sys
@@ -23,8 +22,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.pack import PACKAGES, PLATFORMS, PYTHON, download
-from dusss_core.errors import UserError
+from benchmarks.gpu.pack import PACKAGES, PLATFORMS, PYTHON, data_of, download, joined, tell_sizes
 from feddusss import cli
 
 DATA, TEXT, WEIGHTS = "data.safetensors", "text.safetensors.xz", "encoder.safetensors.xz"
@@ -41,7 +39,6 @@ _FLOWER = (
 )
 _NOT_BUILT = ("conv_head", "bn2", "classifier")
 """Parts of the image encoder that no network of the profiles builds."""
-_LARGEST = 60_000_000
 VIEWS, TOKENS = 1, 32
 
 
@@ -55,29 +52,23 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(arguments: argparse.Namespace) -> int:
-    data = arguments.data or (Path(os.environ["FEDDUSSS_DATA"]) if os.environ.get("FEDDUSSS_DATA") else None)
-    if data is None:
-        raise UserError("the folder of the data sets is not named", "set FEDDUSSS_DATA, or give --data DIR")
+    data = data_of(arguments)
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     _write_packages(out / SITE_PACKAGES)
     write(data, out)
-    sizes = {file.name: file.stat().st_size for file in sorted(out.iterdir())}
-    for name, size in sizes.items():
-        print(f"{name:28}{size / 1e6:8.2f} MB")
-    total = sum(sizes.values())
-    print(f"{'together':28}{total / 1e6:8.2f} of {_LARGEST / 1e6:.0f} MB")
-    if total > _LARGEST:
-        raise UserError(f"{out}: {total / 1e6:.1f} MB are more than {_LARGEST / 1e6:.0f}", "delete it, make it anew")
+    tell_sizes(out)
     return cli.OK
 
 
 def write(data: Path, out: Path) -> None:
     """All but the packages."""
+    from benchmarks.grid.trial import provenance
+
     sentences = _write_data(data / "qata_cov19", out / DATA)
     about = _write_text(sentences, out)
     _write_weights(out / WEIGHTS)
-    (out / ABOUT).write_text(json.dumps({**about, "commit": _commit()}), encoding="utf-8")
+    (out / ABOUT).write_text(json.dumps({**about, "commit": provenance()["commit"]}), encoding="utf-8")
 
 
 def _write_packages(target: Path) -> None:
@@ -106,15 +97,8 @@ def _write_data(folder: Path, target: Path) -> list[str]:
     names = sorted({row["image"] for row in rows} | {row["mask"] for row in rows if row["mask"]})
     files = [(folder / name).read_bytes() for name in names]
     packed = lzma.compress(json.dumps(names).encode()), lzma.compress(manifest)
-    write_tensors(target, _joined([*packed, *files]))
+    write_tensors(target, joined([*packed, *files]))
     return sorted({row["text"] for row in rows if row["text"]})
-
-
-def _joined(files: list[bytes]) -> dict[str, Any]:
-    import torch
-
-    ends = torch.tensor([len(file) for file in files]).cumsum(0)
-    return {"bytes": torch.frombuffer(bytearray(b"".join(files)), dtype=torch.uint8), "ends": ends}
 
 
 def _write_text(sentences: list[str], out: Path) -> dict[str, Any]:
@@ -145,12 +129,6 @@ def _write_weights(target: Path) -> None:
     tensors = {k: v for k, v in _imagenet(IMAGENET_ENCODER, "vlm").items() if not k.startswith(_NOT_BUILT)}
     half = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in tensors.items()}
     target.write_bytes(lzma.compress(save(half), preset=9))
-
-
-def _commit() -> str:
-    here = Path(__file__).parent
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -51,14 +51,33 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(arguments: argparse.Namespace) -> int:
-    data = arguments.data or (Path(os.environ["FEDDUSSS_DATA"]) if os.environ.get("FEDDUSSS_DATA") else None)
-    if data is None:
-        raise UserError("the folder of the data sets is not named", "set FEDDUSSS_DATA, or give --data DIR")
+    data = data_of(arguments)
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     if not arguments.no_wheels:
         download(PACKAGES, out / WHEELS)
     write_data(data, out, arguments.seed)
+    tell_sizes(out)
+    return cli.OK
+
+
+def data_of(arguments: argparse.Namespace) -> Path:
+    """The folder of the data sets.
+
+    Raises:
+        UserError: nobody names one.
+    """
+    if arguments.data is None and not os.environ.get("FEDDUSSS_DATA"):
+        raise UserError("the folder of the data sets is not named", "set FEDDUSSS_DATA, or give --data DIR")
+    return arguments.data or Path(os.environ["FEDDUSSS_DATA"])
+
+
+def tell_sizes(out: Path) -> None:
+    """Print what each part of `out` takes.
+
+    Raises:
+        UserError: together they are too large.
+    """
     sizes = sizes_of(out)
     for name, size in sizes.items():
         print(f"{name:28}{size / 1e6:8.2f} MB")
@@ -66,7 +85,6 @@ def _main(arguments: argparse.Namespace) -> int:
     print(f"{'together':28}{total / 1e6:8.2f} of {LARGEST / 1e6:.0f} MB")
     if total > LARGEST:
         raise UserError(f"{out}: {total / 1e6:.1f} MB are more than {LARGEST / 1e6:.0f}", "delete it and make it anew")
-    return cli.OK
 
 
 def sizes_of(folder: Path) -> dict[str, int]:
@@ -129,7 +147,7 @@ def write_data(data: Path, out: Path, seed: int) -> None:
     sentences = sorted({record.text for _, record in records if record.text})
     number = {sentence: i for i, sentence in enumerate(sentences)}
     for name, encode in ((PICTURES, _picture), (MASKS, _mask)):
-        write_tensors(out / name, _joined([encode(record, study.image.size) for _, record in records]))
+        write_tensors(out / name, joined([encode(record, study.image.size) for _, record in records]))
     text = _text(sentences, study, out / TEXT)
     write_tensors(out / ENCODER, _encoder())
     ranks = {site: _ranks(members) for site, members in sites.items()}
@@ -141,7 +159,8 @@ def write_data(data: Path, out: Path, seed: int) -> None:
     write_text(out / ABOUT, json.dumps({**about, "records": [list(row) for row in rows]}))
 
 
-def _joined(files: Sequence[bytes]) -> dict[str, Any]:
+def joined(files: Sequence[bytes]) -> dict[str, Any]:
+    """One behind the other, and where each ends."""
     import torch
 
     ends = torch.tensor([len(file) for file in files]).cumsum(0)
