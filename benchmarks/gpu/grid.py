@@ -24,8 +24,11 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from benchmarks.grid.cell import Cell
+from dusss_core.errors import UserError
+from feddusss import cli
+
 RESULTS, LOG = "results.jsonl", "log.txt"
-_FIELDS = ("method", "labels", "setting", "seed", "profile")
 _SHARED = (
     "benchmarks.accuracy",
     "benchmarks.grid.methods.presets",
@@ -51,24 +54,52 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=8, help="cells side by side at first (8)")
     parser.add_argument("--most", type=int, default=0, help="and as many while the GPU waits (as --workers)")
     parser.add_argument("--minutes", type=float, default=9.0, help="until it ends (9)")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="A.B=C", help="of every study")
-    arguments = parser.parse_args(argv)
+    cli.add_common_arguments(parser)
+    return cli.run(_main, parser, argv)
+
+
+def _main(arguments: argparse.Namespace) -> int:
     end = time.time() + 60 * arguments.minutes
+    cells = cells_of(arguments.cells)
     arguments.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        _Queue(arguments, Path(folder), end).work()
-    return 0
+        _Queue(arguments, cells, Path(folder), end).work()
+    return cli.OK
+
+
+def cells_of(file: Path) -> list[Cell]:
+    """The cells that a file names, one a line.
+
+    Raises:
+        UserError: it is not there, or a line of it names none. Methods and settings are looked at in their turn.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}", "name a file with a cell a line") from None
+    found = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            method, labels, setting, seed, profile = line.split()
+            labels, seed = float(labels), int(seed)
+        except ValueError:
+            raise UserError(
+                f"{file}: line {number}: '{line}' is no cell",
+                "write METHOD LABELS SETTING SEED PROFILE, such as: dusss 0.05 federated 1 cpu",
+            ) from None
+        found.append(Cell("qata", labels, method, setting, profile, seed))
+    return found
 
 
 class _Queue:
     """Cells, at most so many at a time, each in a process of its own."""
 
-    def __init__(self, arguments: argparse.Namespace, folder: Path, end: float):
+    def __init__(self, arguments: argparse.Namespace, cells: list[Cell], folder: Path, end: float):
         from benchmarks.gpu.grid_machine import stand_in, unpack
 
-        self.arguments, self.folder, self.end = arguments, folder, end
-        lines = arguments.cells.read_text(encoding="utf-8").splitlines()
-        self.waiting = [line.split() for line in lines if line.strip()]
+        self.arguments, self.waiting, self.folder, self.end = arguments, cells, folder, end
         self.began = time.time()
         self.workers = arguments.workers
         self.about = unpack(arguments.pack, folder)
@@ -86,9 +117,9 @@ class _Queue:
             while self.waiting and len(running) < self.workers:
                 cell = self.waiting.pop(0)
                 given = (self.arguments, self.folder, self.about, cell)
-                running[" ".join(cell)] = process = start.Process(target=_one, args=given)
+                running[cell.name] = process = start.Process(target=_one, args=given)
                 process.start()
-                self.say(f"began: {' '.join(cell)}")
+                self.say(f"began: {cell.name}")
             time.sleep(0.5)
             for name in [name for name, process in running.items() if process.exitcode is not None]:
                 self.say(f"ended with {running.pop(name).exitcode}: {name}")
@@ -99,7 +130,7 @@ class _Queue:
         for name, process in running.items():
             process.kill()
             self.say(f"lost: {name}")
-            _tell(self.arguments.out, self.folder, name.split())
+            _tell(self.arguments.out, _log_of(self.folder, name))
 
     def say(self, text: str) -> None:
         """Print a line, and keep it."""
@@ -134,46 +165,37 @@ def _busy() -> float:
     return sum(looks) / len(looks)
 
 
-def _one(arguments: argparse.Namespace, folder: Path, about: dict[str, Any], cell: list[str]) -> None:
+def _one(arguments: argparse.Namespace, folder: Path, about: dict[str, Any], cell: Cell) -> None:
     """Measure a cell, and add what comes out to results.jsonl and log.txt."""
     import torch
 
+    from benchmarks.accuracy import measure
     from benchmarks.gpu.grid_machine import stand_in
+    from benchmarks.grid.trial import Clock
 
     torch.set_num_threads(1)
-    log = _log_of(folder, cell)
+    log = _log_of(folder, cell.name)
     with log.open("w", buffering=1) as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         try:
             stand_in(folder, about)
-            result = _measured(arguments, folder, dict(zip(_FIELDS, cell, strict=True)))
+            overrides = ("simulation.workers=1", *arguments.overrides)
+            result = measure(cell, folder / "data", folder / "work" / cell.name, Clock(None), overrides)
         except Exception:
             traceback.print_exc(file=file)
             result = None
-    _tell(arguments.out, folder, cell)
+    _tell(arguments.out, log)
     if result is None:
         raise SystemExit(1)
     with (arguments.out / RESULTS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(result) + "\n")
+        file.write(json.dumps({**result, "commit": about["commit"]}) + "\n")
 
 
-def _measured(arguments: argparse.Namespace, folder: Path, values: dict[str, str]) -> dict[str, Any]:
-    from benchmarks import accuracy
-    from benchmarks.grid.cell import Cell
-    from benchmarks.grid.trial import Clock
-
-    labels, seed = float(values.pop("labels")), int(values.pop("seed"))
-    cell = Cell(dataset="qata", labels=labels, seed=seed, **values)
-    overrides = ("simulation.workers=1", *arguments.overrides)
-    return accuracy.measure(cell, folder / "data", folder / "work" / cell.name, Clock(None), overrides)
+def _log_of(folder: Path, name: str) -> Path:
+    return folder / f"{name}.log"
 
 
-def _log_of(folder: Path, cell: list[str]) -> Path:
-    return folder / f"{'-'.join(cell)}.log"
-
-
-def _tell(out: Path, folder: Path, cell: list[str]) -> None:
+def _tell(out: Path, log: Path) -> None:
     """The end of a cell's own log into the common one."""
-    log = _log_of(folder, cell)
     lines = log.read_text(encoding="utf-8").splitlines()[-60:] if log.is_file() else []
     with (out / LOG).open("a", encoding="utf-8") as file:
         file.write("".join(f"    {log.stem}: {line}\n" for line in lines))

@@ -53,7 +53,6 @@ def unpack(pack: Path, folder: Path) -> dict[str, Any]:
 
 def stand_in(folder: Path, about: dict[str, Any]) -> None:
     """Put in place what `unpack` has left in `folder`, for the rest of this process; once."""
-    from benchmarks.grid import trial
     from dusss_core.models import public_weights
     from dusss_core.text import encoder
 
@@ -67,8 +66,6 @@ def stand_in(folder: Path, about: dict[str, Any]) -> None:
     whole = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
     public_weights._imagenet = lambda name, section: whole
     _one_cache(folder / "pictures")
-    provenance = trial.provenance
-    trial.provenance = lambda: {**provenance(), "commit": about["commit"]}
 
 
 def _packed(folder: Path, name: str) -> Path:

@@ -22,7 +22,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.pack import PACKAGES, PLATFORMS, PYTHON, data_of, download, joined, tell_sizes
+from benchmarks.gpu.pack import PACKAGES, PLATFORMS, PYTHON, data_of, download, joined, parser_of, tell_sizes
 from feddusss import cli
 
 DATA, TEXT, WEIGHTS = "data.safetensors", "text.safetensors.xz", "encoder.safetensors.xz"
@@ -44,11 +44,7 @@ VIEWS, TOKENS = 1, 32
 
 def main(argv: list[str] | None = None) -> int:
     """Make the folder and print what each part takes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the data sets (FEDDUSSS_DATA)")
-    parser.add_argument("--out", type=Path, default=Path(".gpu/grid"), help="the folder to make (.gpu/grid)")
-    cli.add_common_arguments(parser, overrides=False)
-    return cli.run(_main, parser, argv)
+    return cli.run(_main, parser_of(__doc__, Path(".gpu/grid")), argv)
 
 
 def _main(arguments: argparse.Namespace) -> int:

@@ -41,12 +41,9 @@ _ROOT = Path(__file__).parents[2]
 
 def main(argv: list[str] | None = None) -> int:
     """Make the folder and print what each part takes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the data sets (FEDDUSSS_DATA)")
-    parser.add_argument("--out", type=Path, default=Path(".gpu"), help="the folder to make (.gpu)")
+    parser = parser_of(__doc__, Path(".gpu"))
     parser.add_argument("--seed", type=int, default=1, help="of the grid's cells: who is a validation picture (1)")
     parser.add_argument("--no-wheels", action="store_true", help="leave the packages out")
-    cli.add_common_arguments(parser, overrides=False)
     return cli.run(_main, parser, argv)
 
 
@@ -59,6 +56,19 @@ def _main(arguments: argparse.Namespace) -> int:
     write_data(data, out, arguments.seed)
     tell_sizes(out)
     return cli.OK
+
+
+def parser_of(description: str, out: Path) -> argparse.ArgumentParser:
+    """With the arguments of every pack.
+
+    Args:
+        out: the folder to make, where no other is named.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the data sets (FEDDUSSS_DATA)")
+    parser.add_argument("--out", type=Path, default=out, help=f"the folder to make ({out})")
+    cli.add_common_arguments(parser, overrides=False)
+    return parser
 
 
 def data_of(arguments: argparse.Namespace) -> Path:
