@@ -44,7 +44,7 @@ _MOST_ROUNDS = 10**6
 _STEPS = ("keys", "deal", "train", "vote", "reveal")
 _ATTEMPT = re.compile(r"[0-9a-f]{32}")
 _MOST_NAMES = 10
-"""Of a message's records, which are two at most in any that is answered."""
+"""Of a message's records, which are three at most in any that is answered."""
 
 
 @contextmanager
@@ -88,6 +88,8 @@ def admitted(site: SiteConfig, site_file: Path, kind: str, content: RecordDict) 
             allowed=allowed,
             model=_model(content, request, state),
             model_sha256=sha256(_bytes(content, "arrays")) if request.step is not None else "",
+            layers=(layers := _tensors(content, "layers")),
+            layers_sha256=sha256(_bytes(content, "layers")) if layers and request.step is not None else "",
             vlm=_tensors(content, "vlm"),
             disk=disk,
         )

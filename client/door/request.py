@@ -99,6 +99,10 @@ class Judged(Request):
     """The shared tensors of the message, rounded ones as float32, compressed ones as what they stand for."""
     model_sha256: str
     """Of their bytes as they came; for a step of secure aggregation alone."""
+    layers: dict[str, Tensor] | None
+    """What the study starts from of what stays at the site; None: the site draws that itself."""
+    layers_sha256: str
+    """As `model_sha256`; empty without any."""
     vlm: dict[str, Tensor] | None
     """The final vision-language model, where the coordinator thinks that the site does not have it; empty once it is
     kept."""

@@ -126,6 +126,7 @@ class Part:
             vlm_round=request.vlm_round,
             weighting=self._step.weighting,
             model=request.model_sha256,
+            layers=request.layers_sha256,
         )
         if task != member.state.occasion.task:
             raise Declined("the model or the settings are not those that all sites of the sum were told of")

@@ -15,7 +15,7 @@ from client.door.request import Judged
 from client.state.store import student_path, write_log
 from client.work import personal
 from client.work.disclosure import open_figures
-from client.work.training import keep_vlm, load_shared, prefixed
+from client.work.training import keep_vlm, load_model, prefixed
 from client.work.workbench import Workbench
 from dusss_core.files import with_prefix
 from dusss_core.phases import Phase
@@ -59,7 +59,7 @@ def _validate(request: Judged, bench: Workbench) -> dict[str, float]:
     if can_train(request.training, request.phase, bench.split("train")):
         return {}
     trainer, round = bench.trainer(request)
-    load_shared(trainer, request)
+    load_model(trainer, request, round)
     found = trainer.validate()
     personal.offer(request, trainer, found)
     if round:
@@ -157,7 +157,7 @@ def _keep_fitted_student(request: Judged, student: dict[str, Tensor], bench: Wor
     splits = (bench.split(name) for name in ("train", "val", "test"))
     images = next((split.images for split in splits if len(split) >= LEAST_TO_FIT), ())
     about = {"study_digest": request.study_digest, "round": request.round}
-    if finished.write_fitted(path, config, student, images, bench.device, **about):
+    if finished.write_fitted(path, config, student, request.layers or {}, images, bench.device, **about):
         write_log(site.state_dir, f"a student that is fitted to this site's pictures is in {path}")
     else:
         write_log(site.state_dir, "too few pictures to fit a student of this site's own to")

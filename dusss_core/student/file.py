@@ -29,10 +29,15 @@ _OTHERS = ("others.", "pixel_heads.", "second.")
 _MOST_NAMES = 3
 
 
-def whole_student(config: TrainingConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def whole_student(
+    config: TrainingConfig, tensors: Mapping[str, Tensor], layers: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """The weights of the network that is deployed: those given, without the decoders of `config`'s method.
 
     Normalisation layers that are not given (FedBN: the coordinator has none) are as the study starts from.
+
+    Args:
+        layers: those of a study that starts from public weights (`dusss_core.training.Start.layers`).
 
     Raises:
         UserError: tensors that are not this student's, or lack others than normalisation layers.
@@ -43,7 +48,7 @@ def whole_student(config: TrainingConfig, tensors: Mapping[str, Tensor]) -> dict
     deployed = About.of(config, layers="shared").config().model_copy(update={"seed": config.seed})
     model = build_student(deployed)
     norms = local_tensors(model, config.local_norm)
-    given = {name: value for name, value in tensors.items() if not name.startswith(_OTHERS)}
+    given = {name: value for name, value in {**(layers or {}), **tensors}.items() if not name.startswith(_OTHERS)}
     whole = {**norms, **given}
     check_fit(f"the student of study '{config.study}'", model.state_dict(), whole)
     return whole

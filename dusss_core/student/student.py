@@ -244,12 +244,18 @@ def load(path: Path | str, device: str = "auto", fetch: bool = False) -> Student
 
 
 def write_fitted(
-    path: Path, config: TrainingConfig, tensors: Mapping[str, Tensor], images: Sequence[np.ndarray], device: str, **more
+    path: Path,
+    config: TrainingConfig,
+    tensors: Mapping[str, Tensor],
+    layers: Mapping[str, Tensor],
+    images: Sequence[np.ndarray],
+    device: str,
+    **more,
 ) -> bool:
     """Write the student of a study with `local_norm` for a site without layers of its own, fitted to its pictures.
 
     Args:
-        tensors: what the coordinator has of the student.
+        tensors, layers: what the coordinator has of the student; as `whole_student`.
         images: prepared pictures, channels x H x W uint8; some of them are used, evenly spaced.
         more: fields of `About`.
 
@@ -259,9 +265,10 @@ def write_fitted(
     Raises:
         UserError: disk full or no permission.
     """
-    layers = layers_without_a_site(config)
-    student = Student(About.of(config, layers=layers, **more), whole_student(config, tensors), device, str(path))
-    if layers == "unfitted":
+    whose = layers_without_a_site(config)
+    whole = whole_student(config, tensors, layers)
+    student = Student(About.of(config, layers=whose, **more), whole, device, str(path))
+    if whose == "unfitted":
         if len(images) < 2:
             return False
         numbers = np.unique(np.linspace(0, len(images) - 1, min(len(images), FITTED_ON)).astype(int))

@@ -9,13 +9,14 @@ from dusss_core.training.judging import dice_of_text
 from dusss_core.training.personal import PersonalSegmenter, fine_tuned, on_labels_alone, student_after
 from dusss_core.training.pretrain import Pretrainer
 from dusss_core.training.segment import Segmenter
-from dusss_core.training.sharing import can_train, handed_on, initial_shared
+from dusss_core.training.sharing import Start, can_train, handed_on, initial_shared, start_of
 from dusss_core.training.statistics import with_own_statistics
 
 __all__ = [
     "PersonalSegmenter",
     "Pretrainer",
     "Segmenter",
+    "Start",
     "can_train",
     "dice_of_text",
     "evaluate_logits",
@@ -24,6 +25,7 @@ __all__ = [
     "handed_on",
     "initial_shared",
     "on_labels_alone",
+    "start_of",
     "student_after",
     "text_guided_masks",
     "told_logits",

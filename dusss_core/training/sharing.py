@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from torch import Tensor
 
 from dusss_core.build import build, start_from_tower
-from dusss_core.config import VLM, TrainingConfig
-from dusss_core.models.weights import Head, shared_tensors
+from dusss_core.config import IMAGENET, VLM, TrainingConfig
+from dusss_core.models.weights import Head, local_tensors, shared_tensors
 from dusss_core.objectives import objective_of, reads_sentences
 from dusss_core.phases import Phase
 from dusss_core.records import Split
@@ -53,8 +54,18 @@ def handed_on(config: TrainingConfig, phase: Phase, n_labelled: int) -> tuple[st
     return () if decoder_has_masks else ("grounding.",)
 
 
-def initial_shared(config: TrainingConfig, phase: Phase, vlm: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """The first global model of a phase: seeded weights, those that travel.
+class Start(NamedTuple):
+    """What a phase starts from."""
+
+    shared: dict[str, Tensor]
+    """The first global model: what travels in every round."""
+    layers: dict[str, Tensor]
+    """What stays at the sites from then on, normalisation layers (FedBN) and heads (FedRep), where it is of public
+    weights, which no site has. Else empty: each site draws the same from the study's seed."""
+
+
+def start_of(config: TrainingConfig, phase: Phase, vlm: Mapping[str, Tensor] | None = None) -> Start:
+    """The weights that a phase starts from: seeded ones, or public ones where the study names some.
 
     Args:
         vlm: the final model of step 1, for `student.weights: vlm`.
@@ -62,7 +73,20 @@ def initial_shared(config: TrainingConfig, phase: Phase, vlm: Mapping[str, Tenso
     model = build(config, phase)
     if phase == Phase.SEGMENT and config.student.weights == VLM and vlm is not None:
         start_from_tower(model, vlm)
-    return shared_tensors(model, config.local_norm, own_head(config, phase))
+    head = own_head(config, phase)
+    shared, layers = shared_tensors(model, config.local_norm, head), local_tensors(model, config.local_norm, head)
+    return Start(shared, layers if _brings_layers(config, phase) else {})
+
+
+def initial_shared(config: TrainingConfig, phase: Phase, vlm: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The first global model of a phase; arguments as `start_of`."""
+    return start_of(config, phase, vlm).shared
+
+
+def _brings_layers(config: TrainingConfig, phase: Phase) -> bool:
+    weights = (config.vlm if phase == Phase.PRETRAIN else config.student).weights
+    # those of an encoder hold normalisation layers, and no head
+    return weights is not None and (config.local_norm or weights not in (IMAGENET, VLM))
 
 
 def own_head(config: TrainingConfig, phase: Phase) -> Head:

@@ -125,6 +125,18 @@ class PhaseTrainer(ABC):
         load_tensors(self.model, tensors)
         estimate_statistics(self.config, self.phase, self.model, self.train, self.text, self.device)
 
+    def load_start(self, layers: dict[str, Tensor]) -> None:
+        """Take what stays at the site as the study starts from it (`Start.layers`), before the first `load_shared` of a
+        site that has no private state.
+
+        Raises:
+            ValueError: other tensors than those that stay here.
+        """
+        own = local_tensors(self.model, self.config.local_norm, own_head(self.config, self.phase), copies=False)
+        if {name: value.shape for name, value in layers.items()} != {name: value.shape for name, value in own.items()}:
+            raise ValueError("the first layers are not those that stay at the site")
+        load_tensors(self.model, layers)
+
     def shared(self, *, copies: bool = True) -> dict[str, Tensor]:
         """What travels to the coordinator, on the CPU.
 

@@ -134,16 +134,20 @@ def session_digest(occasion: Occasion, adverts: Iterable[Advert]) -> str:
     return hashlib.sha256(_statement("session", {"occasion": occasion.model_dump(), "members": members})).hexdigest()
 
 
-def task_digest(*, training: str, phase: str, vlm: str, vlm_round: int, weighting: str, model: str) -> str:
+def task_digest(
+    *, training: str, phase: str, vlm: str, vlm_round: int, weighting: str, model: str, layers: str = ""
+) -> str:
     """What a round trains, for `Occasion.task`.
 
     Args:
         training: SHA-256 of the settings' text.
         vlm: SHA-256 of the final vision-language model, or empty.
         model: SHA-256 of the bytes of the incoming model, as they travel.
+        layers: of those of what stays at the sites as the study starts from it; empty: the message brings none.
     """
     values = {"training": training, "phase": phase, "vlm": vlm, "vlm_round": vlm_round, "weighting": weighting}
-    return hashlib.sha256(_statement("task", {**values, "model": model})).hexdigest()
+    brought = {"layers": layers} if layers else {}
+    return hashlib.sha256(_statement("task", {**values, "model": model, **brought})).hexdigest()
 
 
 def vote_bytes(session: str, survivors: Iterable[str]) -> bytes:

@@ -38,10 +38,13 @@ from server.study.config import StudyConfig
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
+    from torch import Tensor
+
+    from dusss_core.training import Start
 
 __all__ = ["Coordinator", "RoundFailed"]
 
-First = Callable[[StudyConfig, Phase, Mapping[str, Any] | None], dict[str, Any]]
+First = Callable[[StudyConfig, Phase, "Mapping[str, Tensor] | None"], "Start"]
 
 
 class Coordinator:
@@ -54,7 +57,7 @@ class Coordinator:
         method: what the run is called in the display.
         cause: of a simulated site, what went wrong there with its last message: the text, and problem, remedy and code
             where a person can mend it; None: nothing, or nobody here may know.
-        first: draws the first weights of a phase, as `dusss_core.training.initial_shared`; None: that.
+        first: draws the first weights of a phase, as `dusss_core.training.start_of`; None: that.
     """
 
     def __init__(
@@ -175,6 +178,7 @@ class Coordinator:
 
     def _run_phase(self, phase: Phase, rounds: int) -> Checkpoint:
         last, aggregator, selection = self._start_phase(phase)
+        self._messages.hold_layers(last.layers)
         self._run.outputs.drop_after(phase, last.round)
         self._reporter.on_phase(phase, rounds, last.round + 1)
         abstaining: dict[str, str] = {}
@@ -191,7 +195,7 @@ class Coordinator:
             if last.round >= rounds
             else (f"no better model in {selection.patience} rounds ({phase}.patience)")
         )
-        final.last_round, final.totals = last.round, last.totals
+        final.last_round, final.totals, final.layers = last.round, last.totals, last.layers
         self._run.checkpoints.save_final(final)
         log.info(
             "%s ended after round %d (%s); the model of round %d is final", phase, last.round, final.ended, final.round
@@ -209,7 +213,7 @@ class Coordinator:
             self._messages.resume({})
             vlm = self._run.checkpoints.final(Phase.PRETRAIN)
             start = self._first(self._study, phase, vlm.model if vlm else None)
-            return Checkpoint(phase, 0, start), aggregator, selection
+            return Checkpoint(phase, 0, start.shared, layers=start.layers), aggregator, selection
         self._messages.resume(last.reference)
         aggregator.load_state(last.server)
         selection.restore(last.selection)
@@ -271,7 +275,14 @@ class Coordinator:
         )
         totals["rounds"] = last.totals.get("rounds", 0.0) + 1
         checkpoint = Checkpoint(
-            phase, round, model, aggregator.state(), selection.state(), totals, reference=self._messages.reference
+            phase,
+            round,
+            model,
+            aggregator.state(),
+            selection.state(),
+            totals,
+            reference=self._messages.reference,
+            layers=last.layers,
         )
         self._run.checkpoints.save_round(checkpoint, self._study.federation.keep_checkpoints, selection.best_round)
         log.info("%s round %d: %d of %d sites, %.1f s", phase, round, len(accepted), len(replies), figures["seconds"])
@@ -301,6 +312,7 @@ class Coordinator:
 
     def _evaluate(self, student: Checkpoint) -> dict[str, Any]:
         started = time.perf_counter()
+        self._messages.hold_layers(student.layers)
         write_student_of_run(self._run.folder, self._study, self._run.digest, student)
         vlm = self._run.checkpoints.final(Phase.PRETRAIN)
         write_vlm_of_run(self._run.folder, self._study, self._run.digest, vlm)
@@ -381,10 +393,10 @@ class Coordinator:
 _ALL_DONE = "all rounds done"
 
 
-def _drawn_here(study: StudyConfig, phase: Phase, vlm: Mapping[str, Any] | None) -> dict[str, Any]:
-    from dusss_core.training import initial_shared
+def _drawn_here(study: StudyConfig, phase: Phase, vlm: Mapping[str, Tensor] | None) -> Start:
+    from dusss_core.training import start_of
 
-    return initial_shared(study, phase, vlm)
+    return start_of(study, phase, vlm)
 
 
 def _after(phase: Phase) -> list[Phase]:

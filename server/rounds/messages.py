@@ -58,12 +58,18 @@ class Messages:
         self._reporter = reporter
         self._charges = dict(charges or {})
         self._heads = heads or Heads()
+        self._layers: Mapping[str, Tensor] = {}
         self._vlm: dict[str, Tensor] | None = None
         self._vlm_digest, self._vlm_round = "", 0
 
     def hold_vlm(self, final: Checkpoint) -> None:
         """From now on, give the final vision-language model to every site that does not have it."""
         self._vlm, self._vlm_digest, self._vlm_round = final.model, digest_of_tensors(final.model), final.round
+
+    def hold_layers(self, layers: Mapping[str, Tensor]) -> None:
+        """From now on, give every site what it starts from of what then stays there (`Start.layers`): whoever has lost
+        its own, or comes late, starts from it too."""
+        self._layers = layers
 
     def resume(self, reference: Mapping[str, Tensor]) -> None:
         """Begin a phase, or go on with one: from what the sites held after its last round (`reference`)."""
@@ -111,6 +117,7 @@ class Messages:
         codec = self._codec if kind == "train" else None
         # masked numbers cannot be rounded
         back = self._wire if secure is None else "float32"
+        layers = {"layers": wire.pack(self._layers)} if self._layers else {}
         vlm = wire.pack(self._vlm) if self._vlm and any(self._lacks_vlm(site) for site in sites) else None
         contents, down, changes = {}, {}, set()
         for site in sites:
@@ -119,7 +126,7 @@ class Messages:
                 record, about = self._referred(reference, site, kind)
             if "base" in about:
                 changes.add(site.name)
-            records = {"arrays": record, **({"vlm": vlm} if self._lacks_vlm(site) else {})}
+            records = {"arrays": record, **layers, **({"vlm": vlm} if self._lacks_vlm(site) else {})}
             seen = {"charges": self._charges[site.name]} if site.name in self._charges else {}
             contents[site.name] = self._content(records, wire=back, **about, **seen, **settings)
             contents[site.name]["config"].update(self._heads.seen(site.name))
@@ -192,6 +199,7 @@ class Messages:
             vlm_round=self._vlm_round,
             weighting=weighting,
             model=hashlib.sha256(wire.content(self.pack(model))).hexdigest(),
+            layers=hashlib.sha256(wire.content(wire.pack(self._layers))).hexdigest() if self._layers else "",
         )
 
     def _referred(self, reference: Reference, site: Site, kind: str) -> tuple[ArrayRecord, dict[str, Any]]:

@@ -1,7 +1,8 @@
 """Checkpoints of a run: one safetensors file per round, and the final model of each phase.
 
 checkpoints/PHASE-ROUND.safetensors    global model, server optimiser (names with `server/`), selection, totals, and
-                                       under a wire that compresses the model that the sites hold (`reference/`)
+                                       under a wire that compresses the model that the sites hold (`reference/`);
+                                       what stays at the sites and starts from public weights, as it starts (`layers/`)
 checkpoints/vlm.safetensors            the final model of the pretrain phase
 checkpoints/student.safetensors        the final model of the segment phase
 """
@@ -22,7 +23,7 @@ from dusss_core.phases import Phase
 if TYPE_CHECKING:
     from torch import Tensor
 
-_SERVER, _REFERENCE = "server/", "reference/"
+_SERVER, _REFERENCE, _LAYERS = "server/", "reference/", "layers/"
 
 
 @dataclass
@@ -43,6 +44,8 @@ class Checkpoint:
     """Of a final model: the last round that was trained."""
     reference: dict[str, Tensor] = field(default_factory=dict)
     """The model that the sites hold after the round, where it is not the global one; see `server.rounds.reference`."""
+    layers: dict[str, Tensor] = field(default_factory=dict)
+    """`dusss_core.training.Start.layers` of the phase."""
 
 
 class CheckpointStore:
@@ -115,6 +118,7 @@ class CheckpointStore:
     def _write(self, path: Path, checkpoint: Checkpoint) -> None:
         server = {f"{_SERVER}{name}": tensor for name, tensor in checkpoint.server.items()}
         reference = {f"{_REFERENCE}{name}": tensor for name, tensor in checkpoint.reference.items()}
+        layers = {f"{_LAYERS}{name}": tensor for name, tensor in checkpoint.layers.items()}
         metadata = {
             "phase": checkpoint.phase,
             "round": str(checkpoint.round),
@@ -125,7 +129,7 @@ class CheckpointStore:
             "ended": checkpoint.ended,
             "last_round": str(checkpoint.last_round),
         }
-        write_tensors(path, {**checkpoint.model, **server, **reference}, metadata)
+        write_tensors(path, {**checkpoint.model, **server, **reference, **layers}, metadata)
 
     def _check_owner(self, path: Path, metadata: Mapping[str, str]) -> None:
         if metadata.get("run_key") != self._run_key or metadata.get("config_digest") != self._digest:
@@ -143,6 +147,7 @@ class CheckpointStore:
             model=_model(tensors),
             server=with_prefix(tensors, _SERVER),
             reference=with_prefix(tensors, _REFERENCE),
+            layers=with_prefix(tensors, _LAYERS),
             selection=json.loads(metadata["selection"]),
             totals=json.loads(metadata["totals"]),
             ended=metadata["ended"],
@@ -151,7 +156,7 @@ class CheckpointStore:
 
 
 def read_model(path: Path) -> dict[str, Tensor]:
-    """The model in a checkpoint of any run, without the server optimiser's state and the sites' model."""
+    """The model in a checkpoint of any run, and nothing that is kept beside it."""
     return _model(read_tensors(path)[0])
 
 
@@ -165,4 +170,4 @@ def describe(model: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _model(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in tensors.items() if not name.startswith((_SERVER, _REFERENCE))}
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith((_SERVER, _REFERENCE, _LAYERS))}

@@ -32,7 +32,7 @@ def write_student_of_run(folder: Path, study: StudyConfig, digest: str, final: C
     about = student.About.of(
         config, layers=student.layers_without_a_site(config), study_digest=digest, round=final.round
     )
-    student.write_student(folder / STUDENT, about, student.whole_student(config, final.model))
+    student.write_student(folder / STUDENT, about, student.whole_student(config, final.model, final.layers))
     return folder / STUDENT
 
 

@@ -29,6 +29,8 @@ from sites.dataset import SiteData
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dusss_core.training import Start
+
 
 @dataclass(frozen=True)
 class LocalSite:
@@ -84,7 +86,7 @@ def train_locally(study: StudyConfig, site: LocalSite, reporter: Reporter | None
         else:
             given = {"text_logits": masks, "text_dice": text_dice, **told}
             trainer = training.Segmenter(config, site.name, train, val, **given, **common)
-        start = training.initial_shared(study, phase, result.vlm)
+        start = training.start_of(study, phase, result.vlm)
         model = _train_phase(study, phase, rounds, trainer, site, reporter, start)
         if phase == Phase.PRETRAIN:
             result.vlm = model
@@ -111,11 +113,13 @@ def _train_phase(
     trainer,
     site: LocalSite,
     reporter: Reporter,
-    start: dict[str, Tensor],
+    start: Start,
 ) -> dict[str, Tensor]:
     n_val = int(site.splits["val"].masked.sum())
     selection = Selection(phase, phase.settings(study).patience)
-    trainer.load_shared(start)
+    if start.layers:
+        trainer.load_start(start.layers)
+    trainer.load_shared(start.shared)
     last = best = _whole(trainer)
     reporter.on_phase(phase, rounds, 1)
     round = 0

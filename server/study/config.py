@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import model_validator
 
-from dusss_core.config import IMAGENET, VLM, Strict, TrainingConfig
+from dusss_core.config import VLM, Strict, TrainingConfig
 from dusss_core.errors import UserError
 from dusss_core.objectives import misfit
 from dusss_core.phases import Phase
@@ -49,10 +49,12 @@ class StudyConfig(TrainingConfig):
         return self
 
     @model_validator(mode="after")
-    def _weights_reach_every_site(self) -> StudyConfig:
-        for name, part in (("vlm", self.vlm), ("student", self.student)):
-            if part.weights is not None and self.local_norm:
-                raise ValueError(f"{name}.weights with local_norm: their normalisation layers would reach no site")
+    def _the_tower_is_whole(self) -> StudyConfig:
+        if self.student.weights == VLM and self.local_norm:
+            raise ValueError(
+                "student.weights: vlm with local_norm: the coordinator never has the tower's normalisation layers, "
+                "which stay at the sites"
+            )
         return self
 
     @model_validator(mode="after")
@@ -62,12 +64,6 @@ class StudyConfig(TrainingConfig):
                 f"student.weights: vlm with student.encoder: {self.student.encoder} and vlm.image_encoder: "
                 f"{self.vlm.image_encoder}: they must be the same network"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _weights_reach_every_head(self) -> StudyConfig:
-        if self.personal.own_head != "none" and self.student.weights not in (None, IMAGENET):
-            raise ValueError("student.weights with personal: fedrep: the head of the file would reach no site")
         return self
 
     @model_validator(mode="after")
@@ -81,7 +77,7 @@ class StudyConfig(TrainingConfig):
         values = self.model_dump(include=set(TrainingConfig.model_fields))
         if self.federation.strategy == "fedprox":
             values["prox_mu"] = self.federation.mu
-        # they are in the first global model, and a site reads no file that a message names
+        # they come with the first global model, and a site reads no file that a message names
         values["vlm"]["weights"] = values["student"]["weights"] = None
         return TrainingConfig.model_validate(values)
 

@@ -25,6 +25,7 @@ def install(monkeypatch) -> None:
         "Pretrainer",
         "Segmenter",
         "can_train",
+        "start_of",
         "initial_shared",
         "text_guided_masks",
         "dice_of_text",
@@ -33,7 +34,7 @@ def install(monkeypatch) -> None:
         "with_own_statistics",
     ):
         monkeypatch.setattr(dusss_core.training, name, globals()[name])
-    monkeypatch.setattr(dusss_core.student, "whole_student", lambda config, tensors: dict(tensors))
+    monkeypatch.setattr(dusss_core.student, "whole_student", lambda config, tensors, layers=None: dict(tensors))
     monkeypatch.setattr(dusss_core.student, "layers_without_a_site", lambda config: "shared")
     monkeypatch.setattr(dusss_core.student, "write_fitted", lambda *args, **more: False)
     for module in (client.work.workbench, server.simulation.local):
@@ -64,6 +65,12 @@ def initial_shared(config, phase, vlm=None):
         "norm.num_batches_tracked": torch.tensor(0),
     }
     return {name: tensor for name, tensor in tensors.items() if not (config.local_norm and name in NORM)}
+
+
+def start_of(config, phase, vlm=None):
+    from dusss_core.training.sharing import Start
+
+    return Start(initial_shared(config, phase, vlm), {})
 
 
 class _Trainer:

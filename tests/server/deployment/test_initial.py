@@ -10,7 +10,7 @@ import torch
 
 from dusss_core.errors import UserError
 from dusss_core.phases import Phase
-from dusss_core.training import initial_shared
+from dusss_core.training import start_of
 from feddusss import configfile
 from server.deployment import initial
 from server.deployment.initial import first_weights
@@ -25,18 +25,19 @@ def study(tmp_path):
 
 
 def test_they_are_bit_for_bit_those_that_are_drawn_here_and_leave_nothing(study, tmp_path, monkeypatch):
-    expected = initial_shared(study, Phase.PRETRAIN)
+    expected = start_of(study, Phase.PRETRAIN)
     with monkeypatch.context() as patch:
-        patch.setattr("dusss_core.training.initial_shared", None)  # not drawn here
+        patch.setattr("dusss_core.training.start_of", None)  # not drawn here
         drawn = first_weights(tmp_path, study, Phase.PRETRAIN, None)
-    assert list(drawn) == list(expected)
-    assert all(torch.equal(drawn[name], expected[name]) for name in expected)
+    assert list(drawn.shared) == list(expected.shared)
+    assert all(torch.equal(drawn.shared[name], expected.shared[name]) for name in expected.shared)
+    assert not drawn.layers
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
 def test_where_that_process_fails_what_is_wrong_is_told_as_ever(study, tmp_path):
     (tmp_path / "config.yaml").write_text("nonsense")
-    assert first_weights(tmp_path, study, Phase.PRETRAIN, None)
+    assert first_weights(tmp_path, study, Phase.PRETRAIN, None).shared
     broken = study.model_copy(update={"vlm": study.vlm.model_copy(update={"image_encoder": "no_such"})})
     (tmp_path / "config.yaml").write_text(configfile.dump(broken))
     with pytest.raises(UserError, match="timm has no model 'no_such'"):
@@ -45,7 +46,7 @@ def test_where_that_process_fails_what_is_wrong_is_told_as_ever(study, tmp_path)
 
 def test_a_network_that_needs_no_encoder_needs_no_process(study, tmp_path, monkeypatch):
     monkeypatch.setattr(initial.subprocess, "run", None)
-    assert first_weights(tmp_path, study, Phase.SEGMENT, None)
+    assert first_weights(tmp_path, study, Phase.SEGMENT, None).shared
 
 
 def test_the_coordinator_s_process_does_without_the_encoder_s_package(study, tmp_path):

@@ -58,7 +58,7 @@ def test_step_1_is_trained_for_its_tower_alone_and_no_site_is_told_of_weights():
     [
         ({"student": {"encoder": "test_efficientnet", "weights": "vlm"}}, "they must be the same network"),
         ({"student": {"weights": "vlm"}}, "set encoder to the network of vlm.image_encoder"),
-        ({"local_norm": True}, "student.weights with local_norm"),
+        ({"local_norm": True}, "student.weights: vlm with local_norm"),
     ],
 )
 def test_a_student_that_cannot_take_the_tower_is_refused_with_the_study(changes, reason):

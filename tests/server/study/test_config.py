@@ -57,8 +57,6 @@ def test_an_unknown_preset_names_the_known_ones(tmp_path, monkeypatch):
             r"mcnet does not work on encoder: it needs one of small_unet, unet .*\n?.*on encoder work dusss, "
             "mean_teacher_mse, bcp",
         ),
-        ("{local_norm: true, vlm: {weights: w.safetensors}}", "reach no site"),
-        ("{personal: fedrep, student: {weights: w.safetensors}}", "the head of the file would reach no site"),
         ("personal: dito", r"'personal\.kind': .*\n  -> did you mean 'ditto'\?"),
     ],
 )
