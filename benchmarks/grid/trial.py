@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.grid.cell import Cell
 from benchmarks.grid.hospitals import partition_of
@@ -73,6 +73,13 @@ class Trial:
         return make_study(self.cell, self.data_root, self.overrides, changes)
 
 
+class Kept(NamedTuple):
+    """A site's models, whole."""
+
+    student: dict[str, Tensor]
+    vlm: dict[str, Tensor] | None
+
+
 @dataclass(frozen=True)
 class Trained:
     """What a method made."""
@@ -90,6 +97,8 @@ class Trained:
     """That training took, over all calls."""
     personal: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
     """By site: the student that is its own, whole."""
+    kept: Mapping[str, Kept] = field(default_factory=dict)
+    """By site: its models with the normalisation layers that stay there (`local_norm`), whole."""
 
     def student_at(self, site: str) -> dict[str, Tensor]:
         """What of the federation is tested at a site: the shared student, with what of its layers the site keeps.
@@ -97,11 +106,23 @@ class Trained:
         Raises:
             UserError: the site has no such layers.
         """
-        if self.study.personal.own_head == "none":
+        if self.study.personal.own_head != "none":
+            if site not in self.personal:
+                raise UserError(
+                    f"{site}: the student has no head there", "choose another `personal`, or another data set"
+                )
+            return self.personal[site]
+        if not self.study.local_norm:
             return self.student
-        if site not in self.personal:
-            raise UserError(f"{site}: the student has no head there", "choose another `personal`, or another data set")
-        return self.personal[site]
+        if site not in self.kept:
+            raise UserError(f"{site}: the student has no normalisation layers there", "leave out local_norm")
+        return self.kept[site].student
+
+    def vlm_at(self, site: str) -> dict[str, Tensor] | None:
+        """The vision-language model that is tested at a site; None where there is none."""
+        if self.vlm is None or not self.study.local_norm:
+            return self.vlm
+        return self.kept[site].vlm if site in self.kept else None
 
 
 def make_study(
@@ -150,6 +171,20 @@ def personal_students(study: StudyConfig, folder: Path, sites: Sequence[Path]) -
     return {name: own[0] for name, own in kept.items() if own is not None}
 
 
+def models_at_sites(study: StudyConfig, folder: Path) -> dict[str, Kept]:
+    """The models that the sites of the run in `folder` have where normalisation layers stay with them, by site."""
+    from dusss_core.student import read_student, read_vlm, vlm_path
+    from server.runs.students import STUDENTS
+
+    if not study.local_norm:
+        return {}
+    files = [file for file in (folder / STUDENTS).glob("*.safetensors") if not file.name.endswith(".vlm.safetensors")]
+    return {
+        file.stem: Kept(read_student(file)[1], read_vlm(vlm_path(file))[1] if vlm_path(file).is_file() else None)
+        for file in files
+    }
+
+
 def provenance() -> dict[str, Any]:
     """Commit, device and peak memory of this process and its children."""
     import torch
@@ -191,10 +226,11 @@ def _figures(trained: Trained, split: Split, site: LocalSite, *, distances: bool
         figures[WITH_SENTENCE] = _measured(config, told_logits(config, model, split, bank, device), split)
         return figures
     told = split.has_text.nonzero()[0]
-    if trained.vlm is not None and len(told):
+    vlm = trained.vlm_at(site.name)
+    if vlm is not None and len(told):
         split = split.select(told)
         bank = build_text_bank(split.sentences, config.vlm.text, site.text_cache, device)
-        text = text_guided_masks(config, trained.vlm, split, bank, device)
+        text = text_guided_masks(config, vlm, split, bank, device)
         merged = [logits[i].astype("float32") + z for i, z in zip(told, text, strict=True)]
         figures |= {
             name: _measured(config, some, split) for name, some in ((TEXT_MASK, list(text)), (WITH_SENTENCE, merged))

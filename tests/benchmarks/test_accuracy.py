@@ -100,6 +100,17 @@ def test_the_file_of_a_cell_whose_sites_have_students_of_their_own(kind, data, t
     assert result["test"]["dice"] == pytest.approx(told["global"]["dice_mean"], abs=1e-3)
 
 
+@pytest.mark.slow
+def test_where_normalisation_layers_stay_at_the_sites_each_model_is_tested_with_those_of_the_site(data, tmp_path):
+    cell = Cell("polypgen", 0.5, "dusss", "federated", "cpu", 1)
+    overrides = (*SMALL, "simulation.partition.labels_of=all", "segment.batch=2", "local_norm=true")
+    result = json.loads(json.dumps(accuracy.measure(cell, data, tmp_path / "work", Clock(None), overrides)))
+    told = json.loads(next((tmp_path / "work").rglob("summary.json")).read_text())
+    assert result["test"]["dice"] == pytest.approx(told["global"]["dice_mean"], abs=1e-3)
+    masks = [told["text_mask"][site] for site in result["sites"]]
+    assert result["text_mask"]["test_dice"] == pytest.approx(sum(masks) / len(masks), abs=1e-3)
+
+
 def test_figures_of_the_sites_own_students_are_means_over_sites_and_the_worst_one(data, tmp_path, monkeypatch):
     def figures_on(split, trained, files):
         scores = {file.parent.name: _DICE[file.parent.name] for file in files}

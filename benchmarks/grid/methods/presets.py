@@ -94,7 +94,7 @@ def run(trial: Trial) -> Trained:
 
 def train(trial: Trial, changes: Mapping[str, Any]) -> Trained:
     """Train the cell's federation with `changes` of its study."""
-    from benchmarks.grid.trial import Trained, personal_students
+    from benchmarks.grid.trial import Trained, models_at_sites, personal_students
     from server.runs.checkpoints import read_model
     from server.simulation.simulate import simulate
 
@@ -105,6 +105,7 @@ def train(trial: Trial, changes: Mapping[str, Any]) -> Trained:
     return Trained(
         study=study,
         personal=personal_students(study, trial.folder, trial.sites),
+        kept=models_at_sites(study, trial.folder),
         student=read_model(checkpoints / "student.safetensors"),
         vlm=read_model(checkpoints / "vlm.safetensors") if with_masks else None,
         val=_validation(trial.folder, summary["rounds"][Phase.SEGMENT]["final"]),
