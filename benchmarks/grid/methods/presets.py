@@ -17,6 +17,12 @@ _PRETRAINING = ("mgca", "cmitm", "asg")
 """Published methods of step 1."""
 _PERSONAL = ("ditto", "fedrep", "apfl", "finetune")
 """Ways to a student of the site's own."""
+_FEDERATED: dict[str, dict[str, Any]] = {
+    "fedbn": {"local_norm": True},
+    "fedprox": {"federation": {"strategy": "fedprox", "mu": 0.01}},
+    "fedadam": {"federation": {"strategy": "fedadam", "server_lr": 0.01}},
+}
+"""Other ways to one model of several sites than the mean of all weights. Constants are usual ones, none was tuned."""
 
 
 def _on(network: str, **more: Any) -> dict[str, Any]:
@@ -52,6 +58,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "fedsemidg": {"method": {"objective": "fedsemidg"}},
     # supervised training, and a student of each site's own
     **{f"supervised_{kind}": {"method": {"preset": "supervised"}, "personal": {"kind": kind}} for kind in _PERSONAL},
+    # the same, and DuSSS, in other federations
+    **{
+        f"{name}_{kind}": {"method": {"preset": name}, **changes}
+        for name in ("supervised", "dusss")
+        for kind, changes in _FEDERATED.items()
+    },
     # text-free methods: on the network of their papers, and on the student's own
     **{name: {"method": {"objective": name}, **_SMALL} for name in _PUBLISHED_SMALL},
     **{f"{name}_same": {"method": {"objective": name}} for name in _PUBLISHED_SMALL},
