@@ -44,8 +44,11 @@ _ROWS = {
     "picture_only_teacher": "DuSSS' decoder as a teacher that sees pictures alone: one sentence, of the contrast only "
     "that all pictures be equally near to it, no cross-attention; first weights, labels, consistency and mirror image "
     "are those of DuSSS",
+    "_fedbn": "normalisation layers stay at the sites (`local_norm`)",
+    "_fedprox": "FedProx, mu 0.01",
+    "_fedadam": "FedAdam, server learning rate 0.01",
 }
-"""What rows are whose name does not say it."""
+"""What rows are whose name does not say it, by its beginning; by its end where that begins with `_`."""
 _COMPARED = ("mean_teacher", "supervised", "constant_sentence", "wrong_sentence", "picture_only_teacher")
 # short, since a chart is narrow
 _IN_CHART = {"supervised": "supervised", "mean_teacher": "teacher", "dusss": "DuSSS"}
@@ -172,11 +175,30 @@ def _table(key: Group, results: Sequence[Result], drawn: Container[str]) -> str:
         lines.append(_line([method, *[_cell(cell, results, share) for cell, share in zip(cells, shares, strict=True)]]))
     name = _chart_name(key)
     chart = [f"![Dice over the share of labels](images/{name})", ""] if name in drawn else []
-    told = [name for name in _ROWS if any(method.startswith(name) for method in methods)]
-    rows = [f"- `{name}{'…' if name.endswith('_') else ''}`: {_ROWS[name]}." for name in told]
+    told = [name for name in _ROWS if any(_is_row(method, name) for method in methods)]
+    shown = {name: f"{'…' if name.startswith('_') else ''}{name}{'…' if name.endswith('_') else ''}" for name in told}
+    rows = [f"- `{shown[name]}`: {_ROWS[name]}." for name in told]
     notes = [*rows, *_more(results, methods, shares)]
-    blocks = [*chart, *notes, *([""] if notes else []), *_measures(results, methods, shares)]
+    blocks = [*chart, *notes, *([""] if notes else []), *_own_students(results, methods, shares)]
+    blocks += _measures(results, methods, shares)
     return "\n".join([*lines, "", *blocks]).rstrip() + "\n"
+
+
+def _is_row(method: str, name: str) -> bool:
+    return method.endswith(name) if name.startswith("_") else method.startswith(name)
+
+
+def _own_students(results: Sequence[Result], methods: Sequence[str], shares: Sequence[float]) -> list[str]:
+    """Of methods whose sites have students of their own (`personal`): these and the shared one on the sites' pictures,
+    where each site counts the same."""
+    rows = []
+    for method, share in product(methods, shares):
+        for own in (r["personal"] for r in _of(results, method, share) if "personal" in r):
+            pairs = [(own["shared"][name], own[name]) for name in ("dice_mean", "dice_worst")]
+            told = [f"{100 * shared:.1f} / {100 * of_site:.1f}" for shared, of_site in pairs]
+            rows.append(_line([f"{method}, {100 * share:g} %", *told]))
+    head = ["shared student / each site's own", "mean over sites", "worst site"]
+    return [_line(head), _line(["---"] * len(head)), *rows, ""] if rows else []
 
 
 def _cell(cell: Sequence[Result], results: Sequence[Result], share: float) -> str:

@@ -52,6 +52,15 @@ def test_a_difference_is_that_of_the_seeds_that_both_cells_have(results):
     assert seeds == 2 and mean == pytest.approx(15.0) and interval == (pytest.approx(15.0), pytest.approx(15.0))
 
 
+def test_the_students_of_the_sites_stand_beside_the_shared_one_and_a_row_is_told_by_its_end(results):
+    own = {"dice_mean": 0.75, "dice_worst": 0.5, "shared": {"dice_mean": 0.7, "dice_worst": 0.25}}
+    row = {**results[0], "method": "supervised_ditto", "personal": own}
+    text = tables.tables([*results, row, {**results[0], "method": "supervised_fedbn"}])
+    assert "| supervised_ditto, 10 % | 70.0 / 75.0 | 25.0 / 50.0 |" in text
+    assert "- `…_fedbn`: normalisation layers stay at the sites" in text and "_fedprox" not in text
+    assert "each site's own" not in tables.tables(results)
+
+
 def test_single_runs_have_a_difference_and_neither_interval_nor_p(results):
     alone = {**results[2], "setting": "local", "federations": {}}
     text = tables.tables([*results, alone])
