@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -31,6 +31,11 @@ class TrainingConfig(Strict):
     privacy: PrivateTrainingConfig = PrivateTrainingConfig()
     local_norm: bool = False
     """FedBN: normalisation layers stay at the site."""
+    batch_statistics: Literal["followed", "estimated"] = "followed"
+    """Running statistics of batch norm layers that a site sends after a round: those that it followed while it trained,
+    on moved and recoloured views, of labelled pictures alone where the method sees no others; or estimated, for the
+    weights as they then are, on 64 of its training pictures as they are. With `local_norm` they never leave the site,
+    and are estimated whenever a global model arrives."""
     personal: PersonalConfig = PersonalConfig()
     """What else of the student is a site's own."""
     prox_mu: float = Field(0.0, ge=0)

@@ -3,7 +3,9 @@
 A BatchNorm layer's running mean and variance belong to the weights below it. The weights of a round's global model are
 an average, which no site has run: the statistics that a site followed during its own training do not fit it. Where
 normalisation layers stay at the site (FedBN, Li et al. 2021) they are estimated anew on some of its own training
-pictures, as "precise" BatchNorm does after plain training (Wu and Johnson 2021). They stay at the site as before.
+pictures, as "precise" BatchNorm does after plain training (Wu and Johnson 2021). They stay at the site as before. Where
+they are shared a site may send such ones in place of those that it followed (`batch_statistics: estimated`): training
+sees other pictures than those that the model is for, moved and recoloured views, and often labelled ones alone.
 """
 
 from __future__ import annotations
@@ -40,14 +42,27 @@ def estimate_statistics(
     text: TextBank | None = None,
     device: str | torch.device = "cpu",
 ) -> None:
-    """Fit the running statistics of `model` to its weights; nothing is done where the study shares them.
+    """`estimate_anew` where normalisation layers stay at the site; nothing is done where the study shares them."""
+    if config.local_norm:
+        estimate_anew(config, phase, model, train, text, device)
+
+
+def estimate_anew(
+    config: TrainingConfig,
+    phase: Phase,
+    model: nn.Module,
+    train: Split,
+    text: TextBank | None = None,
+    device: str | torch.device = "cpu",
+) -> None:
+    """Fit the running statistics of `model` to its weights, on plain training pictures.
 
     Args:
         train: the site's training split; of pretraining, records with text are used.
         text: features of its sentences, for pretraining and for a student that is given them.
     """
     usable = phase.usable(train).nonzero()[0]
-    if not config.local_norm or len(usable) < 2 or not isinstance(train.images, np.ndarray):
+    if len(usable) < 2 or not isinstance(train.images, np.ndarray) or not has_statistics(model):
         return
     order = torch.randperm(len(usable), generator=generator(config.seed, "statistics", phase)).numpy()
     chosen = usable[order[:PICTURES]]

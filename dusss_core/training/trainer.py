@@ -27,7 +27,7 @@ from dusss_core.text.bank import TextBank
 from dusss_core.training.optimizer import AdamW
 from dusss_core.training.resident import Resident
 from dusss_core.training.sharing import own_head
-from dusss_core.training.statistics import estimate_statistics
+from dusss_core.training.statistics import estimate_anew, estimate_statistics
 from dusss_core.transfer import Figures
 
 Progress = Callable[[int, int, float], None]
@@ -203,7 +203,11 @@ class PhaseTrainer(ABC):
         """
         # dropout, of a text encoder or of a network, draws from torch's global generator
         with global_seed(*self.seed_names(round), "layers", device=self.device):
-            return exhausted(self.stepwise(round))
+            figures = exhausted(self.stepwise(round))
+        shared = self.config.batch_statistics == "estimated" and not self.config.local_norm
+        if shared and "loss" in figures:  # where nothing was trained, what came is handed on
+            estimate_anew(self.config, self.phase, self.model, self.train, self.text, self.device)
+        return figures
 
     def seed_names(self, round: int) -> tuple[object, ...]:
         """What the randomness of a round is a function of."""
