@@ -177,6 +177,47 @@ def test_shared_statistics_are_taken_as_they_come(bank):
     assert digest_of_tensors(trainer.shared()) == digest_of_tensors(shared)
 
 
+@pytest.mark.parametrize("phase", [Phase.PRETRAIN, Phase.SEGMENT])
+def test_what_is_sent_may_have_statistics_of_plain_pictures_and_is_else_the_same(phase, bank):
+    train, sent = make_split(), {}
+    for kind in ("followed", "estimated"):
+        config = make_config(batch_statistics=kind)
+        trainer = make_trainer(phase, config, train, bank)
+        trainer.load_shared(initial_shared(config, phase))
+        trainer.train_round(1)
+        sent[kind] = trainer.shared()
+        assert trainer.model.training
+    statistics = {name for name in sent["followed"] if "running" in name or "num_batches" in name}
+    own = make_trainer(phase, make_config(local_norm=True), train, bank)
+    own.load_start({name: value for name, value in sent["followed"].items() if name not in own.shapes()})
+    own.load_shared({name: value for name, value in sent["followed"].items() if name in own.shapes()})
+    expected = own.model.state_dict()
+    for name, value in sent["estimated"].items():
+        assert torch.equal(value, (expected if name in statistics else sent["followed"])[name]), name
+    assert any(not torch.equal(sent["estimated"][name], sent["followed"][name]) for name in statistics)
+
+
+def test_a_site_that_trains_nothing_estimates_nothing(bank):
+    config, train = make_config(batch_statistics="estimated"), make_split(labelled=0)
+    trainer = Segmenter(config, "a", train, train)
+    shared = initial_shared(config, Phase.SEGMENT)
+    trainer.load_shared(shared)
+    trainer.pace = lambda share_done: 0.0
+    trainer.train_round(1)
+    assert digest_of_tensors(trainer.shared()) == digest_of_tensors(shared)
+
+
+def test_a_student_without_statistics_has_none_to_estimate(bank):
+    sent = []
+    for kind in ("followed", "estimated"):
+        config, train = make_config(batch_statistics=kind, student={"norm": "group"}), make_split()
+        trainer = Segmenter(config, "a", train, train)
+        trainer.load_shared(initial_shared(config, Phase.SEGMENT))
+        trainer.train_round(1)
+        sent.append(digest_of_tensors(trainer.shared()))
+    assert sent[0] == sent[1]
+
+
 def test_training_improves_masks_and_student(bank):
     # a student of width 4 gets stuck on some seeds, whatever it learns from
     config, train = make_config(student={"width": 8}), make_split(n=16, labelled=8)

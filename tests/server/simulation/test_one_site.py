@@ -59,6 +59,12 @@ def test_a_federation_of_one_is_plain_training_with_every_method_of_step_1(quiet
     _assert_equal(tmp_path, study)
 
 
+def test_a_federation_of_one_is_plain_training_with_statistics_of_plain_pictures(quiet, tmp_path):
+    study = make_study(HOSPITALS[:1], batch_statistics="estimated")
+    simulate(study, tmp_path, reporter=quiet)
+    _assert_equal(tmp_path, study)
+
+
 def test_a_federation_that_forgets_its_optimizer_is_not_plain_training(fake, quiet, tmp_path, monkeypatch):
     monkeypatch.setattr(fake.Segmenter, "load_private", lambda self, tensors: None)
     monkeypatch.setattr("client.work.workbench.workbench", Workbench)
