@@ -54,6 +54,10 @@ def reasons_against(config: TrainingConfig, phase: Phase, records: int) -> list[
         found.append("the number of training records is not declared: declare at least 1")
     if config.local_norm:
         found.append("local_norm fits normalisation layers to the site's pictures without noise: set local_norm: false")
+    if config.batch_statistics == "estimated":
+        found.append(
+            "batch_statistics: estimated fits normalisation layers to the site's pictures without noise: set followed"
+        )
     if config.personal.kind != "none" and phase == Phase.SEGMENT:
         found.append(
             f"personal: {config.personal.kind} trains a student of the site's own on its pictures without noise, which "

@@ -53,6 +53,7 @@ OWN = ("ditto", "fedrep", "apfl", "finetune")
         (Phase.SEGMENT, {"method": {"objective": "ssnet"}}, "ssnet mixes the records of a batch, and no noise"),
         (Phase.SEGMENT, {"local_norm": True}, "set local_norm: false"),
         (Phase.PRETRAIN, {"local_norm": True}, "set local_norm: false"),
+        *((phase, {"batch_statistics": "estimated"}, "without noise: set followed") for phase in Phase),
         (Phase.SEGMENT, {"image": {"size": 32, "mode": "tile"}}, "use resize"),
         *((Phase.SEGMENT, {"personal": kind}, f"personal: {kind} trains a student of the site's own") for kind in OWN),
         (Phase.PRETRAIN, {"privacy": {"pretrain": "off"}}, "privacy.pretrain is off"),
