@@ -15,7 +15,7 @@ from client.door.request import Judged
 from client.state.store import student_path, write_log
 from client.work import personal
 from client.work.disclosure import open_figures
-from client.work.training import keep_vlm, load_model, prefixed
+from client.work.training import keep_vlm, load_shared, prefixed
 from client.work.workbench import Workbench
 from dusss_core.files import with_prefix
 from dusss_core.phases import Phase
@@ -59,7 +59,7 @@ def _validate(request: Judged, bench: Workbench) -> dict[str, float]:
     if can_train(request.training, request.phase, bench.split("train")):
         return {}
     trainer, round = bench.trainer(request)
-    load_model(trainer, request, round)
+    load_shared(trainer, request, round)
     found = trainer.validate()
     personal.offer(request, trainer, found)
     if round:

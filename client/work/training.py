@@ -75,7 +75,7 @@ class Round:
             raise Declined(f"more steps per round than this site allows ({most}, limits.max_steps_per_round)")
         if most is not None:
             self._trainer.spare_steps = most - students * self._trainer.steps_per_round
-        load_model(self._trainer, self.request, self._state_round)
+        load_shared(self._trainer, self.request, self._state_round)
         try:
             figures = self._trainer.validate()
         except (MemoryError, RuntimeError) as error:
@@ -171,7 +171,7 @@ def keep_vlm(request: Judged) -> None:
         request.vlm.clear()  # it is on the disk, and the round needs the memory
 
 
-def load_model(trainer, request: Judged, state_round: int) -> None:
+def load_shared(trainer, request: Judged, state_round: int) -> None:
     """Give a trainer the model of the message, and without private state (round 0) also the layers that stay here.
 
     Raises:
