@@ -42,19 +42,6 @@ def estimate_statistics(
     text: TextBank | None = None,
     device: str | torch.device = "cpu",
 ) -> None:
-    """`estimate_anew` where normalisation layers stay at the site; nothing is done where the study shares them."""
-    if config.local_norm:
-        estimate_anew(config, phase, model, train, text, device)
-
-
-def estimate_anew(
-    config: TrainingConfig,
-    phase: Phase,
-    model: nn.Module,
-    train: Split,
-    text: TextBank | None = None,
-    device: str | torch.device = "cpu",
-) -> None:
     """Fit the running statistics of `model` to its weights, on plain training pictures.
 
     Args:

@@ -27,7 +27,7 @@ from dusss_core.text.bank import TextBank
 from dusss_core.training.optimizer import AdamW
 from dusss_core.training.resident import Resident
 from dusss_core.training.sharing import own_head
-from dusss_core.training.statistics import estimate_anew, estimate_statistics
+from dusss_core.training.statistics import estimate_statistics
 from dusss_core.transfer import Figures
 
 Progress = Callable[[int, int, float], None]
@@ -123,7 +123,8 @@ class PhaseTrainer(ABC):
     def load_shared(self, tensors: dict[str, Tensor]) -> None:
         """Take the round's global model; normalisation layers under FedBN stay, but for statistics that fit it."""
         load_tensors(self.model, tensors)
-        estimate_statistics(self.config, self.phase, self.model, self.train, self.text, self.device)
+        if self.config.local_norm:
+            estimate_statistics(self.config, self.phase, self.model, self.train, self.text, self.device)
 
     def load_start(self, layers: dict[str, Tensor]) -> None:
         """Take what stays at the site as the study starts from it (`Start.layers`), before the first `load_shared` of a
@@ -206,7 +207,7 @@ class PhaseTrainer(ABC):
             figures = exhausted(self.stepwise(round))
         shared = self.config.batch_statistics == "estimated" and not self.config.local_norm
         if shared and "loss" in figures:  # where nothing was trained, what came is handed on
-            estimate_anew(self.config, self.phase, self.model, self.train, self.text, self.device)
+            estimate_statistics(self.config, self.phase, self.model, self.train, self.text, self.device)
         return figures
 
     def seed_names(self, round: int) -> tuple[object, ...]:
