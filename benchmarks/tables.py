@@ -190,12 +190,15 @@ def _is_row(method: str, name: str) -> bool:
 
 def _own_students(results: Sequence[Result], methods: Sequence[str], shares: Sequence[float]) -> list[str]:
     """Of methods whose sites have students of their own (`personal`): these and the shared one on the sites' pictures,
-    where each site counts the same."""
+    where each site counts the same; means over seeds."""
     rows = []
     for method, share in product(methods, shares):
-        for own in (r["personal"] for r in _of(results, method, share) if "personal" in r):
-            pairs = [(own["shared"][name], own[name]) for name in ("dice_mean", "dice_worst")]
-            told = [f"{100 * shared:.1f} / {100 * of_site:.1f}" for shared, of_site in pairs]
+        if cell := [r["personal"] for r in _of(results, method, share) if "personal" in r]:
+            both = [[some["shared"] for some in cell], cell]
+            told = [
+                " / ".join(f"{100 * fmean(one[name] for one in ones):.1f}" for ones in both)
+                for name in ("dice_mean", "dice_worst")
+            ]
             rows.append(_line([f"{method}, {100 * share:g} %", *told]))
     head = ["shared student / each site's own", "mean over sites", "worst site"]
     return [_line(head), _line(["---"] * len(head)), *rows, ""] if rows else []

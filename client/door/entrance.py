@@ -87,9 +87,9 @@ def admitted(site: SiteConfig, site_file: Path, kind: str, content: RecordDict) 
             state=state,
             allowed=allowed,
             model=_model(content, request, state),
-            model_sha256=sha256(_bytes(content, "arrays")) if request.step is not None else "",
-            layers=(layers := _tensors(content, "layers")),
-            layers_sha256=sha256(_bytes(content, "layers")) if layers and request.step is not None else "",
+            model_sha256=_sha256(content, "arrays", request),
+            layers=_tensors(content, "layers"),
+            layers_sha256=_sha256(content, "layers", request),
             vlm=_tensors(content, "vlm"),
             disk=disk,
         )
@@ -234,12 +234,13 @@ def _tensors(content: RecordDict, name: str) -> dict[str, Tensor] | None:
         return wire.widened(wire.views(record))
 
 
-def _bytes(content: RecordDict, name: str) -> bytes | memoryview:
+def _sha256(content: RecordDict, name: str, request: Request) -> str:
+    """Of the bytes of the record `name` as they came; empty without it, or outside of secure aggregation."""
     record = wire.array_records(content).get(name)
-    if record is None:
-        return b""
+    if record is None or request.step is None:
+        return ""
     with _readable(name):
-        return wire.content(record)
+        return sha256(wire.content(record))
 
 
 @contextmanager

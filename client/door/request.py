@@ -98,7 +98,7 @@ class Judged(Request):
     model: dict[str, Tensor] | None
     """The shared tensors of the message, rounded ones as float32, compressed ones as what they stand for."""
     model_sha256: str
-    """Of their bytes as they came; for a step of secure aggregation alone."""
+    """Of their bytes as they came; empty outside of secure aggregation."""
     layers: dict[str, Tensor] | None
     """What the study starts from of what stays at the site; None: the site draws that itself."""
     layers_sha256: str

@@ -55,6 +55,9 @@ def test_a_difference_is_that_of_the_seeds_that_both_cells_have(results):
 def test_the_students_of_the_sites_stand_beside_the_shared_one_and_a_row_is_told_by_its_end(results):
     own = {"dice_mean": 0.75, "dice_worst": 0.5, "shared": {"dice_mean": 0.7, "dice_worst": 0.25}}
     row = {**results[0], "method": "supervised_ditto", "personal": own}
+    better = {"dice_mean": 0.85, "dice_worst": 0.6, "shared": {"dice_mean": 0.8, "dice_worst": 0.35}}
+    two = [*results, row, {**row, "seed": 2, "personal": better}]
+    assert "| supervised_ditto, 10 % | 75.0 / 80.0 | 30.0 / 55.0 |" in tables.tables(two)
     text = tables.tables([*results, row, {**results[0], "method": "supervised_fedbn"}])
     assert "| supervised_ditto, 10 % | 70.0 / 75.0 | 25.0 / 50.0 |" in text
     assert "- `…_fedbn`: normalisation layers stay at the sites" in text and "_fedprox" not in text
