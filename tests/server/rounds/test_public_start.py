@@ -157,6 +157,16 @@ def test_the_layers_are_part_of_what_a_secure_sum_is_about(public):
     assert len(tasks) == 3
 
 
+def test_in_a_secure_sum_every_site_starts_from_the_same_layers(public, quiet, tmp_path):
+    hospitals = [*HOSPITALS, {**HOSPITALS[1], "name": "elm"}]
+    for name, federation in (("plain", {}), ("summed", {"secure_aggregation": True})):
+        simulate(make(public, hospitals, federation=federation), tmp_path / name, reporter=quiet)
+    plain, summed = (
+        read_model(tmp_path / name / "checkpoints" / "student.safetensors") for name in ("plain", "summed")
+    )
+    assert all(torch.allclose(value.float(), summed[name].float(), atol=1e-5) for name, value in plain.items())
+
+
 def test_the_process_that_draws_the_first_weights_draws_the_layers(tmp_path, monkeypatch):
     study = make_study(
         local_norm=True,
