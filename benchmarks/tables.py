@@ -45,6 +45,9 @@ _ROWS = {
     "that all pictures be equally near to it, no cross-attention; first weights, labels, consistency and mirror image "
     "are those of DuSSS",
     "_fedbn": "normalisation layers stay at the sites (`local_norm`)",
+    "_fixbn": "statistics of shared normalisation layers are fixed for the second half of the rounds, and trained with "
+    "(`batch_statistics: fixed`)",
+    "_estimated": "sites send statistics of plain training pictures (`batch_statistics: estimated`)",
     "_fedprox": "FedProx, mu 0.01",
     "_fedadam": "FedAdam, server learning rate 0.01",
 }

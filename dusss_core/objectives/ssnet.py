@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from dusss_core.config import TrainingConfig
 from dusss_core.losses import probabilities, sigmoid_rampup
 from dusss_core.losses.precision import full_precision
-from dusss_core.models.batch_norm import untracked
+from dusss_core.models.batch_norm import evaluating, untracked
 from dusss_core.models.decoders import Addition
 from dusss_core.objectives.bcp import hard_labels
 from dusss_core.objectives.objective import Batch, Objective, Values
@@ -186,11 +186,9 @@ def best(heads: nn.Module, number: int, features: Tensor, candidates: Tensor) ->
     Returns:
         1 x 32 x k x 1 with k at most STORED, and 1 x k bool: False where there are fewer candidates.
     """
-    training = heads.training
-    heads.eval()
-    projected = heads.projection(features)
-    rank = torch.where(candidates, heads.selectors[number](projected)[:, 0, :, 0].sigmoid(), -1.0).flatten()
-    heads.train(training)
+    with evaluating(heads):
+        projected = heads.projection(features)
+        rank = torch.where(candidates, heads.selectors[number](projected)[:, 0, :, 0].sigmoid(), -1.0).flatten()
     rank, chosen = rank.topk(min(STORED, len(rank)))
     return projected[..., 0].movedim(1, 2).flatten(0, 1)[chosen].T[None, ..., None], rank[None] >= 0
 

@@ -14,6 +14,7 @@ from dusss_core.inference import predict_logits, to_input
 from dusss_core.intervals import spread
 from dusss_core.metrics import Scores, to_classes
 from dusss_core.models import VisionLanguageModel
+from dusss_core.models.batch_norm import evaluating
 from dusss_core.models.told import Told
 from dusss_core.models.weights import load_tensors
 from dusss_core.models.words import Words
@@ -182,15 +183,11 @@ def ground_split(
     Args:
         batch: pictures at a time; None: as many as are evaluated.
     """
-    training = vlm.training
-    vlm.eval()
-    try:
+    with evaluating(vlm):
         if isinstance(split.images, np.ndarray):
             batch = batch or runtime_of(config, Phase.PRETRAIN, device).eval_batch
             return _ground_batches(config, vlm, split, text, device, batch)
         return [_ground_whole(config, vlm, split, i, text, device) for i in range(len(split))]
-    finally:
-        vlm.train(training)
 
 
 def _ground_batches(config, vlm, split, text, device, batch: int) -> np.ndarray:

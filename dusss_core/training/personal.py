@@ -325,6 +325,9 @@ class FineTuner(Segmenter):
     def seed_names(self, round: int) -> tuple[object, ...]:
         return *super().seed_names(round), "finetune"
 
+    def statistics_fixed(self, round: int) -> bool:
+        return self.config.batch_statistics == "fixed"
+
     def losses(self, batch: Batch, draw: torch.Generator, share_done: float) -> tuple[Tensor, Values]:
         return super().losses(batch, draw, 1.0)
 

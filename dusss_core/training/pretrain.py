@@ -16,6 +16,7 @@ from dusss_core.config import TrainingConfig
 from dusss_core.losses.contrastive import cross_modal_loss, same_sentence
 from dusss_core.losses.schedules import sigmoid_rampup
 from dusss_core.losses.segmentation import pseudo_label_loss, supervised_loss
+from dusss_core.models.batch_norm import evaluating
 from dusss_core.models.text_tower import TextFeatures
 from dusss_core.phases import Phase
 from dusss_core.pretraining import pretraining_of
@@ -240,18 +241,17 @@ class Pretrainer(PhaseTrainer):
         if not isinstance(val.images, np.ndarray):
             # whole pictures of different sizes have no common batch
             return 0.0
-        self.vlm.eval()
         order = torch.randperm(len(val), generator=generator(self.config.seed, "validation", self.phase)).numpy()
         total = 0.0
-        for positions in np.array_split(order, max(1, len(val) // self.settings.batch)):
-            x = self.normalise(torch.from_numpy(val.images[positions]).to(self.device).float() / 255)
-            sentence = torch.from_numpy(val.sentence[positions])
-            similarity = self.method.similarity(self.vlm.encode_image(x).embedding, self._text(sentence).embedding)
-            same = same_sentence(sentence, sentence).to(self.device)
-            total += len(positions) * float(
-                cross_modal_loss(similarity, same, self.vlm.log_scale, self.config.method.pairs)
-            )
-        self.vlm.train()
+        with evaluating(self.vlm):
+            for positions in np.array_split(order, max(1, len(val) // self.settings.batch)):
+                x = self.normalise(torch.from_numpy(val.images[positions]).to(self.device).float() / 255)
+                sentence = torch.from_numpy(val.sentence[positions])
+                similarity = self.method.similarity(self.vlm.encode_image(x).embedding, self._text(sentence).embedding)
+                same = same_sentence(sentence, sentence).to(self.device)
+                total += len(positions) * float(
+                    cross_modal_loss(similarity, same, self.vlm.log_scale, self.config.method.pairs)
+                )
         return total / len(val)
 
     def _text(self, sentence: Tensor, mirrored: Tensor | None = None, view: Tensor | None = None) -> TextFeatures:

@@ -21,6 +21,7 @@ from dusss_core.build import build
 from dusss_core.config import ImageConfig, TrainingConfig
 from dusss_core.inference import to_input
 from dusss_core.models import VisionLanguageModel
+from dusss_core.models.batch_norm import evaluating
 from dusss_core.models.weights import load_tensors, local_tensors
 from dusss_core.models.words import Words
 from dusss_core.objectives import reads_sentences
@@ -111,19 +112,16 @@ def _in_image_tower_alone(model: VisionLanguageModel) -> bool:
 def _estimate(model: nn.Module, show: Callable[[np.ndarray], None], batches: list[np.ndarray]) -> None:
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     before = [{name: buffer.clone() for name, buffer in layer.named_buffers()} for layer in layers]
-    modes = [(module, module.training) for module in model.modules()]
     momenta = [layer.momentum for layer in layers]
-    model.eval()
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # the mean over batches
-        layer.train()
-    for positions in batches:
-        show(positions)
+    with evaluating(model):
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # the mean over batches
+            layer.train()
+        for positions in batches:
+            show(positions)
     for layer, momentum, buffers in zip(layers, momenta, before, strict=True):
         layer.momentum = momentum
         if not layer.num_batches_tracked:  # the pictures do not pass it
             for name, buffer in layer.named_buffers():
                 buffer.copy_(buffers[name])
-    for module, training in modes:
-        module.training = training

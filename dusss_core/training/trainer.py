@@ -17,6 +17,7 @@ from dusss_core.config import PhaseConfig, TrainingConfig
 from dusss_core.errors import NotFinite
 from dusss_core.files import with_prefix
 from dusss_core.losses.schedules import cosine_lr
+from dusss_core.models.batch_norm import fix_statistics
 from dusss_core.models.weights import load_tensors, local_tensors, on_cpu, shared_tensors
 from dusss_core.phases import Phase
 from dusss_core.records import Split
@@ -214,6 +215,11 @@ class PhaseTrainer(ABC):
         """What the randomness of a round is a function of."""
         return self.config.seed, self.site, self.phase, round
 
+    def statistics_fixed(self, round: int) -> bool:
+        """Whether a round is trained with the batch statistics that came (FixBN, Zhong, Chen and Chao 2023): those of
+        the second half of a phase's rounds, so never those of a single one."""
+        return self.config.batch_statistics == "fixed" and 2 * (round - 1) >= self.settings.rounds
+
     def stepwise(self, round: int) -> Steps:
         """`train_round`, stopping after each step. Layers that draw are the caller's to seed."""
         draw = generator(*self.seed_names(round))
@@ -224,6 +230,8 @@ class PhaseTrainer(ABC):
         made = 0
         unread: deque[_Step] = deque()
         self.model.train()
+        if self.statistics_fixed(round):
+            fix_statistics(self.model)
         for i, batch in enumerate(self.batches(steps, draw)):
             position = (round - 1) * steps + i
             share_done = position / all_steps

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from dusss_core.config import ObjectiveName, StudentConfig
+from dusss_core.config import ObjectiveName, StudentConfig, TrainingConfig
 from dusss_core.files import digest_of_tensors, read_tensors, write_tensors
 from dusss_core.losses import cosine_lr
 from dusss_core.models.ema import Teacher
@@ -79,6 +79,17 @@ class TestEveryMethod:
         resumed.train_round(2)
         assert digest_of_tensors(straight.shared()) == digest_of_tensors(resumed.shared())
         assert digest_of_tensors(straight.private()) == digest_of_tensors(resumed.private())
+
+    def test_fixed_batch_statistics_stay_as_they_came_and_the_rest_is_trained(self, name):
+        config = TrainingConfig.model_validate({**config_of(name).model_dump(), "batch_statistics": "fixed"})
+        trainer = site(config, pictures())
+        trainer.train_round(1)
+        between = trainer.shared()
+        trainer.train_round(2)
+        after = changed(between, trainer.shared())
+        buffers = {key for key, _ in trainer.model.named_buffers()}
+        assert buffers & set(between) and not buffers & after
+        assert {key for key, _ in trainer.model.named_parameters() if key.endswith("weight")} & after
 
     def test_what_it_keeps_at_the_site_is_not_in_what_travels(self, name):
         config = config_of(name)

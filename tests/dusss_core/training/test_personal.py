@@ -126,6 +126,16 @@ class TestEveryMethod:
         assert changed(final, tuned[0]) and not changed(tuned[0], tuned[1])
 
 
+def test_fine_tuning_goes_on_with_fixed_statistics_where_the_study_ended_with_them():
+    train, statistics = pictures(), {}
+    for kind in ("followed", "fixed"):
+        config = with_personal(config_of("supervised"), kind="finetune", steps=3)
+        config = TrainingConfig.model_validate({**config.model_dump(), "batch_statistics": kind})
+        final = initial_shared(config, Phase.SEGMENT)
+        statistics[kind] = {name for name in changed(final, fine_tuned(config, "a", train, final)) if "running" in name}
+    assert statistics["followed"] and not statistics["fixed"]
+
+
 @pytest.mark.parametrize("network", [*get_args(StudentConfig.model_fields["network"].annotation), "encoder"])
 def test_every_network_has_a_head_and_a_way_up_that_can_stay(network):
     method = "supervised_with_text" if network in TEXT_NETWORKS else "cct" if network == "small_unet" else "supervised"
