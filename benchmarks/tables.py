@@ -45,8 +45,9 @@ _ROWS = {
     "that all pictures be equally near to it, no cross-attention; first weights, labels, consistency and mirror image "
     "are those of DuSSS",
     "_fedbn": "normalisation layers stay at the sites (`local_norm`)",
-    "_fixbn": "statistics of shared normalisation layers are fixed for the second half of the rounds, and trained with "
-    "(`batch_statistics: fixed`)",
+    "_fixbn": "statistics of shared normalisation layers stay as they are for the second half of the rounds, and are "
+    "trained with (`fixed_statistics`)",
+    "_fixbn_estimated": "the same with statistics of plain training pictures (`batch_statistics: estimated`)",
     "_estimated": "sites send statistics of plain training pictures (`batch_statistics: estimated`)",
     "_fedprox": "FedProx, mu 0.01",
     "_fedadam": "FedAdam, server learning rate 0.01",
@@ -178,7 +179,8 @@ def _table(key: Group, results: Sequence[Result], drawn: Container[str]) -> str:
         lines.append(_line([method, *[_cell(cell, results, share) for cell, share in zip(cells, shares, strict=True)]]))
     name = _chart_name(key)
     chart = [f"![Dice over the share of labels](images/{name})", ""] if name in drawn else []
-    told = [name for name in _ROWS if any(_is_row(method, name) for method in methods)]
+    named = {_row(method) for method in methods}
+    told = [name for name in _ROWS if name in named]
     shown = {name: f"{'…' if name.startswith('_') else ''}{name}{'…' if name.endswith('_') else ''}" for name in told}
     rows = [f"- `{shown[name]}`: {_ROWS[name]}." for name in told]
     notes = [*rows, *_more(results, methods, shares)]
@@ -187,8 +189,10 @@ def _table(key: Group, results: Sequence[Result], drawn: Container[str]) -> str:
     return "\n".join([*lines, "", *blocks]).rstrip() + "\n"
 
 
-def _is_row(method: str, name: str) -> bool:
-    return method.endswith(name) if name.startswith("_") else method.startswith(name)
+def _row(method: str) -> str | None:
+    """Of _ROWS that which says most of it."""
+    fitting = [name for name in _ROWS if (method.endswith if name.startswith("_") else method.startswith)(name)]
+    return max(fitting, key=len, default=None)
 
 
 def _own_students(results: Sequence[Result], methods: Sequence[str], shares: Sequence[float]) -> list[str]:

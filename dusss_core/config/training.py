@@ -31,12 +31,14 @@ class TrainingConfig(Strict):
     privacy: PrivateTrainingConfig = PrivateTrainingConfig()
     local_norm: bool = False
     """FedBN: normalisation layers stay at the site."""
-    batch_statistics: Literal["followed", "estimated", "fixed"] = "followed"
+    batch_statistics: Literal["followed", "estimated"] = "followed"
     """Running statistics of batch norm layers that a site sends after a round: those that it followed while it trained,
     on moved and recoloured views, of labelled pictures alone where the method sees no others; or estimated, for the
-    weights as they then are, on 64 of its training pictures as they are. fixed (FixBN): followed in the first half of a
-    phase's rounds; from then on they stay as they are, and every site trains with them in place of those of its own
-    batches. With `local_norm` they never leave the site, and are estimated whenever a global model arrives."""
+    weights as they then are, on 64 of its training pictures as they are. With `local_norm` they never leave the site,
+    and are estimated whenever a global model arrives."""
+    fixed_statistics: bool = False
+    """FixBN: in the second half of a phase's rounds the statistics of the first half stay as they are, and every site
+    trains with them in place of those of its own batches."""
     personal: PersonalConfig = PersonalConfig()
     """What else of the student is a site's own."""
     prox_mu: float = Field(0.0, ge=0)
@@ -53,9 +55,9 @@ class TrainingConfig(Strict):
 
     @model_validator(mode="after")
     def _fixed_statistics_are_shared(self) -> TrainingConfig:
-        if self.batch_statistics == "fixed" and self.local_norm:
+        if self.fixed_statistics and self.local_norm:
             raise ValueError(
-                "batch_statistics: fixed is for layers that the sites share, and local_norm: true keeps them at each "
+                "fixed_statistics is for layers that the sites share, and local_norm: true keeps them at each "
                 "site: choose one of the two"
             )
         return self

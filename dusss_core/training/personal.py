@@ -326,7 +326,7 @@ class FineTuner(Segmenter):
         return *super().seed_names(round), "finetune"
 
     def statistics_fixed(self, round: int) -> bool:
-        return self.config.batch_statistics == "fixed"
+        return self.config.fixed_statistics
 
     def losses(self, batch: Batch, draw: torch.Generator, share_done: float) -> tuple[Tensor, Values]:
         return super().losses(batch, draw, 1.0)

@@ -207,7 +207,8 @@ class PhaseTrainer(ABC):
         with global_seed(*self.seed_names(round), "layers", device=self.device):
             figures = exhausted(self.stepwise(round))
         shared = self.config.batch_statistics == "estimated" and not self.config.local_norm
-        if shared and "loss" in figures:  # where nothing was trained, what came is handed on
+        trained = "loss" in figures  # where nothing was trained, what came is handed on
+        if shared and trained and not self.statistics_fixed(round):
             estimate_statistics(self.config, self.phase, self.model, self.train, self.text, self.device)
         return figures
 
@@ -218,7 +219,7 @@ class PhaseTrainer(ABC):
     def statistics_fixed(self, round: int) -> bool:
         """Whether a round is trained with the batch statistics that came (FixBN, Zhong, Chen and Chao 2023): those of
         the second half of a phase's rounds, so never those of a single one."""
-        return self.config.batch_statistics == "fixed" and 2 * (round - 1) >= self.settings.rounds
+        return self.config.fixed_statistics and 2 * (round - 1) >= self.settings.rounds
 
     def stepwise(self, round: int) -> Steps:
         """`train_round`, stopping after each step. Layers that draw are the caller's to seed."""

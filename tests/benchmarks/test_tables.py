@@ -61,6 +61,8 @@ def test_the_students_of_the_sites_stand_beside_the_shared_one_and_a_row_is_told
     text = tables.tables([*results, row, {**results[0], "method": "supervised_fedbn"}])
     assert "| supervised_ditto, 10 % | 70.0 / 75.0 | 25.0 / 50.0 |" in text
     assert "- `…_fedbn`: normalisation layers stay at the sites" in text and "_fedprox" not in text
+    text = tables.tables([*results, {**results[0], "method": "dusss_fixbn_estimated"}])
+    assert "- `…_fixbn_estimated`: " in text and "- `…_fixbn`: " not in text and "- `…_estimated`: " not in text
     assert "each site's own" not in tables.tables(results)
 
 

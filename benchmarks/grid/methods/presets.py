@@ -19,7 +19,8 @@ _PERSONAL = ("ditto", "fedrep", "apfl", "finetune")
 """Ways to a student of the site's own."""
 _FEDERATED: dict[str, dict[str, Any]] = {
     "fedbn": {"local_norm": True},
-    "fixbn": {"batch_statistics": "fixed"},
+    "fixbn": {"fixed_statistics": True},
+    "fixbn_estimated": {"fixed_statistics": True, "batch_statistics": "estimated"},
     "estimated": {"batch_statistics": "estimated"},
     "fedprox": {"federation": {"strategy": "fedprox", "mu": 0.01}},
     "fedadam": {"federation": {"strategy": "fedadam", "server_lr": 0.01}},

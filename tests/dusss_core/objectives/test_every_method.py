@@ -81,7 +81,7 @@ class TestEveryMethod:
         assert digest_of_tensors(straight.private()) == digest_of_tensors(resumed.private())
 
     def test_fixed_batch_statistics_stay_as_they_came_and_the_rest_is_trained(self, name):
-        config = TrainingConfig.model_validate({**config_of(name).model_dump(), "batch_statistics": "fixed"})
+        config = TrainingConfig.model_validate({**config_of(name).model_dump(), "fixed_statistics": True})
         trainer = site(config, pictures())
         trainer.train_round(1)
         between = trainer.shared()

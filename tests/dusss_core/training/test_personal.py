@@ -128,12 +128,14 @@ class TestEveryMethod:
 
 def test_fine_tuning_goes_on_with_fixed_statistics_where_the_study_ended_with_them():
     train, statistics = pictures(), {}
-    for kind in ("followed", "fixed"):
+    for fixed in (False, True):
         config = with_personal(config_of("supervised"), kind="finetune", steps=3)
-        config = TrainingConfig.model_validate({**config.model_dump(), "batch_statistics": kind})
+        config = TrainingConfig.model_validate({**config.model_dump(), "fixed_statistics": fixed})
         final = initial_shared(config, Phase.SEGMENT)
-        statistics[kind] = {name for name in changed(final, fine_tuned(config, "a", train, final)) if "running" in name}
-    assert statistics["followed"] and not statistics["fixed"]
+        statistics[fixed] = {
+            name for name in changed(final, fine_tuned(config, "a", train, final)) if "running" in name
+        }
+    assert statistics[False] and not statistics[True]
 
 
 @pytest.mark.parametrize("network", [*get_args(StudentConfig.model_fields["network"].annotation), "encoder"])

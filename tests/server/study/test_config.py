@@ -52,7 +52,7 @@ def test_an_unknown_preset_names_the_known_ones(tmp_path, monkeypatch):
         ("method: {objective: mcnet, text_mask: true}", "objective: mcnet has no text_mask"),
         ("method: {objective: cct, teacher: true}", "objective: cct has no teacher"),
         ("student: {network: small_unet, encoder: test_resnet}", "choose one of the two"),
-        ("batch_statistics: fixed\nlocal_norm: true", "keeps them at each site: choose one of the two"),
+        ("fixed_statistics: true\nlocal_norm: true", "keeps them at each site: choose one of the two"),
         (
             "{method: {objective: mcnet}, student: {encoder: test_resnet}}",
             r"mcnet does not work on encoder: it needs one of small_unet, unet .*\n?.*on encoder work dusss, "
