@@ -22,18 +22,6 @@ def untracked(network: nn.Module) -> Iterator[None]:
             layer.track_running_stats = True
 
 
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Inside, the network is in evaluation mode; then each of its layers is in the mode that it had."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 def fix_statistics(network: nn.Module) -> None:
     """Batch normalisation of a network in training answers by its running statistics, which stay as they are, until
     the network's mode is set again; scales and shifts are trained on."""

@@ -30,9 +30,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dusss_core.config import TrainingConfig
+from dusss_core.inference import evaluating
 from dusss_core.losses import probabilities, sigmoid_rampup
 from dusss_core.losses.precision import full_precision
-from dusss_core.models.batch_norm import evaluating, untracked
+from dusss_core.models.batch_norm import untracked
 from dusss_core.models.decoders import Addition
 from dusss_core.objectives.bcp import hard_labels
 from dusss_core.objectives.objective import Batch, Objective, Values

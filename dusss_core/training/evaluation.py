@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from dusss_core.build import build_student, build_vlm
 from dusss_core.config import AUTO, TrainingConfig
-from dusss_core.inference import predict_logits, to_input
+from dusss_core.inference import evaluating, predict_logits, to_input
 from dusss_core.intervals import spread
 from dusss_core.metrics import Scores, to_classes
 from dusss_core.models import VisionLanguageModel
-from dusss_core.models.batch_norm import evaluating
 from dusss_core.models.told import Told
 from dusss_core.models.weights import load_tensors
 from dusss_core.models.words import Words

@@ -13,10 +13,10 @@ from torch import Tensor
 from dusss_core.augment import Geometry, strong_view, weak_view
 from dusss_core.build import build_vlm
 from dusss_core.config import TrainingConfig
+from dusss_core.inference import evaluating
 from dusss_core.losses.contrastive import cross_modal_loss, same_sentence
 from dusss_core.losses.schedules import sigmoid_rampup
 from dusss_core.losses.segmentation import pseudo_label_loss, supervised_loss
-from dusss_core.models.batch_norm import evaluating
 from dusss_core.models.text_tower import TextFeatures
 from dusss_core.phases import Phase
 from dusss_core.pretraining import pretraining_of

@@ -19,9 +19,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dusss_core.build import build
 from dusss_core.config import ImageConfig, TrainingConfig
-from dusss_core.inference import to_input
+from dusss_core.inference import evaluating, to_input
 from dusss_core.models import VisionLanguageModel
-from dusss_core.models.batch_norm import evaluating
 from dusss_core.models.weights import load_tensors, local_tensors
 from dusss_core.models.words import Words
 from dusss_core.objectives import reads_sentences
