@@ -47,7 +47,8 @@ _ROWS = {
     "_fedbn": "normalisation layers stay at the sites (`local_norm`)",
     "_fixbn": "statistics of shared normalisation layers stay as they are for the second half of the rounds, and are "
     "trained with (`fixed_statistics`)",
-    "_fixbn_estimated": "the same with statistics of plain training pictures (`batch_statistics: estimated`)",
+    "_fixbn_estimated": "statistics of shared normalisation layers are those of plain training pictures, stay as they "
+    "are for the second half of the rounds, and are trained with (`batch_statistics: estimated`, `fixed_statistics`)",
     "_estimated": "sites send statistics of plain training pictures (`batch_statistics: estimated`)",
     "_fedprox": "FedProx, mu 0.01",
     "_fedadam": "FedAdam, server learning rate 0.01",
