@@ -138,6 +138,21 @@ def test_fine_tuning_goes_on_with_fixed_statistics_where_the_study_ended_with_th
     assert statistics[False] and not statistics[True]
 
 
+@pytest.mark.parametrize("kind", ["ditto", "apfl", "fedrep"])
+def test_fixed_statistics_are_those_of_a_sites_own_student_too(kind):
+    config = with_personal(config_of("mean_teacher"), kind=kind)
+    config = TrainingConfig.model_validate({**config.model_dump(), "fixed_statistics": True})
+    trainer = personal_site(config, pictures())
+    trainer.train_round(1)
+    students = [trainer.model, *([trainer.own.student] if trainer.own else [])]
+    between = [{name: value.clone() for name, value in student.state_dict().items()} for student in students]
+    trainer.load_shared(trainer.shared())
+    trainer.train_round(2)
+    for before, student in zip(between, students, strict=True):
+        after = changed(before, student.state_dict())
+        assert after and not {name for name in after if "running" in name}
+
+
 @pytest.mark.parametrize("network", [*get_args(StudentConfig.model_fields["network"].annotation), "encoder"])
 def test_every_network_has_a_head_and_a_way_up_that_can_stay(network):
     method = "supervised_with_text" if network in TEXT_NETWORKS else "cct" if network == "small_unet" else "supervised"
