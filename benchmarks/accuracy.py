@@ -23,12 +23,23 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.grid.cell import DATASETS, OWN_TEXT, PROFILES, Cell
-from benchmarks.grid.measures import PERSONAL, STUDENT, TEXT_MASK, WITH_SENTENCE, Figures, area_by_size, mean, summary
+from benchmarks.grid.measures import (
+    PERSONAL,
+    STUDENT,
+    TEXT_MASK,
+    WITH_SENTENCE,
+    Figures,
+    area_by_size,
+    mean,
+    only,
+    summary,
+)
 from dusss_core.errors import UserError
 from feddusss import cli
 
 if TYPE_CHECKING:
     from benchmarks.grid.trial import Clock
+    from server.study.config import StudyConfig
 
 RESULTS = Path(__file__).parent / "results"
 BySite = Mapping[str, list[Mapping[str, Figures]]]
@@ -146,6 +157,7 @@ def measure(cell: Cell, data: Path, work: Path, clock: Clock, overrides: tuple[s
         **({"same_pictures": True} if same_test_for_all_seeds(cell) else {}),
         **_test_figures(test, mean([some.hidden_text_dice for some in trained])),
         **_personal_figures(trained[0].study.personal.kind, val, test),
+        **_left_out_figures(trained[0].study, data, test),
         # test Dice of each model, where there are several
         **({"federations": alone} if len(alone) > 1 else {}),
         "config": trained[0].study.model_dump(mode="json", exclude={"data", "deployment"}),
@@ -210,6 +222,20 @@ def _personal_figures(kind: str, val: BySite, test: BySite) -> dict[str, Any]:
             "sites": own,
         }
     }
+
+
+def _left_out_figures(study: StudyConfig, data: Path, test: BySite) -> dict[str, Any]:
+    """Of a hospital that is left out, all of it the test: of those pictures that it tests on where it takes part."""
+    from benchmarks.grid.hospitals import tested_when_in
+
+    if study.simulation is None or study.simulation.partition is None or study.simulation.partition.left_out is None:
+        return {}
+    pictures = [figures[STUDENT] for site in _counting(test) for figures in test[site]]
+    for site, ids in tested_when_in(study, data).items():
+        own = [only(figures, ids) for figures in pictures]
+        if any(len(figures["id"]) for figures in own):
+            return {"left_out": {"site": site, **summary(own), "n": sum(len(figures["id"]) for figures in own)}}
+    return {}
 
 
 def _over_sites(sites: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:

@@ -22,10 +22,10 @@ from benchmarks.grid.cell import Cell
 from benchmarks.grid.sentences import tell
 from dusss_core.errors import UserError
 from dusss_core.manifest import Record, read_manifest, write_manifest
-from server.simulation.materialise import materialise
+from server.simulation.materialise import materialise, simulation_of
 from server.study.config import StudyConfig
 from sites.config import write_site
-from sites.partition import OFFICIAL_TEST
+from sites.partition import OFFICIAL_TEST, PartitionConfig, partition
 
 SETTINGS = ("centralized", "local", "federated", "iid", "skewed", "no_labels", "no_text", "absent")
 
@@ -94,6 +94,14 @@ def partition_of(cell: Cell) -> dict[str, Any]:
         "labels_of": source.get("labels_of", "site") if cell.setting not in shares else "site",
         "left_out": left_out.get(cell.setting),
     }
+
+
+def tested_when_in(study: StudyConfig, data: Path) -> dict[str, set[str]]:
+    """By site: ids of the records that it tests on where no hospital is left out."""
+    simulation = simulation_of(study)
+    everybody = (simulation.partition or PartitionConfig()).model_copy(update={"left_out": None})
+    sites = partition(read_manifest(data / simulation.data.path), everybody, study.seed)
+    return {name: {record.id for record in members if record.split == "test"} for name, members in sites.items()}
 
 
 def same_test_for_all_seeds(cell: Cell) -> bool:

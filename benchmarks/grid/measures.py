@@ -14,7 +14,7 @@ picture without a finding has no place among the sizes. Whatever is not backgrou
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from itertools import pairwise
 from statistics import fmean
 
@@ -24,7 +24,8 @@ STUDENT, TEXT_MASK, WITH_SENTENCE, PERSONAL = "student", "text_mask", "with_sent
 """Whose masks: the student's, which sees the picture alone; text-guided ones; those of the sum of both logits, or of a
 student that is given sentences, with them; those of the student that is a site's own."""
 Figures = Mapping[str, np.ndarray]
-"""Of N pictures, each value N long: "dice", "iou", perhaps "hd95", and the pixels that `count_pixels` counts."""
+"""Of N pictures, each value N long: the record's "id", "dice", "iou", perhaps "hd95", and the pixels that
+`count_pixels` counts."""
 
 _BOUNDS = (0, 2, 5, 10, 20, 100)
 """Of the sizes of a finding, in % of the picture; the lower one belongs to a size, the upper one to the next."""
@@ -55,6 +56,12 @@ def summary(parts: Sequence[Figures], names: Sequence[str] = ("dice", "iou")) ->
         "precision": mean(_share(overlap, predicted, true)),
         "recall": mean(_share(overlap, true, predicted)),
     }
+
+
+def only(figures: Figures, ids: Container[str]) -> Figures:
+    """Those of the pictures of these records, in the same order."""
+    keep = np.array([str(one) in ids for one in figures["id"]], dtype=bool)
+    return {name: values[keep] for name, values in figures.items()}
 
 
 def area_by_size(parts: Sequence[Figures]) -> dict[str, dict[str, float]]:

@@ -246,6 +246,7 @@ def _measured(config: TrainingConfig, logits: Logits, split: Split, *, distances
 
     counted = [count_pixels(to_classes(z), np.asarray(mask)) for z, mask in zip(logits, split.masks, strict=True)]
     return {
+        "id": np.array(split.ids),
         **scores_of_logits(config, logits, split, distances=distances).per_image(),
         **{name: np.array([one[name] for one in counted]) for name in counted[0]},
     }

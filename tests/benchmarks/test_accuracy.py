@@ -132,10 +132,30 @@ def test_figures_of_the_sites_own_students_are_means_over_sites_and_the_worst_on
     assert own["shared"] == {"dice_mean": 0.35, "dice_worst": 0.1} and own["sites"]["c6"]["dice"] == 0.3
 
 
+def test_a_hospital_that_is_left_out_has_figures_of_its_own_test_pictures_too(data, tmp_path, monkeypatch):
+    """C2 has r1, r7, ..., r43, and tests on r37 and r43 where it takes part."""
+
+    def figures_on(split, trained, files):
+        return {file.parent.name: {STUDENT: scores if file.parent.name == "official_test" else own} for file in files}
+
+    own = _figures(0.9, 2)
+    dice = np.arange(8) / 10
+    scores = {**_figures(0.5, 8), "id": np.array([f"r{1 + 6 * i}" for i in range(8)]), "dice": dice}
+    cell = Cell("polypgen", 0.5, "supervised", "left_out_C2", "cpu", 1)
+    trained = Trained(make_study(cell, data), {}, None, {}, None, 1.0)
+    monkeypatch.setattr("benchmarks.grid.trial.figures_on", figures_on)
+    monkeypatch.setattr("benchmarks.grid.methods.find_method", lambda name: lambda trial: trained)
+    result = accuracy.measure(cell, data, tmp_path / "work", Clock(None))
+    assert result["test"]["dice"] == pytest.approx(dice.mean(), abs=1e-4)
+    assert (result["left_out"]["site"], result["left_out"]["n"]) == ("c2", 2)
+    assert result["left_out"]["dice"] == pytest.approx((0.6 + 0.7) / 2)
+
+
 def _figures(dice: float, n: int) -> dict[str, np.ndarray]:
     """As if each picture had 100 pixels of a finding, and as many were found."""
     found = {"overlap": 100 * dice, "predicted": 100, "true": 100, "pixels": 1000}
-    return {name: np.full(n, value) for name, value in {**found, "dice": dice, "iou": 0, "hd95": 0}.items()}
+    scores = {**found, "dice": dice, "iou": 0, "hd95": 0}
+    return {"id": np.array([f"r{i}" for i in range(n)]), **{name: np.full(n, value) for name, value in scores.items()}}
 
 
 @pytest.mark.parametrize("setting", ["local", "federated", "centralized", "left_out_C2"])

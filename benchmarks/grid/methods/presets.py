@@ -61,7 +61,16 @@ METHODS: dict[str, dict[str, Any]] = {
     "fedsemidg": {"method": {"objective": "fedsemidg"}},
     # supervised training, and a student of each site's own
     **{f"supervised_{kind}": {"method": {"preset": "supervised"}, "personal": {"kind": kind}} for kind in _PERSONAL},
-    # the same, and DuSSS, in other federations
+    # the same with the statistics that six hospitals are best with
+    **{
+        f"supervised_fixbn_estimated_{kind}": {
+            "method": {"preset": "supervised"},
+            **_FEDERATED["fixbn_estimated"],
+            "personal": {"kind": kind},
+        }
+        for kind in _PERSONAL
+    },
+    # supervised training, and DuSSS, in other federations
     **{
         f"{name}_{kind}": {"method": {"preset": name}, **changes}
         for name in ("supervised", "dusss")
