@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from dusss_core.errors import UserError
@@ -23,6 +24,17 @@ def with_body(page: Path, begin: str, end: str, body: str, text: str | None = No
         raise UserError(f"{page}: lacks a marker", f"add the lines {begin} and {end}")
     before, rest = text.split(begin, 1)
     return f"{before}{begin}\n\n{body}\n{end}{rest.split(end, 1)[1]}"
+
+
+def as_row(cells: Iterable[object]) -> str:
+    """A row of a table in Markdown."""
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def as_head(names: Iterable[object]) -> list[str]:
+    """The first two lines of a table in Markdown."""
+    names = list(names)
+    return [as_row(names), as_row(["---"] * len(names))]
 
 
 def standalone(svg: str) -> str:

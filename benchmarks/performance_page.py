@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from statistics import fmean, median
 from typing import Any
 
 from benchmarks import hierarchy
 from benchmarks.federation import figures_of
+from benchmarks.pages import as_head, as_row
 
 NOT_YET = "Not measured yet.\n"
 _HUNDRED_THOUSAND = 100_000
@@ -45,13 +45,13 @@ def _steps(documents: list[Document]) -> str:
         machine = document["machine"]
         told = ", ".join(f"{key} {value}" for key, value in machine.items()) if isinstance(machine, dict) else machine
         head = ["size", "phase", "batch", "threads", "form", "s", "CPU-s", "times faster", "in CPU-s", "peak MB"]
-        lines += [f"{told}.", "", *_head(head)]
+        lines += [f"{told}.", "", *as_head(head)]
         for row in document["rows"]:
             peak = row["peak_memory_bytes"]
             values = [row["size"], row["phase"], row["batch"], row["threads"], row["variant"]]
             values += [f"{row['seconds']:.3g}", f"{row['cpu_seconds']:.3g}"]
             values += [f"{row['times_faster_seconds']:.2f}", f"{row['times_faster_cpu_seconds']:.2f}"]
-            lines.append(_line([*values, "" if peak is None else f"{peak / 1e6:.0f}"]))
+            lines.append(as_row([*values, "" if peak is None else f"{peak / 1e6:.0f}"]))
         lines += [f"\nThe GPU works {100 * busy['share']:.0f} % of the time: {busy['size']} {busy['phase']}, batch "
                   f"{busy['batch']}, {busy['variant']}." for busy in document["busy"]]  # fmt: skip
         lines.append("")
@@ -61,11 +61,11 @@ def _steps(documents: list[Document]) -> str:
 def _federation(document: Document) -> str:
     older = document["against"] is not None
     head = ["model", "sites", "s", "CPU-s", "MB down", "MB up", "peak MB, all", "peak MB, coordinator"]
-    lines = [_when(document), "", *_head(head)]
+    lines = [_when(document), "", *as_head(head)]
     for cell in document["cells"]:
         ours, theirs = (figures_of(cell[side]) if side in cell else None for side in _SIDES)
         told = [_compared(value, None if theirs is None else theirs[i]) for i, value in enumerate(ours)]
-        lines.append(_line([cell["model"], f"{cell['sites']:,}", *told]))
+        lines.append(as_row([cell["model"], f"{cell['sites']:,}", *told]))
     if older:
         lines += ["", f"In brackets: {document['against']}, measured in turns with it."]
     return "\n".join([*lines, ""])
@@ -76,11 +76,11 @@ def _shares(document: Document) -> str:
     sides = [side for side in _SIDES if side in cell]
     names = {name for side in sides for name in cell[side]["shares_cpu_s"]} - {"site: training"}
     head = ["share", *(document["commit"] if side == "ours" else document["against"] for side in sides)]
-    lines = [f"CPU-seconds of a round, {cell['model']}, {cell['sites']} sites together.", "", *_head(head)]
+    lines = [f"CPU-seconds of a round, {cell['model']}, {cell['sites']} sites together.", "", *as_head(head)]
     for name in sorted(names, key=lambda one: (-round(cell["ours"]["shares_cpu_s"].get(one, 0.0), 3), one)):
         values = [cell[side]["shares_cpu_s"].get(name, 0.0) for side in sides]
         if max(values) >= 0.001:
-            lines.append(_line([name, *(f"{value:.3f}" for value in values)]))
+            lines.append(as_row([name, *(f"{value:.3f}" for value in values)]))
     return "\n".join([*lines, ""])
 
 
@@ -91,11 +91,11 @@ def _nvflare(document: Document) -> str:
         "nvflare numpy": f"NVFlare {document['nvflare']}, one NumPy array",
         "nvflare torch": f"NVFlare {document['nvflare']}, a network of PyTorch",
     }
-    lines = [_when(document), "", *_head(["", "CPU-s", "s", "CPU-s of each run"])]
+    lines = [_when(document), "", *as_head(["", "CPU-s", "s", "CPU-s of each run"])]
     for who, runs in document["runs"].items():
         cpu, wall = ([run[kind] for run in runs] for kind in ("cpu_s", "wall_s"))
         each = ", ".join(f"{value:.1f}" for value in cpu)
-        lines.append(_line([named[who], f"{median(cpu):.1f}", f"{median(wall):.1f}", each]))
+        lines.append(as_row([named[who], f"{median(cpu):.1f}", f"{median(wall):.1f}", each]))
     return "\n".join([*lines, ""])
 
 
@@ -103,15 +103,15 @@ def _deployed(documents: dict[str, Document]) -> str:
     first = next(iter(documents.values()))
     lines = [_when(first), ""]
     named = ["model", "hospitals", "s of a round beyond the slowest site, median", "of each round", "target"]
-    lines += _head([*named, f"{first['against']}, before and after"] if first["older"] else named)
+    lines += as_head([*named, f"{first['against']}, before and after"] if first["older"] else named)
     for model, document in documents.items():
         each = ", ".join(f"{value:.1f}" for value in document["beyond_slowest_site_s"])
         values = [model, document["sites"], f"{document['median_s']:.1f}", each, f"{document['target_s']:g}"]
         older = ", ".join(f"{one['median_s']:.1f}" for one in document["older"])
-        lines.append(_line([*values, older] if first["older"] else values))
-    lines += ["", *_head(["process", *(f"{model}: CPU-s, peak MB" for model in documents)])]
+        lines.append(as_row([*values, older] if first["older"] else values))
+    lines += ["", *as_head(["process", *(f"{model}: CPU-s, peak MB" for model in documents)])]
     for name in sorted({name for document in documents.values() for name in document["processes"]}):
-        lines.append(_line([name, *(_process(document, name) for document in documents.values())]))
+        lines.append(as_row([name, *(_process(document, name) for document in documents.values())]))
     return "\n".join([*lines, ""])
 
 
@@ -132,10 +132,10 @@ def _process(document: Document, name: str) -> str:
 
 def _compression(document: Document) -> str:
     head = ["phase", "wire", "bytes", "of float32", "encode CPU-s", "decode CPU-s", "kept at the site CPU-s"]
-    lines = [_when(document), "", *_head(head)]
+    lines = [_when(document), "", *as_head(head)]
     for row in document["rows"]:
         seconds = (f"{row[name]:.3f}" for name in ("encode_s", "decode_s", "kept_s"))
-        lines.append(_line([row["phase"], row["wire"], f"{row['bytes']:,}", f"{100 * row['share']:.1f} %", *seconds]))
+        lines.append(as_row([row["phase"], row["wire"], f"{row['bytes']:,}", f"{100 * row['share']:.1f} %", *seconds]))
     return "\n".join([*lines, ""])
 
 
@@ -143,9 +143,9 @@ def _ray(document: Document) -> str:
     rounds = ", ".join(f"{seconds:.0f}" for seconds in document["round_s"])
     named = ["sites", "nodes", "answers in each round", "s of each round", "s, all", "site workers at once"]
     values = [document["sites"], document["nodes"], document["answered"], rounds, f"{document['whole_s']:.0f}"]
-    lines = [_when(document), "", *_head(named), _line([*values, document["site_workers"]])]
-    lines += ["", *_head(["process", "peak MB"])]
-    lines += [_line([name, f"{peak:,.0f}"]) for name, peak in sorted(document["peak_mb"].items())]
+    lines = [_when(document), "", *as_head(named), as_row([*values, document["site_workers"]])]
+    lines += ["", *as_head(["process", "peak MB"])]
+    lines += [as_row([name, f"{peak:,.0f}"]) for name, peak in sorted(document["peak_mb"].items())]
     return "\n".join([*lines, ""])
 
 
@@ -156,11 +156,11 @@ def _hierarchy(federation: Document, deployed: dict[str, Document]) -> str:
         lines += [
             f"{model}: {constants.seconds:.2f} CPU-s and {constants.megabytes:.2f} MB an answer.",
             "",
-            *_head(["fan-out", "levels", "relays", "model at the last site after, s", "after the slowest site, s"]),
+            *as_head(["fan-out", "levels", "relays", "model at the last site after, s", "after the slowest site, s"]),
         ]
         for one in hierarchy.rows(_HUNDRED_THOUSAND, constants):
             name = "no relay" if one.levels == 1 else f"{one.fan_out:,}"
-            lines.append(_line([name, one.levels, f"{one.relays:,}", f"{one.down_s:,.0f}", f"{one.up_s:,.0f}"]))
+            lines.append(as_row([name, one.levels, f"{one.relays:,}", f"{one.down_s:,.0f}", f"{one.up_s:,.0f}"]))
         lines.append("")
     return "\n".join(lines)
 
@@ -178,12 +178,3 @@ def _told(value: float) -> str:
 def _when(document: Document) -> str:
     machine = document["machine"]
     return f"{document['date']}, {document['commit']}, {machine['cores']} cores of {machine['processor']}."
-
-
-def _head(names: Iterable[str]) -> list[str]:
-    names = list(names)
-    return [_line(names), _line(["---"] * len(names))]
-
-
-def _line(cells: Iterable[object]) -> str:
-    return f"| {' | '.join(map(str, cells))} |"

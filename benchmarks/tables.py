@@ -23,10 +23,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.by_site import LEFT_OUT, site_by_site
 from benchmarks.grid.bootstrap import Difference, paired_difference
 from benchmarks.grid.cell import OWN_TEXT
 from benchmarks.grid.measures import SIZES
-from benchmarks.pages import with_body
+from benchmarks.pages import as_head, as_row, with_body
 from dusss_core.files import write_text
 from feddusss import cli
 
@@ -91,21 +92,26 @@ def _write(arguments: argparse.Namespace) -> int:
 
 def tables(results: Iterable[Result], drawn: Container[str] = ()) -> str:
     """One table for each data set, profile and setting: a row per method, a column per share of labels; and below it
-    its chart, if that is among the `drawn` files."""
+    its chart, if that is among the `drawn` files. Then, of each data set and profile, settings and sites compared."""
     results = list(results)
-    groups = _grouped(results)
+    # of hospitals that were left out there is one table, not one for each
+    groups = _grouped(result for result in results if not result["setting"].startswith(LEFT_OUT))
     every = {**groups, **_grouped(on_unread(results))}
     parts = [_table(key, members, drawn) for key, members in sorted(every.items())]
     for dataset, profile in sorted({key[:2] for key in groups}):
         same = {key[2]: members for key, members in groups.items() if key[:2] == (dataset, profile)}
         if len(same) > 1:
             parts.append(_settings(f"{dataset} · {profile} · settings compared", same))
+        of_both = [r for r in results if (r["dataset"], r["profile"]) == (dataset, profile)]
+        if sites := site_by_site(f"{dataset} · {profile} · site by site", of_both):
+            parts.append(sites)
     return "\n".join(parts) or "No cell has been measured yet.\n"
 
 
 def charts(results: Iterable[Result]) -> dict[str, str]:
     """Dice over the share of labels, mean over the seeds that all cells of the chart have: file name -> SVG, of each
     table in which a method was measured with several shares."""
+    results = [result for result in results if not result["setting"].startswith(LEFT_OUT)]
     return {_chart_name(key): svg for key, members in _grouped(results).items() if (svg := _chart(key, members))}
 
 
@@ -174,10 +180,12 @@ def _table(key: Group, results: Sequence[Result], drawn: Container[str]) -> str:
     shares = sorted({result["labels"] for result in results})
     methods = sorted({result["method"] for result in results}, key=lambda name: ("table2" in name, name))
     head = ["method", *[f"{100 * share:g} %" for share in shares]]
-    lines = [f"### {' · '.join(key)}", "", _line(head), _line(["---"] * len(head))]
+    lines = [f"### {' · '.join(key)}", "", *as_head(head)]
     for method in methods:
         cells = [_of(results, method, share) for share in shares]
-        lines.append(_line([method, *[_cell(cell, results, share) for cell, share in zip(cells, shares, strict=True)]]))
+        lines.append(
+            as_row([method, *[_cell(cell, results, share) for cell, share in zip(cells, shares, strict=True)]])
+        )
     name = _chart_name(key)
     chart = [f"![Dice over the share of labels](images/{name})", ""] if name in drawn else []
     named = {_row(method) for method in methods}
@@ -207,9 +215,9 @@ def _own_students(results: Sequence[Result], methods: Sequence[str], shares: Seq
                 " / ".join(f"{100 * fmean(one[name] for one in ones):.1f}" for ones in both)
                 for name in ("dice_mean", "dice_worst")
             ]
-            rows.append(_line([f"{method}, {100 * share:g} %", *told]))
+            rows.append(as_row([f"{method}, {100 * share:g} %", *told]))
     head = ["shared student / each site's own", "mean over sites", "worst site"]
-    return [_line(head), _line(["---"] * len(head)), *rows, ""] if rows else []
+    return [*as_head(head), *rows, ""] if rows else []
 
 
 def _cell(cell: Sequence[Result], results: Sequence[Result], share: float) -> str:
@@ -228,7 +236,7 @@ def _cell(cell: Sequence[Result], results: Sequence[Result], share: float) -> st
 def _settings(title: str, by_setting: dict[str, list[Result]]) -> str:
     """A row for each method and share that was measured in several settings, on the seeds that all of them have."""
     settings = sorted(by_setting)
-    lines = [f"### {title}", "", _line(["", *settings, "federated against"]), _line(["---"] * (len(settings) + 2))]
+    lines = [f"### {title}", "", *as_head(["", *settings, "federated against"])]
     keys = sorted({(r["method"], r["labels"]) for some in by_setting.values() for r in some})
     for method, share in keys:
         cells = _on_common_seeds({name: _of(some, method, share) for name, some in by_setting.items()})
@@ -242,7 +250,7 @@ def _settings(title: str, by_setting: dict[str, list[Result]]) -> str:
         ]
         seeds = sorted({r["seed"] for cell in cells.values() for r in cell})
         row = f"{method}, {100 * share:g} %, seed {', '.join(map(str, seeds))}"
-        lines.append(_line([row, *[dice.get(name, "") for name in settings], "; ".join(differences)]))
+        lines.append(as_row([row, *[dice.get(name, "") for name in settings], "; ".join(differences)]))
     return "\n".join([*lines, ""])
 
 
@@ -310,14 +318,14 @@ def _measures(results: Sequence[Result], methods: Sequence[str], shares: Sequenc
         if not cell:
             continue
         masks = [[r[key] for r in cell] for key in ("test", "text_mask", "with_sentence")]
-        rows.append(_line([f"{method}, {100 * share:g} %", *map(_four, masks)]))
+        rows.append(as_row([f"{method}, {100 * share:g} %", *map(_four, masks)]))
         told = [(who, _areas(some)) for who, some in zip(("student", "text-guided masks"), masks, strict=False)]
         areas += [f"- {who.capitalize()}, {method}, {100 * share:g} %: {text}." for who, text in told if text]
     if not rows:
         return []
     head = ["Dice / pooled Dice / precision / recall", "student", "text-guided mask", "both, with a sentence"]
     title = "Predicted over true area, by the share of the picture that the finding takes (and the number of pictures):"
-    return [_line(head), _line(["---"] * len(head)), *rows, *(["", title, "", *areas] if areas else [])]
+    return [*as_head(head), *rows, *(["", title, "", *areas] if areas else [])]
 
 
 def _four(masks: Sequence[Result]) -> str:
@@ -347,10 +355,6 @@ def _on_common_seeds(cells: dict[Any, list[Result]]) -> dict[Any, list[Result]]:
 
 def _of(results: Sequence[Result], method: str, share: float) -> list[Result]:
     return [result for result in results if result["method"] == method and result["labels"] == share]
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

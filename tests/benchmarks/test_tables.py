@@ -66,6 +66,36 @@ def test_the_students_of_the_sites_stand_beside_the_shared_one_and_a_row_is_told
     assert "each site's own" not in tables.tables(results)
 
 
+def test_each_site_stands_beside_itself_alone_with_a_student_of_its_own_and_left_out(results):
+    def cell(setting: str, seed: int = 1, **more) -> dict:
+        return {**results[0], "method": "supervised", "setting": setting, "seed": seed, **more}
+
+    def sites(a: float, b: float) -> dict:
+        return {"a": {"dice": a}, "b": {"dice": b}, "official_test": {"dice": 0.1}}
+
+    own = {"sites": {"a": {"dice": 0.9}, "b": {"dice": 0.6}}, "dice_mean": 0.75, "dice_worst": 0.6}
+    own["shared"] = {"dice_mean": 0.45, "dice_worst": 0.4}
+    out = {"site": "b", "dice": 0.25, "n": 2}
+    text = tables.tables(
+        [
+            cell("local", sites=sites(0.3, 0.2), federations={}),
+            cell("federated", sites=sites(0.5, 0.4), personal=own),
+            cell("federated", 2, sites=sites(0.7, 0.4)),
+            cell("left_out_B", sites=sites(0.8, 0.8), left_out=out),
+        ]
+    )
+    page = text[text.index("### qata · cpu · site by site") :].splitlines()
+    assert page[2] == "|  | a | b | mean | worst |"
+    assert page[4:] == [
+        "| supervised, 10 %, seed 1: alone | 30.0 | 20.0 | 25.0 | 20.0 |",
+        "| supervised, 10 %, seed 1, 2: federated | 60.0 | 40.0 | 50.0 | 40.0 |",
+        "| supervised, 10 %, seed 1: federated, own student | 90.0 | 60.0 | 75.0 | 60.0 |",
+        "| supervised, 10 %, seed 1: left out |  | 25.0 |  |  |",
+    ]
+    assert "left_out_B" not in text
+    assert "site by site" not in tables.tables([cell("federated", sites=sites(0.5, 0.4))])
+
+
 def test_single_runs_have_a_difference_and_neither_interval_nor_p(results):
     alone = {**results[2], "setting": "local", "federations": {}}
     text = tables.tables([*results, alone])
