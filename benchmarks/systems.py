@@ -2,25 +2,20 @@
 
     python benchmarks/systems.py             writes the tables: benchmarks/systems.yaml, counts, cells of the grid
     python benchmarks/systems.py --check     exit code 1 if that would change anything
-    python benchmarks/systems.py --count     first counts the networks and times their steps: minutes of one core
+    python benchmarks/systems.py --count     first counts networks, and takes time and memory of their steps: minutes of
+                                             one core; --count sizes, steps or memory: that alone
     python benchmarks/systems.py --missing   the cells that the page lacks, as benchmarks/gpu/grid.py takes them
 
-Parameters and multiply-accumulates are those of the network that the paper's size has here (profile gpu of the
-accuracy grid: 224 x 224 in three channels, one logit for one class), counted by torch's own counter, attention
-included. Trained: all that an optimiser moves, and so all that travels. Deployed: what a logit depends on. A step is
-timed at the size of profile cpu (112 x 112, 16 pictures, one thread), in turns with a step of supervised training;
-pictures are made up.
+How costs are counted says benchmarks/system_costs.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
-import tempfile
-import time
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,17 +24,15 @@ from pydantic import BaseModel, ConfigDict
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.grid.cell import Cell
 from benchmarks.grid.methods.presets import METHODS
 from benchmarks.measured import stamp, write
-from benchmarks.pages import with_body
-from dusss_core.config import TrainingConfig
+from benchmarks.pages import as_head, as_row, with_body
+from benchmarks.system_costs import PARTS, measure
 from dusss_core.files import write_text
-from dusss_core.phases import Phase
 from feddusss import cli, configfile
 
 if TYPE_CHECKING:
-    from torch import nn
+    pass
 
 HERE = Path(__file__).parent
 FACTS = HERE / "systems.yaml"
@@ -47,8 +40,6 @@ COUNTED = HERE / "results" / "systems" / "counted.json"
 PAGE = HERE.parent / "docs" / "systems.md"
 BEGIN, END = "<!-- systems: written by benchmarks/systems.py -->", "<!-- systems: end -->"
 RESULTS_BEGIN, RESULTS_END = "<!-- results: written by benchmarks/systems.py -->", "<!-- results: end -->"
-_BASE = "supervised"
-"""The row whose step is 1."""
 _REFERENCE = "dusss"
 """The row that gaps are to."""
 _SHARES = (0.01, 0.05, 0.1)
@@ -99,7 +90,9 @@ class Facts(BaseModel):
 def main(argv: list[str] | None = None) -> int:
     """Count if asked to, then rewrite or check the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", action="store_true", help="count and time them anew")
+    parser.add_argument(
+        "--count", nargs="*", choices=PARTS, metavar="PART", help=f"count anew: {', '.join(PARTS)} (all)"
+    )
     parser.add_argument("--repeats", type=int, default=5, help="turns of timing (5)")
     parser.add_argument("--missing", action="store_true", help="print the cells that are not measured, and no more")
     parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if the page is not current")
@@ -112,9 +105,8 @@ def _main(arguments: argparse.Namespace) -> int:
     if arguments.missing:
         print("\n".join(missing(facts, read_cells(HERE / "results"))))
         return cli.OK
-    if arguments.count:
-        rows = [system.row for system in facts.systems]
-        write(COUNTED, {**stamp(), "rows": measure(rows, arguments.repeats)})
+    if arguments.count is not None:
+        _count(facts, arguments.count or PARTS, arguments.repeats)
     counted = json.loads(COUNTED.read_text(encoding="utf-8"))["rows"]
     page = with_body(PAGE, BEGIN, END, table(facts, counted))
     page = with_body(PAGE, RESULTS_BEGIN, RESULTS_END, results_table(facts, read_cells(HERE / "results")), page)
@@ -124,104 +116,35 @@ def _main(arguments: argparse.Namespace) -> int:
     return cli.OK
 
 
-def measure(rows: list[str], repeats: int) -> dict[str, dict[str, Any]]:
-    """Row of the grid -> "trained", "deployed", "macs" of its student at the paper's size, "vlm", the parameters that
-    step 1 sends (0: there is none), and "step", "step_1", the time of a step over that of supervised training."""
-    found = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for row in rows:
-            print(row, flush=True)
-            found[row] = {**_size(row, Path(folder)), **_cost(row, repeats, Path(folder))}
-    return found
-
-
-def _settings(row: str, profile: str, folder: Path) -> TrainingConfig:
-    from benchmarks.gpu.made_up import with_made_up_text
-
-    values = Cell("qata", 0.25, row, "centralized", profile, seed=1).values(METHODS[row])
-    known = {key: value for key, value in values.items() if key in TrainingConfig.model_fields}
-    return with_made_up_text(TrainingConfig.model_validate(known), folder)
-
-
-def _size(row: str, folder: Path) -> dict[str, int]:
-    from dusss_core.build import build_student, build_vlm
-
-    config = _settings(row, "gpu", folder)
-    vlm = build_vlm(config) if config.method.text_mask else None
-    return {**count(build_student(config), config), "vlm": _parameters(vlm) if vlm else 0}
-
-
-def count(network: nn.Module, config: TrainingConfig) -> dict[str, int]:
-    """ "trained" and "deployed" parameters of a student, and "macs", multiply-accumulates for one picture
-    (and its sentence, if it is given one)."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from dusss_core.models.words import Words
-    from dusss_core.objectives import reads_sentences
-    from dusss_core.text.encoder import embedding_width
-
-    network = network.to("meta").eval()
-    shown = [torch.zeros(1, config.image.channels, config.image.size, config.image.size, device="meta")]
-    if reads_sentences(config):
-        tokens = torch.zeros(1, config.vlm.text.max_tokens, embedding_width(config.vlm.text), device="meta")
-        shown.append(Words(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device="meta")))
-    with FlopCounterMode(display=False) as counter:
-        logits = network(*shown)
-    weights = [weight for weight in network.parameters() if weight.requires_grad]
-    used = torch.autograd.grad(logits.sum(), weights, allow_unused=True)
-    deployed = sum(weight.numel() for weight, gradient in zip(weights, used, strict=True) if gradient is not None)
-    return {"trained": _parameters(network), "deployed": deployed, "macs": counter.get_total_flops() // 2}
-
-
-def _parameters(network: nn.Module) -> int:
-    return sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
-
-
-def _cost(row: str, repeats: int, folder: Path) -> dict[str, float]:
-    """Ratios of a step's time: median over turns, in each of which both are timed."""
-    import torch
-
-    from benchmarks.gpu.variants import Training
-
-    cpu = torch.device("cpu")
-    torch.set_num_threads(1)
-
-    def work(name: str, phase: Phase):
-        config = _settings(name, "cpu", folder)
-        config.pretrain.rounds = config.segment.rounds = 1000  # as Training expects: it trains the round halfway
-        return Training(config, phase, config.segment.batch, cpu)
-
-    def seconds(training) -> float:
-        began = time.process_time()
-        training.run(2)
-        return (time.process_time() - began) / 2
-
-    base, found = work(_BASE, Phase.SEGMENT), {}
-    for name, phase in (("step", Phase.SEGMENT), ("step_1", Phase.PRETRAIN)):
-        if phase == Phase.PRETRAIN and not _settings(row, "cpu", folder).method.text_mask:
-            continue
-        other = work(row, phase)
-        base.run(2), other.run(2)
-        found[name] = statistics.median(seconds(other) / seconds(base) for _ in range(repeats))
-    return found
+def _count(facts: Facts, parts: Sequence[str], repeats: int) -> None:
+    """Measure `parts`; others stay as they were."""
+    before = json.loads(COUNTED.read_text(encoding="utf-8"))
+    found = measure([system.row for system in facts.systems], parts, repeats)
+    rows = {row: {**before["rows"].get(row, {}), **new} for row, new in found.items()}
+    write(COUNTED, {"measured": before["measured"] | dict.fromkeys(parts, stamp()), "rows": rows})
 
 
 def table(facts: Facts, counted: dict[str, dict[str, Any]]) -> str:
     """The two tables: sizes and costs, then where things are and what differs."""
     head = ("system", "row", "trained / deployed parameters, M", "multiply-accumulates, G", "published")
-    lines = _head(*head, "a step of step 2", "of step 1")
+    lines = as_head([*head, *(f"{what}, step 2 (step 1)" for what in ("a step", "sent in a round, MB", "memory, GB"))])
     for system in facts.systems:
         row = counted[system.row]
         sizes = f"{row['trained'] / 1e6:.2f} / {row['deployed'] / 1e6:.2f}"
-        first = f"{row['step_1']:.1f}" if "step_1" in row else ""
         cells = (system.name, f"`{system.row}`", sizes, f"{row['macs'] / 1e9:.2f}", system.published)
-        lines.append(f"| {' | '.join(cells)} | {row['step']:.1f} | {first} |")
-    lines += ["", *_head("row", "what it is", "text", "stays at the site", "original's licence", "departures")]
+        costs = (_both(row, "step", 1, ".1f"), _both(row, "sent", 1e6, ".1f"), _both(row, "memory", 1e9, ".2f"))
+        lines.append(as_row([*cells, *costs]))
+    lines += ["", *as_head(["row", "what it is", "text", "stays at the site", "original's licence", "departures"])]
     for system in facts.systems:
         cells = (f"`{system.row}`", system.what, system.text, system.stays, system.licence, system.departures)
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(as_row(cells))
     return "\n".join(lines) + "\n"
+
+
+def _both(row: Mapping[str, float], name: str, unit: float, form: str) -> str:
+    """Of step 2, and in brackets of step 1, where there is one."""
+    first = row.get(f"{name}_1")
+    return f"{row[name] / unit:{form}}" + ("" if first is None else f" ({first / unit:{form}})")
 
 
 class Score(NamedTuple):
@@ -261,7 +184,7 @@ def missing(facts: Facts, cells: Cells) -> list[str]:
 def results_table(facts: Facts, cells: Cells) -> str:
     """Dice, and the gap to DuSSS, here and in the paper; rows in order of the paper's 25 %, then of ours at 5 %."""
     columns = [f"{100 * share:g} %" + (", three sites" if setting == _SITES else "") for share, setting in _COLUMNS]
-    lines = _head("system", "row", "paper, 25 %", "paper, 50 %", *columns)
+    lines = as_head(["system", "row", "paper, 25 %", "paper, 50 %", *columns])
     paper = next(system.paper for system in facts.systems if system.row == _REFERENCE)
     shown = [(row, system) for row, system in _variants(facts) if any((row, *column) in cells for column in _COLUMNS)]
 
@@ -273,7 +196,7 @@ def results_table(facts: Facts, cells: Cells) -> str:
     for row, system in sorted(shown, key=place):
         theirs = [_gap(system.paper.get(share), paper[share]) for share in (25, 50)]
         ours = [_ours(cells, row, column) for column in _COLUMNS]
-        lines.append(f"| {' | '.join((system.name, f'`{row}`', *theirs, *ours))} |")
+        lines.append(as_row([system.name, f"`{row}`", *theirs, *ours]))
     return "\n".join(lines) + "\n"
 
 
@@ -308,10 +231,6 @@ def _gap(dice: float | None, reference: float | None) -> str:
     if reference is None or abs(dice - reference) < 1e-9:
         return f"{dice:.1f}"
     return f"{dice:.1f} ({dice - reference:+.1f})"
-
-
-def _head(*columns: str) -> list[str]:
-    return [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
 
 
 if __name__ == "__main__":

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
-from benchmarks import systems
+from benchmarks import system_costs, systems
 from benchmarks.grid.cell import Cell
 from benchmarks.grid.methods.presets import METHODS
 from dusss_core.objectives import TABLE
@@ -27,7 +30,7 @@ def test_every_file_of_a_method_of_either_step_has_a_row(rows):
 
 
 def test_decoders_that_only_training_needs_are_trained_and_not_deployed():
-    build = systems.count
+    build = system_costs.count
     from dusss_core.build import build_student
 
     def counted(objective):
@@ -45,7 +48,52 @@ def test_a_convolution_costs_its_weights_at_every_place():
     import torch
 
     config = make_config(image={"size": 32, "channels": 3})
-    assert systems.count(torch.nn.Conv2d(3, 5, 3, padding=1), config)["macs"] == 32 * 32 * 3 * 5 * 9
+    assert system_costs.count(torch.nn.Conv2d(3, 5, 3, padding=1), config)["macs"] == 32 * 32 * 3 * 5 * 9
+
+
+def test_a_site_sends_weights_and_statistics_of_normalisation_and_no_frozen_weight():
+    import torch
+
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3), torch.nn.BatchNorm2d(5), torch.nn.Linear(5, 2))
+    network[2].requires_grad_(False)
+    # mean and variance of five channels, and how many batches they are of
+    assert system_costs.sent(network) == 4 * (3 * 5 * 9 + 5 + 2 * 5 + 2 * 5) + 8
+
+
+@pytest.mark.parametrize("row", ["supervised", "dusss"])
+def test_memory_is_that_of_a_process_of_its_own_for_each_step(row, tmp_path, monkeypatch):
+    monkeypatch.setattr(system_costs, "ProcessPoolExecutor", _Pool)
+    monkeypatch.setattr(system_costs, "_peak", lambda row, phase, folder: f"{row} {phase}")
+    found = system_costs._memory(row, tmp_path)
+    assert found == {"memory": f"{row} segment", **({"memory_1": f"{row} pretrain"} if row == "dusss" else {})}
+
+
+class _Pool(ThreadPoolExecutor):
+    def __init__(self, workers, mp_context):
+        assert (workers, mp_context.get_start_method()) == (1, "spawn")
+        super().__init__(workers)
+
+
+def test_costs_of_both_steps_stand_side_by_side_and_others_stay_as_they_were(tmp_path, monkeypatch):
+    counted = tmp_path / "counted.json"
+    facts = systems.Facts(systems=[_system("supervised"), _system("clip")])
+    old = {"trained": 2e6, "deployed": 1e6, "macs": 5e9, "step": 1.0, "sent": 8e6, "memory": 1e9}
+    rows = {"supervised": old, "clip": {**old, "step": 1.2, "step_1": 3.0, "sent_1": 3e6}}
+    counted.write_text(json.dumps({"measured": {"steps": {"date": "then"}}, "rows": rows}))
+    monkeypatch.setattr(systems, "COUNTED", counted)
+    new = {"supervised": {"memory": 0.6e9}, "clip": {"memory": 0.7e9, "memory_1": 0.9e9}}
+    monkeypatch.setattr(systems, "measure", lambda rows, parts, repeats: new)
+    systems._count(facts, ["memory"], 5)
+    after = json.loads(counted.read_text())
+    assert after["measured"]["steps"] == {"date": "then"} and "commit" in after["measured"]["memory"]
+    text = systems.table(facts, after["rows"])
+    assert "| 2.00 / 1.00 | 5.00 |  | 1.0 | 8.0 | 0.60 |" in text
+    assert "| 2.00 / 1.00 | 5.00 |  | 1.2 (3.0) | 8.0 (3.0) | 0.70 (0.90) |" in text
+
+
+def _system(row: str) -> systems.System:
+    said = dict.fromkeys(("what", "published", "stays", "text", "licence", "departures"), "")
+    return systems.System(name=row, row=row, **said)
 
 
 def test_the_page_is_that_of_the_files():
