@@ -215,8 +215,9 @@ class Ditto(Beside):
 class Mixture(Beside):
     """APFL: `student` is the mixture m, `v` the site's part of it.
 
-    Running statistics and other buffers of v are those that m followed while it was trained. What is validated and
-    deployed mixes them as it mixes weights, so that it is the global student at alpha 0; but see `Beside`.
+    Running statistics and other buffers of v are those that m followed while it was trained, or that were estimated of
+    it. What is validated and deployed mixes them as it mixes weights, so that it is the global student at alpha 0; but
+    see `Beside`. With `fixed_statistics` m is trained with the mixed ones.
     """
 
     def __init__(self, of: Segmenter, heir_of: Mixture | None):
@@ -247,7 +248,10 @@ class Mixture(Beside):
         super().meet()
 
     def begin(self, round: int) -> None:
-        load_tensors(self.model, {name: self.v[name].detach() for name, _ in self.model.named_buffers()})
+        if self.statistics_fixed(round):  # those that m is used with
+            self._mix(dict(self.of.model.named_buffers()))
+        else:
+            load_tensors(self.model, {name: self.v[name].detach() for name, _ in self.model.named_buffers()})
         self.objective.before_round()
         self._running, self._round = self.stepwise(round), round
 
@@ -258,8 +262,10 @@ class Mixture(Beside):
     def finish(self) -> dict[str, float]:
         figures = exhausted(self._running)
         self._running = None
-        for name, value in self.model.named_buffers():
-            self.v[name].copy_(value)
+        if not self.statistics_fixed(self._round):
+            self.settle_statistics(self._round, figures)
+            for name, value in self.model.named_buffers():
+                self.v[name].copy_(value)
         return {**figures, **({_ALPHA: self.alpha.item()} if self.of.config.personal.learn_alpha else {})}
 
     def set_gradients(

@@ -206,11 +206,15 @@ class PhaseTrainer(ABC):
         # dropout, of a text encoder or of a network, draws from torch's global generator
         with global_seed(*self.seed_names(round), "layers", device=self.device):
             figures = exhausted(self.stepwise(round))
+        self.settle_statistics(round, figures)
+        return figures
+
+    def settle_statistics(self, round: int, figures: Mapping[str, float]) -> None:
+        """After a round's last step: estimate the statistics of shared normalisation layers, where asked to."""
         shared = self.config.batch_statistics == "estimated" and not self.config.local_norm
         trained = "loss" in figures  # where nothing was trained, what came is handed on
         if shared and trained and not self.statistics_fixed(round):
             estimate_statistics(self.config, self.phase, self.model, self.train, self.text, self.device)
-        return figures
 
     def seed_names(self, round: int) -> tuple[object, ...]:
         """What the randomness of a round is a function of."""

@@ -25,6 +25,7 @@ from dusss_core.training import (
     student_after,
     with_own_statistics,
 )
+from dusss_core.training.statistics import estimate_statistics
 from tests.dusss_core.objectives.sites import METHODS, changed, config_of, pictures, site
 
 LAMBDA, ALPHA = 0.5, 0.3
@@ -144,13 +145,27 @@ def test_fixed_statistics_are_those_of_a_sites_own_student_too(kind):
     config = TrainingConfig.model_validate({**config.model_dump(), "fixed_statistics": True})
     trainer = personal_site(config, pictures())
     trainer.train_round(1)
-    students = [trainer.model, *([trainer.own.student] if trainer.own else [])]
-    between = [{name: value.clone() for name, value in student.state_dict().items()} for student in students]
     trainer.load_shared(trainer.shared())
+    students = [trainer.model, *([trainer.own.student] if trainer.own else [])]
+    # as they are used: with APFL the mixture, of statistics too
+    between = [{name: value.clone() for name, value in student.state_dict().items()} for student in students]
     trainer.train_round(2)
     for before, student in zip(between, students, strict=True):
         after = changed(before, student.state_dict())
         assert after and not {name for name in after if "running" in name}
+
+
+@pytest.mark.parametrize("kind", ["ditto", "apfl"])
+def test_statistics_of_a_sites_own_student_are_estimated_where_those_of_the_shared_one_are(kind, monkeypatch):
+    """On weights that it has then: those that are estimated once more are the same."""
+    config = with_personal(config_of("supervised"), kind=kind)
+    config = TrainingConfig.model_validate({**config.model_dump(), "batch_statistics": "estimated"})
+    trainer = personal_site(config, pictures())
+    trainer.train_round(1)
+    own = trainer.own.model
+    before = {name: value.clone() for name, value in own.state_dict().items()}
+    estimate_statistics(config, Phase.SEGMENT, own, trainer.train)
+    assert not {name for name in changed(before, own.state_dict()) if "running" in name}
 
 
 @pytest.mark.parametrize("network", [*get_args(StudentConfig.model_fields["network"].annotation), "encoder"])
