@@ -33,6 +33,8 @@ def _on(network: str, **more: Any) -> dict[str, Any]:
     return {"student": {"network": network, "encoder": None, "weights": None, **more}}
 
 
+_THREE_PASSES = {"pretrain": {"epochs": 3}, "segment": {"epochs": 3}}
+"""With three sites: as many steps one after another as one place with all their pictures makes."""
 _SMALL = _on("small_unet")
 """The network that the method was published with; without it, the student's own."""
 _WITHOUT_LABELS = {"preset": "paper", "ltg": True, "pairs": "multi_positive"}
@@ -76,6 +78,8 @@ METHODS: dict[str, dict[str, Any]] = {
         for name in ("supervised", "dusss")
         for kind, changes in _FEDERATED.items()
     },
+    # as many steps as with all pictures in one place
+    **{f"{name}_three_passes": {"method": {"preset": name}, **_THREE_PASSES} for name in ("supervised", "dusss")},
     # text-free methods: on the network of their papers, and on the student's own
     **{name: {"method": {"objective": name}, **_SMALL} for name in _PUBLISHED_SMALL},
     **{f"{name}_same": {"method": {"objective": name}} for name in _PUBLISHED_SMALL},
