@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.grid.methods.presets import METHODS
+from benchmarks.grid.methods.presets import METHODS, SIX_HOSPITALS
 from benchmarks.measured import stamp, write
 from benchmarks.pages import as_head, as_row, with_body
 from benchmarks.system_costs import PARTS, measure
@@ -42,19 +42,34 @@ BEGIN, END = "<!-- systems: written by benchmarks/systems.py -->", "<!-- systems
 RESULTS_BEGIN, RESULTS_END = "<!-- results: written by benchmarks/systems.py -->", "<!-- results: end -->"
 _REFERENCE = "dusss"
 """The row that gaps are to."""
-_SHARES = (0.01, 0.05, 0.1)
-_POOLED, _SITES = "centralized", "federated"
-_COLUMNS = (*((share, _POOLED) for share in _SHARES), (0.05, _SITES))
-"""Share of labels and setting of the page's columns."""
-_FIRST = (0.05, _POOLED)
-_WANTED = (
-    (*_FIRST, 1),
-    (0.05, _SITES, 1),
-    (*_FIRST, 2),
-    (*_FIRST, 3),
-    *((share, _POOLED, 1) for share in _SHARES if share != 0.05),
+
+
+class Column(NamedTuple):
+    """Cells that stand beneath one another on the page."""
+
+    head: str
+    share: float
+    """Of labels."""
+    setting: str = "centralized"
+    dataset: str = "qata"
+    profile: str = "cpu"
+    federation: str = ""
+    """Of the rows' methods: what the grid has behind their names."""
+
+    @property
+    def files(self) -> str:
+        """Pattern of the cells' files."""
+        return f"{self.dataset}-{self.profile}-{100 * self.share:g}pct-*{self.federation}-{self.setting}-seed*.json"
+
+
+_FIRST = Column("5 %", 0.05)
+_FEW, _MORE, _SITES = Column("1 %", 0.01), Column("10 %", 0.1), Column("5 %, three sites", 0.05, "federated")
+_HOSPITALS = Column(
+    "PolypGen, 10 %, six hospitals", 0.1, "federated", "polypgen", "cpu_imagenet", federation=f"_{SIX_HOSPITALS}"
 )
-"""Cells of each row, the most wanted first: share of labels, setting, seed."""
+_COLUMNS = (_FEW, _FIRST, _MORE, _SITES, _HOSPITALS)
+_WANTED = ((_FIRST, 1), (_SITES, 1), (_FIRST, 2), (_FIRST, 3), (_FEW, 1), (_MORE, 1))
+"""Cells of each row that a GPU machine with QaTa-COV19 can measure, the most wanted first, each with its seed."""
 
 
 class System(BaseModel):
@@ -155,42 +170,42 @@ class Score(NamedTuple):
     """With the sentence where the model is used; None: the network is given none."""
 
 
-Cells = dict[tuple[str, float, str], dict[int, Score]]
-"""Row, share of labels and setting -> seed -> Dice."""
+Cells = dict[tuple[str, Column], dict[int, Score]]
+"""Row and column -> seed -> Dice."""
 
 
 def read_cells(folder: Path) -> Cells:
-    """The cells of QaTa-COV19 in profile cpu, pooled and at three sites."""
+    """The cells of the page's columns."""
     found: Cells = defaultdict(dict)
-    paths = [path for setting in (_POOLED, _SITES) for path in sorted(folder.glob(f"qata-cpu-*-{setting}-seed*.json"))]
-    for path in paths:
-        cell = json.loads(path.read_text(encoding="utf-8"))
-        test = cell["test"]
-        told = 100 * test["text_dice"] if test.get("text_dice") is not None else None
-        found[cell["method"], cell["labels"], cell["setting"]][cell["seed"]] = Score(100 * test["dice"], told)
+    for column in _COLUMNS:
+        for path in sorted(folder.glob(column.files)):
+            cell = json.loads(path.read_text(encoding="utf-8"))
+            test = cell["test"]
+            told = 100 * test["text_dice"] if test.get("text_dice") is not None else None
+            row = cell["method"].removesuffix(column.federation)
+            found[row, column][cell["seed"]] = Score(100 * test["dice"], told)
     return found
 
 
 def missing(facts: Facts, cells: Cells) -> list[str]:
     """A line for each cell that is wanted and not measured: METHOD LABELS SETTING SEED PROFILE."""
     return [
-        f"{row} {share:g} {setting} {seed} cpu"
-        for share, setting, seed in _WANTED
+        f"{row} {column.share:g} {column.setting} {seed} {column.profile}"
+        for column, seed in _WANTED
         for row, _ in _variants(facts)
-        if seed not in cells.get((row, share, setting), {})
+        if seed not in cells.get((row, column), {})
     ]
 
 
 def results_table(facts: Facts, cells: Cells) -> str:
     """Dice, and the gap to DuSSS, here and in the paper; rows in order of the paper's 25 %, then of ours at 5 %."""
-    columns = [f"{100 * share:g} %" + (", three sites" if setting == _SITES else "") for share, setting in _COLUMNS]
-    lines = as_head(["system", "row", "paper, 25 %", "paper, 50 %", *columns])
+    lines = as_head(["system", "row", "paper, 25 %", "paper, 50 %", *(column.head for column in _COLUMNS)])
     paper = next(system.paper for system in facts.systems if system.row == _REFERENCE)
-    shown = [(row, system) for row, system in _variants(facts) if any((row, *column) in cells for column in _COLUMNS)]
+    shown = [(row, system) for row, system in _variants(facts) if any((row, column) in cells for column in _COLUMNS)]
 
     def place(entry: tuple[str, System]) -> tuple[float, float]:
         row, system = entry
-        scores = cells.get((row, *_FIRST), {}).values()
+        scores = cells.get((row, _FIRST), {}).values()
         return -system.paper.get(25, 0), -fmean([score.dice for score in scores] or [0])
 
     for row, system in sorted(shown, key=place):
@@ -210,9 +225,9 @@ _SAME = "_same"
 """A row on the student's own network."""
 
 
-def _ours(cells: Cells, row: str, column: tuple[float, str]) -> str:
+def _ours(cells: Cells, row: str, column: Column) -> str:
     """Its mean over seeds, and the mean gap over those that the reference has too."""
-    scores, reference = cells.get((row, *column)), cells.get((_REFERENCE, *column), {})
+    scores, reference = cells.get((row, column)), cells.get((_REFERENCE, column), {})
     if not scores:
         return ""
     dice = fmean(score.dice for score in scores.values())

@@ -101,26 +101,49 @@ def test_the_page_is_that_of_the_files():
 
 
 def test_gaps_are_over_seeds_that_both_have_and_sentences_are_told():
+    pooled = systems._FIRST
     one = {1: systems.Score(60.0, None), 2: systems.Score(70.0, None)}
     cells = {
-        ("dusss", 0.05, "centralized"): one,
-        ("clip", 0.05, "centralized"): {1: systems.Score(61.0, 65.0)},
-        ("bcp", 0.05, "centralized"): {3: systems.Score(50.0, None)},
+        ("dusss", pooled): one,
+        ("clip", pooled): {1: systems.Score(61.0, 65.0)},
+        ("bcp", pooled): {3: systems.Score(50.0, None)},
     }
-    pooled = (0.05, "centralized")
     assert systems._ours(cells, "dusss", pooled) == "65.0, 2 seeds"
     assert systems._ours(cells, "clip", pooled) == "61.0 (+1.0); with the sentence 65.0"
     assert systems._ours(cells, "bcp", pooled) == "50.0" and systems._ours(cells, "mcnet", pooled) == ""
-    assert systems._ours(cells, "dusss", (0.05, "federated")) == ""
+    assert systems._ours(cells, "dusss", systems._SITES) == ""
 
 
 def test_what_is_missing_is_told_as_a_gpu_machine_takes_it_the_most_wanted_first(rows):
     facts = configfile.load(systems.Facts, systems.FACTS)
     everything = systems.missing(facts, {})
     assert everything[0] == "supervised 0.05 centralized 1 cpu" and "bcp_same 0.1 centralized 1 cpu" in everything
-    one = {("supervised", 0.05, "centralized"): {1: systems.Score(60.0, None)}}
+    one = {("supervised", systems._FIRST): {1: systems.Score(60.0, None)}}
     assert systems.missing(facts, one) == everything[1:]
     for line in everything:
         method, labels, setting, seed, profile = line.split()
         Cell("qata", float(labels), method, setting, profile, int(seed))
         assert method in METHODS
+
+
+def test_hospitals_stand_beside_the_sites_of_chest_x_rays_with_their_own_federation(tmp_path):
+    def cell(name, method, dice):
+        file = tmp_path / f"{name}-seed1.json"
+        file.write_text(json.dumps({"method": method, "seed": 1, "test": {"dice": dice}}))
+
+    cell("polypgen-cpu_imagenet-10pct-supervised_fixbn_estimated-federated", "supervised_fixbn_estimated", 0.5)
+    cell("polypgen-cpu_imagenet-10pct-supervised-federated", "supervised", 0.4)
+    cell("qata-cpu-10pct-supervised-centralized", "supervised", 0.6)
+    cells = systems.read_cells(tmp_path)
+    assert {column.head: scores[1].dice for (_, column), scores in cells.items()} == {
+        "10 %": 60.0,
+        "PolypGen, 10 %, six hospitals": 50.0,
+    }
+    assert {row for row, _ in cells} == {"supervised"}
+
+
+def test_every_system_has_a_row_in_the_federation_of_six_hospitals(rows):
+    names = {f"{row}{systems._HOSPITALS.federation}" for row in rows}
+    small = {f"{row}{systems._HOSPITALS.federation}" for row in rows if f"{row}_same" in METHODS}
+    assert names - small <= set(METHODS)
+    assert {name.replace("_fixbn", "_same_fixbn") for name in small} <= set(METHODS)

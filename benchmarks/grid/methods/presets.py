@@ -26,6 +26,10 @@ _FEDERATED: dict[str, dict[str, Any]] = {
     "fedadam": {"federation": {"strategy": "fedadam", "server_lr": 0.01}},
 }
 """Other ways to one model of several sites than the mean of all weights. Constants are usual ones, none was tuned."""
+SIX_HOSPITALS = "fixbn_estimated"
+"""That of them which six real hospitals are best with, as the preset `polypgen` has it."""
+_OTHERS = ("mean_teacher", "mean_teacher_mse", "fixmatch", "fedsemidg", "clip", "paper")
+"""Systems without a network of their own, but supervised training and DuSSS, which have a row in each federation."""
 
 
 def _on(network: str, **more: Any) -> dict[str, Any]:
@@ -65,9 +69,9 @@ METHODS: dict[str, dict[str, Any]] = {
     **{f"supervised_{kind}": {"method": {"preset": "supervised"}, "personal": {"kind": kind}} for kind in _PERSONAL},
     # the same with the statistics that six hospitals are best with
     **{
-        f"supervised_fixbn_estimated_{kind}": {
+        f"supervised_{SIX_HOSPITALS}_{kind}": {
             "method": {"preset": "supervised"},
-            **_FEDERATED["fixbn_estimated"],
+            **_FEDERATED[SIX_HOSPITALS],
             "personal": {"kind": kind},
         }
         for kind in _PERSONAL
@@ -110,6 +114,11 @@ METHODS: dict[str, dict[str, Any]] = {
         "method": {"preset": "dusss", "sss": False, "dcl": False, "ltg": False},
         "vlm": {"cross_attention": False},
     },
+}
+# every other system on the student's network, or on its own if that reads sentences, in the federation of SIX_HOSPITALS
+METHODS |= {
+    f"{name}_{SIX_HOSPITALS}": {**METHODS[name], **_FEDERATED[SIX_HOSPITALS]}
+    for name in (*_OTHERS, *(f"{name}_same" for name in _PUBLISHED_SMALL), *_PRETRAINING, *_WITH_TEXT)
 }
 """Name -> what it changes of the study, key by key. table2_SDL: SSS, DCL and Ltg on (1) or off (0); table2_111 is
 `dusss`, table2_000 is `clip`, paper_table2_111 is `paper`."""
