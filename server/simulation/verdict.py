@@ -1,17 +1,22 @@
-"""What a comparison comes to, in two sentences for a person."""
+"""What a comparison comes to, in a few sentences for a person."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from dusss_core.config.phases import PhaseConfig
+from dusss_core.phases import Phase
+from dusss_core.sampling import steps_per_epoch
 from server.study.config import StudyConfig
 
 _SPREAD = 0.15
 """Standard deviation between test pictures of the difference of two methods' Dice, about: what single pictures score
 stays at the sites, so that only their number is known here."""
+_MORE_STEPS = 1.5
+"""From so many times the steps on they are told."""
 _CALLED = {
     "local": "each site alone",
     "centralized": "the pooled data",
@@ -34,7 +39,7 @@ def verdict(study: StudyConfig, summary: Mapping[str, Any]) -> str | None:
         summary: of the study, with its "compare".
 
     Returns:
-        Two or three sentences; None where nothing was compared.
+        Two to four sentences; None where nothing was compared.
     """
     ours = our_name(study)
     dice = {ours: _by_site(summary)}
@@ -44,7 +49,10 @@ def verdict(study: StudyConfig, summary: Mapping[str, Any]) -> str | None:
     if ours not in dice or len(dice) < 2 or not sites:
         return None
     counts = {site: summary["sites"][site].get("n_test") or 1 for site in sites}
-    return f"{_best_by_site(dice, sites, counts, ours)} {_worth_it(dice, sites, counts, ours)}"
+    told = [_best_by_site(dice, sites, counts, ours), _worth_it(dice, sites, counts, ours)]
+    if _CALLED["centralized"] in dice:
+        told += _of_steps(study, [_trained_on(site) for site in summary["sites"].values()])
+    return " ".join(told)
 
 
 def our_name(study: StudyConfig) -> str:
@@ -100,6 +108,32 @@ def _worth_it(dice: Mapping[str, Mapping[str, float]], sites: list[str], counts:
     if abs(gain) <= enough:
         return f"{told}within noise, less than {limit}, so it is not shown to be worth more here."
     return f"{told}more than {limit}, so it is {'worth it' if gain > 0 else 'not worth it'} here (one seed)."
+
+
+def _of_steps(study: StudyConfig, records: Sequence[int]) -> list[str]:
+    """That the pooled data's model made more steps one after another, where it did: part of what it is ahead by is
+    those, and not the sites' being apart."""
+    trained = [count for count in records if count]
+    ahead = {}
+    for phase in study.phases() if trained else ():
+        settings = study.pretrain if phase == Phase.PRETRAIN else study.segment
+        of_sites = fmean(_steps(settings, count) for count in trained)
+        ahead[f"{phase}.epochs"] = _steps(settings, sum(trained)) / of_sites, settings.epochs
+    ratio, _ = ahead.get(f"{Phase.SEGMENT}.epochs", (1.0, 1))
+    if ratio < _MORE_STEPS:
+        return []
+    with_ = ", ".join(f"{key}: {round(more * epochs)}" for key, (more, epochs) in ahead.items())
+    return [f"The pooled data's model made {ratio:.1f} times as many steps one after another; as many with {with_}."]
+
+
+def _steps(settings: PhaseConfig, records: int) -> int:
+    """Of a round, with so many records."""
+    passes = settings.epochs * steps_per_epoch(records, settings.batch)
+    return passes if settings.steps is None else min(settings.steps, passes)
+
+
+def _trained_on(site: Mapping[str, Any]) -> int:
+    return (site.get("n_labeled") or 0) + (site.get("n_unlabeled") or 0)
 
 
 def _by_site(found: Mapping[str, Any]) -> dict[str, float]:

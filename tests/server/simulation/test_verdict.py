@@ -58,3 +58,38 @@ def test_where_sites_have_students_of_their_own_those_are_compared():
     ours["sites"]["a"]["personal_dice"], theirs["sites"]["a"]["personal_dice"] = 0.8, 0.7
     text = verdict(make_study(), {**ours, "compare": {"supervised": theirs}})
     assert "federated DuSSS has 0.800, 10.0 points above federated supervised training (0.700)" in text
+
+
+def trained(**counts):
+    found = sites(**dict.fromkeys(counts, 0.7))
+    for name, (labelled, others) in counts.items():
+        found["sites"][name] |= {"n_labeled": labelled, "n_unlabeled": others}
+    return found
+
+
+def test_the_steps_that_pooled_data_are_ahead_by_are_told_with_what_makes_up_for_them():
+    study = make_study(pretrain={"batch": 8, "epochs": 2}, segment={"batch": 8, "epochs": 1})
+    ours = trained(a=(10, 70), b=(4, 76), c=(20, 60))
+    text = verdict(study, {**ours, "compare": {"centralized": sites(a=0.72, b=0.72, c=0.72)}})
+    assert text.endswith(
+        "The pooled data's model made 3.0 times as many steps one after another; as many with pretrain.epochs: 6, "
+        "segment.epochs: 3."
+    )
+    without = verdict(study, {**ours, "compare": {"supervised": sites(a=0.72, b=0.72, c=0.72)}})
+    assert "steps" not in without
+
+
+def test_equal_steps_are_not_spoken_of():
+    ours = trained(a=(10, 70), b=(4, 76))
+    capped = make_study(pretrain={"batch": 8, "steps": 5}, segment={"batch": 8, "steps": 5})
+    one_large = trained(a=(100, 700), b=(1, 0))
+    one_large["sites"] = {"a": one_large["sites"]["a"]}
+    compare = {"centralized": sites(a=0.72, b=0.72)}
+    assert "steps" not in verdict(capped, {**ours, "compare": compare})
+    assert "steps" not in verdict(make_study(), {**one_large, "compare": {"centralized": sites(a=0.72)}})
+
+
+def test_a_method_without_pretraining_is_told_of_its_only_step():
+    study = make_study(method={"preset": "supervised"}, segment={"batch": 8})
+    text = verdict(study, {**trained(a=(10, 70), b=(4, 76)), "compare": {"centralized": sites(a=0.72, b=0.72)}})
+    assert text.endswith("made 2.0 times as many steps one after another; as many with segment.epochs: 2.")
