@@ -116,7 +116,7 @@ def _of_steps(study: StudyConfig, records: Sequence[int]) -> list[str]:
     trained = [count for count in records if count]
     ahead = {}
     for phase in study.phases() if trained else ():
-        settings = study.pretrain if phase == Phase.PRETRAIN else study.segment
+        settings = phase.settings(study)
         of_sites = fmean(_steps(settings, count) for count in trained)
         ahead[f"{phase}.epochs"] = _steps(settings, sum(trained)) / of_sites, settings.epochs
     ratio, _ = ahead.get(f"{Phase.SEGMENT}.epochs", (1.0, 1))
