@@ -27,7 +27,7 @@ _FEDERATED: dict[str, dict[str, Any]] = {
 }
 """Other ways to one model of several sites than the mean of all weights. Constants are usual ones, none was tuned."""
 SIX_HOSPITALS = "fixbn_estimated"
-"""That of them which six real hospitals are best with, as the preset `polypgen` has it."""
+"""The one that six real hospitals are best with, as the preset `polypgen` has it."""
 _OTHERS = ("mean_teacher", "mean_teacher_mse", "fixmatch", "fedsemidg", "clip", "paper")
 """Systems without a network of their own, but supervised training and DuSSS, which have a row in each federation."""
 
@@ -115,13 +115,13 @@ METHODS: dict[str, dict[str, Any]] = {
         "vlm": {"cross_attention": False},
     },
 }
+"""Name -> what it changes of the study, key by key. table2_SDL: SSS, DCL and Ltg on (1) or off (0); table2_111 is
+`dusss`, table2_000 is `clip`, paper_table2_111 is `paper`."""
 # every other system on the student's network, or on its own if that reads sentences, in the federation of SIX_HOSPITALS
 METHODS |= {
     f"{name}_{SIX_HOSPITALS}": {**METHODS[name], **_FEDERATED[SIX_HOSPITALS]}
     for name in (*_OTHERS, *(f"{name}_same" for name in _PUBLISHED_SMALL), *_PRETRAINING, *_WITH_TEXT)
 }
-"""Name -> what it changes of the study, key by key. table2_SDL: SSS, DCL and Ltg on (1) or off (0); table2_111 is
-`dusss`, table2_000 is `clip`, paper_table2_111 is `paper`."""
 
 
 def run(trial: Trial) -> Trained:
