@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from dusss_core.config import PhaseConfig
+
 
 def two_stream_batches(
     labelled: np.ndarray,
@@ -52,6 +54,12 @@ def labelled_per_step(labelled: int, other: int, batch: int, labelled_share: flo
 def steps_per_epoch(records: int, batch: int) -> int:
     """Steps that show as many pictures as the site has."""
     return max(1, math.ceil(records / batch))
+
+
+def steps_per_round(settings: PhaseConfig, records: int) -> int:
+    """Steps of a round of the phase, of a site that trains with so many records."""
+    passes = settings.epochs * steps_per_epoch(records, settings.batch)
+    return passes if settings.steps is None else min(settings.steps, passes)
 
 
 def _endless(positions: np.ndarray, generator: torch.Generator) -> Iterator[int]:

@@ -22,7 +22,7 @@ from dusss_core.models.weights import load_tensors, local_tensors, on_cpu, share
 from dusss_core.phases import Phase
 from dusss_core.records import Split
 from dusss_core.runtime import runtime_of, tune
-from dusss_core.sampling import steps_per_epoch
+from dusss_core.sampling import steps_per_round
 from dusss_core.seeds import generator, global_seed
 from dusss_core.text.bank import TextBank
 from dusss_core.training.optimizer import AdamW
@@ -91,8 +91,7 @@ class PhaseTrainer(ABC):
         else:
             self.model, self.optimizer = model, heir_of.optimizer
         self.step = 0
-        passes = settings.epochs * steps_per_epoch(usable, settings.batch)
-        self.steps_per_round = passes if settings.steps is None else min(settings.steps, passes)
+        self.steps_per_round = steps_per_round(settings, usable)
 
     # What a subclass provides.
 

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from dusss_core.config.phases import PhaseConfig
 from dusss_core.phases import Phase
-from dusss_core.sampling import steps_per_epoch
+from dusss_core.sampling import steps_per_round
 from server.study.config import StudyConfig
 
 _SPREAD = 0.15
@@ -117,19 +116,13 @@ def _of_steps(study: StudyConfig, records: Sequence[int]) -> list[str]:
     ahead = {}
     for phase in study.phases() if trained else ():
         settings = phase.settings(study)
-        of_sites = fmean(_steps(settings, count) for count in trained)
-        ahead[f"{phase}.epochs"] = _steps(settings, sum(trained)) / of_sites, settings.epochs
+        of_sites = fmean(steps_per_round(settings, count) for count in trained)
+        ahead[f"{phase}.epochs"] = steps_per_round(settings, sum(trained)) / of_sites, settings.epochs
     ratio, _ = ahead.get(f"{Phase.SEGMENT}.epochs", (1.0, 1))
     if ratio < _MORE_STEPS:
         return []
     with_ = ", ".join(f"{key}: {round(more * epochs)}" for key, (more, epochs) in ahead.items())
     return [f"The pooled data's model made {ratio:.1f} times as many steps one after another; as many with {with_}."]
-
-
-def _steps(settings: PhaseConfig, records: int) -> int:
-    """Of a round, with so many records."""
-    passes = settings.epochs * steps_per_epoch(records, settings.batch)
-    return passes if settings.steps is None else min(settings.steps, passes)
 
 
 def _trained_on(site: Mapping[str, Any]) -> int:
