@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.grid.methods.presets import METHODS, SIX_HOSPITALS
+from benchmarks.grid.methods.presets import METHODS, MORE_PASSES, SIX_HOSPITALS
 from benchmarks.measured import stamp, write
 from benchmarks.pages import as_head, as_row, with_body
 from benchmarks.system_costs import PARTS, measure
@@ -67,7 +67,8 @@ _FEW, _MORE, _SITES = Column("1 %", 0.01), Column("10 %", 0.1), Column("5 %, thr
 _HOSPITALS = Column(
     "PolypGen, 10 %, six hospitals", 0.1, "federated", "polypgen", "cpu_imagenet", federation=f"_{SIX_HOSPITALS}"
 )
-_COLUMNS = (_FEW, _FIRST, _MORE, _SITES, _HOSPITALS)
+_PASSES = _HOSPITALS._replace(head="the same, more passes", federation=f"_{MORE_PASSES}")
+_COLUMNS = (_FEW, _FIRST, _MORE, _SITES, _HOSPITALS, _PASSES)
 _WANTED = ((_FIRST, 1), (_SITES, 1), (_FIRST, 2), (_FIRST, 3), (_FEW, 1), (_MORE, 1))
 """Cells of each row that a GPU machine with QaTa-COV19 can measure, the most wanted first, each with its seed."""
 

@@ -50,6 +50,8 @@ _ROWS = {
     "trained with (`fixed_statistics`)",
     "_fixbn_estimated": "statistics of shared normalisation layers are those of plain training pictures, stay as they "
     "are for the second half of the rounds, and are trained with (`batch_statistics: estimated`, `fixed_statistics`)",
+    "_polypgen": "`…_fixbn_estimated` with five passes a round in step 1 and three in step 2, as the preset "
+    "`polypgen` has it",
     "_estimated": "sites send statistics of plain training pictures (`batch_statistics: estimated`)",
     "_fedprox": "FedProx, mu 0.01",
     "_fedadam": "FedAdam, server learning rate 0.01",

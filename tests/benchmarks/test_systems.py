@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
+import yaml
 
 from benchmarks import system_costs, systems
-from benchmarks.grid.cell import Cell
+from benchmarks.grid.cell import DATASETS, Cell
 from benchmarks.grid.methods.presets import METHODS
+from dusss_core.config.training import merged
 from dusss_core.objectives import TABLE
 from dusss_core.pretraining import TABLE as PRETRAINING
 from feddusss import cli, configfile
 from tests.dusss_core.conftest import make_config
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -132,18 +137,26 @@ def test_hospitals_stand_beside_the_sites_of_chest_x_rays_with_their_own_federat
         file.write_text(json.dumps({"method": method, "seed": 1, "test": {"dice": dice}}))
 
     cell("polypgen-cpu_imagenet-10pct-supervised_fixbn_estimated-federated", "supervised_fixbn_estimated", 0.5)
+    cell("polypgen-cpu_imagenet-10pct-supervised_polypgen-federated", "supervised_polypgen", 0.75)
     cell("polypgen-cpu_imagenet-10pct-supervised-federated", "supervised", 0.4)
     cell("qata-cpu-10pct-supervised-centralized", "supervised", 0.6)
     cells = systems.read_cells(tmp_path)
     assert {column.head: scores[1].dice for (_, column), scores in cells.items()} == {
         "10 %": 60.0,
         "PolypGen, 10 %, six hospitals": 50.0,
+        "the same, more passes": 75.0,
     }
     assert {row for row, _ in cells} == {"supervised"}
 
 
-def test_every_system_has_a_row_in_the_federation_of_six_hospitals(rows):
-    names = {f"{row}{systems._HOSPITALS.federation}" for row in rows}
-    small = {f"{row}{systems._HOSPITALS.federation}" for row in rows if f"{row}_same" in METHODS}
-    assert names - small <= set(METHODS)
-    assert {name.replace("_fixbn", "_same_fixbn") for name in small} <= set(METHODS)
+@pytest.mark.parametrize("column", [systems._HOSPITALS, systems._PASSES], ids=lambda column: column.federation)
+def test_every_system_has_a_row_in_the_federation_of_six_hospitals(rows, column):
+    on_the_students_network = [f"{row}_same" if f"{row}_same" in METHODS else row for row in rows]
+    assert {f"{row}{column.federation}" for row in on_the_students_network} <= set(METHODS)
+
+
+def test_rows_with_more_passes_are_the_preset_of_polypgen():
+    preset = yaml.safe_load((ROOT / "configs" / "polypgen.yaml").read_text(encoding="utf-8"))
+    ours = merged(DATASETS["polypgen"]["cpu_imagenet"], METHODS["dusss_polypgen"])
+    assert ours.pop("method") == {"preset": "dusss"}  # the default
+    assert {key: preset[key] for key in ours} == ours
