@@ -91,9 +91,10 @@ _SETTINGS = ("phase", "patience", *_RULES)
 """Of the study, and not of what was seen."""
 
 
-def weighted_mean(pairs: Iterable[tuple[float, float | None]]) -> float | None:
-    """Mean of the values that are there and finite, by weight; None if there is none."""
-    usable = [(weight, value) for weight, value in pairs if value is not None and math.isfinite(value) and weight > 0]
+def weighted_mean(pairs: Iterable[tuple[float | None, float | None]]) -> float | None:
+    """Mean of the values that are there and finite, by weights that are there; None if there is none."""
+    usable = [(weight, value) for weight, value in pairs if weight and value is not None and math.isfinite(value)]
+    usable = [(weight, value) for weight, value in usable if weight > 0]
     total = sum(weight for weight, _ in usable)
     return sum(weight * value for weight, value in usable) / total if usable else None
 

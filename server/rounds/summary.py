@@ -183,7 +183,8 @@ def _scores(site: Site, metrics: Mapping[str, float]) -> dict[str, Any]:
             "n_records": site.counts["n_records"],
             "n_labeled": None,
             "n_unlabeled": None,
-            "n_test": None,
+            # a site that gave its budget up while the run went on tells of its test pictures beside their figures
+            "n_test": int(metrics["test.n"]) if "test.n" in metrics else None,
             **figures,
         }
     return {

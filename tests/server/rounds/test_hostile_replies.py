@@ -129,6 +129,25 @@ def test_no_figure_of_one_site_ends_a_study(short, tmp_path, damage, kind):  # n
     assert (summary["sites"]["birch"]["dice"] is None) == (kind == "evaluate")
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_a_site_that_gives_its_budget_up_while_a_run_lasts_ends_no_study(short, tmp_path, told):  # noqa: F811
+    """It told of no test pictures, and answers with figures of them, with or without their number."""
+
+    def meddle(site, kind, round, answer):
+        if site == "birch" and kind in ("query", "evaluate"):
+            metrics = dict(answer.content["metrics"]) if kind == "evaluate" else {"n_records": 500}
+            if not told:
+                metrics.pop("test.n", None)
+            answer.content["metrics"] = MetricRecord(metrics)
+        return answer
+
+    coordinate(study(), tmp_path, meddle)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["sites"]["birch"]["dice"] is not None
+    assert (summary["sites"]["birch"]["n_test"] is not None) == told
+    assert summary["global"]["dice_weighted"] is not None
+
+
 @pytest.mark.parametrize(
     ("metrics", "texts", "told"),
     [
