@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dusss_core.errors import UserError
 from dusss_core.phases import Phase
 from server.rounds.aggregation import Aggregator, check_number_of_sites
+from server.rounds.charges import Charges
 from server.rounds.collecting import Collector
 from server.rounds.domains import LOOK_AT, warning_of_domains
 from server.rounds.enough import Cause, RoundFailed, check_enough
@@ -32,7 +33,7 @@ from server.rounds.worth import Worth
 from server.runs.checkpoints import Checkpoint
 from server.runs.events import PlainReporter, Reporter
 from server.runs.lines import ALL_SITES
-from server.runs.runfolder import HEADS, RunFolder, log, nested
+from server.runs.runfolder import HEADS, LEDGERS, RunFolder, log, nested
 from server.runs.students import write_student_of_run, write_vlm_of_run
 from server.study.config import StudyConfig
 
@@ -82,7 +83,11 @@ class Coordinator:
         self._warned_of_saturation = False
         self._worth = Worth(study)
         self._run = run
-        told = {"charges": run.charges(), "heads": Heads(run.folder / HEADS), "partners": run.partners()}
+        told = {
+            "charges": Charges(run.folder / LEDGERS, run.charges()),
+            "heads": Heads(run.folder / HEADS),
+            "partners": run.partners(),
+        }
         self._messages = Messages(study, run.run_key, self._reporter, **told)
         allowed = study.federation.sites if sites is None else sites
         federation = study.federation

@@ -8,6 +8,7 @@ looks for it in its log (`client.door.audit.check_head`).
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -32,7 +33,10 @@ class Heads:
 
     def __init__(self, path: Path | None = None):
         self._path = path
-        self._newest = _read(path) if path is not None and path.is_file() else {}
+        self._newest = {}
+        if path is not None and path.is_file():
+            self._newest = _read(path)
+            _end_line(path)
 
     def seen(self, site: str) -> dict[str, str]:
         """For a message to a site: the newest head that it has told of."""
@@ -50,6 +54,16 @@ class Heads:
             line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "site": site, **about, "head": head}
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+
+
+def _end_line(path: Path) -> None:
+    """Let a line that a crash has cut stand by itself, so that the next one does not join it."""
+    with path.open("rb+") as file:
+        if not file.seek(0, os.SEEK_END):
+            return
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            file.write(b"\n")
 
 
 def _read(path: Path) -> dict[str, str]:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from dusss_core.files import digest_of_tensors
 from dusss_core.phases import Phase
 from feddusss import compression, wire
+from server.rounds.charges import Charges
 from server.rounds.heads import Heads
 from server.rounds.reference import Reference
 from server.rounds.replies import LACKS, MASKED, MISCOUNTED, Reply, read_reply
 from server.rounds.roster import Roster, Site
 from server.rounds.spool import Spool
 from server.runs.events import Reporter
-from server.runs.runfolder import CHARGES
 from server.study.config import StudyConfig
 
 if TYPE_CHECKING:
@@ -34,8 +34,7 @@ class Messages:
     Args:
         run_key: names the run; the sites keep their private state by it.
         heads: what sites tell of their audit logs; None: it is kept in memory alone.
-        charges: how many charges of its privacy ledger each site has told of in this run. It is repeated to the site,
-            which so finds out when its disk was set back to an older copy.
+        charges: how many charges of its privacy ledger each site has told of; None: it is kept in memory alone.
         partners: each hospital and the fingerprint of its key, which every one of them is told.
     """
 
@@ -44,7 +43,7 @@ class Messages:
         study: StudyConfig,
         run_key: str,
         reporter: Reporter,
-        charges: Mapping[str, int] | None = None,
+        charges: Charges | None = None,
         heads: Heads | None = None,
         partners: Mapping[str, str] | None = None,
     ):
@@ -56,7 +55,7 @@ class Messages:
         self._codec = compression.codec(self._wire, study.federation.topk_share)
         self._reference = Reference(self._codec) if self._codec is not None else None
         self._reporter = reporter
-        self._charges = dict(charges or {})
+        self._charges = charges or Charges()
         self._heads = heads or Heads()
         self._layers: Mapping[str, Tensor] = {}
         self._vlm: dict[str, Tensor] | None = None
@@ -127,9 +126,8 @@ class Messages:
             if "base" in about:
                 changes.add(site.name)
             records = {"arrays": record, **layers, **({"vlm": vlm} if self._lacks_vlm(site) else {})}
-            seen = {"charges": self._charges[site.name]} if site.name in self._charges else {}
-            contents[site.name] = self._content(records, wire=back, **about, **seen, **settings)
-            contents[site.name]["config"].update(self._heads.seen(site.name))
+            contents[site.name] = self._content(records, wire=back, **about, **settings)
+            contents[site.name]["config"].update(self._heads.seen(site.name) | self._charges.seen(site.name))
             down[site.name] = sum(wire.size(record) for record in records.values())
             if secure is not None:
                 contents[site.name]["secure"] = secure[site.name]
@@ -139,6 +137,7 @@ class Messages:
         def on_reply(name: str, message: Message | None, silent: str = "") -> None:
             site = roster.sites[name]
             self._heads.note(name, message, {"kind": kind, **{k: settings.get(k) for k in ("phase", "round")}})
+            self._charges.note(name, message)
             up = back if secure is None else MASKED
             reply = read_reply(
                 name,
@@ -161,8 +160,6 @@ class Messages:
                 if reference is not None and kind == "train":
                     site.reference = reference.digest
                 site.vlm = self._vlm_digest or site.vlm
-                if CHARGES in reply.metrics:
-                    self._charges[name] = max(self._charges.get(name, 0), int(reply.metrics[CHARGES]))
                 self._reporter.on_site_done(name, reply.metrics)
             else:
                 site.vlm = ""

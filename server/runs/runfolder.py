@@ -3,7 +3,7 @@
 config.yaml      fully resolved settings        run.json     the run's key
 metrics.jsonl    a line per round and site      log.txt      what happened
 events.jsonl     see server/runs/eventlog.py      partners.json the hospitals and their keys
-audit_heads.jsonl see server/rounds/heads.py
+audit_heads.jsonl see server/rounds/heads.py     ledger_charges.json see server/rounds/charges.py
 checkpoints/     see server/runs/checkpoints.py      summary.json final figures
 """
 
@@ -31,6 +31,7 @@ from server.runs.students import STUDENT, STUDENTS, VLM
 from server.study.config import StudyConfig, changed_keys, study_digest
 
 HEADS = "audit_heads.jsonl"
+LEDGERS = "ledger_charges.json"
 CHARGES = "ledger-charges"
 """Figure of a site that trains with differential privacy: how many charges its privacy ledger holds."""
 PARTNERS = "partners.json"
@@ -263,7 +264,18 @@ def nested(metrics: Mapping[str, float]) -> dict[str, Any]:
 
 def _start(folder: Path, study: StudyConfig) -> str:
     pages = ("report.html", "look.html")
-    files = ("run.json", "config.yaml", "summary.json", "metrics.jsonl", HEADS, "log.txt", *pages, STUDENT, VLM)
+    files = (
+        "run.json",
+        "config.yaml",
+        "summary.json",
+        "metrics.jsonl",
+        HEADS,
+        LEDGERS,
+        "log.txt",
+        *pages,
+        STUDENT,
+        VLM,
+    )
     for name in files:
         (folder / name).unlink(missing_ok=True)
     for name in ("checkpoints", "compare", "tensorboard", STUDENTS):

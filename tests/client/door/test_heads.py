@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from flwr.app import ConfigRecord, RecordDict
 
 from client.__main__ import main
 from client.answer import answer
@@ -12,6 +13,7 @@ from client.door.audit import record, verify
 from client.state import chain
 from tests.client.conftest import declined, make_content
 from tests.server.conftest import make_study
+from tests.server.rounds.test_replies import message
 
 
 @pytest.fixture
@@ -65,6 +67,16 @@ def test_a_log_that_was_begun_anew_is_found_by_the_head_that_comes_back(state, s
     assert declined(ask(site_file, round=3, audit_head=head)) is None
     verdict = verify(state / "audit.jsonl")
     assert verdict.broken and "the coordinator has kept a head that no line here has" in verdict.problem
+
+
+def test_a_line_that_a_crash_has_cut_swallows_no_head(tmp_path):
+    from server.rounds.heads import Heads
+
+    path = tmp_path / "audit_heads.jsonl"
+    path.write_text(json.dumps({"site": "birch", "head": "aa" * 32}) + '\n{"site": "birch", "he')
+    reply = message(RecordDict({"config": ConfigRecord({"audit_head": "bb" * 32})}))
+    Heads(path).note("birch", reply, {})
+    assert Heads(path).seen("birch") == {"audit_head": "bb" * 32}
 
 
 def test_a_head_that_is_missing_is_noted_once(state, site_file):
