@@ -24,18 +24,20 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from client.declined import Declined
 from client.door import audit
 from client.state import chain
-from client.state.store import make_private
 from dusss_core.errors import UserError
-from dusss_core.files import exclusive, write_json
+from dusss_core.files import exclusive, make_private, write_json
 from dusss_core.phases import Phase
 from dusss_core.privacy.accounting import Budget, epsilon
 from dusss_core.privacy.charge import Charge
 from sites.config import PrivacyConfig
+
+if TYPE_CHECKING:
+    from client.door.request import Judged
 
 FOLDER, FILE = "privacy", "ledger.json"
 HEAD, LOCK, UNPAID = "privacy.head", "privacy.lock", "trained_without_privacy.json"
@@ -305,7 +307,8 @@ class Ledger:
 
 
 def note_unpaid(state_dir: Path, study: str, run: str, phase: Phase, round: int) -> None:
-    """Before a round without privacy: remember for good that these records were trained on so.
+    """Before a round without privacy, or figures that training records have a part in: remember for good that these
+    records were trained on so.
 
     Raises:
         UserError: it could not be written.
@@ -315,9 +318,14 @@ def note_unpaid(state_dir: Path, study: str, run: str, phase: Phase, round: int)
         write_json(path, {"time": _now(), "study": study, "run": run, "phase": phase, "round": round})
 
 
+def note_unpaid_by(request: Judged) -> None:
+    """As `note_unpaid`, of what a message asks for."""
+    note_unpaid(request.site.state_dir, request.training.study, request.run_key, request.phase, request.round)
+
+
 def _trained_before(state_dir: Path) -> bool:
     """Whether an earlier release, which left no note, trained here."""
-    state = re.compile(rf"({'|'.join(Phase)})-\d+\.safetensors")
+    state = re.compile(rf"({'|'.join(Phase)})(-personal)?-\d+\.safetensors")
     if any(state.fullmatch(path.name) for path in (state_dir / "studies").glob("*/*/*.safetensors")):
         return True
     answers = (_as_json(line) for line in _lines_about(state_dir / chain.LOG, b'"event":"answer"'))

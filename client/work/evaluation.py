@@ -12,6 +12,7 @@ from flwr.app import RecordDict
 from client.declined import Declined
 from client.door.machine import raise_full
 from client.door.request import Judged
+from client.privacy.ledger import note_unpaid_by
 from client.state.store import student_path, write_log
 from client.work import personal
 from client.work.disclosure import open_figures
@@ -23,6 +24,8 @@ from feddusss import wire
 
 LEAST_TO_FIT = 2
 """Pictures that normalisation layers need at least."""
+_OF_TRAINING = ("personal.", "pseudo.")
+"""Figures that training records have a part in; with `local_norm` they are in the statistics of every model."""
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
 
 def plain(request: Judged, bench: Workbench, figures: Mapping[str, float]) -> RecordDict:
     """The answer of a site without differential privacy."""
+    if request.training.local_norm or any(name.startswith(_OF_TRAINING) for name in figures):
+        note_unpaid_by(request)
     return RecordDict({"metrics": wire.figures(open_figures(request, bench, figures))})
 
 

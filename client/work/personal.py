@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from client.declined import Declined
 from client.door.request import Judged
+from client.privacy.ledger import note_unpaid_by
 from client.state.store import write_log
 from client.work.workbench import Workbench
 from dusss_core.errors import UserError
@@ -94,6 +95,7 @@ def _fine_tuned(request: Judged, bench: Workbench, student: dict[str, Tensor]) -
         request.allowed.fine_tuning()
         if reason := can_train(config, Phase.SEGMENT, bench.split("train")):
             raise Declined(reason)
+        note_unpaid_by(request)  # before it trains: it may be killed meanwhile
         plain = on_labels_alone(config) if _can_compare(bench) else None
         own = bench.fine_tuned(request, student, shared_by=2 if plain else 1)
         return own if plain is None else _better(request, bench, own, bench.fine_tuned(request, student, plain, 2))

@@ -11,7 +11,7 @@ from flwr.app import RecordDict
 from client.declined import Declined
 from client.door.machine import raise_full
 from client.door.request import Judged
-from client.privacy.ledger import note_unpaid
+from client.privacy.ledger import note_unpaid_by
 from client.work import personal
 from client.work.disclosure import open_figures
 from client.work.workbench import Workbench
@@ -33,7 +33,7 @@ def plain(round: Round) -> RecordDict:
     """
     request = round.request
     figures = round.prepare()
-    note_unpaid(request.site.state_dir, request.training.study, request.run_key, request.phase, request.round)
+    note_unpaid_by(request)
     update, trained = round.train()
     told = open_figures(request, round.bench, {**figures, **trained})
     return RecordDict({"arrays": wire.pack(update), "metrics": wire.figures(told)})

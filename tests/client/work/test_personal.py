@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from client.answer import answer
+from client.privacy.ledger import UNPAID, Ledger
 from client.work.workbench import forget
 from dusss_core import training
 from dusss_core.config import TrainingConfig
@@ -13,7 +14,7 @@ from dusss_core.phases import Phase
 from dusss_core.training import fine_tuned, initial_shared, on_labels_alone
 from feddusss import wire
 from server.simulation.materialise import materialise
-from sites.config import load_site
+from sites.config import PrivacyConfig, load_site
 from sites.dataset import SiteData
 from tests.client.conftest import declined, limit, make_content
 from tests.client.fake_private import make_private
@@ -38,6 +39,10 @@ def content(personal, **config):
 def told(reply) -> set[str]:
     """Names of the figures of a site's own student."""
     return {name for record in reply.metric_records.values() for name in record if "personal" in name}
+
+
+def ledger_of(site_file) -> Ledger:
+    return Ledger(site_file.parent / "state", PrivacyConfig.model_validate({"epsilon": 8.0, "records": 500}))
 
 
 def own_students(site_file) -> list:
@@ -93,6 +98,18 @@ def test_of_two_fine_tuned_students_a_site_keeps_the_one_that_its_validation_pic
     (file,) = own_students(site_file)
     assert digest_of_tensors(read_tensors(file)[0]) == digests[better]
     assert f"kept: {better}" in (site_file.parent / "state" / "log.txt").read_text()
+
+
+def test_a_site_that_fine_tuned_without_a_budget_has_none_afterwards(site_file):
+    """What it told of that student is not private, and no ledger paid for it."""
+    asked = content({"kind": "finetune", "steps": 2}, what="test")
+    assert "personal.dice" in told(answer("evaluate", asked, site_file))
+    assert ledger_of(site_file).is_void() and (site_file.parent / "state" / UNPAID).exists()
+
+
+def test_a_site_that_was_tested_alone_has_trained_nothing(site_file):
+    assert not told(answer("evaluate", content({"kind": "none"}, what="test"), site_file))
+    assert not ledger_of(site_file).is_void()
 
 
 def test_a_method_of_labels_alone_has_no_second_student():
