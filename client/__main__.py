@@ -115,6 +115,7 @@ def _run(arguments: argparse.Namespace) -> int:
         site_file = _file_for_messages(arguments, site)
         with _console(site) as console:
             console.say(f"site {site.site}, coordinator {site.superlink.address}; logs in {site.state_dir / 'logs'}")
+            _close(site, console)
             with _recorded(site):
                 Supervisor(site, site_file, console).run()
     return cli.OK
@@ -180,8 +181,7 @@ def _alone(site: SiteConfig) -> Iterator[None]:
     Raises:
         UserError: another process holds it, or its folder cannot be made.
     """
-    from client.state.store import make_private
-    from dusss_core.files import LOOKED_AT_S, exclusive
+    from dusss_core.files import LOOKED_AT_S, exclusive, make_private
 
     make_private(site.state_dir)
     with ExitStack() as stack:
@@ -211,6 +211,20 @@ def _console(site: SiteConfig) -> Iterator[Console]:
         except OSError as error:
             raise _unwritable(site, error) from None
         yield console
+
+
+def _close(site: SiteConfig, console: Console) -> None:
+    """What is kept of patients is for this account alone, also where the folder was made by other hands."""
+    from dusss_core.files import close_to_others
+
+    try:
+        if close_to_others(site.state_dir):
+            console.say(f"{site.state_dir}: other accounts of this machine could look into it; closed to them")
+    except OSError as error:
+        console.say(
+            f"{site.state_dir}: other accounts of this machine may look into it, and that could not be mended: "
+            f"{error.strerror or error}"
+        )
 
 
 def _unwritable(site: SiteConfig, error: OSError) -> UserError:

@@ -62,6 +62,48 @@ def write_atomically(path: Path, write: Callable[[Path], None], over: Path | Non
             temporary.unlink(missing_ok=True)
 
 
+def private_folder(folder: Path) -> None:
+    """Make a folder that only its owner may enter, and what is missing above it. (`mkdir` gives its mode to the last
+    folder alone.)
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    for part in (*reversed(folder.parents), folder):
+        if not part.is_dir():
+            part.mkdir(mode=0o700, exist_ok=True)
+
+
+def close_to_others(folder: Path) -> bool:
+    """Let nobody but its owner into a folder of this account's that others may look into.
+
+    Returns:
+        Whether they could; not of a folder that is another account's.
+
+    Raises:
+        OSError: the file system does not allow it.
+    """
+    about = folder.stat()
+    if about.st_uid != os.geteuid() or not about.st_mode & 0o077:
+        return False
+    folder.chmod(about.st_mode & 0o700)
+    return True
+
+
+def make_private(folder: Path) -> None:
+    """As `private_folder`, of a site's state.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        private_folder(folder)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: could not be made: {error.strerror or error}", "mend the permissions or the site's state_dir"
+        ) from None
+
+
 def clear_unfinished(folder: Path) -> None:
     """Delete what writers that were killed have left in `folder` and below it: each as large as the file it was to be.
 

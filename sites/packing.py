@@ -22,7 +22,7 @@ from typing import BinaryIO, TypeVar
 import numpy as np
 
 from dusss_core.errors import UserError
-from dusss_core.files import write_json
+from dusss_core.files import private_folder, write_json
 from dusss_core.quota import no_room, room
 
 FORMAT = 1
@@ -224,7 +224,7 @@ def console_progress(title: str, instead: Progress | None = None, patience: floa
 
 
 def _build_folder(target: Path, build: Callable[[PackBuilder], None]) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(target.parent)  # pictures and masks of patients
     _remove_stale(target.parent)
     temporary = target.with_name(f"{target.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
     temporary.mkdir()

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from client.consent.proposal import Difference, NotOne, Proposal, differences, digest_of, read_proposal
-from client.state.store import make_private
 from dusss_core.errors import UserError
-from dusss_core.files import exclusive, write_json, write_text
+from dusss_core.files import exclusive, make_private, write_json, write_text
 
 FOLDER = "approvals"
 MOST_WAITING = 32

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from client.state import chain
 from client.state.chain import HEAD, LOG, Verdict, verify
-from client.state.store import make_private
 from dusss_core.errors import UserError
+from dusss_core.files import make_private
 from dusss_core.outside import shown
 
 if TYPE_CHECKING:

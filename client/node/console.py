@@ -13,6 +13,7 @@ from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
+from dusss_core.files import private_folder
 from dusss_core.outside import shown, shown_lines
 from feddusss.timeleft import duration, of_steps
 
@@ -120,7 +121,7 @@ def open_console(folder: Path) -> Iterator[Console]:
     """A console that keeps its lines in `folder`/client.log, `LOG_FILES` files of `LOG_BYTES` at most."""
     from rich.console import Console as Terminal
 
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private_folder(folder)
     log = logging.getLogger("feddusss.client")
     log.setLevel(logging.DEBUG)
     log.propagate = False

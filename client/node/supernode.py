@@ -29,7 +29,7 @@ from client.node import arrivals, connection, ending
 from client.node.child import end_with_supervisor, tell
 from client.node.turns import Turns, process_for_queries
 from dusss_core.errors import UserError
-from dusss_core.files import write_bytes
+from dusss_core.files import private_folder, write_bytes
 from feddusss import flower, uploads
 from sites.config import SiteConfig, SuperLinkConfig, load_site
 
@@ -201,7 +201,7 @@ def _free_port() -> int:
 
 def _write_private(path: Path, content: bytes) -> None:
     """Write a file that is in a folder of this user alone."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    private_folder(path.parent)
     path.parent.chmod(0o700)
     write_bytes(path, content)
     path.chmod(0o600)

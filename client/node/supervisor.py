@@ -27,6 +27,7 @@ from client.node.child import GRACE_S, heard
 from client.node.console import Console
 from client.node.ending import Ending, Situation, why
 from client.secure.keys import public_path
+from dusss_core.files import private_folder
 from sites.config import SiteConfig, SuperLinkConfig
 
 _STEADY_S = 60.0
@@ -56,7 +57,7 @@ class Supervisor:
 
     def run(self) -> None:
         """Work until SIGTERM or Ctrl-C, then end both children and return."""
-        self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(self._home)
         with self._stopped_by_signals():
             self._start(self._worker)
             self._start(self._supernode)

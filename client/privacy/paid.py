@@ -18,8 +18,8 @@ from client.declined import Declined
 from client.door.exit import settle
 from client.door.request import Judged
 from client.privacy.ledger import FOLDER, Ledger
-from client.state.store import make_private, write_log
-from dusss_core.files import digest_of_tensors, write_bytes
+from client.state.store import write_log
+from dusss_core.files import digest_of_tensors, make_private, write_bytes
 from dusss_core.manifest import Record
 from feddusss import flower, wire
 from sites.config import SiteConfig

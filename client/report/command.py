@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from client.report.page import write_page
 from client.report.sheet import Models, Network, make_sheet, split_to_show
-from client.state.store import SiteState, make_private
+from client.state.store import SiteState
 from dusss_core.errors import UserError
-from dusss_core.files import with_prefix
+from dusss_core.files import make_private, with_prefix
 from dusss_core.phases import Phase
 from sites.config import SiteConfig
 from sites.dataset import SiteData

@@ -27,10 +27,9 @@ from client.door.request import Judged
 from client.secure.given import Given, name_of_model
 from client.secure.keys import write_private
 from client.secure.peers import own_key, read_peers
-from client.state.store import make_private
 from dusss_core.config import Strict
 from dusss_core.errors import UserError
-from dusss_core.files import digest_of_tensors, write_atomically
+from dusss_core.files import digest_of_tensors, make_private, write_atomically
 from feddusss import wire
 from feddusss.secagg import fixedpoint
 from feddusss.secagg.member import Member, MemberState, default_threshold

@@ -40,6 +40,7 @@ from dusss_core.errors import UserError
 from dusss_core.files import (
     digest_of_tensors,
     exclusive,
+    make_private,
     read_metadata,
     read_tensors,
     with_prefix,
@@ -353,17 +354,3 @@ def _is_at(path: Path, descriptor: int) -> bool:
     with suppress(FileNotFoundError):
         return os.path.samestat(path.lstat(), os.fstat(descriptor))
     return False
-
-
-def make_private(folder: Path) -> None:
-    """Make a folder that only its owner may enter.
-
-    Raises:
-        UserError: it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise UserError(
-            f"{folder}: could not be made: {error.strerror or error}", "mend the permissions or the site's state_dir"
-        ) from None

@@ -19,6 +19,7 @@ from typing import IO
 
 import numpy as np
 
+from dusss_core.files import private_folder
 from dusss_core.manifest import Record
 from sites.check.look import LOOK, look_at, stamp_of
 from sites.packing import Progress, in_order_by
@@ -156,7 +157,7 @@ def _kept(folder: Path | None, fresh: bool) -> Iterator[_Store]:
     try:
         if folder is None:
             raise OSError
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(folder)
         mode = "w+b" if fresh else "r+b"
         paths = [folder / "looks", folder / "words.jsonl"]
         for path in paths:

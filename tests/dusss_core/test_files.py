@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dusss_core.errors import UserError
-from dusss_core.files import clear_unfinished, write_atomically, write_text
+from dusss_core.files import clear_unfinished, close_to_others, make_private, write_atomically, write_text
 
 
 def test_a_disk_that_is_read_only_is_an_error_of_the_user_though_nothing_can_be_removed_there(tmp_path, monkeypatch):
@@ -83,3 +84,16 @@ def test_what_a_killed_writer_left_half_written_does_not_stay(tmp_path):
         other.write_bytes(b"")
     clear_unfinished(tmp_path)
     assert not left.exists() and all(other.exists() for other in others)
+
+
+def test_a_private_folder_is_its_owners_alone_with_all_that_is_made_above_it(tmp_path):
+    before = os.umask(0o022)
+    try:
+        make_private(tmp_path / "srv" / "state" / "cache")
+    finally:
+        os.umask(before)
+    made = [tmp_path / "srv", tmp_path / "srv" / "state", tmp_path / "srv" / "state" / "cache"]
+    assert [stat.S_IMODE(folder.stat().st_mode) for folder in made] == [0o700] * 3
+    made[1].chmod(0o755)
+    assert close_to_others(made[1]) and stat.S_IMODE(made[1].stat().st_mode) == 0o700
+    assert not close_to_others(made[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import stat
 
 import numpy as np
 import pytest
@@ -35,6 +36,18 @@ def breaking(after):
             raise Broken
 
     return progress
+
+
+def test_what_a_check_keeps_is_for_its_owner_alone(tmp_path):
+    """It is the first thing that writes into a site's state, and what other things keep there lies behind it."""
+    site_file = clean(tmp_path).write()
+    before = os.umask(0o022)
+    try:
+        check_site(site_file)
+    finally:
+        os.umask(before)
+    (looks,) = tmp_path.rglob("looks")
+    assert [stat.S_IMODE(folder.stat().st_mode) for folder in (looks.parent, looks.parent.parent)] == [0o700] * 2
 
 
 def quiet(done, total):
