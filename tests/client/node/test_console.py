@@ -71,6 +71,19 @@ def test_a_client_that_cannot_write_its_state_does_not_start_and_says_what_to_do
     assert "cannot be written to: Read-only file system" in told and "mount it for writing" in told
 
 
+def test_a_client_that_starts_closes_its_state_to_other_accounts_and_says_so(site_file, monkeypatch):
+    state = site_file.parent / "state"
+    state.mkdir(mode=0o755, exist_ok=True)
+    state.chmod(0o755)
+    site_file.write_text(site_file.read_text() + "superlink: {address: '127.0.0.1:1', insecure: true}\n")
+    monkeypatch.setattr(command, "_check_data", lambda *_: None)
+    monkeypatch.setattr("client.node.supervisor.Supervisor.run", lambda self: None)
+    for _ in range(2):
+        assert command.main(["--site", str(site_file)]) == 0
+        assert state.stat().st_mode & 0o777 == 0o700
+    assert log_of(state / "logs").count("other accounts of this machine could look into it; closed to them") == 1
+
+
 def test_a_supernode_that_cannot_write_says_so_and_is_told_as_that(site_file, monkeypatch):
     from client.node import supernode
 
