@@ -16,6 +16,22 @@ from dusss_core.errors import UserError
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
+class _EachKeyOnce(yaml.SafeLoader):
+    """YAML in which a mapping has a key once. PyYAML lets the last of two stand, so that a second `limits:` at the end
+    of a file would take away what the first one forbids."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        first: dict[str, int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in first:
+                    there = f"'{key.value}' stands here and in line {first[key.value] + 1}: one of them would not count"
+                    raise yaml.composer.ComposerError(None, None, there, key.start_mark)
+                first[key.value] = key.start_mark.line
+        return node
+
+
 def load(schema: type[Schema], path: Path, overrides: Iterable[str] = ()) -> Schema:
     """Read the YAML file `path` into `schema`.
 
@@ -56,7 +72,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: could not be read: {error}", "a config file is UTF-8 text in YAML") from None
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, _EachKeyOnce)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -94,8 +110,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if not separator or not key.strip():
         raise UserError(f"--set {override}: not of the form a.b=c", "name the key, an equals sign, and the value")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = yaml.load(text, _EachKeyOnce)
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise UserError(f"--set {override}: the value is not YAML", "put quotes around it") from None
     *parents, last = key.strip().split(".")
     place = values

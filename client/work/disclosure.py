@@ -28,6 +28,8 @@ _ALWAYS = {"num-examples", "state.age", "seconds", "personal.round"}
 """Counts of pictures and of rounds, and time: no picture has a figure in them."""
 _OF_CLASS = re.compile(r"(?:text_)?(?:dice|iou|dice_pooled)_(\d+)(?:_(?:low|high))?")
 """Figures of one class: pictures without it have no part in them."""
+_TILE = re.compile(r"@\d+,\d+$")
+"""What the id of a training tile has behind that of its picture."""
 _COUNT = re.compile(r"(?:text_)?(?:n|n_positive(?:_\d+)?|dice_from_\d+)")
 """Numbers of pictures."""
 
@@ -103,4 +105,4 @@ class _Pictures:
 
 def _pictures(split: Split, chosen: np.ndarray) -> int:
     """Distinct pictures among the chosen records, which may be tiles of them (`id@y,x`)."""
-    return len({split.ids[i].rpartition("@")[0] or split.ids[i] for i in np.flatnonzero(chosen)})
+    return len({_TILE.sub("", split.ids[i]) for i in np.flatnonzero(chosen)})

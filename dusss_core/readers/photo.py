@@ -93,6 +93,7 @@ def _palette(picture: Image.Image) -> Raw:
 
 
 def _floating(pixels: np.ndarray) -> Raw:
-    within = pixels.size and np.nanmin(pixels) >= 0 and np.nanmax(pixels) <= 1
-    black, white = (0.0, 1.0) if within else percentile_window(np.nan_to_num(pixels))
+    known = np.nan_to_num(pixels)
+    within = pixels.size and known.min() >= 0 and known.max() <= 1
+    black, white = (0.0, 1.0) if within else percentile_window(known)
     return Raw(pixels, black, white, bits=32)

@@ -63,7 +63,9 @@ def check_enough(
             if phase.reads_sentences
             else "give sites what is missing",
         )
-    if reasons and all(reply.kind == DIVERGED for reply in replies.values() if not reply.abstains):
+    # under secure aggregation only sites that abstain may have answered before too few are left
+    kinds = {reply.kind for reply in replies.values() if not reply.abstains}
+    if kinds == {DIVERGED}:
         lr = phase.settings(study).optimizer.lr
         parts = told_parts(study.federation, round - 1, run.accepted(phase, round - 1))
         raise UserError(
@@ -73,7 +75,7 @@ def check_enough(
             "with `python -m sites check`"
             + ("; if one site's part stands out, do without that site (federation.sites)" if parts else ""),
         )
-    if reasons and all(reply.kind == EXHAUSTED for reply in replies.values() if not reply.abstains):
+    if kinds == {EXHAUSTED}:
         batch = phase.settings(study).batch
         fewer = f"--set {phase}.batch={max(LEAST_BATCH, batch // 2)} (now {batch})"
         raise UserError(

@@ -101,7 +101,7 @@ class RunFolder:
     def note_members(self, study: StudyConfig) -> None:
         """Write into run.json which sites may take part from now on, and by which release, where that has changed."""
         path = self.folder / "run.json"
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = _about(self.folder)
         now = {"sites": study.federation.sites, "release": __version__}
         known = about.get("members", [])
         if not known or {key: known[-1].get(key) for key in now} != now:
@@ -110,7 +110,7 @@ class RunFolder:
 
     def members(self) -> list[dict[str, Any]]:
         """What `note_members` has written, oldest first."""
-        return json.loads((self.folder / "run.json").read_text(encoding="utf-8")).get("members", [])
+        return _about(self.folder).get("members", [])
 
     def accepted(self, phase: Phase, round: int) -> dict[str, dict[str, Any]]:
         """The lines of a round's accepted answers in metrics.jsonl, by site; of a round done twice the later ones."""
@@ -242,7 +242,26 @@ def read_study(folder: Path) -> tuple[StudyConfig, str]:
     if not (folder / "config.yaml").is_file() or not (folder / "run.json").is_file():
         raise UserError(f"{folder}: not a folder of a run", "name the folder that was given to --out")
     study = configfile.load(StudyConfig, folder / "config.yaml")
-    return study, str(json.loads((folder / "run.json").read_text(encoding="utf-8"))["run_key"])
+    return study, str(_about(folder)["run_key"])
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """What run.json holds.
+
+    Raises:
+        UserError: it cannot be read, or is damaged.
+    """
+    path = folder / "run.json"
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(about["run_key"], str) or not isinstance(about.get("members", []), list):
+            raise ValueError("'run_key' is no text, or 'members' no list")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: cannot be read: {error}",
+            "put it back from a backup: without its run_key no checkpoint and no site's state belongs to this run",
+        ) from None
+    return about
 
 
 def write_partners(folder: Path, partners: Mapping[str, str]) -> None:

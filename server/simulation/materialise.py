@@ -106,7 +106,10 @@ def _write(folder: Path, simulation: SimulationConfig, root: Path, seed: int, se
         manifests = write_hospitals(folder, source.synth, seed)
         files = [write_site(manifest.parent, manifest.parent.name, **settings) for manifest in manifests]
     elif source.kind == "sites":
-        files = [_copied(file, folder, settings) for file in _site_files(root / source.path)]
+        found = _site_files(root / source.path)
+        if simulation.privacy is None:
+            _check_no_budget(found)
+        files = [_copied(file, folder, settings) for file in found]
     else:
         records = _records(source, root, folder)
         files = write_sites(folder, partition(records, simulation.partition or PartitionConfig(), seed), **settings)
@@ -172,6 +175,19 @@ def _site_files(folder: Path) -> list[Path]:
                 f"{file}: its site has the name of that in {other}", "give each site of the folder a name of its own"
             )
     return files
+
+
+def _check_no_budget(files: Sequence[Path]) -> None:
+    """Refuse sites with a budget of their own, which is not simulated: nobody should take the figures for private.
+
+    Raises:
+        UserError: a site has one.
+    """
+    if with_one := [str(file) for file in files if load_site(file).privacy.epsilon is not None]:
+        raise UserError(
+            f"{', '.join(with_one)}: trains with differential privacy, and a simulation spends no site's own budget",
+            "give the simulated sites one with --set simulation.privacy.epsilon=8, or with =null none",
+        )
 
 
 def _copied(file: Path, folder: Path, settings: dict[str, Any]) -> Path:

@@ -12,7 +12,7 @@ import pytest
 from client.answer import answer
 from client.door import policy
 from client.door.audit import verify
-from client.work.disclosure import _OF_CLASS, _Pictures
+from client.work.disclosure import _OF_CLASS, _Pictures, _pictures
 from dusss_core.manifest import read_manifest
 from dusss_core.phases import Phase
 from dusss_core.sampling import labelled_per_step, two_stream_batches
@@ -69,6 +69,13 @@ def test_figures_of_enough_pictures_leave(fake, site_file):
     limit(site_file, min_records=6)
     assert metrics("evaluate", site_file, what="test")["test.n"] == 6
     assert {"val.dice", "train.loss"} <= set(metrics("train", site_file))
+
+
+def test_pictures_are_counted_as_such_whatever_their_ids():
+    whole = [f"scan@{number}" for number in range(4)] + ["a@b.org"]
+    tiles = [f"slide@1@{y},{x}" for y in (0, 64) for x in (0, 64)]
+    for ids, pictures in ((whole, 5), (tiles, 1), (whole + tiles, 6)):
+        assert _pictures(SimpleNamespace(ids=ids), np.ones(len(ids), bool)) == pictures
 
 
 def empty_masks(site_file, split, but):

@@ -14,7 +14,7 @@ from dusss_core.phases import Phase
 from server.runs.checkpoints import Checkpoint
 from server.runs.eventlog import FILE, EventLog
 from server.runs.runfiles import read_run
-from server.runs.runfolder import Busy, alone, log, open_run
+from server.runs.runfolder import Busy, alone, log, open_run, read_study
 from tests.server.conftest import make_study
 
 
@@ -96,3 +96,15 @@ def test_a_run_goes_on_without_what_a_killed_coordinator_left_half_written(tmp_p
     left.write_bytes(b"half")
     assert open_run(tmp_path, make_study(), resume=True).resumed
     assert not left.exists()
+
+
+@pytest.mark.parametrize("text", ['{"run_key": "ab', "[1]", "{}", '{"run_key": 1}', '{"run_key": "ab", "members": 1}'])
+def test_a_damaged_run_is_told_by_its_file_and_left_as_it_is(tmp_path, text):
+    run = open_run(tmp_path, make_study())
+    run.checkpoints.save_round(Checkpoint(Phase.PRETRAIN, 1, {"weight": torch.zeros(2)}), 3, None)
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(UserError, match=r"run\.json: cannot be read"):
+        open_run(tmp_path, make_study(), resume=True)
+    with pytest.raises(UserError, match=r"run\.json: cannot be read"):
+        read_study(tmp_path)
+    assert (tmp_path / "run.json").read_text() == text

@@ -9,6 +9,7 @@ from dusss_core.manifest import read_manifest
 from server.simulation.materialise import materialise
 from server.study.config import load_study
 from sites.__main__ import main
+from sites.config import load_site
 from tests.server.conftest import make_study
 from tests.sites.builders import rows_of, write_rows
 
@@ -46,6 +47,15 @@ def test_what_a_site_does_not_allow_is_not_simulated(tmp_path, partitioned):
     records = read_manifest(tmp_path / "run/sites/site_2/manifest.csv")
     assert {record.split for record in records} == {"train"}
     assert {record.text for record in records} == {""}
+
+
+def test_a_sites_own_budget_is_not_passed_over_in_silence(tmp_path, partitioned):
+    file = partitioned / "sites/site_2/site.yaml"
+    file.write_text(file.read_text() + "privacy: {epsilon: 3, records: 14}\n")
+    with pytest.raises(UserError, match=r"site_2/site\.yaml: trains with differential privacy"):
+        materialise(study_of(partitioned), tmp_path / "run")
+    materialise(study_of(partitioned, privacy={"epsilon": None}), tmp_path / "run")
+    assert load_site(tmp_path / "run/sites/site_2/site.yaml").privacy.epsilon is None
 
 
 def test_sites_are_made_anew_when_one_of_them_has_changed(tmp_path, partitioned):
