@@ -60,8 +60,8 @@ class SiteData:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Pictures (not tiles): n_labelled, n_unlabelled and n_text of the train split; n_val and n_test
-        count those with a mask, since no other can be evaluated. No picture is read for it."""
+        """Pictures (not tiles): n_labelled, n_unlabelled, n_text and n_labelled_text (both) of the train split; n_val
+        and n_test count those with a mask, since no other can be evaluated. No picture is read for it."""
         train = self._of("train")
         return {
             "n_labelled": sum(record.id in self._chosen for record in train),
@@ -69,6 +69,7 @@ class SiteData:
             "n_val": sum(record.mask is not None for record in self._of("val")),
             "n_test": sum(record.mask is not None for record in self._of("test")),
             "n_text": sum(bool(record.text) for record in train),
+            "n_labelled_text": sum(record.id in self._chosen and bool(record.text) for record in train),
         }
 
     def split(self, name: str) -> Split:

@@ -16,6 +16,7 @@ from client.work import personal
 from client.work.disclosure import open_figures
 from client.work.workbench import Workbench
 from dusss_core.config import LEAST_BATCH
+from dusss_core.phases import Phase
 from dusss_core.sampling import labelled_per_step
 from feddusss import compression, wire
 
@@ -156,7 +157,15 @@ def _labelled_per_step(request: Judged, bench: Workbench) -> int:
         return 0
     usable, settings = phase.usable(train), phase.settings(config)
     labelled = int((usable & train.labelled).sum())
-    drawn = labelled_per_step(labelled, int(usable.sum()) - labelled, settings.batch, settings.labelled_share)
+    other = int(usable.sum()) - labelled
+    if phase == Phase.SEGMENT:
+        from dusss_core.objectives import objective_of
+
+        kind = objective_of(config)
+        # with fewer others than these, as where only those with a sentence teach, a step has more labelled ones
+        drawn = kind.labelled_per_step(settings, labelled, 0 if kind.learns_from(config) == "none" else other)
+    else:
+        drawn = labelled_per_step(labelled, other, settings.batch, settings.labelled_share)
     return min(drawn, bench.data.counts["n_labelled"])
 
 

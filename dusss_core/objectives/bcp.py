@@ -19,10 +19,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dusss_core.config import SegmentConfig
 from dusss_core.losses import probabilities, supervised_loss
 from dusss_core.objectives.objective import Batch, Host, Values
 from dusss_core.objectives.teacher import WithTeacher
-from dusss_core.sampling import two_stream_batches
+from dusss_core.sampling import labelled_per_step, two_stream_batches
 from dusss_core.transfer import sent
 
 ALPHA = 0.5
@@ -43,6 +44,11 @@ class Part(NamedTuple):
     labelled: bool = True
 
 
+def _batch(settings: SegmentConfig) -> int:
+    """Twice as many of either kind as there are mixtures of a kind: (batch / 4) each way."""
+    return 4 * max(1, settings.batch // 4)
+
+
 class BCP(WithTeacher):
     """As many labelled as unlabelled pictures in a batch, in halves; `segment.labelled_share` has no say."""
 
@@ -58,10 +64,13 @@ class BCP(WithTeacher):
         """There is nothing to paste into."""
         return
 
+    @classmethod
+    def labelled_per_step(cls, settings: SegmentConfig, labelled: int, other: int) -> int:
+        return labelled_per_step(labelled, other, _batch(settings), 0.5, exact=True)
+
     def batches(self, steps: int, draw: torch.Generator) -> Iterator[Batch]:
-        """Twice as many of either kind as there are mixtures of a kind: (batch / 4) each way."""
-        mixtures = max(1, self.settings.batch // 4)
-        return two_stream_batches(self.host.labelled, self.host.unlabelled, 4 * mixtures, 0.5, steps, draw, exact=True)
+        labelled, unlabelled = self.host.labelled, self.host.unlabelled
+        return two_stream_batches(labelled, unlabelled, _batch(self.settings), 0.5, steps, draw, exact=True)
 
     def losses(self, batch: Batch, draw: torch.Generator, share_done: float) -> tuple[Tensor, Values]:
         host, (labelled, unlabelled) = self.host, batch

@@ -17,7 +17,7 @@ from dusss_core.losses import supervised_loss
 from dusss_core.models.decoders import Addition
 from dusss_core.models.words import Words
 from dusss_core.records import Split
-from dusss_core.sampling import two_stream_batches
+from dusss_core.sampling import labelled_per_step, two_stream_batches
 from dusss_core.text.bank import TextBank
 
 Batch = tuple[np.ndarray, np.ndarray]
@@ -106,6 +106,12 @@ class Objective(ABC):
         """Prefixes of the parameters that a site without labels hands on as they came, and does not count in the mean
         of; None: such a site cannot take part, since nothing holds its answer."""
         return ()
+
+    @classmethod
+    def labelled_per_step(cls, settings: SegmentConfig, labelled: int, other: int) -> int:
+        """Labelled records of each step, as `batches` draws them at a site with so many labelled records, and so many
+        other ones that teach it something. Of `limits.min_labelled_per_step` a site refuses what has fewer."""
+        return labelled_per_step(labelled, other, settings.batch, settings.labelled_share)
 
     def __init__(self, host: Host):
         self.host = host

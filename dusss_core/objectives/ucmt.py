@@ -32,14 +32,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dusss_core.augment import Geometry, strong_view, weak_view
-from dusss_core.config import TrainingConfig
+from dusss_core.config import SegmentConfig, TrainingConfig
 from dusss_core.losses import probabilities, sigmoid_rampup
 from dusss_core.losses.precision import full_precision
 from dusss_core.models.decoders import Addition
 from dusss_core.objectives.bcp import hard_labels
 from dusss_core.objectives.objective import Batch, Host, Values
 from dusss_core.objectives.teacher import WithTeacher
-from dusss_core.sampling import two_stream_batches
+from dusss_core.sampling import labelled_per_step, two_stream_batches
 
 WEIGHT = 0.1
 """Of CPS + CMT once they are ramped up, beside `segment.weight_semi`."""
@@ -85,6 +85,10 @@ class UCMT(WithTeacher):
     @classmethod
     def builds(cls, config: TrainingConfig) -> tuple[Addition, ...]:
         return ("copy",)
+
+    @classmethod
+    def labelled_per_step(cls, settings: SegmentConfig, labelled: int, other: int) -> int:
+        return labelled_per_step(labelled, labelled + other, settings.batch, settings.labelled_share)
 
     def batches(self, steps: int, draw: torch.Generator) -> Iterator[Batch]:
         """Each batch twice in a row; of an odd number of steps the last is a first one."""

@@ -39,7 +39,7 @@ from dusss_core.config import MethodConfig, PersonalConfig, TrainingConfig
 from dusss_core.errors import UserError
 from dusss_core.files import with_prefix
 from dusss_core.models.weights import head_names, load_tensors, on_cpu
-from dusss_core.objectives import misfit
+from dusss_core.objectives import objective_of, reads_sentences, with_objective
 from dusss_core.objectives.objective import Batch, Values
 from dusss_core.phases import Phase
 from dusss_core.records import Split
@@ -386,12 +386,15 @@ def fine_tuned(
 
 
 def on_labels_alone(config: TrainingConfig) -> TrainingConfig | None:
-    """The settings of the second student of `personal.labels_too`; None where there is none to train: the method has
-    nothing but labels itself, or its network is not for that."""
-    if not config.personal.labels_too or not (config.method.teacher or config.method.text_mask):
+    """The settings of the second student of `personal.labels_too`, which is given sentences if the first one is; None
+    where there is none to train: the method has nothing but labels itself, or its network parts that nothing else
+    trains (`Objective.builds`)."""
+    objective = objective_of(config)
+    if not config.personal.labels_too or objective.learns_from(config) == "none" or objective.builds(config):
         return None
-    plain = config.model_copy(update={"method": MethodConfig(preset="supervised")})
-    return plain if misfit(plain) is None else None
+    if reads_sentences(config):
+        return with_objective(config, "supervised_with_text")
+    return config.model_copy(update={"method": MethodConfig(preset="supervised")})
 
 
 def student_after(

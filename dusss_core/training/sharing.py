@@ -42,7 +42,8 @@ def no_own_student(config: TrainingConfig, train: Split) -> str | None:
 
 
 def handed_on(config: TrainingConfig, phase: Phase, n_labelled: int) -> tuple[str, ...]:
-    """Prefixes of the parameters that a site with so many labelled pictures hands on as they came.
+    """Prefixes of the parameters that a site with so many labelled pictures, in step 1 with a sentence, hands on as
+    they came.
 
     Without a mask that is the grounding decoder: contrast, and agreement with itself, move it where no mask holds it,
     and the average of all sites with it. Such a site does not count in the mean of these parameters: it would hold

@@ -104,10 +104,14 @@ class Collector:
 
     def _handed_on(self, phase: Phase, site: str) -> tuple[str, ...]:
         """Prefixes of the parameters that the site does not train. One with differential privacy trains all, and does
-        not tell how many of its pictures are labelled."""
+        not tell how many of its pictures are labelled. In step 1 labels count that have a sentence."""
         from dusss_core.training import handed_on
 
-        return handed_on(self._study, phase, self._roster.sites[site].counts.get("n_labelled", 1))
+        counts = self._roster.sites[site].counts
+        labelled = counts.get("n_labelled", 1)
+        if phase.reads_sentences:  # a site of an earlier release does not tell
+            labelled = counts.get("n_labelled_text", labelled)
+        return handed_on(self._study, phase, labelled)
 
     def _told(
         self, phase: Phase, round: int, replies: dict[str, Reply], abstaining: dict[str, str]

@@ -14,7 +14,7 @@ GROUPS = ("train", "val", "test", "text_mask", "personal", "pseudo", "state")
 """What may stand before the point of a figure's name."""
 SINGLE = ("num-examples", "seconds", "ledger-charges")
 """Figures without a point, in the answer to a message that trains or evaluates."""
-COUNTS = ("n_labelled", "n_unlabelled", "n_val", "n_test", "n_text", "n_records")
+COUNTS = ("n_labelled", "n_unlabelled", "n_val", "n_test", "n_text", "n_labelled_text", "n_records")
 """Of the answer to a query."""
 MOST_FIGURES = 512
 MOST_PICTURES = 10**8
@@ -29,7 +29,7 @@ _PICTURES = re.compile(r"test\.(?:n|n_positive(?:_\d+)?|(?:text_)?dice_from_\d+|
 _DISTANCE = re.compile(r"(?:[a-z0-9]+_)*hd95(?:_\d+)?(?:_(?:low|high))?")
 _SLACK = 1e-6
 """By which rounding may push a mean of scores out of its range."""
-_WHOLE = re.compile(r"n_[a-z]+|.*\.n|personal\.round|ledger-charges")
+_WHOLE = re.compile(r"n_[a-z_]+|.*\.n|personal\.round|ledger-charges")
 _SCORED = ("val", "test", "text_mask", "personal", "pseudo")
 
 

@@ -41,8 +41,8 @@ class Site:
     role: str
     """train, or evaluate for a site without training pictures."""
     counts: dict[str, int] = field(default_factory=dict)
-    """n_labelled, n_unlabelled, n_val, n_test, n_text; of a site that trains with differential privacy n_records alone,
-    its declared number of training pictures."""
+    """n_labelled, n_unlabelled, n_val, n_test, n_text, n_labelled_text; of a site that trains with differential privacy
+    n_records alone, its declared number of training pictures."""
     size: int | None = None
     """Most training pictures that it counts with, as the study file declares; None: as many as it says."""
     vlm: str = ""

@@ -49,7 +49,8 @@ def test_a_split_holds_the_pictures_of_the_disk(tmp_path):
             assert identity == "r1" or split.sentences[sentence] == f"finding number {int(identity[1:]) % 3}"
     assert data.split("val").ids == ("r2", "r6")
     assert data.split("test").images.shape == (2, 1, 32, 32)
-    assert data.counts == {"n_labelled": 2, "n_unlabelled": 2, "n_val": 2, "n_test": 2, "n_text": 3}
+    train = {"n_labelled": 2, "n_unlabelled": 2, "n_text": 3, "n_labelled_text": 2}
+    assert data.counts == {**train, "n_val": 2, "n_test": 2}
 
 
 def test_counts_need_no_picture(tmp_path, packings):

@@ -14,6 +14,7 @@ from client.door import policy
 from client.door.audit import verify
 from client.work.disclosure import _OF_CLASS, _Pictures, _pictures
 from dusss_core.manifest import read_manifest
+from dusss_core.objectives import TABLE, objective_of, with_objective
 from dusss_core.phases import Phase
 from dusss_core.sampling import labelled_per_step, two_stream_batches
 from server.study.config import load_study
@@ -187,6 +188,34 @@ def test_the_counted_labelled_pictures_of_a_step_are_those_that_are_drawn(labell
         )
         ((first, _),) = drawn
         assert len(first) == labelled_per_step(labelled, other, batch, share)
+
+
+@pytest.mark.parametrize("objective", list(TABLE))
+@pytest.mark.parametrize("batch", [2, 6, 16])
+@pytest.mark.parametrize(("labelled", "other"), [(4, 0), (5, 5), (12, 380), (20, 80)])
+def test_each_method_says_how_many_labelled_pictures_it_draws(objective, batch, labelled, other):
+    """`limits.min_labelled_per_step` is held against what it says."""
+    import torch
+
+    training = with_objective(make_study().training(), objective)
+    kind = objective_of(training)
+    if kind.learns_from(training) == "none":
+        other = 0
+    for share in (0.05, 0.25, 0.9):
+        settings = training.segment.model_copy(update={"batch": batch, "labelled_share": share})
+        host = SimpleNamespace(labelled=np.arange(labelled), unlabelled=np.arange(labelled, labelled + other))
+        drawing = kind.__new__(kind)
+        drawing.host, drawing.settings = host, settings
+        steps = list(drawing.batches(3, torch.Generator().manual_seed(1)))
+        told = kind.labelled_per_step(settings, labelled, other)
+        assert [len(first) for first, _ in steps] == [told] * 3
+
+
+def test_a_method_that_draws_labelled_pictures_as_unlabelled_ones_too_does_not_hide_how_few_count(fake, site_file):
+    """UCMT, with half of the pictures labelled: its batch of two has one labelled picture and one of all."""
+    limit(site_file, min_labelled_per_step=2)
+    study = make_study(method={"objective": "ucmt"}, segment__batch=2, segment__labelled_share=0.5).training()
+    assert "limits.min_labelled_per_step" in declined(answer("train", make_content(study=study), site_file))
 
 
 @pytest.mark.parametrize(

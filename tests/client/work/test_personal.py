@@ -10,6 +10,7 @@ from client.work.workbench import forget
 from dusss_core import training
 from dusss_core.config import TrainingConfig
 from dusss_core.files import digest_of_tensors, read_tensors
+from dusss_core.objectives import TABLE, objective_of, reads_sentences, with_objective
 from dusss_core.phases import Phase
 from dusss_core.training import fine_tuned, initial_shared, on_labels_alone
 from feddusss import wire
@@ -118,6 +119,19 @@ def test_a_method_of_labels_alone_has_no_second_student():
     assert on_labels_alone(make_study(personal={"kind": "finetune"}).training()) is None
     plain = on_labels_alone(make_study(personal=personal).training())
     assert not plain.method.teacher and not plain.method.text_mask
+
+
+def test_methods_that_learn_from_pictures_without_masks_have_a_second_student_of_the_same_network():
+    study = make_study(personal={"kind": "finetune", "labels_too": True}).training()
+    for objective in TABLE:
+        config = with_objective(study, objective)
+        kind, plain = objective_of(config), on_labels_alone(config)
+        if kind.learns_from(config) == "none" or kind.builds(config):
+            assert plain is None
+        else:
+            assert objective_of(plain).learns_from(plain) == "none"
+            assert reads_sentences(plain) == reads_sentences(config)
+    assert on_labels_alone(with_objective(study, "fixmatch")) and not on_labels_alone(with_objective(study, "mcnet"))
 
 
 def test_a_site_that_only_evaluates_is_not_made_to_train(site_file):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from dusss_core.manifest import read_manifest, write_manifest
 from feddusss.wire import is_statistic
 from server.runs.checkpoints import read_model
+from server.simulation.materialise import materialise
 from server.simulation.simulate import simulate
 from tests.server.conftest import HOSPITALS, make_study
 from tests.server.unreliable import Listener
@@ -40,6 +44,29 @@ def test_a_hospital_without_masks_moves_the_encoders_and_leaves_the_decoder_to_t
     for name, tensor in models[0].items():
         if tensor.is_floating_point():
             torch.testing.assert_close(models[1][name], tensor, rtol=1e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "secure"])
+def test_masks_of_pictures_without_sentences_do_not_count_in_step_1(quiet, tmp_path, secure):
+    """Cedar trains the grounding decoder as little as if it had none, and does not hold back that of the others."""
+
+    def final(name, hospitals, silent=""):
+        federation = {"select": "last", "secure_aggregation": secure}
+        study = make_study(hospitals, pretrain__rounds=1, segment__rounds=0, federation=federation)
+        files = materialise(study, tmp_path / name)
+        for file in files:
+            if file.parent.name == silent:
+                path = file.parent / "manifest.csv"
+                write_manifest(path, [replace(r, text="" if r.labelled else r.text) for r in read_manifest(path)])
+        simulate(study, tmp_path / name, reporter=quiet, site_files=files)
+        return read_model(tmp_path / name / "checkpoints/vlm.safetensors")
+
+    without = final("without", HOSPITALS)
+    model = final("with", [*HOSPITALS, {**CEDAR, "label_fraction": 0.5}], silent="cedar")
+    decoder = [name for name in model if name.startswith("grounding.") and not is_statistic(name, model[name])]
+    assert decoder
+    for name in decoder:
+        torch.testing.assert_close(model[name], without[name], rtol=1e-6, atol=2e-6)
 
 
 def test_a_hospital_without_masks_abstains_from_an_objective_that_nothing_would_hold_there(tmp_path):
