@@ -108,6 +108,16 @@ def test_a_site_that_fine_tuned_without_a_budget_has_none_afterwards(site_file):
     assert ledger_of(site_file).is_void() and (site_file.parent / "state" / UNPAID).exists()
 
 
+def test_fine_tuning_that_does_not_come_to_its_end_is_noted_as_well(site_file, monkeypatch):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("client.work.workbench.Workbench.fine_tuned", killed)
+    with pytest.raises(KeyboardInterrupt):
+        answer("evaluate", content({"kind": "finetune", "steps": 2}, what="test"), site_file)
+    assert (site_file.parent / "state" / UNPAID).exists()
+
+
 def test_a_site_that_was_tested_alone_has_trained_nothing(site_file):
     assert not told(answer("evaluate", content({"kind": "none"}, what="test"), site_file))
     assert not ledger_of(site_file).is_void()
