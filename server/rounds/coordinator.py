@@ -359,9 +359,11 @@ class Coordinator:
 
     # Figures.
 
-    def _validation(self, accepted: Mapping[str, Reply]) -> list[tuple[float, dict[str, float]]]:
+    def _validation(self, accepted: Mapping[str, Reply]) -> dict[str, tuple[float, dict[str, float]]]:
         sites = {name: self._roster.sites[name] for name in accepted}
-        return [(sites[name].weight(sites[name].counts.get("n_val", 0)), accepted[name].metrics) for name in accepted]
+        return {
+            name: (site.weight(site.counts.get("n_val", 0)), accepted[name].metrics) for name, site in sites.items()
+        }
 
     def _means(self, accepted: Mapping[str, Reply]) -> dict[str, float]:
         """Means of the sites' figures, weighted by validation pictures (val.*) or training pictures (the rest)."""

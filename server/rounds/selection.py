@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import median
 
 from dusss_core.phases import Phase
@@ -15,6 +15,9 @@ CRITERIA = ("val.text_dice", "val.dice")
 figures with them. Where no site has validation masks there is nothing to choose by: the validation
 loss of step 1 is a contrast within small batches, moves by less than its noise, and would choose at random. Then the
 last round's model is taken, and no phase ends early."""
+
+Told = dict[str, tuple[float, float]]
+"""By site its number of validation pictures and a score."""
 
 
 @dataclass
@@ -34,23 +37,37 @@ class Selection:
     best_round: int | None = None
     best_score: float | None = None
     waited: int = 0
+    criterion: str = ""
+    """Of CRITERIA that which was told first: figures of different kinds are not compared."""
+    best_sites: Told = field(default_factory=dict)
+    """What each site told of the best model; empty in a state of an earlier release."""
 
-    def observe(self, model_round: int, sites: Iterable[tuple[float, Mapping[str, float]]]) -> None:
+    def observe(self, model_round: int, sites: Mapping[str, tuple[float, Mapping[str, float]]]) -> None:
         """Take in the validation of the model of `model_round`.
 
+        Two models are compared by the sites that have told of both: the mean without a site that is lost for a round
+        is another mean, and may be far above all others.
+
         Args:
-            sites: for each site, its number of validation pictures and its metrics.
+            sites: of each site, by name, its number of validation pictures and its metrics.
         """
         if model_round < 1:
             return
-        score = self._score(list(sites))
+        self.criterion = self.criterion or next((name for name in CRITERIA if _told(sites, name)), "")
+        told = _told(sites, self.criterion)
+        score = self._over_sites(told, told)
         if score is None:
             return
-        better = self.best_score is None or score > self.best_score
+        before, now = self.best_score, score
+        if self.best_sites:
+            if not (both := told.keys() & self.best_sites.keys()):
+                return
+            before, now = self._over_sites(told, self.best_sites, both), self._over_sites(told, told, both)
+        better = before is None or now > before
         self.waited = 0 if better else self.waited + 1
         # Of equals the later one is taken, which was trained longer: at first all masks may score 0.
-        if better or score == self.best_score:
-            self.best_round, self.best_score = model_round, score
+        if better or now == before:
+            self.best_round, self.best_score, self.best_sites = model_round, score, told
 
     @property
     def chooses(self) -> bool:
@@ -72,18 +89,26 @@ class Selection:
             if key not in _SETTINGS:
                 setattr(self, key, value)
 
-    def _score(self, sites: list[tuple[float, Mapping[str, float]]]) -> float | None:
-        scores = (self._over_sites([(count, metrics.get(name)) for count, metrics in sites]) for name in CRITERIA)
-        return next((score for score in scores if score is not None), None)
-
-    def _over_sites(self, pairs: list[tuple[float, float | None]]) -> float | None:
-        told = [(count, score) for count, score in pairs if count > 0 and score is not None and math.isfinite(score)]
-        if not told:
+    def _over_sites(self, counts: Told, scores: Told, sites: Iterable[str] | None = None) -> float | None:
+        """Median of `scores` over `sites` (all), or mean, in which each weighs its pictures in `counts`."""
+        chosen = sorted(scores if sites is None else sites)
+        if not chosen:
             return None
-        scores = [score for _, score in told]
+        values = [scores[site][1] for site in chosen]
         if self.by_median:
-            return median(scores)
-        return weighted_mean(zip(capped([count for count, _ in told], self.max_share), scores, strict=True))
+            return median(values)
+        shares = capped([counts[site][0] for site in chosen], self.max_share)
+        return weighted_mean(zip(shares, values, strict=True))
+
+
+def _told(sites: Mapping[str, tuple[float, Mapping[str, float]]], name: str) -> Told:
+    """The sites that tell a figure, and their pictures."""
+    found = {site: (count, metrics.get(name)) for site, (count, metrics) in sites.items()}
+    return {
+        site: (count, score)
+        for site, (count, score) in found.items()
+        if count > 0 and score is not None and math.isfinite(score)
+    }
 
 
 _RULES = ("by_median", "max_share")

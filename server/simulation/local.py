@@ -147,7 +147,7 @@ def _validate(trainer) -> dict[str, float]:
 
 def _observe(selection: Selection, round: int, n_val: int, metrics: dict[str, float], last, best):
     """The best model so far, after `metrics` of the model `last` of round `round`."""
-    selection.observe(round, [(n_val, metrics)])
+    selection.observe(round, {"here": (n_val, metrics)})
     return last if selection.best_round == round else best
 
 

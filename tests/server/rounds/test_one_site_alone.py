@@ -191,7 +191,8 @@ def test_shares_that_cannot_be_held_are_refused_in_the_study_file(settings, told
 def played(rounds, **how):
     selection = Selection(Phase.SEGMENT, patience=2, **how)
     for number, scores in enumerate(rounds):
-        selection.observe(number, [(weight, {"val.dice": score}) for weight, score in scores])
+        told = {f"site {i}": (weight, {"val.dice": score}) for i, (weight, score) in enumerate(scores)}
+        selection.observe(number, told)
         if selection.exhausted:
             break
     return selection.best_round, number
