@@ -7,12 +7,13 @@ python -m client COMMAND --site FILE  init, audit, report, studies, show, approv
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from client import status, studies
 from client.privacy import command as privacy
@@ -110,14 +111,14 @@ def _run(arguments: argparse.Namespace) -> int:
 
     site = _site(arguments)
     _check_superlink(site, arguments.site)
-    with _alone(site):
+    with _alone(site) as held:
         _check_data(arguments)
         site_file = _file_for_messages(arguments, site)
         with _console(site) as console:
             console.say(f"site {site.site}, coordinator {site.superlink.address}; logs in {site.state_dir / 'logs'}")
             _close(site, console)
             with _recorded(site):
-                Supervisor(site, site_file, console).run()
+                Supervisor(site, site_file, console, lambda: _check_there(site, held)).run()
     return cli.OK
 
 
@@ -175,8 +176,11 @@ def _check_superlink(site: SiteConfig, site_file: Path) -> None:
 
 
 @contextmanager
-def _alone(site: SiteConfig) -> Iterator[None]:
+def _alone(site: SiteConfig) -> Iterator[IO[str]]:
     """Hold the site for this process alone.
+
+    Yields:
+        The lock file that is held.
 
     Raises:
         UserError: another process holds it, or its folder cannot be made.
@@ -186,14 +190,36 @@ def _alone(site: SiteConfig) -> Iterator[None]:
     make_private(site.state_dir)
     with ExitStack() as stack:
         try:
-            stack.enter_context(exclusive(site.state_dir / "client.lock", LOOKED_AT_S))
+            held = stack.enter_context(exclusive(site.state_dir / "client.lock", LOOKED_AT_S))
         except BlockingIOError:
             raise UserError(
                 f"{site.state_dir}: python -m client is running for this site already", "stop that one first"
             ) from None
         except OSError as error:
             raise _unwritable(site, error) from None
-        yield
+        yield held
+
+
+class _Gone(UserError):
+    """The folder of the site's state is not where it was."""
+
+
+def _check_there(site: SiteConfig, held: IO[str]) -> None:
+    """The lock that is held is still the one in `state_dir`: without the folder the client would wait for ever for its
+    own processes, and a second one could begin.
+
+    Raises:
+        _Gone: it is not.
+    """
+    try:
+        there = os.path.samestat(os.fstat(held.fileno()), (site.state_dir / "client.lock").stat())
+    except OSError:
+        there = False
+    if not there:
+        raise _Gone(
+            f"{site.state_dir}: was moved, deleted or put back while the client runs",
+            "put it back as it was, and start the client again; stop the client before it is moved or restored",
+        )
 
 
 @contextmanager
@@ -248,8 +274,12 @@ def _recorded(site: SiteConfig) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit):
         how = "stopped"
         raise
+    except _Gone:
+        how = ""  # a line would begin another log in its place
+        raise
     finally:
-        record(site.state_dir, "client ended", how=how)
+        if how:
+            record(site.state_dir, "client ended", how=how)
 
 
 def _check_data(arguments: argparse.Namespace) -> None:

@@ -50,6 +50,7 @@ def state_of(site: SiteConfig) -> dict[str, Any]:
 
     log = site.state_dir / chain.LOG
     entries = chain.entries(log) if log.is_file() else []
+    left, wrong = _epsilon_left(site)
     waiting = sorted({one.proposal.study for one in Book(site.state_dir).all() if one.approval is None})
     return {
         "site": site.site,
@@ -63,7 +64,8 @@ def state_of(site: SiteConfig) -> dict[str, Any]:
         "waiting_for_approval": waiting,
         "state_bytes": size_of(site.state_dir),
         "audit_whole": chain.verify(log).broken is None if log.is_file() else None,
-        "epsilon_left": _epsilon_left(site),
+        "epsilon_left": left,
+        "ledger": wrong,
     }
 
 
@@ -71,14 +73,18 @@ def _last(entries: list[dict[str, Any]], event: str) -> str | None:
     return next((entry["time"] for entry in reversed(entries) if entry["event"] == event), None)
 
 
-def _epsilon_left(site: SiteConfig) -> float | None:
+def _epsilon_left(site: SiteConfig) -> tuple[float | None, str | None]:
+    """What is left of the budget, and what is wrong with the ledger. One that cannot be trusted pays for nothing."""
     from client.privacy.command import summary
-    from client.privacy.ledger import Ledger
+    from client.privacy.ledger import Ledger, LedgerError
 
     if site.privacy.epsilon is None:
-        return None
-    told = summary(Ledger(site.state_dir, site.privacy))
-    return 0.0 if told["void"] else told["left"]
+        return None, None
+    try:
+        told = summary(Ledger(site.state_dir, site.privacy))
+    except LedgerError as error:
+        return 0.0, error.problem
+    return (0.0 if told["void"] else told["left"]), None
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -100,6 +106,8 @@ def _status(arguments: argparse.Namespace) -> int:
         lines.append("audit log      its chain is BROKEN: python -m client audit says where")
     if state["epsilon_left"] is not None:
         lines.append(f"budget         epsilon {state['epsilon_left']:.3g} is left")
+    if state["ledger"] is not None:
+        lines.append(f"ledger         {state['ledger']}: python -m client privacy says what to do")
     if state["waiting_for_approval"]:
         lines.append(f"wait for a yes {', '.join(state['waiting_for_approval'])} (python -m client show STUDY)")
     print("\n".join(lines))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import RawIOBase
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from dusss_core.errors import UserError
 from dusss_core.quota import check_room
@@ -201,8 +201,11 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 @contextmanager
-def exclusive(path: Path, wait_s: float = 0.0) -> Iterator[None]:
+def exclusive(path: Path, wait_s: float = 0.0) -> Iterator[IO[str]]:
     """Hold a lock file for this process alone; the system lets go of it when the process ends, however it ends.
+
+    Yields:
+        The file that is held.
 
     Raises:
         BlockingIOError: another process still holds it after `wait_s` seconds.
@@ -217,7 +220,7 @@ def exclusive(path: Path, wait_s: float = 0.0) -> Iterator[None]:
                 if time.monotonic() >= give_up:
                     raise
                 time.sleep(0.05)
-        yield
+        yield file
 
 
 def digest_of_tensors(tensors: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -30,6 +30,8 @@ from client.secure.keys import public_path
 from dusss_core.files import private_folder
 from sites.config import SiteConfig, SuperLinkConfig
 
+CHECK_S = 5.0
+"""Seconds between two looks at whether the site's folder is still there."""
 _STEADY_S = 60.0
 """After so long a run, the next wait starts small again."""
 _WORKER_ENDED = Ending("worker", "", 1, 60)
@@ -40,13 +42,15 @@ class Supervisor:
 
     Args:
         site_file: the file that messages are worked on with; absolute.
+        check: called every few seconds; what it raises ends the run.
     """
 
-    def __init__(self, site: SiteConfig, site_file: Path, console: Console):
+    def __init__(self, site: SiteConfig, site_file: Path, console: Console, check: Callable[[], None] = lambda: None):
         assert site.superlink is not None
         self._superlink: SuperLinkConfig = site.superlink
         self._site_file = site_file
         self._console = console
+        self._check = check
         self._home = site.state_dir / "flwr"
         self._events: queue.SimpleQueue[tuple[_Child | None, str | None]] = queue.SimpleQueue()
         self._supernode = _Child("supernode", self._events)
@@ -71,8 +75,9 @@ class Supervisor:
 
     def _wait_for_event(self) -> None:
         due = [child.due for child in (self._supernode, self._worker) if child.due is not None]
+        self._check()
         try:
-            child, line = self._events.get(timeout=max(0.0, min(due) - time.monotonic()) if due else None)
+            child, line = self._events.get(timeout=max(0.0, min([CHECK_S, *(at - time.monotonic() for at in due)])))
         except queue.Empty:
             for child in (self._worker, self._supernode):
                 if child.due is not None and child.due <= time.monotonic():

@@ -183,7 +183,7 @@ def _existing(folder: Path) -> Path:
 
 def key(site: SiteConfig) -> Iterator[Finding]:
     """The private key is there, readable by this account alone, and of the right kind."""
-    from client.secure.keys import read_public_key
+    from client.secure.keys import public_path, read_public_key
 
     link = site.superlink
     if link is None or link.insecure:
@@ -204,8 +204,17 @@ def key(site: SiteConfig) -> Iterator[Finding]:
             f"{link.private_key}: not a key on the curve P-384",
             "make one: python -m client init --site FILE --force",
         )
-    else:
-        yield Finding("ok", "key", f"{link.private_key}, {fingerprint(public)}")
+        return
+    beside = public_path(link.private_key)
+    if beside.is_file() and beside.read_text(encoding="utf-8", errors="replace").split()[:2] != public.split()[:2]:
+        yield Finding(
+            "error",
+            "key",
+            f"{link.private_key}: is not the key that {beside} is the public half of",
+            "put the site's own key back, or send the coordinator the public half of this one: python -m client init",
+        )
+        return
+    yield Finding("ok", "key", f"{link.private_key}, {fingerprint(public)}")
 
 
 def fingerprint(public: str) -> str:

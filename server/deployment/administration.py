@@ -12,6 +12,9 @@ from dusss_core.errors import UserError
 from feddusss import cli
 from server.deployment.control import DEFAULT_COORDINATOR
 
+MOST_DAYS = 3650
+"""Of a certificate, as in a study's `deployment.days`."""
+
 if TYPE_CHECKING:
     from server.deployment.folder import CoordinatorFolder
 
@@ -108,6 +111,8 @@ def _renew_certificate(arguments: argparse.Namespace) -> None:
     from server.deployment.folder import open_folder
     from server.deployment.provision import renew_certificate
 
+    if not 1 <= arguments.days <= MOST_DAYS:
+        raise UserError(f"--days {arguments.days}: out of range", f"give 1 to {MOST_DAYS}")
     renew_certificate(open_folder(arguments.coordinator), arguments.days, new_key=arguments.new_key)
 
 

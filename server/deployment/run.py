@@ -64,6 +64,7 @@ def run(
     """
     study = _with_members(load_study(study_file, overrides), set(without), set(also))
     with connected(coordinator) as control:
+        _check_keys(coordinator, also)
         run_id, out = submit(
             control, study, coordinator=coordinator, out=out, resume=resume, force=force, reporter=reporter
         )
@@ -204,6 +205,20 @@ def on_any_folder(study: StudyConfig) -> StudyConfig:
         absolute = str(Path(folder).expanduser().absolute())
         changes["output"] = study.output.model_copy(update={"mlflow": absolute})
     return study.model_copy(update=changes)
+
+
+def _check_keys(coordinator: Path, also: Iterable[str]) -> None:
+    """A site that joins must be able to: its name goes into the run, and each round waits for it.
+
+    Raises:
+        UserError: there is none of that name, or it has no key, or one that was shut out.
+    """
+    registry = load_registry(CoordinatorFolder(coordinator))
+    for name in sorted(also):
+        if (site := registry.site(name)).key is None:
+            raise UserError(
+                f"--also {name}: has no key ({site.status})", f"python -m server register {name} PUBKEY, then again"
+            )
 
 
 def _with_members(study: StudyConfig, without: set[str], also: set[str]) -> StudyConfig:

@@ -122,7 +122,8 @@ class Collector:
             return
         up.add_metric([], 1)
         yield up
-        yield from self._of_sites(state_of_sites(nodes, load_registry(CoordinatorFolder(self.coordinator))))
+        with suppress(UserError):  # no register that can be read: no figures of hospitals, and all others
+            yield from self._of_sites(state_of_sites(nodes, load_registry(CoordinatorFolder(self.coordinator))))
         yield from self._of_runs([state_of_run(run) for run in runs])
 
     def _of_sites(self, sites: list[dict[str, Any]]) -> Iterator[Metric]:

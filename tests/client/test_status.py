@@ -41,7 +41,7 @@ def scraped(site_file) -> str:
 def test_a_site_that_did_nothing_says_so(site_file, capsys):
     state = status(capsys, site_file)
     assert not state["running"] and state["answers"] == 0 and state["last_message"] is None
-    assert state["audit_whole"] is None and state["epsilon_left"] is None
+    assert state["audit_whole"] is None and state["epsilon_left"] is None and state["ledger"] is None
     assert main(["status", "--site", str(site_file)]) == cli.OK
     assert "its client does not run" in capsys.readouterr().out
 
@@ -108,6 +108,19 @@ def test_what_is_left_of_a_privacy_budget_is_told(private, site_file, capsys):
     private.site(site_file)
     assert status(capsys, site_file)["epsilon_left"] > 0
     assert "feddusss_epsilon_left" in scraped(site_file)
+
+
+def test_a_ledger_that_is_missing_takes_no_other_figure_away(private, site_file, capsys):
+    private.site(site_file)
+    answer("train", make_content(), site_file)
+    ledger = site_file.parent / "state" / "privacy" / "ledger.json"
+    assert ledger.is_file()
+    ledger.unlink()
+    state = status(capsys, site_file)
+    assert state["epsilon_left"] == 0 and "missing" in state["ledger"] and state["audit_whole"]
+    assert "feddusss_epsilon_left 0.0" in scraped(site_file)
+    assert main(["status", "--site", str(site_file)]) == 0
+    assert "python -m client privacy says what to do" in capsys.readouterr().out
 
 
 def test_the_page_is_for_this_machine_alone(site_file):

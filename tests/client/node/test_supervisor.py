@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from client import __main__ as command
 from client.node import connection
 from client.node.console import Console
 from client.node.ending import Situation, why
@@ -99,6 +101,35 @@ def watched(tmp_path):
 
     supervisor.connects, supervisor.ends = connects, ends
     return supervisor
+
+
+@pytest.mark.parametrize("put_back", [False, True])
+def test_a_client_whose_state_is_moved_away_says_so_and_ends(site_file, monkeypatch, capsys, put_back):
+    """Without the folder it would wait for its own processes for ever, and a second client could begin."""
+    state = site_file.parent / "state"
+    site_file.write_text(site_file.read_text() + "superlink: {address: '127.0.0.1:1', insecure: true}\n")
+
+    def moved(self):
+        self._check()
+        state.rename(state.with_name("moved"))
+        if put_back:  # from a backup: the same names, other files
+            shutil.copytree(state.with_name("moved"), state)
+        self._check()
+
+    monkeypatch.setattr(command, "_check_data", lambda *_: None)
+    monkeypatch.setattr(Supervisor, "run", moved)
+    assert command.main(["--site", str(site_file)]) == 2
+    assert "was moved, deleted or put back while the client runs" in capsys.readouterr().err
+    assert state.exists() == put_back, "no other log is begun in its place"
+
+
+def test_the_supervisor_looks_every_few_seconds(watched, monkeypatch):
+    monkeypatch.setattr("client.node.supervisor.CHECK_S", 0.01)
+    looks = []
+    watched._check = lambda: looks.append(1)
+    for _ in range(3):
+        watched._wait_for_event()
+    assert len(looks) == 3
 
 
 def test_a_crash_a_moment_ago_is_told_as_still_online_also_by_the_next_client(watched):

@@ -19,6 +19,7 @@ from client.consent.book import Book
 from client.consent.proposal import Proposal
 from client.door.audit import record
 from client.preflight import check, machine
+from client.secure.keys import make_key
 from feddusss.release import code_digest
 from tests.client.conftest import limit
 from tests.client.preflight.looks import found, reachable, tree
@@ -71,6 +72,13 @@ def test_a_key_on_another_curve_is_told(site):
     )
     (site.parent / "site.key").write_bytes(key)
     assert "not a key on the curve P-384" in found(site)["key"].message
+
+
+def test_a_key_that_is_not_the_one_that_was_sent_is_told(site, tmp_path):
+    make_key(tmp_path / "other.key", "birch")
+    (site.parent / "site.key").write_bytes((tmp_path / "other.key").read_bytes())
+    told = found(site)["key"]
+    assert told.level == "error" and "is not the key that" in told.message
 
 
 def test_a_full_disk_is_told(site, monkeypatch):

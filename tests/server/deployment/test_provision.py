@@ -189,6 +189,15 @@ def test_clients_trust_the_certificate_for_its_hosts_alone(run):
             handshake(folder.server, folder.authority.certificate, host)
 
 
+@pytest.mark.parametrize("days", ["0", "-5", "999999999"])
+def test_a_certificate_is_not_replaced_by_one_that_has_expired_or_cannot_be(run, capsys, days):
+    folder, _ = run()
+    before = folder.server.certificate.read_bytes()
+    assert main(["renew-certificate", "--coordinator", str(folder.path), f"--days={days}"]) == 2
+    assert f"--days {days}: out of range" in capsys.readouterr().err
+    assert folder.server.certificate.read_bytes() == before
+
+
 @pytest.mark.parametrize("new_key", [False, True])
 def test_hospitals_trust_a_renewed_certificate_with_the_file_they_have(run, tmp_path, new_key):
     folder, _ = run()

@@ -116,6 +116,16 @@ def test_a_certificate_that_expires_is_told_before_it_has(tmp_path):
     assert "feddusss_certificate_seconds_left" not in {family.name for family in Collector(tmp_path).collect()}
 
 
+def test_a_register_that_is_damaged_takes_the_other_figures_away_from_nobody(link, tmp_path):
+    from server.deployment import watching
+
+    link.known[1] = FlowerRun(1, "running", "", "", tmp_path, "2026-01-01T10:00:00+00:00")
+    (tmp_path / "sites.json").write_text("{")
+    names = {family.name for family in watching.Collector(tmp_path).collect()}
+    assert {"feddusss_superlink_up", "feddusss_disk_free_bytes", "feddusss_run_running"} <= names
+    assert "feddusss_site_connected" not in names
+
+
 def test_a_coordinators_file_that_may_not_be_read_is_told_as_that(tmp_path, monkeypatch):
     (tmp_path / "flwr").mkdir()
     (tmp_path / "flwr" / "config.toml").write_text("")
