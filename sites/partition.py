@@ -27,6 +27,8 @@ from sites.config import write_site
 
 OFFICIAL_TEST = "official_test"
 """Name of the site that holds the data set's own test split."""
+_SHOWN = 3
+"""Patients that an error names."""
 
 
 class DivideConfig(Strict):
@@ -129,10 +131,12 @@ def partition(records: Iterable[Record], config: PartitionConfig, seed: int = 1)
         site. Names are sorted, the official test comes last.
 
     Raises:
-        UserError: no such column or value, an empty cell in it, a site without training records, a label fraction for
-            an unknown site.
+        UserError: no such column or value, an empty cell in it, a patient under two values of it, a site without
+            training records, a label fraction for an unknown site.
     """
-    records, official = _leave_out(_only(list(records), config), config)
+    records = _only(list(records), config)
+    _refuse_torn(records, config)
+    records, official = _leave_out(records, config)
     records = _subset(records, config.subset, seed)
     if config.official_test:
         official = [record for record in records if record.split == "test"]
@@ -176,6 +180,26 @@ def _only(records: list[Record], config: PartitionConfig) -> list[Record]:
         if value not in values:
             raise UserError(*_unknown("only", value, config.column, values))
     return [record for record, value in zip(records, values, strict=True) if value in config.only]
+
+
+def _refuse_torn(records: list[Record], config: PartitionConfig) -> None:
+    """A patient under two values of the column would be at two sites, or be trained and tested on."""
+    if config.by != "column":
+        return
+    values: dict[str, dict[str, None]] = defaultdict(dict)
+    for record in records:
+        together = config.official_test and record.split == "test"  # these become one site, whatever the column says
+        if record.patient and not together:
+            values[record.patient][_cell(record, config.column)] = None
+    torn = {patient: held for patient, held in values.items() if len(held) > 1}
+    if torn:
+        shown = ", ".join(f"'{patient}' ({' and '.join(held)})" for patient, held in list(torn.items())[:_SHOWN])
+        raise UserError(
+            f"partition: patients under several values of column '{config.column}', whom it would tear apart: "
+            f"{len(torn)}: {shown}{', ...' if len(torn) > _SHOWN else ''}",
+            "give each patient one value; where two hospitals gave different people the same key, "
+            "put the hospital's name before it",
+        )
 
 
 def _leave_out(records: list[Record], config: PartitionConfig) -> tuple[list[Record], list[Record]]:

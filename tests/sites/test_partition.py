@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -155,8 +156,13 @@ def test_labels_of_all_sites_are_nested_and_in_each_site_those_of_the_site():
     assert labelled(0.5, labels_of="all") == labelled(0.5)
 
 
+def of_nobody() -> list[Record]:
+    """As `dataset`, but no picture is said to be of the same patient as another."""
+    return [replace(record, patient="") for record in dataset()]
+
+
 def test_a_site_that_is_left_out_is_tested_on_as_a_whole_and_takes_no_part():
-    records = dataset()
+    records = of_nobody()
     config = {"by": "column", "column": "finding", "label_fraction": 0.5}
     usual = partition(records, PartitionConfig(**config))
     sites = partition(records, PartitionConfig(**config, left_out="b", subset={"test": 7}))
@@ -169,7 +175,7 @@ def test_a_site_that_is_left_out_is_tested_on_as_a_whole_and_takes_no_part():
 
 
 def test_values_that_are_not_named_stay_away_and_those_that_are_become_what_they_would_have_been():
-    records, config = dataset(), {"by": "column", "column": "finding", "label_fraction": 0.5}
+    records, config = of_nobody(), {"by": "column", "column": "finding", "label_fraction": 0.5}
     usual = partition(records, PartitionConfig(**config))
     some = partition(records, PartitionConfig(**config, only=["c", "a"]))
     assert some == {name: usual[name] for name in ("a", "c")}
@@ -244,6 +250,38 @@ def test_site_names_are_safe_and_unique(tmp_path):
 def test_a_division_that_cannot_be_is_refused(config, said):
     with pytest.raises(UserError, match=said):
         partition(dataset(), PartitionConfig(**config))
+
+
+def of_patients(*patients: tuple[str, str]) -> list[Record]:
+    """Records of these patients and hospitals."""
+    return [
+        Record(f"r{i}", Path("/i.png"), patient=patient, extra={"hospital": hospital}, row=i + 2)
+        for i, (patient, hospital) in enumerate(patients)
+    ]
+
+
+@pytest.mark.parametrize("left_out", [None, "B"])
+def test_a_patient_at_two_hospitals_is_refused_and_named_with_both(left_out):
+    records = of_patients(("p1", "A"), ("p2", "A"), ("p1", "B"), ("p3", "B"), ("", "A"), ("", "B"))
+    config = PartitionConfig(by="column", column="hospital", left_out=left_out)
+    with pytest.raises(UserError, match=r"tear apart: 1: 'p1' \(A and B\)\n  -> give each patient one value"):
+        partition(records, config)
+    sites = partition([record for record in records if record.patient != "p1"], config)
+    assert sum(len(members) for members in sites.values()) == 4
+    assert list(partition(records, PartitionConfig(by="column", column="hospital", only=["A"]))) == ["a"]
+
+
+def test_of_many_patients_at_two_hospitals_some_are_named():
+    records = of_patients(*((f"p{i}", hospital) for i in range(9) for hospital in "AB"))
+    with pytest.raises(UserError, match=r"9: 'p0' \(A and B\), 'p1' \(A and B\), 'p2' \(A and B\), \.\.\.\n"):
+        partition(records, PartitionConfig(by="column", column="hospital"))
+
+
+def test_a_patient_of_the_official_test_alone_is_torn_apart_by_no_column():
+    train = of_patients(("p1", "A"), ("p2", "B"))
+    test = [replace(r, id=f"t{r.id}", split="test") for r in of_patients(("p3", "A"), ("p3", "B"))]
+    sites = partition([*train, *test], PartitionConfig(by="column", column="hospital", official_test=True))
+    assert {name: len(members) for name, members in sites.items()} == {"a": 1, "b": 1, "official_test": 2}
 
 
 def test_an_empty_cell_is_named_with_its_row():
