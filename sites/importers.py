@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from dusss_core.errors import UserError
-from dusss_core.manifest import COLUMNS, MORE_TEXT, SPLITS, Record, known_name, sentences_of, write_manifest
+from dusss_core.manifest import (
+    COLUMNS,
+    MORE_TEXT,
+    SPLITS,
+    Problem,
+    Record,
+    known_name,
+    raise_problems,
+    sentences_of,
+    write_manifest,
+)
 from dusss_core.readers import Reference
 from dusss_core.sheets import KEY_COLUMNS, SUFFIXES, TEXT_COLUMNS, name_key, read_table
 
 LVIT_FOLDERS = {"Train_Folder": "train", "Val_Folder": "val", "Test_Folder": "test"}
+_YES = ("1", "true", "yes", "1.0")
+_NO = ("0", "false", "no", "0.0")
+"""What may stand under labelled: the manifest's own words, and what a spreadsheet makes of its numbers."""
 
 
 @dataclass
@@ -32,7 +44,7 @@ class ImportOptions:
     out: Path | None = None
     """Manifest to write; manifest.csv in the data's folder if None."""
     columns: Path | None = None
-    """CSV or xlsx file with further columns (hospital, patient, ...), joined by the picture's name."""
+    """CSV or xlsx file with further columns (hospital, patient, mask, labelled, ...), joined by the picture's name."""
     key: str | None = None
     """Column that names the picture, there or in the sheet of texts; image, id, file, name or slide if None."""
     text: str | None = None
@@ -42,6 +54,37 @@ class ImportOptions:
     value."""
     force: bool = False
     """Overwrite an existing manifest."""
+
+
+@dataclass(frozen=True)
+class _Masks:
+    """A folder of masks."""
+
+    folder: Path
+    by_key: Mapping[str, Path]
+
+    def find(self, key: str, named: str) -> Path | None:
+        """The mask with a picture's name, or else the one that a sheet names."""
+        return self.by_key.get(key) or self.by_key.get(name_key(named)) or _named_file(self.folder.parent, named)
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A picture, and what is known of it before --columns is read."""
+
+    image: Path
+    masks: _Masks
+    split: str
+    cells: Mapping[str, str]
+
+
+@dataclass
+class _Found:
+    """What an import has come upon so far."""
+
+    target: Path
+    pictures: list[_Picture] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def import_lvit(folder: Path, options: ImportOptions = ImportOptions()) -> Imported:
@@ -57,7 +100,7 @@ def import_lvit(folder: Path, options: ImportOptions = ImportOptions()) -> Impor
     found = {name: folder / name for name in LVIT_FOLDERS if (folder / name).is_dir()}
     if not found:
         raise UserError(f"{folder}: none of {', '.join(LVIT_FOLDERS)} is there", "name the folder that holds them")
-    result = Imported(target, [])
+    result = _Found(target)
     for name, place in found.items():
         tables = [p for p in sorted(place.glob("*.xlsx")) + sorted(place.glob("*.csv")) if not p.name.startswith("~$")]
         cells: dict[str, dict[str, str]] = {}
@@ -81,7 +124,7 @@ def import_folder(folder: Path, options: ImportOptions = ImportOptions()) -> Imp
     places = [(folder / split, split) for split in SPLITS if (folder / split / "images").is_dir()]
     if not places and not (folder / "images").is_dir():
         raise UserError(f"{folder}: no folder images, nor train/images", "name the folder that holds images and masks")
-    result = Imported(target, [])
+    result = _Found(target)
     shared = _texts(folder, options, result.warnings)
     for place, split in places or [(folder, "train")]:
         cells = dict(shared)
@@ -101,56 +144,40 @@ def _target(folder: Path, options: ImportOptions) -> Path:
 
 
 def _add(
-    result: Imported,
+    result: _Found,
     images: Path,
     masks: Path,
     split: str,
     cells: Mapping[str, Mapping[str, str]],
     report_unused: bool = True,
 ) -> None:
-    """Append a record for every picture in `images`."""
-    mask_of = {name_key(path.name): path for path in _pictures(masks)}
+    """Append every picture in `images`."""
+    folder = _Masks(masks, {name_key(path.name): path for path in _pictures(masks)})
     seen: dict[str, Path] = {}
     for image in _pictures(images):
         key = name_key(image.name)
         if key in seen:
             raise UserError(f"{image}: has the same name as {seen[key].name}", "give each picture its own name")
         seen[key] = image
-        own = dict(cells.get(key, {}))
-        named = own.get("mask", "")
-        mask = mask_of.get(key) or mask_of.get(name_key(named)) or _named_file(masks.parent, named)
-        record_split = own.get("split", "").lower() or split
-        if record_split not in SPLITS:
-            raise UserError(f"{image.name}: unknown split '{record_split}' in its texts", "use train, val or test")
-        result.records.append(
-            Record(
-                id=_stem(image),
-                image=image.absolute(),
-                mask=mask.absolute() if mask else None,
-                split=record_split,
-                patient=own.get("patient", ""),
-                labelled=mask is not None and own.get("labelled", "").lower() not in ("0", "no", "false"),
-                extra=_extra(own),
-                **_texts_of(own),
-                row=len(result.records) + 2,
-            )
-        )
-    used = {name_key(cell["mask"]) for cell in cells.values() if cell.get("mask")}
-    _warn(result.warnings, f"{masks}: no picture for these masks", mask_of.keys() - seen.keys() - used)
+        result.pictures.append(_Picture(image, folder, split, cells.get(key, {})))
     if report_unused:
         _warn(result.warnings, f"{images}: no picture for these texts", cells.keys() - seen.keys())
 
 
-def _finish(result: Imported, options: ImportOptions) -> Imported:
-    if not result.records:
-        raise UserError(f"{result.manifest.parent}: no pictures found", f"pictures end in {', '.join(SUFFIXES)}")
+def _finish(result: _Found, options: ImportOptions) -> Imported:
+    pictures, warnings = result.pictures, result.warnings
+    if not pictures:
+        raise UserError(f"{result.target.parent}: no pictures found", f"pictures end in {', '.join(SUFFIXES)}")
     joined = {}
     if options.columns:
-        told = any(record.text for record in result.records)  # then --text was of another sheet
-        joined = _by_key(options.columns, options.key, result.warnings, options.text, text_may_lack=told)
-    if options.columns and not any(name_key(record.id) in joined for record in result.records):
+        told = any(sentences_of(picture.cells) for picture in pictures)  # then --text was of another sheet
+        joined = _by_key(options.columns, options.key, warnings, options.text, text_may_lack=told)
+    if options.columns and not any(name_key(picture.image.name) in joined for picture in pictures):
         raise UserError(f"{options.columns}: no row names one of the pictures", "name its key column with --key")
-    records = [_with_cells(record, joined.get(name_key(record.id), {}), options.extract) for record in result.records]
+    records = []
+    for row, picture in enumerate(pictures, start=2):
+        more = {**joined.get(name_key(picture.image.name), {}), **_extracted(picture.image, options.extract)}
+        records.append(_record(picture, _together(picture.cells, more), row))
     first: dict[str, Record] = {}
     for record in records:
         other = first.setdefault(record.id, record)
@@ -159,39 +186,82 @@ def _finish(result: Imported, options: ImportOptions) -> Imported:
                 f"two pictures are called '{record.id}': {other.image} and {record.image}",
                 "rename one, or remove it from one of the splits",
             )
+    _warn_unused(pictures, records, warnings)
     if options.columns:
         _warn(
-            result.warnings,
+            warnings,
             f"{options.columns}: no row for these pictures",
             {record.id for record in records if name_key(record.id) not in joined},
         )
-    _warn(result.warnings, "pictures without a mask", {record.id for record in records if record.mask is None})
-    _warn(result.warnings, "pictures without a text", {record.id for record in records if not record.text})
-    write_manifest(result.manifest, records)
-    return Imported(result.manifest, records, result.warnings)
+    _warn(warnings, "pictures without a mask", {record.id for record in records if record.mask is None})
+    _warn(warnings, "pictures without a text", {record.id for record in records if not record.text})
+    write_manifest(result.target, records)
+    return Imported(result.target, records, warnings)
 
 
-def _with_cells(record: Record, cells: Mapping[str, str], extract: Mapping[str, str]) -> Record:
-    cells = dict(cells)
+def _extracted(image: Path, extract: Mapping[str, str]) -> dict[str, str]:
+    """The columns that a picture's name gives."""
+    cells = {}
     for column, pattern in extract.items():
         try:
-            match = re.search(pattern, record.id)
+            match = re.search(pattern, _stem(image))
         except re.error as error:
             raise UserError(f"--extract {column}={pattern}: not a regular expression: {error}", "correct it") from None
         cells[column] = (match[1] if match.lastindex else match[0]) if match else ""
-    own = {name: cells[name] for name in ("split", "patient") if cells.get(name)}
-    texts = _texts_of(cells)
-    return replace(record, **own, **(texts if texts["text"] else {}), extra={**record.extra, **_extra(cells)})
+    for mistake in _mistakes(0, cells):
+        raise UserError(f"{image.name}: {mistake.text} by --extract", mistake.remedy)
+    return cells
 
 
-def _extra(cells: Mapping[str, str]) -> dict[str, str]:
-    """Columns that the manifest does not know. What it knows has its place, and must not stand there twice."""
-    return {name: value for name, value in cells.items() if name not in COLUMNS and not MORE_TEXT.fullmatch(name)}
+def _together(cells: Mapping[str, str], more: Mapping[str, str]) -> dict[str, str]:
+    """The cells of the sheet of texts and those of --columns, which count first. What the manifest knows is not taken
+    back by an empty cell, and the sentences are those of one sheet."""
+    told = bool(sentences_of(more))
+    kept = {name: value for name, value in cells.items() if not (told and _is_text(name))}
+    return {**kept, **{name: value for name, value in more.items() if value or not _is_known(name)}}
 
 
-def _texts_of(cells: Mapping[str, str]) -> dict[str, Any]:
+def _record(picture: _Picture, cells: Mapping[str, str], row: int) -> Record:
+    mask = picture.masks.find(name_key(picture.image.name), cells.get("mask", ""))
     texts = sentences_of(cells)
-    return {"text": texts[0] if texts else "", "more_texts": texts[1:]}
+    return Record(
+        id=_stem(picture.image),
+        image=picture.image.absolute(),
+        mask=mask.absolute() if mask else None,
+        split=cells.get("split", "").lower() or picture.split,
+        patient=cells.get("patient", ""),
+        labelled=mask is not None and cells.get("labelled", "").lower() not in _NO,
+        # what the manifest knows has its place, and must not stand there twice
+        extra={name: value for name, value in cells.items() if not _is_known(name)},
+        text=texts[0] if texts else "",
+        more_texts=texts[1:],
+        row=row,
+    )
+
+
+def _mistakes(row: int, cells: Mapping[str, str]) -> list[Problem]:
+    """What the manifest would refuse, or worse, take for something else."""
+    found = []
+    if cells.get("split", "").lower() not in ("", *SPLITS):
+        found.append(Problem(row, f"unknown split '{cells['split']}'", "use train, val or test"))
+    if cells.get("labelled", "").lower() not in ("", *_YES, *_NO):
+        found.append(Problem(row, f"labelled is '{cells['labelled']}'", "use 1 or 0"))
+    return found
+
+
+def _warn_unused(pictures: Iterable[_Picture], records: Iterable[Record], warnings: list[str]) -> None:
+    used = {record.mask for record in records}
+    for masks in {picture.masks.folder: picture.masks for picture in pictures}.values():
+        left = {key for key, path in masks.by_key.items() if path.absolute() not in used}
+        _warn(warnings, f"{masks.folder}: no picture for these masks", left)
+
+
+def _is_text(column: str) -> bool:
+    return column == "text" or bool(MORE_TEXT.fullmatch(column))
+
+
+def _is_known(column: str) -> bool:
+    return column in COLUMNS or _is_text(column)
 
 
 def _named_file(folder: Path, name: str) -> Path | None:
@@ -214,7 +284,7 @@ def _sheet(table: Path, options: ImportOptions, warnings: list[str]) -> dict[str
     both = options.columns is not None  # then a column that is named may be of that sheet
     cells = _by_key(table, options.key, warnings, options.text, key_may_lack=both, text_may_lack=both)
     columns = list(next(iter(cells.values()), {}))
-    if columns and "text" not in columns and not any(MORE_TEXT.fullmatch(name) for name in columns):
+    if columns and not any(map(_is_text, columns)):
         wordy = [name for name in columns if _is_wordy(cells, name)]
         warnings.append(
             f"{table}: no column of sentences, so all are left out; it has: {', '.join(columns)}; accepted: "
@@ -279,7 +349,8 @@ def _by_key(
     names = ["patient" if name == "subject" and "patient" not in names else name for name in names]
     found: dict[str, dict[str, str]] = {}
     differ = set()
-    for row in rows:
+    problems: list[Problem] = []
+    for number, row in enumerate(rows, start=2):
         if position >= len(row) or not row[position].strip():
             continue
         key = name_key(row[position])
@@ -288,8 +359,10 @@ def _by_key(
             for i, (name, cell) in enumerate(zip(names, row, strict=False))
             if name and i != position
         }
+        problems += _mistakes(number, cells)
         if found.setdefault(key, cells) != cells:
             differ.add(row[position])
+    raise_problems(table, problems)
     _warn(warnings, f"{table}: named twice with different cells, the first row counts", differ)
     return found
 

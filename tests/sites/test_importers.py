@@ -215,3 +215,62 @@ def test_a_sheet_of_texts_may_have_any_usual_separator(tmp_path, separator):
     (tmp_path / "texts.csv").write_text(f"image{separator}text\na.png{separator}a nodule\n", encoding="utf-8")
     (record,) = read_manifest(import_folder(tmp_path).manifest)
     assert record.text == "a nodule"
+
+
+@pytest.fixture
+def plain(tmp_path):
+    """Three pictures with masks of their names."""
+    for i in range(3):
+        save(tmp_path / f"images/a{i}.png", picture(i))
+        save(tmp_path / f"masks/a{i}.png", mask(i))
+    return tmp_path
+
+
+def imported(folder, sheet, rows):
+    """The records of a folder with `rows` in texts.csv, or beside it in a sheet that is named."""
+    table = write_rows(folder / sheet, rows)
+    return import_folder(folder, ImportOptions(columns=None if sheet == "texts.csv" else table, force=True))
+
+
+@pytest.mark.parametrize("sheet", ["texts.csv", "columns.csv"])
+def test_masks_and_what_may_be_trained_on_are_taken_from_either_sheet(plain, sheet):
+    (plain / "masks/a2.png").rename(plain / "masks/other.png")
+    rows = [
+        {"image": f"a{i}", "labelled": labelled, "mask": mask, "split": split}
+        for i, (labelled, mask, split) in enumerate((("0", "", "Test"), ("", "", ""), ("no", "other.png", "")))
+    ]
+    result = imported(plain, sheet, rows)
+    records = read_manifest(result.manifest)
+    assert [record.labelled for record in records] == [False, True, False]
+    assert [record.mask.name for record in records] == ["a0.png", "a1.png", "other.png"]
+    assert [record.split for record in records] == ["test", "train", "train"]
+    assert not any("no picture for these masks" in line for line in result.warnings)
+
+
+def test_a_label_that_one_sheet_takes_back_is_not_given_back_by_an_empty_cell_of_the_other(plain):
+    write_rows(plain / "texts.csv", [{"image": "a0", "text": "here", "labelled": "0"}])
+    rows = [{"image": "a0", "labelled": "", "patient": "p", "mask": "a1.png"}]
+    first, second, _ = read_manifest(imported(plain, "columns.csv", rows).manifest)
+    assert (first.labelled, first.patient, first.text) == (False, "p", "here")
+    assert second.labelled
+
+
+@pytest.mark.parametrize("sheet", ["texts.csv", "columns.csv"])
+@pytest.mark.parametrize("word", ["1", "true", "YES", "1.0", "", "0", "False", "no", "0.0"])
+def test_a_sheet_says_what_may_be_trained_on_in_the_words_of_a_manifest(plain, sheet, word):
+    result = imported(plain, sheet, [{"image": "a1", "labelled": word}])
+    labelled = word not in ("0", "False", "no", "0.0")
+    assert [record.labelled for record in read_manifest(result.manifest)] == [True, labelled, True]
+
+
+@pytest.mark.parametrize("sheet", ["texts.csv", "columns.csv"])
+def test_words_that_a_manifest_would_not_know_are_refused_with_their_row(plain, sheet):
+    rows = [{"image": "a0", "labelled": "1", "split": "val"}, {"image": "a1", "labelled": "nein", "split": "holdout"}]
+    with pytest.raises(UserError, match=rf"{sheet}: 2 problems\n  row 3: unknown split 'holdout' .*\n.*'nein'"):
+        imported(plain, sheet, rows)
+    assert not (plain / "manifest.csv").exists()
+
+
+def test_words_that_a_name_gives_and_a_manifest_would_not_know_are_refused_with_the_picture(plain):
+    with pytest.raises(UserError, match=r"a0\.png: labelled is 'a0' by --extract\n  -> use 1 or 0"):
+        import_folder(plain, ImportOptions(extract={"labelled": ".*"}))
