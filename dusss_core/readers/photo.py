@@ -89,7 +89,14 @@ def _palette(picture: Image.Image) -> Raw:
     colours = np.asarray(picture.convert("RGB"))
     plain = colours.max(axis=2)
     black_and_white = np.isin(plain, (0, 255)).all() and np.array_equal(plain, colours.min(axis=2))
-    return Raw(colours, 0, 255, bits=8, indices=None if black_and_white else np.asarray(picture))
+    indices = np.asarray(picture)
+    by_colour = black_and_white or _black_has_another_index(indices, plain == 0)
+    return Raw(colours, 0, 255, bits=8, indices=None if by_colour else indices)
+
+
+def _black_has_another_index(indices: np.ndarray, black: np.ndarray) -> bool:
+    """Whether colours are in the order in which a program met them, black not the first: their indices are no classes."""
+    return bool(black.any()) and 0 not in indices[black]
 
 
 def _floating(pixels: np.ndarray) -> Raw:

@@ -9,7 +9,7 @@ import numpy as np
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """ITU-R BT.601, as Pillow and OpenCV turn colour into gray."""
 MANY_VALUES = 32
-"""A mask with more gray values than this is an antialiased one-class mask, not class indices."""
+"""A mask with more gray values than this may be an antialiased one-class mask; see `_is_gray`."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,12 @@ def to_intensities(raw: Raw, channels: int) -> np.ndarray:
 def to_classes(raw: Raw) -> np.ndarray:
     """uint8 class indices, H x W.
 
-    - Palette pictures: the palette's index, unless the palette is just black and white.
+    - Palette pictures: the palette's index, unless the palette is just black and white, or black is used and has another
+      index than 0; then as other colour.
     - 0 and 1; 0 and 255, 0 and 65535: one class, 0 and 1.
-    - Lossy formats, and more than 32 different values: a one-class mask with soft borders, cut at one half.
-    - Anything else up to 255: the value is the class index.
+    - Lossy formats, and more than 32 different values as a gray picture has them: a one-class mask with soft borders,
+      cut at one half.
+    - Anything else up to 255: the value is the class index, also where a number counts nuclei, which no study trains on.
     - Colour with equal channels is gray; with black and one colour, a one-class mask.
 
     Raises:
@@ -92,7 +94,7 @@ def to_classes(raw: Raw) -> np.ndarray:
     if used[-1] in (255, 65535) and set(used[:-1].tolist()) <= {0}:
         return (values > 0).astype(np.uint8)
     half = max(raw.white, raw.black) / 2
-    if used.size > MANY_VALUES or (raw.lossy and used[-1] > half):
+    if _is_gray(used) or (raw.lossy and used[-1] > half):
         return (values > half).astype(np.uint8)
     if used[-1] > 255:
         raise ValueError(f"it holds the value {used[-1]}, and class indices end at 255")
@@ -108,6 +110,16 @@ def _from_colour(pixels: np.ndarray, lossy: bool) -> np.ndarray:
     if len(colours[colours.any(axis=1)]) > 1:
         raise ValueError(f"it has {len(colours)} colours, and which class each one means is not known")
     return (brightest > 0).astype(np.uint8)
+
+
+def _is_gray(used: np.ndarray) -> bool:
+    """Whether values are many, reach the upper half of their bits, and do not just count from 0 or 1.
+
+    Cut at one half, nuclei numbered 1 to 60 would be an empty mask that nobody is told of.
+    """
+    least, most = int(used[0]), int(used[-1])
+    counted = most != 255 and least <= 1 and used.size == most - least + 1
+    return used.size > MANY_VALUES and not counted and most > depth_window(used)[1] / 2
 
 
 def _used_values(values: np.ndarray) -> np.ndarray:

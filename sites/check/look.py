@@ -17,7 +17,7 @@ from dusss_core.manifest import Record
 from dusss_core.readers import Raw, parse_reference, read_raw, to_classes, to_intensities
 from sites.check.identity import tags_of
 
-FORMAT = 2
+FORMAT = 3
 """Raised when the same files would give other numbers, so that older ones are not used."""
 THUMB = 16
 """Height and width of the picture's thumbnail, which duplicates are compared by."""

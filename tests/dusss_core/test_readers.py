@@ -169,11 +169,36 @@ def test_hash_signs_in_names_are_no_slices():
         ([0, 1, 2, 7], [0, 1, 2, 7]),
         ([0, 1, 255], [0, 1, 255]),
         (list(range(256)), [0] * 128 + [1] * 128),
+        (list(range(0, 256, 5)), [0] * 26 + [1] * 26),
+        (list(range(0, 200, 4)), [0] * 32 + [1] * 18),  # a soft finding that is nowhere white
+        (list(range(61)), list(range(61))),
+        (list(range(1, 201)), list(range(1, 201))),
+        (list(range(255)), list(range(255))),
+        (list(range(0, 120, 3)), list(range(0, 120, 3))),  # 40 of 118 classes
     ],
 )
 def test_gray_values_become_classes(tmp_path, values, expected):
     path = save(tmp_path / "m.png", np.array([values] * 2, np.uint8))
     assert read_mask(path).tolist() == [expected] * 2
+
+
+def test_more_nuclei_than_there_are_classes_are_refused_and_no_empty_mask(tmp_path):
+    path = save(tmp_path / "m.png", np.arange(700, dtype=np.uint16).reshape(20, 35))
+    with pytest.raises(UserError, match="it holds the value 699, and class indices end at 255"):
+        read_mask(path)
+
+
+def test_classes_of_a_volume_are_no_gray_picture(tmp_path):
+    values = np.arange(40, dtype=np.uint8).reshape(5, 8) * 3
+    nibabel.Nifti1Image(values[:, :, None], np.diag([1, 1, 1, 1])).to_filename(tmp_path / "a.nii.gz")
+    assert np.array_equal(np.unique(read_mask(tmp_path / "a.nii.gz")), np.unique(values))
+
+
+def test_a_soft_border_is_cut_at_one_half_in_every_format(tmp_path):
+    shades = np.tile(np.linspace(0, 255, 60).round().astype(np.uint8), (8, 1))
+    for name, pixels in (("a.png", shades), ("a.jpg", shades), ("deep.png", shades.astype(np.uint16) * 257)):
+        found = read_mask(save(tmp_path / name, pixels))
+        assert found[:, [0, 10, 25, 34, 50]].tolist() == [[0, 0, 0, 1, 1]] * 8, name
 
 
 def test_masks_of_every_kind_become_classes(tmp_path):
@@ -204,6 +229,27 @@ def test_a_black_and_white_palette_is_read_by_colour(tmp_path):
     file.putpalette([255, 255, 255, 0, 0, 0])
     file.save(tmp_path / "m.png")
     assert np.array_equal(read_mask(tmp_path / "m.png"), mask(0) > 0)
+
+
+def test_the_first_colour_of_a_palette_is_no_background_where_another_is_black(tmp_path):
+    square = mask(0) > 0
+    file = Image.fromarray(np.stack([square * 255, square * 0, square * 0], 2).astype(np.uint8)).quantize(2)
+    assert file.getpalette()[:3] == [255, 0, 0]
+    file.save(tmp_path / "m.png")
+    assert np.array_equal(read_mask(tmp_path / "m.png"), square)
+    several = Image.fromarray(square + np.eye(48, 40, dtype=np.uint8))
+    several.putpalette([0, 0, 255, 0, 0, 0, 0, 255, 0])
+    several.save(tmp_path / "m.png")
+    with pytest.raises(UserError, match=r"m.png: not a mask: it has 3 colours"):
+        read_mask(tmp_path / "m.png")
+
+
+def test_a_class_may_be_black_in_a_palette_that_begins_with_black(tmp_path):
+    classes = (np.arange(48 * 40).reshape(48, 40) % 3).astype(np.uint8) * 2
+    file = Image.fromarray(classes)
+    file.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0] + [0, 0, 0] * 5)
+    file.save(tmp_path / "m.png")
+    assert np.array_equal(read_mask(tmp_path / "m.png"), classes)
 
 
 def test_colours_without_a_known_class_are_refused(tmp_path):
