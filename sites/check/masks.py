@@ -15,7 +15,9 @@ from sites.importers import name_key
 SMALL_MASK = 5e-4
 """Foreground masks below this share of the picture vanish when it is scaled down."""
 GRAY = 32
-"""Class indices from here on are gray values: nobody tells so many tissues apart."""
+"""Class indices from here on are gray values, unless the study has so many classes."""
+MOST = 0.65
+"""A median coverage above this is rather that of the background than of a finding."""
 FULL = 0.98
 """Share of the picture from which a mask covers all of it."""
 
@@ -42,7 +44,8 @@ def check_masks(report: Report, records: Sequence[Record], looks: np.ndarray, st
         return
     covered = looks["covered"]
     classes = {i: class_indices(looks[i]) for i in np.flatnonzero(masked)}
-    gray = np.array([i in classes and classes[i].size > 0 and classes[i].max() >= GRAY for i in range(len(looks))])
+    least = max(GRAY, study.image.classes + 1) if study else GRAY
+    gray = np.array([i in classes and classes[i].size > 0 and classes[i].max() >= least for i in range(len(looks))])
     gray &= ~(same | copied)
     found = sorted({int(index) for i, indices in classes.items() if not gray[i] for index in indices})
     _say_masks(report, covered[masked], found)
@@ -90,6 +93,14 @@ def check_masks(report: Report, records: Sequence[Record], looks: np.ndarray, st
             "exchange foreground and background",
             "inverted_mask",
             (covered > max(0.6, 3 * median)) & ~full & ~gray,
+        )
+    elif median > MOST and found == [1]:
+        say(
+            "warning",
+            f"{{n}} [covers|cover] more than {MOST:.0%} of the picture, as most masks here do: they look inverted",
+            "exchange foreground and background, unless findings are that large",
+            "inverted_masks",
+            (covered > MOST) & ~full & ~gray,
         )
     dark = looks["dark"]
     if there.any() and np.median(dark[there]) < 0.5:

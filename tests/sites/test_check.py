@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dusss_core.manifest import Record
@@ -149,6 +150,28 @@ def test_odd_masks_and_pictures_are_warnings(tmp_path, capsys):
     assert report["figures"]["masks"]["small"] == 1
     assert "1 of one value only: row 4" in said(report)
     assert "1 mask is empty" in said(report)
+
+
+def test_masks_that_are_all_inverted_are_a_warning(tmp_path, capsys):
+    rows = rows_of(tmp_path, 4, SPLITS)
+    for i in range(4):
+        save(tmp_path / f"masks/{i}.png", 255 - mask(i))
+    code, report = check(capsys, write_site(tmp_path, rows))
+    assert code == 0
+    assert [f["rows"] for f in report["findings"] if f["kind"] == "inverted_masks"] == [[2, 3, 4, 5]]
+
+
+def test_numbered_nuclei_are_an_error_and_so_many_classes_are_none_where_the_study_has_them(tmp_path, capsys):
+    rows = rows_of(tmp_path, 4, SPLITS)
+    for i in range(4):
+        save(tmp_path / f"masks/{i}.png", (np.arange(48 * 40).reshape(48, 40) // (32 + i)).astype(np.uint8))
+    site = write_site(tmp_path, rows)
+    code, report = check(capsys, site)
+    assert code == 2 and "4 hold gray values (1, 2, 3, " in said(report)
+    study = tmp_path / "study.yaml"
+    study.write_text("image: {classes: 62}\n")
+    code, report = check(capsys, site, "--study", str(study))
+    assert code == 0, said(report)
 
 
 @pytest.mark.parametrize(
