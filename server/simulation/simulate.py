@@ -142,12 +142,19 @@ def _simulate(
         for method in methods:
             summary["compare"] = {**summary["compare"], method: compared(method)}
             write_json(out / "summary.json", summary)
-        if told := verdict(study, summary):
-            summary["verdict"] = told
-            write_json(out / "summary.json", summary)
-            reporter.on_message(told)
+        summary = _with_verdict(summary, study, out, reporter)
     finally:
         reporter.close()  # before anything is told of what went wrong
+    return summary
+
+
+def _with_verdict(summary: dict[str, Any], study: StudyConfig, out: Path, reporter: Reporter) -> dict[str, Any]:
+    """Say what the comparisons come to, and write summary.json again with it; without any nothing happens."""
+    if not (told := verdict(study, summary)):
+        return summary
+    summary = {**summary, "verdict": told}
+    write_json(out / "summary.json", summary)
+    reporter.on_message(told)
     return summary
 
 
@@ -167,13 +174,19 @@ def evaluate(folder: Path, *, reporter: Reporter | None = None) -> dict[str, Any
     reporter = reporter or PlainReporter()
     _prepare(study)
     with alone(folder):
+        if check_run(folder, study, resume=True) is None:
+            # opened, it would begin anew: its files deleted, and its sites' state lost with its key
+            raise UserError(
+                f"{folder}: there is no final student yet", "finish the run with --resume, then evaluate it"
+            )
         site_files = materialise(study, folder, keep=True)
         run = open_run(folder, study, resume=True)
         try:
             with _coordinator(study, run, site_files, reporter, "federated") as coordinator:
                 summary = coordinator.evaluate()
             _gather_students(study, folder, site_files)
-            return add_outside_figures(summary, study, folder, site_files, reporter)
+            summary = add_outside_figures(summary, study, folder, site_files, reporter)
+            return _with_verdict(summary, study, folder, reporter)
         finally:
             reporter.close()
 
