@@ -75,15 +75,14 @@ def noise(n: int) -> float:
 def _best_by_site(
     dice: Mapping[str, Mapping[str, float]], sites: list[str], counts: Mapping[str, int], ours: str
 ) -> str:
+    """The best at each site beside what it must be told from: the study's own method, or the strongest other one."""
     parts = []
     for site in sites:
-        best = max(dice, key=lambda name: dice[name][site])
-        lead = dice[best][site] - dice[ours][site]
-        told = f"{site} {best} ({dice[best][site]:.3f}"
-        if best != ours:
-            close = ", within noise" if lead <= noise(counts[site]) else ""
-            told += f"; {ours} {dice[ours][site]:.3f}{close}"
-        parts.append(f"{told})")
+        here = {name: of_site[site] for name, of_site in dice.items()}
+        best = max(here, key=here.__getitem__)
+        next_ = ours if best != ours else max(here.keys() - {ours}, key=lambda name: (here[name], name))
+        close = ", within noise" if here[best] - here[next_] <= noise(counts[site]) else ""
+        parts.append(f"{site} {best} ({here[best]:.3f}; {next_} {here[next_]:.3f}{close})")
     return f"Best at {', at '.join(parts)}."
 
 

@@ -16,7 +16,10 @@ def told(ours, n=100, study=None, **compare):
 
 def test_a_method_that_loses_is_said_to_with_the_site_where_it_does():
     text = told({"a": 0.8, "b": 0.4}, supervised=sites(a=0.79, b=0.7), local=sites(a=0.7, b=0.72))
-    assert text.startswith("Best at a federated DuSSS (0.800), at b each site alone (0.720; federated DuSSS 0.400).")
+    assert text.startswith(
+        "Best at a federated DuSSS (0.800; federated supervised training 0.790, within noise), "
+        "at b each site alone (0.720; federated DuSSS 0.400)."
+    )
     assert "federated DuSSS has 0.600, 14.5 points below federated supervised training (0.745)" in text
     assert text.endswith("so it is not worth it here (one seed).")
 
@@ -37,6 +40,16 @@ def test_a_difference_that_so_few_pictures_cannot_tell_is_called_noise():
         {"a": 0.9361}, 11, supervised=sites(11, a=0.9359)
     )
     assert noise(100) == 0.03
+
+
+def test_whoever_leads_by_less_than_chance_is_said_to():
+    best, next_ = (sites(6, a=value) for value in (0.701, 0.7))
+    own = told({"a": 0.701}, 6, local=next_, supervised=sites(6, a=0.69))
+    assert own.startswith("Best at a federated DuSSS (0.701; each site alone 0.700, within noise).")
+    other = told({"a": 0.7}, 6, local=best, supervised=sites(6, a=0.69))
+    assert other.startswith("Best at a each site alone (0.701; federated DuSSS 0.700, within noise).")
+    clear = told({"a": 0.9}, 100, local=next_, supervised=sites(a=0.6))
+    assert clear.startswith("Best at a federated DuSSS (0.900; each site alone 0.700).")
 
 
 def test_methods_that_could_not_run_and_sites_without_figures_are_left_out():
