@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from dusss_core.config import MethodConfig
 from dusss_core.phases import Phase
 from dusss_core.sampling import steps_per_round
 from server.study.config import StudyConfig
@@ -26,6 +27,8 @@ _ALSO_FEDERATED = {
     "clip": "CLIP-style pretraining",
     "paper": "the paper's settings",
 }
+_PARTS = {"text_mask": "text masks", "teacher": "a teacher"}
+_PARTS_OF_STEP_1 = {"sss": "SSS", "dcl": "DCL", "ltg": "LTG"}
 
 
 def verdict(study: StudyConfig, summary: Mapping[str, Any]) -> str | None:
@@ -59,8 +62,20 @@ def our_name(study: StudyConfig) -> str:
     method = study.method
     if method.objective != "dusss":
         return f"federated {method.objective}"
-    known = {"dusss": "DuSSS", **_ALSO_FEDERATED}
-    return f"federated {known[method.preset]}"
+    called = {"dusss": "DuSSS", **_ALSO_FEDERATED}[method.preset]
+    if method.text_mask and method.pretraining != "dusss":
+        called = "DuSSS" if method.preset == "clip" else called
+        called += f" with {method.pretraining.upper()} pretraining"
+    return f"federated {called}{_switched(method)}"
+
+
+def _switched(method: MethodConfig) -> str:
+    """Where the method has other parts than what its name promises: which."""
+    named = MethodConfig(preset=method.preset, pretraining=method.pretraining)
+    parts = _PARTS | (_PARTS_OF_STEP_1 if method.text_mask and named.text_mask else {})
+    changed = {part: getattr(method, key) for key, part in parts.items() if getattr(method, key) != getattr(named, key)}
+    told = [f"{'with' if on else 'without'} {part}" for part, on in changed.items()]
+    return f" {' and '.join(told)}" if told else ""
 
 
 def _called(name: str) -> str:

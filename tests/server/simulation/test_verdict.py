@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from server.simulation.verdict import noise, verdict
+import pytest
+
+from server.simulation.verdict import noise, our_name, verdict
 from tests.server.conftest import make_study
 
 
@@ -64,6 +66,31 @@ def test_pooled_data_are_no_rival_and_another_method_has_its_own_name():
     assert "the pooled data 0.900." in told({"a": 0.7}, centralized=sites(a=0.9))
     other = make_study(method={"objective": "fixmatch"})
     assert "federated fixmatch has 0.700" in told({"a": 0.7}, study=other, supervised=sites(a=0.6))
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        ({}, "DuSSS"),
+        ({"preset": "paper"}, "the paper's settings"),
+        ({"preset": "mean_teacher"}, "Mean Teacher"),
+        ({"preset": "supervised"}, "supervised training"),
+        ({"preset": "supervised", "pretraining": "mgca"}, "supervised training"),  # no step 1
+        ({"preset": "clip"}, "CLIP-style pretraining"),
+        ({"pretraining": "mgca"}, "DuSSS with MGCA pretraining"),
+        ({"preset": "clip", "pretraining": "cmitm"}, "DuSSS with CMITM pretraining"),
+        ({"pretraining": "asg", "teacher": False}, "DuSSS with ASG pretraining without a teacher"),
+        ({"text_mask": False}, "DuSSS without text masks"),
+        ({"teacher": False}, "DuSSS without a teacher"),
+        ({"text_mask": False, "teacher": False, "dcl": False}, "DuSSS without text masks and without a teacher"),
+        ({"sss": False}, "DuSSS without SSS"),
+        ({"preset": "mean_teacher", "text_mask": True}, "Mean Teacher with text masks"),
+        ({"objective": "bcp"}, "bcp"),
+    ],
+    ids=str,
+)
+def test_a_study_is_called_what_it_is(method, name):
+    assert our_name(make_study(method=method)) == f"federated {name}"
 
 
 def test_where_sites_have_students_of_their_own_those_are_compared():
