@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from server.report import plots, strips
-from server.report.figures import dice_of, mean, method_name, methods, results
+from server.report.figures import dice_of, lead_over, mean, method_name, methods, results
 from server.report.quantities import show_figure
 from server.runs.lines import mapping, number
 from server.runs.runfiles import Run
@@ -74,10 +74,8 @@ def across(run: Run) -> dict[str, Any] | None:
 
 
 def _difference(run: Run, name: str, site: str | None, others: list[str]) -> dict[str, Any]:
-    own = dice_of(run, "federated", site)
-    against = [dice_of(run, method, site) for method in others]
-    points = [own - other if own is not None and other is not None else None for other in against]
-    return {"name": name, "mean": site is None, "dice": own, "points": points}
+    points = [lead_over(run, method, site) for method in others]
+    return {"name": name, "mean": site is None, "dice": dice_of(run, "federated", site), "points": points}
 
 
 def _bar_figure(title: str, bars: list[plots.Bar]) -> dict[str, Any]:

@@ -50,6 +50,14 @@ def dice_of(run: Run, method: str, site: str | None) -> float | None:
     return number(value.get("dice") if isinstance(value, Mapping) else value)
 
 
+def lead_over(run: Run, method: str, site: str | None) -> float | None:
+    """How far the federated student is above `method` at `site`, in Dice; where `site` is None in the mean over the
+    sites that have a figure of both: one that is missing says nothing of either."""
+    places = results(run) if site is None else [site]
+    pairs = [(dice_of(run, "federated", place), dice_of(run, method, place)) for place in places]
+    return mean(own - other for own, other in pairs if own is not None and other is not None)
+
+
 def worst_site(run: Run, figure: str = "dice") -> str:
     """The site with the lowest figure; "" where none has it."""
     scored = {name: value for name, site in results(run).items() if (value := number(site.get(figure))) is not None}

@@ -13,7 +13,7 @@ from typing import Any
 from dusss_core.files import write_text
 from feddusss.page import template
 from server.report import comparisons, costs, course, results
-from server.report.figures import dice_of, mean, method_name, methods, worst_site
+from server.report.figures import lead_over, mean, method_name, methods, worst_site
 from server.report.figures import results as site_results
 from server.report.quantities import show_bytes, show_count, show_figure, show_points, show_seconds
 from server.runs.lines import mapping, number
@@ -114,19 +114,19 @@ def _sentence(run: Run) -> str:
     against = {"local": "each hospital training alone", "centralized": "training on the pooled data"}
     distances = []
     for method, description in against.items():
-        other = number(mapping(mapping(run.summary.get("compare")).get(method)).get("dice_mean"))
-        if other is not None:
-            side = "above" if dice >= other else "below"
-            distances.append(f"{abs(dice - other) * 100:.1f} points {side} {description}")
-    better = {
-        name: value
+        if (lead := lead_over(run, method, None)) is not None:
+            side = "above" if lead >= 0 else "below"
+            distances.append(f"{abs(lead) * 100:.1f} points {side} {description}")
+    behind = {
+        name: lead
         for name in methods(run)[1:]
-        if name not in against and (value := dice_of(run, name, None)) is not None and value > dice
+        if name not in against and (lead := lead_over(run, name, None)) is not None and lead < 0
     }
-    if better:
-        best = max(better, key=better.__getitem__)
-        distances.append(f"{(better[best] - dice) * 100:.1f} points below {method_name(best)}")
-    result = f"On test pictures that it never saw, its mean Dice is {show_figure(dice)}"
+    if behind:
+        best = min(behind, key=behind.__getitem__)
+        distances.append(f"{-behind[best] * 100:.1f} points below {method_name(best)}")
+    whose = "the shared student's" if run.summary.get("personal") else "its"
+    result = f"On test pictures that it never saw, {whose} mean Dice is {show_figure(dice)}"
     return f"{who}. {': '.join([result, ' and '.join(distances)] if distances else [result])}."
 
 

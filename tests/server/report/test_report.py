@@ -363,9 +363,29 @@ def test_differences_are_shown_for_each_site(tmp_path):
 def test_a_comparison_that_is_better_is_in_the_first_sentence(tmp_path):
     folder = write_run(tmp_path / "run")
     summary = json.loads((folder / "summary.json").read_text())
-    summary["compare"]["supervised"]["dice_mean"] = summary["global"]["dice_mean"] + 0.03
+    for site, figures in summary["sites"].items():
+        summary["compare"]["supervised"]["sites"][site] = figures["dice"] + 0.03
     (folder / "summary.json").write_text(json.dumps(summary))
     assert "3.0 points below Fed. supervised" in report_of(folder)[1].words
+
+
+def test_a_site_whose_evaluation_is_missing_counts_in_no_difference(tmp_path):
+    folder = write_run(tmp_path / "run")
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["sites"]["cedar"]["dice"] = None  # its answer was lost, and was the lowest
+    summary["global"]["dice_mean"] = 0.735
+    (folder / "summary.json").write_text(json.dumps(summary))
+    words = report_of(folder)[1].words
+    assert "its mean Dice is 0.735: 9.0 points above each hospital training alone" in words
+    assert "and 1.0 points below training on the pooled data" in words
+    assert "Mean over sites 0.735 +9.0 −1.0 +2.5 +5.0" in words
+
+
+def test_the_first_sentence_says_that_it_is_of_the_shared_student_where_sites_have_their_own(tmp_path):
+    folder = write_run(tmp_path / "run")
+    summary = json.loads((folder / "summary.json").read_text()) | {"personal": {"kind": "ditto", "dice_mean": 0.8}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    assert "that it never saw, the shared student's mean Dice is 0.720: 9.0 points above" in report_of(folder)[1].words
 
 
 def test_a_verdict_of_the_summary_is_shown_as_text(tmp_path):
