@@ -95,7 +95,7 @@ def _palette(picture: Image.Image) -> Raw:
 
 
 def _black_has_another_index(indices: np.ndarray, black: np.ndarray) -> bool:
-    """Whether colours are in the order in which a program met them, black not the first: their indices are no classes."""
+    """Whether colours are in the order in which a program met them, black not first: indices are no classes."""
     return bool(black.any()) and 0 not in indices[black]
 
 

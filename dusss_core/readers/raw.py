@@ -70,12 +70,12 @@ def to_intensities(raw: Raw, channels: int) -> np.ndarray:
 def to_classes(raw: Raw) -> np.ndarray:
     """uint8 class indices, H x W.
 
-    - Palette pictures: the palette's index, unless the palette is just black and white, or black is used and has another
-      index than 0; then as other colour.
+    - Palette pictures: the palette's index, unless the palette is just black and white, or black is used and not by
+      index 0; then as other colour.
     - 0 and 1; 0 and 255, 0 and 65535: one class, 0 and 1.
     - Lossy formats, and more than 32 different values as a gray picture has them: a one-class mask with soft borders,
       cut at one half.
-    - Anything else up to 255: the value is the class index, also where a number counts nuclei, which no study trains on.
+    - Anything else up to 255: the value is the class index, nuclei that are counted among them.
     - Colour with equal channels is gray; with black and one colour, a one-class mask.
 
     Raises:
