@@ -18,18 +18,24 @@ NAMES = {"en": "English", "de": "German", "fr": "French", "it": "Italian", "es":
 def language(sentence: str) -> Language:
     """The language whose words are in the sentence; English where nothing speaks of another.
 
-    A sentence is in another language if more of its words are that language's than are English.
+    A sentence is in another language if more of its words are that language's than are English, or if no word is known
+    and it has a letter that English lacks.
     """
     if sum(map(len, _FOREIGN_SCRIPT.findall(sentence))) >= 2:
         return "other"
     words = _WORD.findall(sentence.lower())
     counts = {name: sum(map(known.__contains__, words)) for name, known in _WORDS.items()}
+    counts["de"] += len(_GERMAN_COMPOUND.findall(sentence))
     best = max(counts, key=counts.__getitem__)
+    if not counts[best] and _FOREIGN_LETTER.search(sentence):
+        return "other"
     return "en" if best == "en" or counts[best] <= counts["en"] else best if best in NAMES else "other"
 
 
 _WORD = re.compile(r"(?<![\w-])[^\W\d_]+(?![\w-])")  # whole words: "Roux-en-Y" is not Spanish
 _FOREIGN_SCRIPT = re.compile(r"[^\W\d_\u0000-\u024f\u0370-\u03ff]+|[\u0370-\u03ff]{3,}")  # one Greek letter is a symbol
+_FOREIGN_LETTER = re.compile(r"[À-ÖØ-öø-ɏ]")
+_GERMAN_COMPOUND = re.compile(r"(?<![^\W_])(?:links|rechts)(?:[^\W\d_]|-[^\W\d_])", re.I)  # linksbasal, rechts-basal
 
 
 def word_set(words: str) -> frozenset[str]:
@@ -37,7 +43,8 @@ def word_set(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
 
-# Of the other languages no word that English reports use too ("in", "no", "as", "zone"), and none of a single letter.
+# Of the other languages no word that English reports use too ("in", "no", "as", "zone") unless it is in the English
+# list, and none of a single letter. A word of two languages, such as "infiltrat", is in both lists: another decides.
 _WORDS: dict[str, frozenset[str]] = {
     "en": word_set(
         "the of and is are was were with without there this that left right upper lower middle lung lungs lobe no not "
@@ -55,7 +62,8 @@ _WORDS: dict[str, frozenset[str]] = {
     "fr": word_set(
         "le la les des du et est sont avec sans pas une dans au aux il elle cette ce gauche gauches droit droite "
         "droits droites poumon poumons pulmonaire pulmonaires supérieur supérieure inférieur inférieure deux trois "
-        "opacité opacités épanchement cœur coeur normale aucun aucune bilatérale bilatéral infectée infectées sur"
+        "opacité opacités épanchement cœur coeur normale aucun aucune bilatérale bilatéral infectée infectées sur "
+        "infiltrat"
     ),
     "it": word_set(
         "il lo gli dei del della delle dello dell è sono con senza una uno nel nella nelle alla alle dal sinistra "
@@ -77,10 +85,46 @@ _WORDS: dict[str, frozenset[str]] = {
         "onderkwab bovenkwab twee drie hart beiderzijds"
     ),
     "pl": word_set(
-        "na nie jest są oraz lewym lewe lewej lewego prawym prawe prawej prawego płuco płucu płuca płuc bez"
+        "na nie jest są oraz lewym lewe lewej lewego lewy lewa lewą lewostronny lewostronna lewostronne prawym prawe "
+        "prawej prawego prawy prawa prawą prawostronny prawostronna prawostronne płuco płucu płuca płuc płucach bez"
     ),
-    "tr": word_set("ve bir sol sağ akciğer akciğerde alt üst yok var ile iki lob"),
-    "sv": word_set("och är utan inte ingen vänster höger lunga lungan lungor två av det"),
+    "tr": word_set("ve bir sol solda sağ sağda akciğer akciğerde alt üst yok var ile iki lob"),
+    "sv": word_set(
+        "och är utan inte ingen vänster vänstra vänstersidig vänstersidigt höger högra högersidig högersidigt lunga "
+        "lungan lungor två av det den infiltrat infektion normal"
+    ),
+    "da": word_set(  # and Norwegian
+        "og uden uten ikke ingen på den det venstre venstresidig venstresidigt venstresidige højre højresidig "
+        "højresidigt højresidige høyre høyresidig høyresidige lunge lunger lungen lungene lungefelt begge nedre øvre "
+        "fortætning fortetning infiltrat infektion normal"
+    ),
+    "hr": word_set(  # and Serbian, Slovene
+        "lijevo lijeva lijevom lijevog lijevoj lijeve lijevi lijevu lijevostrano lijevostrani desno desna desnom "
+        "desnog desnoj desne desni desnu desnem desnostrano desnostrani levo leva levom levog levoj levi levem "
+        "levostrano pluća plućima plućnom plućno plućnog pljuča pljučih krilo krilu krila bez nije infiltrat"
+    ),
+    "cs": word_set(  # and Slovak
+        "vlevo levé levá levý levém levou leve levem levostranný levostranná levostranné vpravo pravé pravá pravý "
+        "pravém pravou prave pravem pravostranný pravostranná pravostranné vľavo ľavé ľavom ľavej ľavostranný pravom "
+        "pravej plíce plíci plic plicní plicním plice plici křídlo křídle pľúca pľúc pľúcach bez není infiltrát"
+    ),
+    "ro": word_set(
+        "stâng stânga stângă stângi stang stanga drept dreapta dreaptă drepte plămân plămânul plămânului plaman "
+        "plamanul pulmonar pulmonară pulmonara și fără opacitate infiltrat normal"
+    ),
+    "hu": word_set(
+        "jobb baloldali jobboldali oldali oldalon tüdő tüdőben tüdőfél tüdőfélben tüdőmező tudo tudoben nincs és alsó "
+        "felső lebeny lebenyben"
+    ),
+    "fi": word_set(
+        "vasen vasemman vasemmassa vasemmalla vasemmanpuoleinen oikea oikean oikeassa oikealla oikeanpuoleinen keuhko "
+        "keuhkon keuhkossa keuhkot keuhkoissa tiivistymä sekä molemmissa alalohkossa ylälohkossa on"
+    ),
+    "id": word_set("kiri kanan paru pada dengan tidak terdapat konsolidasi infiltrat normal"),  # and Malay
+    "ca": word_set(
+        "esquerre esquerra esquerres dret dreta drets dretes pulmó pulmons pulmonar amb sense és els lòbul opacitat "
+        "vessament infiltrat normal"
+    ),
 }
 
 
@@ -94,30 +138,38 @@ class _Sides:
         self.lefts, self.rights = word_set(left), word_set(right)
         longest = sorted(both, key=len, reverse=True)
         self.pattern = re.compile(rf"(?<![^\W_])(?:{'|'.join(longest)})(?![^\W_])", re.I)
-        self.opaque = re.compile(opaque, re.I)
+        self.opaque = re.compile(f"{_OPAQUE}|{opaque}", re.I)
 
 
-_DE = [f"{{}}{end}" for end in ("e", "en", "er", "es", "em")]
-_DE += ["{}s", "{}sseitig", *(f"{{}}sseitig{end}" for end in ("e", "en", "er", "es", "em")), "{}sbetont", "{}sthorakal"]
-_DE += [f"{{}}s{end}" for end in ("basal", "apikal", "lateral", "hilär", "zentral")]
+_ENDINGS = ("e", "en", "er", "es", "em")
+_COMPOUNDS = (
+    "seitig", "betont", "thorakal", "basal", "apikal", "lateral", "hilär", "zentral", "ventral", "dorsal", "konvex",
+)  # fmt: skip
+_DE = [f"{{}}{end}" for end in _ENDINGS] + ["{}s", "{}sseits"]
+_DE += [f"{{}}s{compound}{end}" for compound in _COMPOUNDS for end in ("", *_ENDINGS)]
+# Lobes, quadrants and zones as English names them, and sides of one letter, stand in every language's reports.
+_OPAQUE = r"(?<![^\W_])(?<!/)(?:[lr](?:[uml]l|[ul]q|[uml]z)|(?-i:[LR])(?!['’]))(?![^\W_])"
 SIDES: dict[str, _Sides] = {
     "de": _Sides(
         " ".join(form.format("link") for form in _DE),
         " ".join(form.format("recht") for form in _DE),
-        r"(?<![^\W_])(?:li|re|lat|bds)\.|(?<![^\W_])(?:li|re)(?![^\W_])|\b(?:links|rechts|linke|rechte)\w*-|\w(?:links|rechts)\b|uhr\b",
+        rf"(?<![^\W_])(?:li|re|lat|bds)\.|(?<![^\W_])(?:li|re|[lr]ol)(?![^\W_])|\w(?:links|rechts)\b|uhr\b"
+        r"|\b(?:links|rechts|linke|rechte)\w*-"
+        # a compound that is not in the list
+        rf"|(?<![^\W_])(?:links|rechts)(?!(?:seits|(?:{'|'.join(_COMPOUNDS)})(?:{'|'.join(_ENDINGS)})?)(?![^\W_]))[^\W_]",
     ),
     "it": _Sides(
         "sinistro sinistra sinistri sinistre",
         "destro destra destri destre",
-        r"(?<![^\W_])(?:sx|dx|sn|sin|des)(?![^\W_])",
+        r"(?<![^\W_])(?:sx|dx|sn|sin|des|lsd|lss|lid|lis|lm)(?![^\W_])",
     ),
     "es": _Sides(
         "izquierdo izquierda izquierdos izquierdas",
         "derecho derecha derechos derechas",
-        r"(?<![^\W_])(?:izq|der|dcho|dcha|izqdo|izqda|li|ld|lii|lid|lsi|lsd)(?![^\W_])",
+        r"(?<![^\W_])(?:izq|der|dcho|dcha|izqdo|izqda|li|ld|lii|lid|lsi|lsd|lm)(?![^\W_])",
     ),
     # droit and droite are one word in "gauche": nouns tell which, see `_french`
-    "fr": _Sides("gauche gauches", "droit droits", r"(?<![^\W_])(?:gche|dte|dt|g|d)(?![^\W_'’])"),
+    "fr": _Sides("gauche gauches", "droit droits", r"(?<![^\W_])(?:gche|dte|dt|g|d|lsd|lsg|lid|lig|lm)(?![^\W_'’])"),
 }
 _FRENCH = re.compile(r"(?<![^\W_])(gauches?|droites?|droits?)(?![^\W_])", re.I)
 _MASCULINE = word_set(

@@ -42,9 +42,10 @@ def wordings(sentence: str, count: int, seed_names: Iterable[object] = ()) -> li
 def mirror(sentence: str) -> str:
     """The sentence of the left-right flipped picture: left and right exchanged, case kept.
 
-    Exchanged are left and right, alone and in compounds (left-sided, leftward, leftmost, right-to-left), and
-    the lobes RUL, RML, RLL, LUL, LML, LLL. Sides that only an abbreviation names (l., R, rt) are not: see
-    `may_flip`. Applying it twice gives the sentence back. Other languages: `dusss_core.text.languages`.
+    Exchanged are left and right, alone and in compounds (left-sided, leftward, leftmost, right-to-left), the lobes RUL,
+    RML, RLL, LUL, LML, LLL, in small letters too, and so quadrants (RUQ) and zones (RUZ). Sides that only an
+    abbreviation names (l., R, rt) are not: see `may_flip`. Applying it twice gives the sentence back. Other languages:
+    `dusss_core.text.languages`.
     """
     tongue = language(sentence)
     return _SIDE.sub(_other_side, sentence) if tongue == "en" else mirrored(sentence, tongue)
@@ -71,8 +72,8 @@ def names_a_place(sentence: str) -> bool:
 def may_flip(sentence: str) -> bool:
     """Whether `mirror(sentence)` describes the flipped picture.
 
-    False where a side hides in an abbreviation or on a clock face, and in a language whose words for left and right are
-    not known.
+    False where a side hides in an abbreviation, in Latin or on a clock face, and in a language whose words for left and
+    right are not known.
     """
     tongue = language(sentence)
     return _OPAQUE_SIDE.search(sentence) is None if tongue == "en" else may_mirror(sentence, tongue)
@@ -103,9 +104,14 @@ def known_words() -> frozenset[str]:
 _WORD = re.compile(r"[^\W_]+(?:[-'’][^\W_]+)*")
 _SIDE = re.compile(
     r"(?<![^\W_])(?:(?i:left|right)(?=(?i:wards?|most|sided|side|handed|hand)?(?![^\W_]))"
-    r"|[LR](?=(?:UL|ML|LL)(?![^\W_])))"
+    r"|(?i:[lr](?=(?:[uml]l|[ul]q|[uml]z)(?![^\W_]))))"
 )
-_OPAQUE_SIDE = re.compile(r"(?<![^\W_])(?:[LR](?![^\W_]|-spine)|[lr]\.|(?i:rt|lt|o['’]?clock)(?![^\W_]))")
+_OPAQUE_SIDE = re.compile(
+    r"(?<![^\W_])(?:[LR](?![^\W_]|-spine)|[lr]\.|(?i:rt|lt|o['’]?clock)(?![^\W_])"
+    # "r lung", but "11 mg/l" and "r/o"; French lobes; Latin; "leftlung"
+    r"|[lr](?=[ -](?:lung|lobe|upper|mid|lower|side|bas|ap[ei]|hil|pleur|zone|hemi))|L[IS][DG](?![^\W_])"
+    r"|(?i:dextro|la?evo|(?:left|right)(?=lung|upper|mid|lower)))"
+)
 
 _PLACES = _set(
     "upper lower middle mid top bottom up down above below over under beneath superior inferior apex "

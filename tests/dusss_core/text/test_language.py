@@ -37,6 +37,10 @@ def test_a_sentence_in_another_language_is_told_and_not_reworded(sentence):
         "En bloc resection of the left lobe.",
         "3 µm sections, β-catenin positive, de novo lesion of the right side.",
         "Grade I glioma, Roux-en-Y",
+        "polyp in the middle",
+        "Sjögren syndrome with cysts in both lungs",
+        "β-catenin positive",
+        "Naïve polyp, large",
         "",
     ],
 )

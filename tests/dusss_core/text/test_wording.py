@@ -114,6 +114,8 @@ def test_a_sentence_without_another_wording_is_repeated():
         ("Left-sided, RIGHT, leftmost", "Right-sided, LEFT, rightmost"),
         ("leftward shift, right-to-left, the left's", "rightward shift, left-to-right, the right's"),
         ("RUL and LLL, not lull", "LUL and RLL, not lull"),
+        ("rll consolidation, Lul and rml clear", "lll consolidation, Rul and lml clear"),
+        ("Clips in the RUQ, LLQ; LUZ and RMZ opacity", "Clips in the LUQ, RLQ; RUZ and LMZ opacity"),
         ("bright leftover upright copyright", "bright leftover upright copyright"),
     ],
 )
@@ -132,9 +134,21 @@ def test_what_may_be_flipped_and_turned():
     assert may_flip(SENTENCES[0]) and not may_turn(SENTENCES[0])
     assert not may_turn("dense in the upper zone")
     assert not may_turn("bilateral infection")
-    for hidden in ("opacity in the l. lung", "Rt lower lobe", "mass at 3 o'clock", "effusion (R)"):
+    for hidden in (
+        "opacity in the l. lung",
+        "Rt lower lobe",
+        "mass at 3 o'clock",
+        "effusion (R)",
+        "r lung opacity",
+        "l-sided effusion",
+        "Mild dextroscoliosis of the spine.",
+        "Levocardia",
+        "leftlung opacity",
+        "Condensation LSD",
+    ):
         assert not may_flip(hidden)
         assert not may_turn(hidden)
+    assert may_flip("C-reactive protein of 11 mg/l, r/o pneumonia") and not may_turn("clips in the rul")
     assert may_flip("Fluorescence, right, all lungs.")
 
 
@@ -225,6 +239,11 @@ OTHERS = [
     ),
     ("de", "Linksseitiger Pleuraerguss, kein Infiltrat", "Rechtsseitiger Pleuraerguss, kein Infiltrat"),
     ("de", "Verschattung der rechten Lunge", "Verschattung der linken Lunge"),
+    ("de", "Linksbasale Konsolidierung", "Rechtsbasale Konsolidierung"),
+    ("de", "Verschattung rechtsbasal, linksapikale Narbe", "Verschattung linksbasal, rechtsapikale Narbe"),
+    ("de", "Linksbetonte, rechtsthorakale Infiltrate", "Rechtsbetonte, linksthorakale Infiltrate"),
+    ("de", "Linkskonvexer Verlauf", "Rechtskonvexer Verlauf"),
+    ("de", "Infiltrat linksseits", "Infiltrat rechtsseits"),
     ("fr", "Opacité du poumon gauche", "Opacité du poumon droit"),
     ("fr", "Zone infectée, base droite", "Zone infectée, base gauche"),
     ("fr", "Épanchement pleural à gauche", "Épanchement pleural à droite"),
@@ -256,11 +275,47 @@ def test_left_and_right_are_exchanged_in_german_french_italian_and_spanish(tongu
         "Consolidation gauche.",  # droit or droite?
         "Infiltrat im Oberlappen li. mit Erguss",
         "Addensamento del polmone sx",
+        "Linksherzvergrößerung",
+        "Kleine rechtsparakardiale Verschattung",
+        "Rechts-basal Konsolidierung",
+        "Infiltrat im RUL",
+        "Verschattung im rol",
+        "Verschattung R > L",
+        "Opacité du LSD",
+        "Infiltrat du LIG, pas d'épanchement.",
+        "Addensamento al LID",
+        "Opacidad en LM del pulmón",
+        "Infiltrat i venstre lunge.",
+        "Normal højre lunge",
+        "Infiltrat i høyre lunge.",
+        "Infiltrat, vänster.",
+        "Infiltrat u lijevom plućnom krilu.",
+        "Infiltrat desno.",
+        "Infiltrát v levé plíci.",
+        "Zastineni vlevo, plice bez nalezu",
+        "Opacitate în plămânul stâng.",
+        "Infiltrat pulmonar drept",
+        "Konszolidáció a bal tüdőben.",
+        "Tiivistymä on vasemmassa keuhkossa.",
+        "Konsolidasi di paru kiri.",
+        "Opacitat al pulmó esquerre.",
+        "Þétting í vinstra lunga",  # no list has a word of it
     ],
 )
 def test_what_can_not_be_mirrored_in_words_is_not_mirrored(sentence):
     assert not may_flip(sentence)
     assert mirror(mirror(sentence)) == sentence
+
+
+@pytest.mark.parametrize("beginning", ["links", "rechts"])
+@pytest.mark.parametrize("ending", ["basal", "apikale", "seitigem", "pulmonal", "ventrikulär", "parakardiale"])
+def test_a_german_compound_of_a_side_is_exchanged_or_its_picture_is_not_mirrored(beginning, ending):
+    sentence = f"Kleine {beginning}{ending} Verschattung"
+    assert may_flip(sentence) == (mirror(sentence) != sentence)
+
+
+def test_one_word_of_many_languages_does_not_outweigh_a_side():
+    assert language("Infiltrat gauche") == "fr" and language("Infiltrat im Oberfeld") == "de"
 
 
 @pytest.mark.parametrize("sentence", SENTENCES)
