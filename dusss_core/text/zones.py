@@ -59,7 +59,7 @@ def _set(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
 
-_WORD = re.compile(r"[^\W_]+")
+_WORD = re.compile(r"\bboth[- ]sided\b|[^\W_]+", re.I)
 _ROW = {
     **dict.fromkeys(("upper", "top", "superior", "apical"), ("upper",)),
     **dict.fromkeys(("middle", "mid"), ("middle",)),
@@ -74,7 +74,13 @@ _JOINED = _set("and to or")
 _DENIALS = _set("no not without neither nor none free clear unremarkable normal")
 _COUNTS = {"one": "1", "single": "1", "two": "2", "three": "3", "four": "4", "five": "5+", "six": "5+", "several": "5+"}
 _COUNTED = _set("area areas region regions")
-_SYNONYMS = {"higher": "high", "dense": "high", "unevenly": "irregularly"}
+_SYNONYMS = {
+    "both-sided": "bilateral",
+    "both sided": "bilateral",
+    "higher": "high",
+    "dense": "high",
+    "unevenly": "irregularly",
+}
 
 
 # ---- rules ----

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dusss_core.text.wording import mirror
+from dusss_core.text.wording import mirror, wordings
 from dusss_core.text.zones import ROWS, SIDES, ZONES, reading_of
 from sites.synth.text import sentence
 
@@ -19,6 +19,8 @@ READ = {
         {("upper", "left"), ("middle", "left"), *RIGHT},
         {"bilateral", "2"},
     ),
+    "Both-sided lung infection, one area, lower left lung.": ({("lower", "left")}, {"bilateral", "1"}),
+    "both sided infection": (set(), {"bilateral"}),
     "unilateral pulmonary infection, six infected areas, left lung.": ({*LEFT}, {"unilateral", "5+"}),
     "left lung upper and middle zones show consolidation.": ({("upper", "left"), ("middle", "left")}, set()),
     "left lung lower zone and right lung upper zone show it.": ({("lower", "left"), ("upper", "right")}, set()),
@@ -55,6 +57,12 @@ def test_each_zone_has_the_words_that_name_it():
         ("middle", "left"): "middle left lung",
         **{(row, "right"): "all right lung" for row in ROWS},
     }
+
+
+def test_another_wording_names_the_same_zones_and_words():
+    sentence = "Bilateral pulmonary infection, two areas, upper left lung and all right lung."
+    readings = {str((sorted(r.zones), sorted(r.words))) for r in map(reading_of, [sentence, *wordings(sentence, 12)])}
+    assert any("oth-sided" in wording for wording in wordings(sentence, 12)) and len(readings) == 1
 
 
 def mirrored(zones):
