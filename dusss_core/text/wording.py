@@ -110,7 +110,7 @@ _OPAQUE_SIDE = re.compile(
     r"(?<![^\W_])(?:[LR](?![^\W_]|-spine)|[lr]\.|(?i:rt|lt|o['’]?clock)(?![^\W_])"
     # "r lung", but "11 mg/l" and "r/o"; French lobes; Latin; "leftlung"
     r"|[lr](?=[ -](?:lung|lobe|upper|mid|lower|side|bas|ap[ei]|hil|pleur|zone|hemi))|L[IS][DG](?![^\W_])"
-    r"|(?i:dextro|la?evo|(?:left|right)(?=lung|upper|mid|lower)))"
+    r"|(?i:dextro(?!se)|la?evo(?!flox|thyr)|(?:left|right)(?=lung|upper|mid|lower)))"
 )
 
 _PLACES = _set(

@@ -148,7 +148,7 @@ def test_what_may_be_flipped_and_turned():
     ):
         assert not may_flip(hidden)
         assert not may_turn(hidden)
-    assert may_flip("C-reactive protein of 11 mg/l, r/o pneumonia") and not may_turn("clips in the rul")
+    assert may_flip("C-reactive protein of 11 mg/l, r/o pneumonia, dextrose given") and not may_turn("clips in the rul")
     assert may_flip("Fluorescence, right, all lungs.")
 
 
