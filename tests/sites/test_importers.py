@@ -274,3 +274,28 @@ def test_words_that_a_manifest_would_not_know_are_refused_with_their_row(plain, 
 def test_words_that_a_name_gives_and_a_manifest_would_not_know_are_refused_with_the_picture(plain):
     with pytest.raises(UserError, match=r"a0\.png: labelled is 'a0' by --extract\n  -> use 1 or 0"):
         import_folder(plain, ImportOptions(extract={"labelled": ".*"}))
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("image,text\na0,left lung, in the apex\na1,right", r"row 2: 3 cells under 2 columns\n  -> .*quotes"),
+        ("image;text\na0;left\n\na1;right;apex", r"row 4: 3 cells under 2 columns"),
+        ('image,text\na0,"left lung\na1,right\na2,none\n', r"row 2: not a CSV file: .*\n  -> check the quotes"),
+        ('image,text\na0,"left\nlung"\na1,"right" lung\n', r"row 3: not a CSV file: .*\n  -> check the quotes"),
+        ("image,text,text\na0,left,apex", r"row 1: column 'text' stands there 2 times\n  -> rename one of them"),
+        ("image,hospital,Hospital \na0,A,B", r"row 1: column 'hospital' stands there 2 times"),
+    ],
+)
+def test_a_sheet_of_which_something_would_be_lost_is_refused_with_its_row(plain, lines, said):
+    (plain / "texts.csv").write_text(lines, encoding="utf-8")
+    with pytest.raises(UserError, match=rf"texts\.csv, {said}"):
+        import_folder(plain)
+    assert not (plain / "manifest.csv").exists()
+
+
+def test_cells_of_several_lines_quotes_and_empty_cells_beyond_the_header_are_read(plain):
+    lines = '\ufeffimage;text\r\na0;"left ""lower"" lobe;\r\nsecond line";;\r\na1;a 5" scar\r\n\r\na2\r\n'
+    (plain / "texts.csv").write_bytes(lines.encode())
+    texts = [record.text for record in read_manifest(import_folder(plain).manifest)]
+    assert texts == ['left "lower" lobe; second line', 'a 5" scar', ""]
