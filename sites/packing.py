@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -132,6 +133,7 @@ def load_or_build(cache: Path | None, digest: str, build: Callable[[PackBuilder]
 
     A pack appears under its name only when it is whole: it is written into a temporary sibling, flushed and
     renamed. The `KEPT_PACKS` that were used last are kept: other picture settings and older data have their own.
+    Several processes may do so at once; of those that build the same pack, all use the first that is whole.
 
     Raises:
         UserError: the disk is full or not writable; and what `build` raises.
@@ -142,19 +144,12 @@ def load_or_build(cache: Path | None, digest: str, build: Callable[[PackBuilder]
         builder.finish()
         return builder.in_memory()
     target = cache / digest
-    if not (target / "index.json").is_file():
-        try:
-            _build_folder(target, build)
-        except OSError as error:
-            raise UserError(
-                f"{target}: the picture cache could not be written: {error.strerror or error}",
-                "free disk space or mend the permissions, or set data.cache: false",
-            ) from error
-    with suppress(OSError):
-        os.utime(target)  # used last
-    _drop_old(cache, but=target)
-    arrays = {file.stem: np.load(file, mmap_mode="r") for file in target.glob("*.npy")}
-    return Pack(arrays, json.loads((target / "index.json").read_text()))
+    _make_sure(target, build)
+    try:
+        return _load(target)
+    except FileNotFoundError:  # another process has dropped it since, to make room for its own
+        _make_sure(target, build)
+        return _load(target)
 
 
 def digest_of(*parts: object) -> str:
@@ -223,6 +218,27 @@ def console_progress(title: str, instead: Progress | None = None, patience: floa
             bar.stop()
 
 
+def _make_sure(target: Path, build: Callable[[PackBuilder], None]) -> None:
+    """The pack is there, and the last one that was used."""
+    if not (target / "index.json").is_file():
+        try:
+            _build_folder(target, build)
+        except OSError as error:
+            raise UserError(
+                f"{target}: the picture cache could not be written: {error.strerror or error}",
+                "free disk space or mend the permissions, or set data.cache: false",
+            ) from error
+    with suppress(OSError):
+        os.utime(target)
+    _drop_old(target.parent, but=target)
+
+
+def _load(target: Path) -> Pack:
+    """The index is read last, since it is the first to go: while it is there, all arrays were."""
+    arrays = {file.stem: np.load(file, mmap_mode="r") for file in target.glob("*.npy")}
+    return Pack(arrays, json.loads((target / "index.json").read_text()))
+
+
 def _build_folder(target: Path, build: Callable[[PackBuilder], None]) -> None:
     private_folder(target.parent)  # pictures and masks of patients
     _remove_stale(target.parent)
@@ -232,16 +248,28 @@ def _build_folder(target: Path, build: Callable[[PackBuilder], None]) -> None:
     try:
         build(builder)
         builder.finish()
-        if target.exists():  # half a folder under the final name: no version of this program leaves one
-            shutil.rmtree(target)
-        try:
-            temporary.rename(target)
-        except OSError:
-            if not (target / "index.json").is_file():  # another process was faster: its pack is as good
-                raise
+        _name(temporary, target)
     finally:
         builder.close()
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _name(temporary: Path, target: Path) -> None:
+    """Let a whole pack appear under its name. Where another process was faster, its pack stays, which is as good and
+    may be in use."""
+    try:
+        temporary.rename(target)
+    except OSError as error:
+        if (target / "index.json").is_file():
+            return
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        # half a folder, which a process left that was killed; moved away at once, as another's pack may follow it
+        half = temporary.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+        with suppress(FileNotFoundError):
+            target.rename(half)
+        shutil.rmtree(half, ignore_errors=True)
+        _name(temporary, target)
 
 
 def _drop_old(cache: Path, but: Path) -> None:
@@ -249,6 +277,8 @@ def _drop_old(cache: Path, but: Path) -> None:
     others = [index.parent for index in cache.glob("*/index.json") if index.parent not in (but, but.resolve())]
     others = [folder for folder in others if re.fullmatch(r"[0-9a-f]{32}", folder.name)]
     for folder in sorted(others, key=_when_used)[: -(KEPT_PACKS - 1)]:
+        with suppress(OSError):
+            (folder / "index.json").unlink()  # what follows is no pack any more
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -262,6 +292,13 @@ def _when_used(folder: Path) -> float:
 def _remove_stale(cache: Path) -> None:
     """Delete what killed packings left; younger folders may belong to a process that is at work."""
     for folder in cache.glob("*.tmp"):
-        newest = max((file.stat().st_mtime for file in [folder, *folder.glob("*")]), default=0.0)
-        if time.time() - newest > _STALE_SECONDS:
+        if _is_stale(folder):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_stale(folder: Path) -> bool:
+    try:
+        newest = max(file.stat().st_mtime for file in [folder, *folder.glob("*")])
+    except OSError:  # its process has just given it its name, or removed it
+        return False
+    return time.time() - newest > _STALE_SECONDS

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
+import multiprocessing
+import shutil
+import sys
 
-from sites.packing import load_or_build
+import numpy as np
+import pytest
+
+from sites import packing
+from sites.packing import KEPT_PACKS, load_or_build
 
 
 def build(builder):
@@ -19,3 +25,60 @@ def test_half_a_pack_under_its_name_is_made_anew(tmp_path):
     (half / "numbers.npy").write_bytes(b"cut off")
     pack = load_or_build(tmp_path, "digest", build)
     assert pack.arrays["numbers"].tolist() == [[1, 2, 3]] and pack.index == {"n": 1}
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_the_pack_of_a_process_that_was_faster_is_used_and_stays(tmp_path, half):
+    found = []
+
+    def slowly(builder):
+        build(builder)
+        load_or_build(tmp_path, "digest", build)
+        found.append((tmp_path / "digest").stat().st_ino)
+
+    if half:
+        (tmp_path / "digest").mkdir()
+        (tmp_path / "digest/numbers.npy").write_bytes(b"cut off")
+    pack = load_or_build(tmp_path, "digest", slowly)
+    assert pack.arrays["numbers"].tolist() == [[1, 2, 3]]
+    assert found == [(tmp_path / "digest").stat().st_ino]
+    assert [path.name for path in tmp_path.iterdir()] == ["digest"]
+
+
+def test_a_pack_that_is_dropped_before_it_is_loaded_is_made_once_more(tmp_path, monkeypatch):
+    built, drop = [], packing._drop_old
+    monkeypatch.setattr(packing, "_drop_old", lambda cache, but: drop(cache, but) if built[1:] else shutil.rmtree(but))
+    pack = load_or_build(tmp_path, "digest", lambda builder: (built.append(1), build(builder)))
+    assert pack.arrays["numbers"].tolist() == [[1, 2, 3]] and len(built) == 2
+
+
+def test_a_pack_that_is_being_dropped_is_no_pack_any_more(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(shutil, "rmtree", lambda folder, **_: seen.append(sorted(p.name for p in folder.glob("*"))))
+    for number in range(KEPT_PACKS + 1):
+        load_or_build(tmp_path, f"{number:032x}", build)
+    assert [names for names in seen if names] == [["numbers.npy"]]
+
+
+def prepare(cache, barrier, failures):
+    """Load several packs, at the same time as other processes."""
+    for number in range(12):
+        barrier.wait(60)
+        try:
+            pack = load_or_build(cache, f"{number:032x}", build)
+            assert pack.arrays["numbers"].tolist() == [[1, 2, 3]] and pack.index == {"n": 1}
+        except BaseException as error:
+            failures.put(repr(error))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="starts processes by fork")
+def test_processes_that_prepare_the_same_pictures_at_once_do_not_disturb_each_other(tmp_path):
+    context = multiprocessing.get_context("fork")
+    barrier, failures = context.Barrier(4), context.SimpleQueue()
+    processes = [context.Process(target=prepare, args=(tmp_path, barrier, failures)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert failures.empty(), failures.get()
+    assert [process.exitcode for process in processes] == [0] * 4
