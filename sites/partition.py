@@ -137,14 +137,14 @@ def partition(records: Iterable[Record], config: PartitionConfig, seed: int = 1)
     records = _only(list(records), config)
     _refuse_torn(records, config)
     records, official = _leave_out(records, config)
+    if not config.keep_splits:
+        records = [replace(record, split="train") for record in records]
     records = _subset(records, config.subset, seed)
     if config.official_test:
         official = [record for record in records if record.split == "test"]
         records = [record for record in records if record.split != "test"]
         if not official:
             raise UserError("partition: official_test is set, but the manifest has no test records", "unset it")
-    if not config.keep_splits:
-        records = [replace(record, split="train") for record in records]
     sites = {
         name: _hold_out(members, config.hold_out, seed)
         for name, members in sorted(_divide(records, config, seed).items())

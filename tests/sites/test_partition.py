@@ -191,6 +191,12 @@ def test_a_subset_is_exact_and_nested():
     assert ids(50) < ids(100)
 
 
+def test_a_subset_is_exact_where_the_splits_are_forgotten():
+    config = PartitionConfig(sites=2, keep_splits=False, subset={"train": 60, "val": 0}, hold_out={"val": 0.2})
+    splits = Counter(record.split for records in partition(dataset(), config).values() for record in records)
+    assert splits.total() == 60 and splits["val"] > 5
+
+
 def test_another_seed_draws_another_subset():
     config = PartitionConfig(by="random", sites=2, subset={"train": 40, "val": 20, "test": 0})
 
