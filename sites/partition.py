@@ -240,9 +240,17 @@ def _by_column(records: list[Record], config: PartitionConfig, seed: int) -> dic
     for value in config.divide:
         if value not in names:
             raise UserError(*_unknown("divide", value, config.column, names))
+    whole = {name: value for value, name in names.items() if value not in config.divide}
     sites: dict[str, list[Record]] = defaultdict(list)
     for value, divide in config.divide.items():
-        sites.update({f"{names[value]}_{i + 1}": [] for i in range(divide.into)})
+        parts = [f"{names[value]}_{i + 1}" for i in range(divide.into)]
+        for name in parts:
+            if name in whole:
+                raise UserError(
+                    f"partition: a part of {value} and {whole[name]} would both be the site '{name}'",
+                    f"rename one of the two in column '{config.column}'",
+                )
+        sites.update({name: [] for name in parts})
     for record, value in zip(records, values, strict=True):
         divide = config.divide.get(value)
         if divide is None:

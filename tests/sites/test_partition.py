@@ -290,6 +290,17 @@ def test_a_patient_of_the_official_test_alone_is_torn_apart_by_no_column():
     assert {name: len(members) for name, members in sites.items()} == {"a": 1, "b": 1, "official_test": 2}
 
 
+def test_a_part_with_the_name_of_another_site_is_refused():
+    records = of_patients(*((f"p{i}", ("A", "A 1")[i % 2]) for i in range(40)))
+
+    def divided(**divide):
+        return partition(records, PartitionConfig(by="column", column="hospital", divide=divide))
+
+    with pytest.raises(UserError, match=r"a part of A and A 1 would both be the site 'a_1'\n  -> rename one"):
+        divided(A={"into": 2})
+    assert list(divided(**{"A": {"into": 2}, "A 1": {"into": 2}})) == ["a_1", "a_1_1", "a_1_2", "a_2"]
+
+
 def test_an_empty_cell_is_named_with_its_row():
     records = dataset()
     records[4].extra["family"] = ""
