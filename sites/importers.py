@@ -102,12 +102,22 @@ def import_lvit(folder: Path, options: ImportOptions = ImportOptions()) -> Impor
         raise UserError(f"{folder}: none of {', '.join(LVIT_FOLDERS)} is there", "name the folder that holds them")
     result = _Found(target)
     for name, place in found.items():
-        tables = [p for p in sorted(place.glob("*.xlsx")) + sorted(place.glob("*.csv")) if not p.name.startswith("~$")]
         cells: dict[str, dict[str, str]] = {}
-        for table in tables:
+        for table in _lvit_sheets(place):
             _merge(cells, _sheet(table, options, result.warnings), table, result.warnings)
         _add(result, place / "img", place / "labelcol", LVIT_FOLDERS[name], cells)
     return _finish(result, options)
+
+
+def lvit_sources(folder: Path) -> list[Path]:
+    """What `import_lvit` looks at: a manifest that it made is as new as these are, sheets, and folders of files."""
+    places = [folder / name for name in LVIT_FOLDERS]
+    return [path for place in places for path in (place / "img", place / "labelcol", *_lvit_sheets(place))]
+
+
+def _lvit_sheets(place: Path) -> list[Path]:
+    tables = sorted(place.glob("*.xlsx")) + sorted(place.glob("*.csv"))
+    return [table for table in tables if not table.name.startswith("~$")]
 
 
 def import_folder(folder: Path, options: ImportOptions = ImportOptions()) -> Imported:

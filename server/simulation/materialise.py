@@ -30,7 +30,7 @@ from server.study.config import StudyConfig
 from server.study.simulation import SimulationConfig, SourceConfig
 from sites.config import load_site, write_site
 from sites.dataset import as_allowed
-from sites.importers import ImportOptions, import_lvit
+from sites.importers import ImportOptions, import_lvit, lvit_sources
 from sites.partition import PartitionConfig, partition, write_sites
 from sites.synth.hospitals import write_hospitals
 
@@ -242,6 +242,8 @@ def _digest(
     if source.kind == "sites":
         files = _site_files(root / source.path)
         paths += [*files, *(load_site(file).data.manifest for file in files)]
+    elif source.kind == "lvit":
+        paths += lvit_sources(root / source.path)
     for path in paths:
         if path is not None and (root / path).exists():
             status = (root / path).stat()
