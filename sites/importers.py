@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,11 +62,22 @@ class _Masks:
     """A folder of masks."""
 
     folder: Path
-    by_key: Mapping[str, Path]
+    by_key: Mapping[str, list[Path]]
 
-    def find(self, key: str, named: str) -> Path | None:
+    @classmethod
+    def of(cls, folder: Path) -> _Masks:
+        by_key = defaultdict(list)
+        for path in _pictures(folder):
+            by_key[name_key(path.name)].append(path)
+        return cls(folder, dict(by_key))
+
+    def find(self, image: Path, named: str) -> Path | None:
         """The mask with a picture's name, or else the one that a sheet names."""
-        return self.by_key.get(key) or self.by_key.get(name_key(named)) or _named_file(self.folder.parent, named)
+        found = self.by_key.get(name_key(image.name)) or (self.by_key.get(name_key(named), []) if named else [])
+        if len(found) > 1:
+            names = " and ".join(path.name for path in found)
+            raise UserError(f"{image}: has {len(found)} masks in {self.folder}: {names}", "keep the one that is right")
+        return found[0] if found else _named_file(self.folder.parent, named)
 
 
 @dataclass(frozen=True)
@@ -94,7 +106,7 @@ def import_lvit(folder: Path, options: ImportOptions = ImportOptions()) -> Impor
     suffix.
 
     Raises:
-        UserError: no such folders, no pictures, two pictures of one name, a manifest that exists.
+        UserError: no such folders, no pictures, two pictures or a picture's masks of one name, a manifest that exists.
     """
     target = _target(folder, options)
     found = {name: folder / name for name in LVIT_FOLDERS if (folder / name).is_dir()}
@@ -162,7 +174,7 @@ def _add(
     report_unused: bool = True,
 ) -> None:
     """Append every picture in `images`."""
-    folder = _Masks(masks, {name_key(path.name): path for path in _pictures(masks)})
+    folder = _Masks.of(masks)
     seen: dict[str, Path] = {}
     for image in _pictures(images):
         key = name_key(image.name)
@@ -170,6 +182,7 @@ def _add(
             raise UserError(f"{image}: has the same name as {seen[key].name}", "give each picture its own name")
         seen[key] = image
         result.pictures.append(_Picture(image, folder, split, cells.get(key, {})))
+    _warn_passed_over(images, result.warnings)
     if report_unused:
         _warn(result.warnings, f"{images}: no picture for these texts", cells.keys() - seen.keys())
 
@@ -232,7 +245,7 @@ def _together(cells: Mapping[str, str], more: Mapping[str, str]) -> dict[str, st
 
 
 def _record(picture: _Picture, cells: Mapping[str, str], row: int) -> Record:
-    mask = picture.masks.find(name_key(picture.image.name), cells.get("mask", ""))
+    mask = picture.masks.find(picture.image, cells.get("mask", ""))
     texts = sentences_of(cells)
     return Record(
         id=_stem(picture.image),
@@ -262,7 +275,7 @@ def _mistakes(row: int, cells: Mapping[str, str]) -> list[Problem]:
 def _warn_unused(pictures: Iterable[_Picture], records: Iterable[Record], warnings: list[str]) -> None:
     used = {record.mask for record in records}
     for masks in {picture.masks.folder: picture.masks for picture in pictures}.values():
-        left = {key for key, path in masks.by_key.items() if path.absolute() not in used}
+        left = {key for key, paths in masks.by_key.items() if paths[0].absolute() not in used}
         _warn(warnings, f"{masks.folder}: no picture for these masks", left)
 
 
@@ -385,6 +398,15 @@ def _pictures(folder: Path) -> list[Path]:
         for path in folder.iterdir()
         if path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".") and path.is_file()
     )
+
+
+def _warn_passed_over(folder: Path, warnings: list[str]) -> None:
+    """Pictures of a kind that is not read would be missing in silence."""
+    files = [path for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
+    others = [path for path in files if not path.name.startswith(".") and not path.name.lower().endswith(SUFFIXES)]
+    if others:
+        suffixes = ", ".join(sorted({path.suffix.lower() or "no suffix" for path in others}))
+        warnings.append(f"{folder}: files that are not read: {len(others)} ({suffixes})")
 
 
 def _stem(image: Path) -> str:

@@ -299,3 +299,28 @@ def test_cells_of_several_lines_quotes_and_empty_cells_beyond_the_header_are_rea
     (plain / "texts.csv").write_bytes(lines.encode())
     texts = [record.text for record in read_manifest(import_folder(plain).manifest)]
     assert texts == ['left "lower" lobe; second line', 'a 5" scar', ""]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_two_masks_for_one_picture_are_refused_with_both_names(plain, named):
+    save(plain / "masks/mask_A1.tif", mask(2))
+    if named:
+        (plain / "images/a1.png").rename(plain / "images/b.png")
+        write_rows(plain / "texts.csv", [{"image": "b", "mask": "a1.png"}])
+    with pytest.raises(UserError, match=r"(a1|b)\.png: has 2 masks in .*masks: a1\.png and mask_A1\.tif\n  -> keep"):
+        import_folder(plain)
+    assert not (plain / "manifest.csv").exists()
+
+
+def test_two_masks_of_one_name_that_no_picture_has_are_left_over(plain):
+    save(plain / "masks/b.png", mask(2))
+    save(plain / "masks/mask_b.png", mask(2))
+    assert any(line.endswith("no picture for these masks: 1 (b)") for line in import_folder(plain).warnings)
+
+
+def test_files_beside_the_pictures_that_are_not_read_are_counted_with_their_suffixes(plain):
+    for name in ("b.GIF", "c.gif", "Thumbs.db", "notes", ".DS_Store"):
+        (plain / "images" / name).write_bytes(b"something")
+    (plain / "images/more").mkdir()
+    said = [line for line in import_folder(plain).warnings if "images" in line]
+    assert said == [f"{plain / 'images'}: files that are not read: 4 (.db, .gif, no suffix)"]
