@@ -20,7 +20,7 @@ from dusss_core.files import read_tensors, write_json, write_tensors
 from feddusss import configfile
 from server.rounds.summary import figures_of_test, overall
 from server.runs.events import Reporter
-from server.simulation.local import LocalSite, load_local, pool, told_on, train_locally
+from server.simulation.local import LocalSite, load_local, pool, told_on, train_locally, why_no_student
 from server.study.config import StudyConfig, study_digest
 from sites.config import load_site
 
@@ -66,10 +66,10 @@ def compare(
     digest = _digest(method, study, site_files)
     done = _read(path, digest)
     if not done["finished"]:
-        sites = [load_local(file, study) for file in site_files]
-        reporter.on_study(
-            study.study, [site.name for site in sites if len(site.splits["train"])], study.phases(), method
-        )
+        sites = [site for file in site_files if len((site := load_local(file, study)).splits["train"])]
+        if method == "local":
+            sites = _able(study, sites, reporter)
+        reporter.on_study(study.study, [site.name for site in sites], study.phases(), method)
         train = _train_each if method == "local" else _train_pooled
         train(study, sites, folder, done, lambda: write_json(path, done), reporter)
         done["finished"] = True
@@ -146,6 +146,24 @@ def with_preset(study: StudyConfig, preset: str) -> StudyConfig:
     return configfile.parse(StudyConfig, values, f"study '{study.study}' as {preset}")
 
 
+def _able(study: StudyConfig, sites: Sequence[LocalSite], reporter: Reporter) -> list[LocalSite]:
+    """The sites that can train a student by themselves. The start of one that cannot was never trained, and says
+    nothing of what the site is worth alone.
+
+    Raises:
+        UserError: none can.
+    """
+    reasons = {site.name: reason for site in sites if (reason := why_no_student(study, site)) is not None}
+    if len(reasons) == len(sites):
+        told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        raise UserError(
+            f"no site can train alone: {told or 'none has training pictures'}", "give sites what is missing"
+        )
+    for name, reason in reasons.items():
+        reporter.on_message(f"local: {name} is left out: {reason}")
+    return [site for site in sites if site.name not in reasons]
+
+
 def _train_each(
     study: StudyConfig,
     sites: Sequence[LocalSite],
@@ -155,7 +173,7 @@ def _train_each(
     reporter: Reporter,
 ) -> None:
     for site in sites:
-        if site.name in done["sites"] or not len(site.splits["train"]):
+        if site.name in done["sites"]:
             continue
         student = _train(study, site, folder / f"{site.name}.safetensors", reporter)
         done["sites"][site.name] = scores_on_test(study, student, site)
@@ -198,9 +216,8 @@ def _train_pooled(
     save: Callable[[], None],
     reporter: Reporter,
 ) -> None:
-    trainers = [site for site in sites if len(site.splits["train"])]
-    student = _train(study, pool("centralized", trainers), folder / "student.safetensors", reporter)
-    done["sites"] = {site.name: scores_on_test(study, student, site) for site in trainers}
+    student = _train(study, pool("centralized", sites), folder / "student.safetensors", reporter)
+    done["sites"] = {site.name: scores_on_test(study, student, site) for site in sites}
     save()
 
 

@@ -58,6 +58,13 @@ def load_local(site_file: Path, study: StudyConfig) -> LocalSite:
     return LocalSite(site.site, splits, resolve_device(site.device), site.state_dir / "cache" / "text")
 
 
+def why_no_student(study: StudyConfig, site: LocalSite) -> str | None:
+    """Why `train_locally` would hand back the student that it began with; None: it trains one."""
+    from dusss_core.training import can_train
+
+    return can_train(_without_personal(study).training(), Phase.SEGMENT, site.splits["train"])
+
+
 def train_locally(study: StudyConfig, site: LocalSite, reporter: Reporter | None = None) -> LocalResult:
     """Both phases at one site, with the study's rounds, early stopping and choice of the final model.
 
@@ -68,8 +75,7 @@ def train_locally(study: StudyConfig, site: LocalSite, reporter: Reporter | None
     """
     from dusss_core import training
 
-    # there is one student, which is the site's own already
-    study = study.model_copy(update={"personal": PersonalConfig()})
+    study = _without_personal(study)
     config = study.training()
     reporter = reporter or Reporter()
     train, val = site.splits["train"], site.splits["val"]
@@ -97,6 +103,11 @@ def train_locally(study: StudyConfig, site: LocalSite, reporter: Reporter | None
         else:
             result.student = model
     return result
+
+
+def _without_personal(study: StudyConfig) -> StudyConfig:
+    """There is one student, which is the site's own already."""
+    return study.model_copy(update={"personal": PersonalConfig()})
 
 
 def pool(name: str, sites: Sequence[LocalSite]) -> LocalSite:

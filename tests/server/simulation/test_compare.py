@@ -7,6 +7,7 @@ import json
 import pytest
 import yaml
 
+import dusss_core.training
 from dusss_core import objectives, pretraining
 from dusss_core.config import PAPER_BEYOND_METHOD, PRESETS, MethodConfig
 from dusss_core.errors import UserError
@@ -14,6 +15,7 @@ from dusss_core.files import read_tensors
 from dusss_core.manifest import read_manifest
 from dusss_core.objectives.bcp import BCP
 from dusss_core.objectives.mcnet import MCNet
+from dusss_core.phases import Phase
 from server.runs.runfolder import read_study
 from server.simulation import compare as compare_module
 from server.simulation.compare import METHODS, why_not, with_method, with_preset
@@ -74,6 +76,43 @@ def test_models_of_very_many_sites_are_tested_at_home_alone(fake, quiet, tmp_pat
     monkeypatch.setattr(compare_module, "MOST_ACROSS", 1)
     local = simulate(make_study(), tmp_path, reporter=quiet, compare_with="local")["compare"]["local"]
     assert "across" not in local and len(local["sites"]) == 2
+
+
+def needs_labels(fake, monkeypatch):
+    """Of the stand-in's phases the second is for sites with labels alone."""
+    monkeypatch.setattr(
+        dusss_core.training,
+        "can_train",
+        lambda config, phase, train: (
+            "the site has no labelled pictures"
+            if phase == Phase.SEGMENT and not train.labelled.any()
+            else fake.can_train(config, phase, train)
+        ),
+    )
+
+
+def test_a_site_that_cannot_train_alone_is_left_out_with_its_reason(fake, tmp_path, monkeypatch):
+    needs_labels(fake, monkeypatch)
+    told, study = Listener(), make_study([*HOSPITALS, {**HOSPITALS[0], "name": "cedar", "label_fraction": 0.0}])
+    summary = simulate(study, tmp_path, reporter=told, compare_with="local,centralized")
+    local, pooled = (summary["compare"][method] for method in ("local", "centralized"))
+    assert set(local["sites"]) == set(local["across"]) == {"alder", "birch"}
+    assert set(pooled["sites"]) == {"alder", "birch", "cedar"}
+    assert local["dice_mean"] == pytest.approx(sum(site["dice"] for site in local["sites"].values()) / 2)
+    assert not (tmp_path / "compare" / "local" / "cedar.safetensors").exists()
+    assert told.messages.count("local: cedar is left out: the site has no labelled pictures") == 1
+    assert "at cedar" not in summary["verdict"]
+
+
+def test_where_no_site_can_train_alone_the_comparison_ends_with_the_reasons(fake, quiet, tmp_path, monkeypatch):
+    study = make_study()
+    simulate(study, tmp_path, reporter=quiet)
+    monkeypatch.setattr(compare_module, "why_no_student", lambda study, site: "nothing to learn from")
+    told = Listener()
+    local = simulate(study, tmp_path, reporter=told, compare_with="local", resume=True)["compare"]["local"]
+    reasons = "alder: nothing to learn from; birch: nothing to learn from"
+    assert local == {"reason": f"no site can train alone: {reasons}"}
+    assert any(text.startswith("local: not compared: no site can train alone") for text in told.messages)
 
 
 def other_way_round(preset):
