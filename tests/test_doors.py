@@ -35,8 +35,8 @@ FLOORS = {
     "server": "__main__ > app > onemachine simulation > deployment > report > rounds > runs > study",
     "dusss_core": "__main__ > export predicting > student > privacy > training > build > objectives > pretraining > "
     "models > losses > text > "
-    "augment commandline devices inference intervals manifest memory metrics phases pictures readers records sampling "
-    "seeds runtime sheets transfer files quota tensorfile config outside errors",
+    "augment commandline devices fingerprints inference intervals manifest memory metrics phases pictures readers "
+    "records sampling seeds runtime sheets transfer files quota tensorfile config outside errors",
     "sites": "__main__ > check > importers > dataset > partition > prepare > packing > config > synth",
     "feddusss": "__main__ > command > bundle > cli > configfile > compression standing > wire > "
     "flower monitoring page release secagg terms timeleft uploads",

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dusss_core.config import TrainingConfig
+from dusss_core.fingerprints import fingerprint, same
 from dusss_core.inference import evaluating
 from dusss_core.losses import probabilities, sigmoid_rampup
 from dusss_core.losses.precision import full_precision
@@ -43,6 +44,7 @@ BETA = 0.99
 """Largest weight of what the bank held before."""
 AT_ONCE = 256
 """Masks that are read at a time: memory does not grow with the site's labelled pictures."""
+_RECORDS = "records"
 
 
 class LViT(SupervisedWithText):
@@ -98,10 +100,18 @@ class LViT(SupervisedWithText):
         return self.settings.weight_semi * sigmoid_rampup(share_done, 1.0)
 
     def state(self) -> dict[str, Tensor]:
-        return self.bank.state()
+        bank = self.bank.state()
+        return {**bank, _RECORDS: self._records()} if bank else {}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        self.bank = Bank(**{name: value.clone() for name, value in tensors.items()})
+        """Take back a `state`; one of other records is forgotten."""
+        known = same(tensors.get(_RECORDS), self._records())
+        bank = {name: value.clone() for name, value in tensors.items() if name != _RECORDS}
+        self.bank = Bank(**bank) if known else Bank()
+
+    def _records(self) -> Tensor:
+        """Of which records the bank is. Of their pictures it would take a reading of them all."""
+        return fingerprint(self.host.train.select(self.host.unlabelled), pictures=False)
 
     @torch.no_grad()
     def _visit(self, positions: np.ndarray, draw: torch.Generator) -> Tensor:

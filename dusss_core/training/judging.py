@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dusss_core.config import TrainingConfig
+from dusss_core.fingerprints import fingerprint, same
 from dusss_core.inference import predict_logits
 from dusss_core.phases import Phase
 from dusss_core.records import Split
@@ -31,7 +33,7 @@ MOST = 200
 _SPREAD = 0.2
 """Standard deviation between pictures of a difference of Dice, as it is assumed before any was seen: it counts as one
 picture, so that of one or two pictures none is called better than it can be known."""
-_PLAIN = "plain"
+_PLAIN, _PICTURES = "plain", "pictures"
 SHARE = "share"
 """In the state of a judge: what text-guided masks weigh."""
 
@@ -116,9 +118,15 @@ class Judge:
     def state(self) -> dict[str, Tensor]:
         """What `load_state` needs."""
         plain = {} if self.plain is None else {_PLAIN: torch.from_numpy(self.plain.copy())}
-        return {SHARE: torch.tensor(self.share), **plain}
+        return {SHARE: torch.tensor(self.share), _PICTURES: self._pictures, **plain}
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Take back a `state`; one of other pictures is forgotten."""
+        if not same(tensors.get(_PICTURES), self._pictures):
+            tensors = {}
         self.share, plain = float(tensors.get(SHARE, 1.0)), tensors.get(_PLAIN)
         self.plain = plain.numpy().copy() if plain is not None and len(plain) == len(self._positions) else None
+
+    @cached_property
+    def _pictures(self) -> Tensor:
+        return fingerprint(self._split, pictures=True)

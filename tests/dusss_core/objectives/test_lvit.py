@@ -243,3 +243,18 @@ def test_records_without_a_sentence_have_no_template():
     assert there.tolist() == [1.0] * len(told) + [0.0] * len(silent)
     _, found = trainer.losses((labelled, silent), draw(), 0.9)
     assert found["lv"] == 0 and found["pseudo"] > 0
+
+
+def test_a_bank_of_other_records_is_forgotten_though_they_are_as_many():
+    config, train = config_of("lvit", epochs=2), pictures()
+    first = site(config, train)
+    first.train_round(1)
+    state = first.private()
+    others = replace(train, ids=tuple(f"other{i}" for i in range(len(train))))
+    for of, kept in ((train, True), (others, False)):
+        again = site(config, of)
+        again.load_private(state)
+        assert bool(again.objective.state()) == kept
+    earlier = {name: value for name, value in state.items() if name != "objective.records"}
+    again.load_private(earlier)
+    assert again.objective.state()["visits"].equal(state["objective.visits"])

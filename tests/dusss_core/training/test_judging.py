@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,7 @@ from dusss_core.files import digest_of_tensors
 from dusss_core.losses import semi_supervised_loss
 from dusss_core.phases import Phase
 from dusss_core.training import Segmenter, initial_shared
-from dusss_core.training.judging import share_of_text
+from dusss_core.training.judging import Judge, share_of_text
 from dusss_core.training.personal import PersonalSegmenter
 from dusss_core.training.segment import _Plain
 from tests.dusss_core.conftest import make_config, make_split
@@ -181,3 +182,31 @@ def test_a_student_of_the_sites_own_learns_from_text_as_the_global_one_does(kind
         assert trainer.own.text_share == 0
         students.append(digest_of_tensors(trainer.own.model.state_dict()))
     assert students[0] == students[1]
+
+
+def judge_of(val):
+    return Judge(make_config(), val, np.linspace(0.2, 0.8, len(val)), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("other", ["ids", "images", "masks"])
+def test_figures_of_other_validation_pictures_are_forgotten_though_they_are_as_many(other):
+    val = make_split(n=4, labelled=4)
+    judge = judge_of(val)
+    judge.plain, judge.share = np.linspace(0.1, 0.4, 4), 0.25
+    again = judge_of(val)
+    again.load_state(judge.state())
+    assert again.share == 0.25 and np.array_equal(again.plain, judge.plain)
+    turned = tuple(reversed(val.ids)) if other == "ids" else getattr(val, other)[::-1].copy()
+    of_others = judge_of(replace(val, **{other: turned}))
+    of_others.load_state(judge.state())
+    assert of_others.share == 1 and of_others.plain is None
+
+
+def test_figures_that_an_earlier_release_kept_are_taken_back_where_there_are_as_many():
+    judge = judge_of(make_split(n=4, labelled=4))
+    judge.plain = np.linspace(0.1, 0.4, 4)
+    earlier = {name: value for name, value in judge.state().items() if name in ("share", "plain")}
+    again, fewer = judge_of(make_split(n=4, labelled=4)), judge_of(make_split(n=3, labelled=3))
+    again.load_state(earlier)
+    fewer.load_state(earlier)
+    assert np.array_equal(again.plain, judge.plain) and fewer.plain is None
