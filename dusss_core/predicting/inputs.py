@@ -53,7 +53,12 @@ def find_jobs(paths: Iterable[Path | str], out: Path) -> list[Job]:
             name = f"{_stem(reference.file)}_{part.replace('=', '')}"
             single.append(Job("picture", name, (_there(reference.file),), part))
         elif Path(path).is_dir():
-            found = [file for file in sorted(Path(path).rglob("*")) if _is_picture(file) and not _within(file, out)]
+            there = [file for file in sorted(Path(path).rglob("*")) if _is_picture(file)]
+            found = [file for file in there if not _within(file, out)]
+            if there and not found:
+                raise UserError(
+                    f"{path}: all its pictures lie in {out}, where the outputs go", "name another folder for --out"
+                )
             if not found:
                 known = ", ".join(sorted(READERS))
                 raise UserError(f"{path}: no picture in this folder", f"formats that are read: {known}, DICOM")
@@ -184,12 +189,17 @@ def _place(tags: Any, file: Path) -> tuple:
 
 
 def _distinct(jobs: list[Job]) -> list[Job]:
-    """Jobs whose names differ: those that share one get a number."""
+    """Jobs whose names differ: those that share one get a number, the first that makes it a name of its own."""
+    taken = {job.name for job in jobs}
     seen: dict[str, int] = {}
     found = []
     for job in sorted(jobs, key=lambda job: (job.name, str(job.files[0]))):
-        seen[job.name] = seen.get(job.name, 0) + 1
-        name = job.name if seen[job.name] == 1 else f"{job.name}_{seen[job.name]}"
+        name, number = job.name, seen.get(job.name, 0) + 1
+        if number > 1:
+            while (name := f"{job.name}_{number}") in taken:
+                number += 1
+            taken.add(name)
+        seen[job.name] = number
         found.append(Job(job.kind, name, job.files, job.part))
     return found
 

@@ -20,6 +20,7 @@ from dusss_core.predicting.inputs import Job, find_jobs, pictures_of
 from dusss_core.predicting.outputs import Writer
 from dusss_core.predicting.segmentation import segments_of
 from dusss_core.predicting.sentences import sentences_for
+from dusss_core.predicting.targets import check_targets
 from dusss_core.readers import Raw
 from dusss_core.student.student import Student
 
@@ -62,11 +63,13 @@ def predict(
         partial: the sheet may lack pictures, and name others.
 
     Raises:
-        UserError: no pictures, a student that must be fitted first, a sheet that does not fit the pictures, disk full.
+        UserError: no pictures, a student that must be fitted first, a sheet that does not fit the pictures, outputs
+            that would be written over a picture or over each other, disk full.
     """
     segments = segments_of(student.about, codes)
     student.check_usable()
     jobs = find_jobs(paths, out)
+    check_targets(jobs, out, student.about.image.classes, overlay, probabilities)
     said: Said = _nothing if sheet is None else sentences_for(sheet, jobs, partial)
     options = {"overlay": overlay, "probabilities": probabilities, "codes": list(codes)}
     if sheet is not None:
