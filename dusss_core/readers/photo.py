@@ -21,7 +21,8 @@ def read_photo(reference: Reference) -> Raw:
     - TIFF files of several pages: `file.tif#2`, the first page otherwise.
     """
     try:
-        with Image.open(reference.file) as file:
+        # Pillow maps a file that it opens itself with the size that it has after turning
+        with reference.file.open("rb") as opened, Image.open(opened) as file:
             lossy = file.format in _LOSSY
             if reference.index is not None:
                 _go_to_page(file, reference)

@@ -71,6 +71,16 @@ def test_16_bit_pictures_use_the_depth_that_holds_them(tmp_path, suffix, highest
     np.testing.assert_allclose(image[0], pixels / white, atol=1e-5)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_a_tiff_is_turned_as_it_says_whether_or_not_it_is_compressed(tmp_path, orientation, compression):
+    pixels = picture(4, 40, 60)
+    path = save(tmp_path / "a.tif", pixels, tiffinfo={274: orientation}, compression=compression)
+    upright = {1: pixels, 2: pixels[:, ::-1], 3: pixels[::-1, ::-1], 4: pixels[::-1]}
+    upright |= {5: pixels.T, 6: pixels[::-1].T, 7: pixels[::-1, ::-1].T, 8: pixels[:, ::-1].T}
+    np.testing.assert_allclose(read_image(path, 1)[0], upright[orientation] / 255, atol=1e-6)
+
+
 def test_pages_of_a_tiff_are_named(tmp_path):
     pages = [Image.fromarray(picture(i)) for i in range(3)]
     pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
