@@ -39,7 +39,8 @@ class Job:
 def find_jobs(paths: Iterable[Path | str], out: Path) -> list[Job]:
     """The jobs in files and folders (at any depth, without what lies in `out`), in order of their names.
 
-    DICOM files of one series and size are one job; files without a suffix are looked at, since DICOM often has none.
+    DICOM files of one series and size are one job; files without a suffix that is known are looked at, since DICOM
+    often has none, or a UID for a name.
 
     Raises:
         UserError: a path that is not there, has no reader, or a folder without any picture.
@@ -93,6 +94,24 @@ def pictures_of(job: Job) -> Iterator[Raw]:
     else:
         for file in job.files:
             yield from _readable(file, _frames(file))
+
+
+def count_of(job: Job) -> int | None:
+    """Pictures of a job; None where it cannot be told, since reading it will say why."""
+    file = job.files[0]
+    try:
+        if job.kind == "pages":
+            return pages_of(file)
+        if job.kind == "volume":
+            return len(Volume(file))
+        if job.kind == "series" and len(job.files) == 1:
+            import pydicom
+
+            tags = pydicom.dcmread(file, stop_before_pixels=True)
+            return int(tags.get("NumberOfFrames", 1) or 1)
+    except Exception:  # decoders raise whatever they like on damaged files
+        return None
+    return len(job.files)
 
 
 def pages_of(file: Path) -> int:
@@ -211,9 +230,10 @@ def _there(file: Path) -> Path:
 
 
 def _stem(file: Path) -> str:
+    """A file's name without the suffix of a format; what stands behind another dot is part of it, as in a UID."""
     name = file.name
     suffix = parse_reference(file).suffix
-    return name[: -len(suffix)] if suffix and len(name) > len(suffix) else name
+    return name[: -len(suffix)] if suffix in READERS and len(name) > len(suffix) else name
 
 
 def _is_picture(file: Path) -> bool:
@@ -225,10 +245,10 @@ def _is_picture(file: Path) -> bool:
 
 
 def _is_dicom(file: Path) -> bool:
-    if file.suffix.lower() in _DICOM:
-        return True
-    if file.suffix:
-        return False
+    """Whether its suffix says so; without one that is known, as in files that a UID names, its beginning."""
+    suffix = parse_reference(file).suffix
+    if suffix in READERS:
+        return suffix in _DICOM
     try:
         with file.open("rb") as opened:
             return opened.read(132)[128:] == b"DICM"

@@ -144,6 +144,19 @@ def test_a_radiograph_without_position_and_suffix_gets_a_segmentation_too(model,
     assert np.allclose(seen, prediction.probabilities, atol=1 / 255)
 
 
+def test_files_that_are_called_by_their_uid_are_read(model, tmp_path, capsys):
+    for number in (0, 1):
+        tags = {"SeriesInstanceUID": f"{SERIES}.{number}"}
+        write_slice(tmp_path / f"in/1.2.840.113619.2.55.{number}", picture(number, 40, 36) * 4, number, **tags)
+    (tmp_path / "in/notes.txt").write_text("not a picture")
+    assert run("predict", model, tmp_path / "in", "--out", tmp_path / "out") == 0
+    names = {f"1.2.840.113619.2.55.{number}_seg.dcm" for number in (0, 1)}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*names, JOURNAL}
+    assert run("predict", model, tmp_path / "in/1.2.840.113619.2.55.1", "--out", tmp_path / "one") == 0
+    assert run("predict", model, tmp_path / "in/notes.txt", "--out", tmp_path / "one") == 2
+    assert "no reader for '.txt' files" in capsys.readouterr().err
+
+
 def test_several_classes_are_named_in_the_segmentation_and_indexed_in_pictures(student_file, tmp_path):
     model = student_file(image={"classes": 2, "names": ["cyst", "tumour"]})
     write_slice(tmp_path / "in/a.dcm", picture(1, 40, 36).astype(np.uint16))
