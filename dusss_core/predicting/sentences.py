@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dusss_core.errors import UserError
 from dusss_core.manifest import Problem, raise_problems
-from dusss_core.predicting.inputs import Job
+from dusss_core.predicting.inputs import Job, count_of
 from dusss_core.readers import parse_reference
 from dusss_core.sheets import KEY_COLUMNS, TEXT_COLUMNS, name_key, read_table
 
@@ -91,19 +91,25 @@ def sentences_for(sheet: Path, jobs: Sequence[Job], partial: bool = False) -> Ca
 
 def _check_all(sheet: Path, lines: dict[str, Line], jobs: Sequence[Job]) -> None:
     there = {key for job in jobs for key in _keys_of_files(job)}
+    within = _within_files(lines, jobs)
     remedy = "or let such rows and pictures be, with --partial"
     problems = [
-        Problem(line.row, f"'{line.name}' is none of the pictures", f"correct its name, add the picture, {remedy}")
+        Problem(
+            line.row,
+            f"'{line.name}' is none of the pictures",
+            f"correct its name{', counted from 0' * ('#' in key)}, add the picture, {remedy}",
+        )
         for key, line in lines.items()
-        if key.partition("#")[0] not in there and key not in there
+        if key not in there and not _is_within(key, within)
     ]
     problems += [
         Problem(line.row, f"'{line.name}' has no sentence", f"write it, {remedy}")
         for line in lines.values()
         if not line.sentence
     ]
-    named = {key.partition("#")[0] for key in lines} | set(lines)
-    without = sorted(key for key in there if key not in named)
+    # the row of a whole file is of each of its pictures
+    wanted = [key for file in sorted(there - lines.keys()) for key in within.get(file, [file]) or ()]
+    without = [key for key in wanted if key not in lines]
     if without and not problems:
         more = f" and {len(without) - 3} more" if len(without) > 3 else ""
         raise UserError(
@@ -111,6 +117,23 @@ def _check_all(sheet: Path, lines: dict[str, Line], jobs: Sequence[Job]) -> None
             f"add a row for each, {remedy}",
         )
     raise_problems(sheet, problems)
+
+
+def _within_files(lines: dict[str, Line], jobs: Sequence[Job]) -> dict[str, list[str] | None]:
+    """The names of a file's pictures, of each file of which a row names one; None: they cannot be counted."""
+    addressed = {key.partition("#")[0] for key in lines if "#" in key}
+    found: dict[str, list[str] | None] = {}
+    for job in jobs:
+        for file in _keys_of_files(job):
+            if file in addressed and len(job.files) == 1:
+                count = count_of(job)
+                found[file] = None if count is None else [_keys_of_picture(job, i)[0] for i in range(count)]
+    return found
+
+
+def _is_within(key: str, within: dict[str, list[str] | None]) -> bool:
+    pictures = within.get(key.partition("#")[0], [])
+    return pictures is None or key in pictures
 
 
 def _keys_of_files(job: Job) -> list[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -12,15 +14,19 @@ from PIL import Image
 import dusss_core
 from dusss_core.__main__ import main
 from dusss_core.build import build_student, build_vlm
+from dusss_core.errors import UserError
 from dusss_core.inference import predict_logits
 from dusss_core.metrics import to_classes
 from dusss_core.models.weights import load_tensors
+from dusss_core.predicting.inputs import find_jobs
+from dusss_core.predicting.sentences import sentences_for
 from dusss_core.student import About, read_student, vlm_path, write_student, write_vlm
 from dusss_core.student.vlm import split_of
 from dusss_core.text.bank import build_text_bank
 from dusss_core.training import text_guided_masks, told_logits
 from tests import once
 from tests.dusss_core.student.conftest import make_config
+from tests.dusss_core.test_readers import write_dicom
 from tests.sites.builders import picture, save
 
 LEFT, RIGHT = "infected area in the left lung.", "two areas in the right lung."
@@ -199,6 +205,49 @@ def test_pages_of_a_file_have_sentences_of_their_own(model, tmp_path):
         found = np.asarray(Image.open(tmp_path / f"out/p_{i:04d}.png")) > 0
         assert np.array_equal(found, student.predict(picture(i, 32, 32), text).mask > 0)
         assert not np.array_equal(found, student.predict(picture(i, 32, 32)).mask > 0)
+
+
+@pytest.mark.parametrize("kind", ["tif", "nii.gz", "dcm"])
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([("p.KIND#0", LEFT), ("p#1", RIGHT), ("p.KIND#2", LEFT)], "row 4: 'p.KIND#2' is none of the pictures"),
+        ([("p.KIND", LEFT), ("p.KIND#2", LEFT)], "row 3: 'p.KIND#2' is none of the pictures"),
+        ([("p.KIND#1", LEFT)], "no row for 1 of the pictures: p#0"),
+        ([("p.KIND#0", LEFT), ("p.KIND#x=1", LEFT), ("p.KIND#1", LEFT)], "row 3: 'p.KIND#x=1' is none of the pictures"),
+        ([("p.KIND", LEFT), ("p.KIND#1", RIGHT)], None),
+        ([("p.KIND#0", LEFT), ("p.KIND#1", RIGHT)], None),
+    ],
+)
+def test_each_page_slice_or_frame_has_a_row_and_each_row_one(tmp_path, kind, rows, told):
+    drawn = np.stack([picture(i, 32, 32) for i in range(2)])
+    path = tmp_path / f"in/p.{kind}"
+    path.parent.mkdir()
+    if kind == "tif":
+        pages = [Image.fromarray(page) for page in drawn]
+        pages[0].save(path, save_all=True, append_images=pages[1:])
+    elif kind == "dcm":
+        write_dicom(path, drawn.astype(np.uint16), NumberOfFrames=2)
+    else:
+        nibabel.save(nibabel.Nifti1Image(drawn.transpose(1, 2, 0).astype(np.int16), np.eye(4)), path)
+    said = sheet(tmp_path, [(name.replace("KIND", kind), text) for name, text in rows])
+    jobs = find_jobs([tmp_path / "in"], tmp_path / "out")
+    if told is None:
+        sentence = sentences_for(said, jobs)
+        assert [sentence(jobs[0], i) for i in range(2)] == [LEFT, RIGHT]
+        return
+    with pytest.raises(UserError, match=re.escape(told.replace("KIND", kind))):
+        sentences_for(said, jobs)
+    sentences_for(said, jobs, partial=True)
+
+
+def test_a_file_that_cannot_be_counted_keeps_its_rows_since_reading_it_will_say_why(tmp_path):
+    save(tmp_path / "in/a.png", picture(1, 32, 32))
+    (tmp_path / "in/v.nii.gz").write_bytes(b"nothing")
+    sentence = sentences_for(
+        sheet(tmp_path, [("a", LEFT), ("v.nii.gz#3", RIGHT)]), find_jobs([tmp_path / "in"], tmp_path / "out")
+    )
+    assert sentence(find_jobs([tmp_path / "in/a.png"], tmp_path / "out")[0], 0) == LEFT
 
 
 def test_a_model_that_is_missing_or_anothers_is_named(model, student_file, pictures, tmp_path, capsys):
