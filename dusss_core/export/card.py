@@ -15,7 +15,7 @@ from dusss_core.errors import UserError
 from dusss_core.files import write_text
 
 if TYPE_CHECKING:
-    from dusss_core.student import Student
+    from dusss_core.student import About, Student
 
 _LAYERS = {
     "shared": "the mean of all sites' normalisation layers",
@@ -25,6 +25,9 @@ _LAYERS = {
     "unfitted": "no site's normalisation layers: it must be fitted to some sixteen pictures before it is used "
     "(`python -m dusss_core fit`)",
 }
+_NOT_ITS_OWN = (
+    "**The figures are of the students that the sites tested in the run, and not of this file: it was not measured.**"
+)
 
 
 def write_card(student: Student, path: Path, run: Path, licence: str) -> str:
@@ -44,7 +47,7 @@ def write_card(student: Student, path: Path, run: Path, licence: str) -> str:
 def card(student: Student, summary: Mapping[str, Any], licence: str) -> str:
     """The card's text; without figures where `summary` is empty."""
     about = student.about
-    sites = {**summary.get("sites", {}), **summary.get("external_test", {})}
+    sites, measured = _sites(about, summary)
     numbers = sum(tensor.numel() for tensor in student.network.state_dict().values())
     colour = "gray" if about.image.channels == 1 else "colour"
     network = f"timm {about.network.encoder} with a decoder" if about.network.encoder else about.network.network
@@ -86,7 +89,7 @@ def card(student: Student, summary: Mapping[str, Any], licence: str) -> str:
         "",
         "## Who trained it, and how good it is",
         "",
-        *(_figures(sites, summary) if sites else ["No figures of the run lay beside the file."]),
+        *(_figures(sites, summary, measured) if sites else ["No figures of the run lay beside the file."]),
         *_classes(sites, about.names[1:]),
         "",
         "## Privacy",
@@ -96,7 +99,8 @@ def card(student: Student, summary: Mapping[str, Any], licence: str) -> str:
         "## Limits",
         "",
         "- It is a result of research and no medical device: no diagnosis may rest on it.",
-        "- It was tested at the sites above alone. On other scanners and patients it may fail without a sign:",
+        f"- {'It was tested at the sites above alone' if measured else 'This very file was not tested'}. On other "
+        "scanners and patients it may fail without a sign:",
         "  `python -m dusss_core evaluate` gives figures on pictures of your own with masks.",
         _sentence(about),
         "",
@@ -108,9 +112,19 @@ def card(student: Student, summary: Mapping[str, Any], licence: str) -> str:
     return "\n".join(lines)
 
 
-def _figures(sites: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]:
+def _sites(about: About, summary: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The sites whose figures are told, and whether these are of the file itself: of what all sites have every site's,
+    of a site's own file that site's alone; a file with other layers was never measured in the run."""
+    sites = {**summary.get("sites", {}), **summary.get("external_test", {})}
+    if about.layers == "site" and about.site in sites:
+        return {about.site: sites[about.site]}, True
+    return sites, about.layers == "shared"
+
+
+def _figures(sites: Mapping[str, Any], summary: Mapping[str, Any], measured: bool) -> list[str]:
     intervals = any(_interval(site) for site in sites.values())
-    lines = [
+    lines = [] if measured else [_NOT_ITS_OWN, ""]
+    lines += [
         "Means over each site's own test pictures, at the study's picture size; HD95 in pixels."
         + (" In brackets bootstrap intervals of the mean (95 %)." if intervals else ""),
         "",
@@ -123,6 +137,8 @@ def _figures(sites: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]:
         dice = _number(site.get("dice"), 3) + _interval(site)
         figures = " | ".join([dice, _number(site.get("iou"), 3), _number(site.get("hd95"), 1)])
         lines.append(f"| {_plain(name)} | {pictures} | {_number(site.get('n_test'), 0)} | {figures} |")
+    if len(sites) == 1:
+        return lines
     overall = summary.get("global", {})
     mean, worst = (_number(overall.get(f"dice_{kind}"), 3) for kind in ("mean", "worst"))
     lines += ["", f"Mean of the sites: Dice {mean}, worst {worst}."]
@@ -166,9 +182,9 @@ def _privacy(summary: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _metadata_of_figures(about, summary: Mapping[str, Any]) -> list[str]:
+def _metadata_of_figures(about: About, summary: Mapping[str, Any]) -> list[str]:
     dice = summary.get("global", {}).get("dice_mean")
-    if dice is None:
+    if dice is None or about.layers != "shared":  # a program that reads it knows no other file than this one
         return []
     tested = {**summary.get("sites", {}), **summary.get("external_test", {})}
     each = {name: site["dice"] for name, site in sorted(tested.items()) if site.get("dice") is not None}

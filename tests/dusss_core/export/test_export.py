@@ -149,6 +149,20 @@ def test_a_card_has_intervals_and_each_class_where_the_summary_has_them(student_
     assert "bootstrap" not in without and "Dice of each class" not in without
 
 
+@pytest.mark.parametrize("layers", ["shared", "site", "fitted", "initial", "unfitted"])
+def test_a_card_gives_no_file_figures_that_are_not_its_own(student_file, layers):  # noqa: F811
+    student = dusss_core.load(student_file(layers=layers), "cpu")
+    student.about = student.about.model_copy(update={"site": "north" if layers == "site" else None})
+    sites = {"north": {"n_test": 40, "dice": 0.71}, "south": {"n_test": 9, "dice": 0.5}}
+    text = card(student, {"sites": sites, "global": {"dice_mean": 0.605, "dice_worst": 0.5}}, "mit")
+    assert ("model-index" in text, "and not of this file" in text) == (
+        layers == "shared",
+        layers not in ("shared", "site"),
+    )
+    assert ("tested at the sites above" in text) == (layers in ("shared", "site"))
+    assert "| north |" in text and ("| south |" in text, "0.605" in text) == ((layers != "site"),) * 2
+
+
 def test_figures_of_another_study_do_not_come_into_a_card(student_file, tmp_path, capsys):  # noqa: F811
     model = student_file()
     (tmp_path / "summary.json").write_text(json.dumps({**SUMMARY, "config_digest": "b" * 64}))
