@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ def predict(
     if sheet is not None and (first := sorted({said(job, 0) for job in waiting} - {""})):
         student.ears.learn(first)
     tally = Tally(skipped=len(jobs) - len(waiting))
-    out.mkdir(parents=True, exist_ok=True)
+    _make_folder(out)
     with _progress(len(jobs), tally.skipped) as advance:
         plain = [job for job in waiting if job.kind == "picture"]
         for job, result in _each(student, plain, tally, said):
@@ -97,6 +97,16 @@ def predict(
                 tally.failed.append(error.problem)
             advance(len(tally.failed) + tally.done)
     return tally
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{out}: no folder for the outputs could be made: {error.strerror or error}",
+            "name another folder for --out",
+        ) from error
 
 
 def _each(student: Student, jobs: Sequence[Job], tally: Tally, said: Said) -> Iterator[tuple[Job, tuple]]:
@@ -157,6 +167,7 @@ class _Journal:
         about = student.about.model_dump_json() + json.dumps(options, sort_keys=True)
         self._key = hashlib.sha256(about.encode()).hexdigest()
         self._done = {line["name"]: line for line in _lines(self._path)}
+        self._owner = {name: line["name"] for line in self._done.values() for name in line.get("written", ())}
 
     def has(self, job: Job) -> bool:
         line = self._done.get(job.name)
@@ -167,6 +178,7 @@ class _Journal:
         return all((self._out / name).is_file() for name in line.get("written", ()))
 
     def add(self, job: Job, written: list[str], pictures: int, foreground: int) -> None:
+        self._clear(job, written)
         line = {
             "name": job.name,
             "sources": job.stamp,
@@ -188,6 +200,18 @@ class _Journal:
             raise UserError(
                 f"{self._path}: could not be written: {error.strerror or error}", "free disk space, then start again"
             ) from error
+
+    def _clear(self, job: Job, written: list[str]) -> None:
+        """Delete what an earlier model or other options had written of the job, and is not written now: an overlay of
+        other masks would lie beside these."""
+        before = {*self._done.get(job.name, {}).get("written", ())}
+        self._owner.update(dict.fromkeys(written, job.name))
+        for name in before - {*written}:
+            inside = (self._out / name).resolve().is_relative_to(self._out.resolve())
+            # what was this job's may be another's by now
+            if inside and self._owner.get(name) == job.name:
+                with suppress(OSError):
+                    (self._out / name).unlink()
 
     def _told_of(self, job: Job, pictures: int) -> str:
         """Names the sentences of a job, which the journal does not hold; empty: none."""

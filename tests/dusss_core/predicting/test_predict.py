@@ -204,6 +204,40 @@ def test_what_was_done_is_left_out_until_the_file_the_model_or_the_options_chang
     assert done() == ["0", "1", "2"]
 
 
+def test_no_overlay_or_probability_of_an_earlier_model_stays_beside_new_masks(model, tmp_path):
+    for name in ("a.png", "p.tif"):
+        drawn(tmp_path / "in" / name)
+    command = ("predict", model, tmp_path / "in", "--out", tmp_path / "out")
+
+    def there() -> set[str]:
+        return {path.name for path in (tmp_path / "out").iterdir()} - {JOURNAL}
+
+    masks = {"a.png", "p_0000.png", "p_0001.png"}
+    assert run(*command, "--overlay", "--probabilities") == 0 and len(there()) == 3 * len(masks)
+    (tmp_path / "out/mine.txt").write_text("of another hand")
+    assert run(*command, "--threshold", "0.6") == 0
+    assert there() == {*masks, "mine.txt"}
+    # what was an overlay may have become the mask of another picture
+    assert run(*command, "--overlay") == 0
+    drawn(tmp_path / "in/a_overlay.png", 3)
+    assert run(*command) == 0
+    assert there() == {*masks, "mine.txt", "a_overlay.png"}
+    assert read_mask(tmp_path / "out/a_overlay.png").shape == (46, 36)
+    # a journal of another hand deletes nothing elsewhere
+    (tmp_path / "out" / JOURNAL).write_text(json.dumps({"name": "a", "written": ["a.png", "../in/p.tif"]}) + "\n")
+    assert run(*command) == 0 and (tmp_path / "in/p.tif").is_file()
+
+
+@pytest.mark.parametrize("out", ["file", "file/below", "/proc/nowhere"])
+def test_an_output_folder_that_cannot_be_is_named(model, tmp_path, monkeypatch, capsys, out):
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "a.png", picture(1))
+    (tmp_path / "file").write_text("x")
+    assert run("predict", model, "a.png", "--out", out) == 2
+    told = capsys.readouterr().err
+    assert f"{out}: no folder" in told and "name another folder for --out" in told
+
+
 def test_a_line_that_was_cut_off_takes_no_other_with_it(model, tmp_path):
     for number in range(2):
         save(tmp_path / f"in/{number}.png", picture(number))
