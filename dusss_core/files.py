@@ -54,8 +54,7 @@ def write_atomically(path: Path, write: Callable[[Path], None], over: Path | Non
     except OSError as error:
         raise UserError(
             f"{path}: could not be written: {error.strerror or error}",
-            "free disk space or mend the permissions, then start again with --resume; the file that was "
-            "there before is untouched",
+            "free disk space or mend the permissions, then start again; the file that was there before is untouched",
         ) from error
     finally:
         with suppress(OSError):  # a disk that is read-only refuses this too, also where there is nothing to remove
@@ -171,7 +170,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         The tensors by name, and the header's metadata.
 
     Raises:
-        UserError: the file is missing or is not a whole safetensors file.
+        UserError: the file is missing, may not be read or is not a whole safetensors file.
     """
     with _opened(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
@@ -192,12 +191,23 @@ def _opened(path: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(str(path), framework="pt") as file:
-            yield file
+        # safetensors calls a file missing that may not be read
+        with Path(path).open("rb"):
+            pass
     except FileNotFoundError:
         raise UserError(f"{path}: no such file", "check the path") from None
+    except OSError as error:
+        raise UserError(
+            f"{path}: could not be read: {error.strerror or error}", "mend its permissions, or name another file"
+        ) from None
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            yield file
     except SafetensorError as error:
-        raise UserError(f"{path}: not a whole safetensors file ({error})", "delete it and use another") from None
+        raise UserError(
+            f"{path}: not a whole safetensors file ({error})",
+            "if it is one, copy it again; in commands that use a finished model the student's file comes first",
+        ) from None
 
 
 @contextmanager

@@ -13,7 +13,16 @@ from pathlib import Path
 import pytest
 
 from dusss_core.errors import UserError
-from dusss_core.files import clear_unfinished, close_to_others, make_private, write_atomically, write_text
+from dusss_core.files import (
+    clear_unfinished,
+    close_to_others,
+    make_private,
+    read_metadata,
+    read_tensors,
+    write_atomically,
+    write_tensors,
+    write_text,
+)
 
 
 def test_a_disk_that_is_read_only_is_an_error_of_the_user_though_nothing_can_be_removed_there(tmp_path, monkeypatch):
@@ -29,6 +38,37 @@ def test_a_disk_that_is_read_only_is_an_error_of_the_user_though_nothing_can_be_
         with pytest.raises(UserError, match="could not be written: Read-only file system"):
             write_text(path, "after")
     assert path.read_text() == "before"
+
+
+def test_an_error_of_the_disk_names_no_option_that_only_some_commands_have(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="then start again; the file that was there before is untouched"):
+        write_text(tmp_path / "file" / "below", "x")
+
+
+def test_a_file_that_may_not_be_read_is_not_called_missing(tmp_path, monkeypatch):
+    path = tmp_path / "student.safetensors"
+    write_tensors(path, {})
+
+    def refused(self, *_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    with pytest.raises(UserError, match="none: no such file"):
+        read_metadata(tmp_path / "none")
+    with pytest.raises(UserError, match="could not be read: Is a directory"):
+        read_metadata(tmp_path)
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(UserError, match="could not be read: Permission denied\n  -> mend its permissions"):
+        read_metadata(path)
+
+
+def test_a_picture_in_the_place_of_a_student_is_not_to_be_deleted(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n and more of it")
+    with pytest.raises(UserError, match="not a whole safetensors file") as told:
+        read_tensors(path)
+    assert "delete" not in told.value.remedy
+    assert "copy it again" in told.value.remedy and "the student's file comes first" in told.value.remedy
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, OSError])
