@@ -15,6 +15,8 @@ from dusss_core.readers.nifti import Volume
 Kind = Literal["picture", "pages", "volume", "series"]
 _VOLUMES = (".nii", ".nii.gz")
 _DICOM = (".dcm", ".dicom")
+_DIRECTORY = b"1.2.840.10008.1.3.10"
+"""Media Storage Directory Storage (PS3.4 B.5), near the beginning of each DICOMDIR."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,15 @@ def find_jobs(paths: Iterable[Path | str], out: Path) -> list[Job]:
             named += [(Path(path), file) for file in found]
         else:
             file = _there(Path(path))
+            if _is_directory(file):
+                raise UserError(f"{path}: a DICOMDIR, which holds no picture", "name its folder")
             if not _is_picture(file):
                 known = ", ".join(sorted(READERS))
                 raise UserError(f"{path}: no reader for '{file.suffix}' files", f"convert it to one of {known}")
             named.append((file.parent, file))
+    # one that was named by itself and with its folder is one; links of other names are files of their own
+    named = list({file.parent.resolve() / file.name: (root, file) for root, file in reversed(named)}.values())[::-1]
+    single = list({(job.files[0].resolve(), job.part): job for job in reversed(single)}.values())[::-1]
     dicom = [(root, file) for root, file in named if _is_dicom(file)]
     plain = [(root, file) for root, file in named if not _is_dicom(file)]
     return _distinct([*single, *(_plain(root, file) for root, file in plain), *_series(dicom)])
@@ -241,6 +248,7 @@ def _is_picture(file: Path) -> bool:
         file.is_file()
         and not file.name.startswith(".")
         and (parse_reference(file).suffix in READERS or _is_dicom(file))
+        and not _is_directory(file)
     )
 
 
@@ -252,6 +260,17 @@ def _is_dicom(file: Path) -> bool:
     try:
         with file.open("rb") as opened:
             return opened.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def _is_directory(file: Path) -> bool:
+    """Whether it is a DICOMDIR, which lists the pictures of a medium and holds none."""
+    if not _is_dicom(file):
+        return False
+    try:
+        with file.open("rb") as opened:
+            return _DIRECTORY in opened.read(1024)
     except OSError:
         return False
 

@@ -9,6 +9,7 @@ import highdicom
 import nibabel
 import numpy as np
 import pydicom
+import pydicom.fileset
 import pytest
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
@@ -155,6 +156,33 @@ def test_files_that_are_called_by_their_uid_are_read(model, tmp_path, capsys):
     assert run("predict", model, tmp_path / "in/1.2.840.113619.2.55.1", "--out", tmp_path / "one") == 0
     assert run("predict", model, tmp_path / "in/notes.txt", "--out", tmp_path / "one") == 2
     assert "no reader for '.txt' files" in capsys.readouterr().err
+
+
+def test_the_directory_of_a_medium_is_no_picture(model, tmp_path, capsys):
+    dated = {"StudyDate": "20200101", "StudyTime": "120000", "StudyID": "1", "SeriesNumber": 1, "PatientName": "A"}
+    write_slice(tmp_path / "cd/IM1", picture(1, 40, 36) * 4, **dated)
+    listing = pydicom.fileset.FileSet()
+    listing.add(tmp_path / "cd/IM1")
+    listing.write(tmp_path / "medium")
+    assert (tmp_path / "medium/DICOMDIR").is_file()
+    assert run("predict", model, tmp_path / "medium", "--out", tmp_path / "out") == 0
+    assert len(list((tmp_path / "out").rglob("*_seg.dcm"))) == 1
+    assert run("predict", model, tmp_path / "medium/DICOMDIR", "--out", tmp_path / "out") == 2
+    assert "a DICOMDIR, which holds no picture" in capsys.readouterr().err
+
+
+def test_what_is_named_twice_is_done_once_and_links_of_other_names_are_files_of_their_own(tmp_path):
+    for number in (1, 2):
+        write_slice(tmp_path / f"in/ct/{number}.dcm", picture(number, 40, 36) * 4, number)
+    drawn(tmp_path / "in/p.tif")
+    save(tmp_path / "in/a.png", picture(1))
+    (tmp_path / "in/b.png").symlink_to(tmp_path / "in/a.png")
+    one = find_jobs([tmp_path / "in"], tmp_path / "out")
+    assert [(job.name, len(job.files)) for job in one] == [("a", 1), ("b", 1), ("ct", 2), ("p", 1)]
+    again = [tmp_path / "in/ct/1.dcm", tmp_path / "in/ct/../a.png", tmp_path / "in"]
+    assert find_jobs([tmp_path / "in", *again], tmp_path / "out") == one
+    page = f"{tmp_path}/in/p.tif#1"
+    assert len(find_jobs([page, page], tmp_path / "out")) == 1
 
 
 def test_several_classes_are_named_in_the_segmentation_and_indexed_in_pictures(student_file, tmp_path):
