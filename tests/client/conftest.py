@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+import yaml
 from flwr.app import ConfigRecord, RecordDict
 
 from feddusss import wire
@@ -63,6 +64,10 @@ def declined(reply: RecordDict) -> str | None:
 def limit(site_file, **limits):
     """Add limits to those of a site's file."""
     lines = site_file.read_text().splitlines()
+    if "limits:" in lines:  # as a block, which a simulated site has
+        values = yaml.safe_load(site_file.read_text())
+        site_file.write_text(yaml.safe_dump({**values, "limits": {**values["limits"], **limits}}, sort_keys=False))
+        return
     known = [json.loads(line[8:]) for line in lines if line.startswith("limits: ")]
     others = [line for line in lines if not line.startswith("limits: ")]
     site_file.write_text("\n".join([*others, f"limits: {json.dumps({**(known[0] if known else {}), **limits})}", ""]))
