@@ -214,7 +214,8 @@ def _check_keys(coordinator: Path, also: Iterable[str]) -> None:
         UserError: there is none of that name, or it has no key, or one that was shut out.
     """
     registry = load_registry(CoordinatorFolder(coordinator))
-    for name in sorted(also):
+    # a SuperLink that `provision` did not set up has no register
+    for name in sorted(also) if registry.sites else ():
         if (site := registry.site(name)).key is None:
             raise UserError(
                 f"--also {name}: has no key ({site.status})", f"python -m server register {name} PUBKEY, then again"
