@@ -72,7 +72,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: could not be read: {error}", "a config file is UTF-8 text in YAML") from None
     try:
-        values = yaml.load(text, _EachKeyOnce)
+        values = _parsed(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -87,6 +87,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path}: holds a {type(values).__name__}", "a config file is a mapping of keys to values")
     return values
+
+
+def _parsed(text: str) -> Any:
+    """As `yaml.safe_load`, which makes plain values alone, but that each key stands once."""
+    return yaml.load(text, _EachKeyOnce)
 
 
 def dump(config: BaseModel) -> str:
@@ -110,7 +115,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if not separator or not key.strip():
         raise UserError(f"--set {override}: not of the form a.b=c", "name the key, an equals sign, and the value")
     try:
-        value = yaml.load(text, _EachKeyOnce)
+        value = _parsed(text)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise UserError(f"--set {override}: the value is not YAML", "put quotes around it") from None
     *parents, last = key.strip().split(".")
