@@ -17,7 +17,7 @@ paper's 224 x 224, for two cores and some hours; call it with --time-limit."""
 OWN_TEXT = "text"
 """The column that every manifest has."""
 CONTROL_OF = {"constant_sentence": "constant", "wrong_sentence": "wrong", "picture_only_teacher": "constant"}
-"""Method of the grid -> the control that it is (`benchmarks.grid.sentences`)."""
+"""Method of the grid, in whatever federation -> the control that it is (`benchmarks.grid.sentences`)."""
 _TEXT = {"views": 1, "max_tokens": 32}
 _IMAGENET = {"image_encoder": "tf_efficientnet_lite0", "weights": "imagenet"}
 _SMALL_VLM = {**_IMAGENET, "dim": 64, "decoder_width": 24, "text": _TEXT}
@@ -66,7 +66,8 @@ class Cell:
     @property
     def control(self) -> str | None:
         """The control of its sentences (`benchmarks.grid.sentences`); None: they are as they are."""
-        return CONTROL_OF.get(self.method)
+        found = (control for row, control in CONTROL_OF.items() if f"{self.method}_".startswith(f"{row}_"))
+        return next(found, None)
 
     @property
     def _data(self) -> str:

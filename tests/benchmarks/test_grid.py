@@ -113,7 +113,7 @@ def test_cells_with_other_sentences_share_no_files(data):
     assert Cell("polypgen", 0.1, "supervised", "federated", "cpu", 1).hospitals == usual.hospitals
 
 
-@pytest.mark.parametrize("method", ["constant_sentence", "picture_only_teacher"])
+@pytest.mark.parametrize("method", ["constant_sentence", "picture_only_teacher", "constant_sentence_polypgen"])
 def test_the_same_sentence_for_all_tells_nothing_in_any_view(data, method):
     ((_, group),) = _groups(data, method, "centralized").items()
     assert {r.text for some in _records([*group.sites, *group.tested]).values() for r in some} == {CONSTANT}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.grid.cell import CONTROL_OF
 from dusss_core.phases import Phase
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ SIX_HOSPITALS = "fixbn_estimated"
 """The one that six real hospitals are best with at a pass a round."""
 MORE_PASSES = "polypgen"
 """The same with the passes of the preset of that name."""
-_OTHERS = ("mean_teacher", "mean_teacher_mse", "fixmatch", "fedsemidg", "clip", "paper")
-"""Systems without a network of their own, but supervised training and DuSSS, which have a row in each federation."""
+_OTHERS = ("mean_teacher", "mean_teacher_mse", "fixmatch", "fedsemidg", "clip", "paper", *CONTROL_OF)
+"""Rows without a network of their own, but supervised training and DuSSS, which have one in each federation."""
 
 
 def _on(network: str, **more: Any) -> dict[str, Any]:
@@ -125,7 +126,8 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 """Name -> what it changes of the study, key by key. table2_SDL: SSS, DCL and Ltg on (1) or off (0); table2_111 is
 `dusss`, table2_000 is `clip`, paper_table2_111 is `paper`."""
-# every other system on the student's network, or on its own if that reads sentences, in the federation of six hospitals
+# every other system and control on the student's network, or on its own if that reads sentences, in the federations of
+# six hospitals
 METHODS |= {
     f"{name}_{federation}": {**METHODS[name], **_FEDERATED[federation]}
     for federation in (SIX_HOSPITALS, MORE_PASSES)
