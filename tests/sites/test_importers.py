@@ -294,6 +294,57 @@ def test_a_sheet_of_which_something_would_be_lost_is_refused_with_its_row(plain,
     assert not (plain / "manifest.csv").exists()
 
 
+def sheet_of(folder, rows, edit=lambda book: None):
+    """texts.xlsx with `rows`, changed by `edit`."""
+    book = openpyxl.Workbook()
+    for row in rows:
+        book.active.append(row)
+    edit(book)
+    book.save(folder / "texts.xlsx")
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        (["a0", "left lung", "", "apex"], r"row 2: 4 cells under 3 columns\n  -> name their column"),
+        (["a0", "left", '=IF(1,"test","")'], r"row 2: cell C2 is a formula whose value is not in the file\n  -> put"),
+        (["a0", "#N/A", "test"], r"row 2: cell B2 is #N/A\n  -> put the value itself"),
+    ],
+)
+def test_an_xlsx_cell_of_which_something_would_be_lost_is_refused_with_its_row(plain, cells, said):
+    sheet_of(plain, [["image", "text", "split"], cells])
+    with pytest.raises(UserError, match=rf"texts\.xlsx, {said}"):
+        import_folder(plain)
+    assert not (plain / "manifest.csv").exists()
+
+
+def test_merged_cells_would_tear_a_patient_apart_and_are_refused(plain):
+    rows = [["image", "text", "patient"], ["a0", "left", "p"], ["a1", "right", None]]
+    sheet_of(plain, rows, lambda book: book.active.merge_cells("C2:C3"))
+    with pytest.raises(UserError, match=r"texts\.xlsx, row 2: the cells C2:C3 are merged.*\n  -> unmerge them"):
+        import_folder(plain)
+
+
+def test_a_second_sheet_with_the_same_columns_is_refused_and_another_one_is_passed_over(plain):
+    def two(book):
+        book.create_sheet("Test").append(["Text", "Image"])
+        book.create_sheet("Legend").append(["what the words mean"])
+
+    sheet_of(plain, [["image", "text"], ["a0", "left"]], two)
+    with pytest.raises(UserError, match=r"sheets with the same columns, .*: Sheet, Test\n  -> put all rows into one"):
+        import_folder(plain)
+
+    def beside(book):
+        two(book)
+        del book["Test"]
+        book.active.merge_cells("D2:E3")  # beyond the columns
+        book.active["A3"] = "a1"
+        book.active["B3"] = 7
+
+    sheet_of(plain, [["image", "text"], ["a0", "left"]], beside)
+    assert [record.text for record in import_folder(plain).records] == ["left", "7", ""]
+
+
 def test_cells_of_several_lines_quotes_and_empty_cells_beyond_the_header_are_read(plain):
     lines = '\ufeffimage;text\r\na0;"left ""lower"" lobe;\r\nsecond line";;\r\na1;a 5" scar\r\n\r\na2\r\n'
     (plain / "texts.csv").write_bytes(lines.encode())
