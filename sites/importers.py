@@ -55,6 +55,8 @@ class ImportOptions:
     value."""
     force: bool = False
     """Overwrite an existing manifest."""
+    splits_kept: bool = True
+    """False: other splits are drawn later, so that a patient may be in several of these."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,8 @@ def import_lvit(folder: Path, options: ImportOptions = ImportOptions()) -> Impor
     suffix.
 
     Raises:
-        UserError: no such folders, no pictures, two pictures or a picture's masks of one name, a manifest that exists.
+        UserError: no such folders, no pictures, two pictures or a picture's masks of one name, a patient in two splits,
+            a manifest that exists.
     """
     target = _target(folder, options)
     found = {name: folder / name for name in LVIT_FOLDERS if (folder / name).is_dir()}
@@ -209,6 +212,8 @@ def _finish(result: _Found, options: ImportOptions) -> Imported:
                 f"two pictures are called '{record.id}': {other.image} and {record.image}",
                 "rename one, or remove it from one of the splits",
             )
+    if options.splits_kept:
+        _refuse_torn(records)
     _warn_unused(pictures, records, warnings)
     if options.columns:
         _warn(
@@ -220,6 +225,19 @@ def _finish(result: _Found, options: ImportOptions) -> Imported:
     _warn(warnings, "pictures without a text", {record.id for record in records if not record.text})
     write_manifest(result.target, records)
     return Imported(result.target, records, warnings)
+
+
+def _refuse_torn(records: Iterable[Record]) -> None:
+    """The manifest would be refused where it is read, with rows that no sheet has."""
+    first: dict[str, Record] = {}
+    for record in records:
+        other = first.setdefault(record.patient, record) if record.patient else record
+        if other.split != record.split:
+            raise UserError(
+                f"patient '{record.patient}' is in {other.split} with {other.image} and in {record.split} with "
+                f"{record.image}",
+                "put all pictures of a patient into one split: a column split of a sheet counts before the folder",
+            )
 
 
 def _extracted(image: Path, extract: Mapping[str, str]) -> dict[str, str]:

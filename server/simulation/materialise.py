@@ -111,8 +111,9 @@ def _write(folder: Path, simulation: SimulationConfig, root: Path, seed: int, se
             _check_no_budget(found)
         files = [_copied(file, folder, settings) for file in found]
     else:
-        records = _records(source, root, folder)
-        files = write_sites(folder, partition(records, simulation.partition or PartitionConfig(), seed), **settings)
+        divided = simulation.partition or PartitionConfig()
+        records = _records(source, root, folder, divided.keep_splits)
+        files = write_sites(folder, partition(records, divided, seed), **settings)
     if simulation.privacy is not None:
         for file in files:
             give_budget(file, simulation.privacy)
@@ -203,14 +204,16 @@ def _copied(file: Path, folder: Path, settings: dict[str, Any]) -> Path:
     return write_site(folder / site.site, site.site, evaluates_only=evaluates_only, **settings)
 
 
-def _records(source: SourceConfig, root: Path, folder: Path) -> list[Record]:
+def _records(source: SourceConfig, root: Path, folder: Path, splits_kept: bool) -> list[Record]:
     path = root / source.path
     if not path.exists():
         raise UserError(f"{path}: the data are not there", "name their folder with --set data.root=FOLDER")
     if source.kind == "lvit":
         folder.mkdir(parents=True, exist_ok=True)
         columns = root / source.columns if source.columns else None
-        options = ImportOptions(folder / "all.csv", columns, source.key, extract=source.extract, force=True)
+        options = ImportOptions(
+            folder / "all.csv", columns, source.key, extract=source.extract, force=True, splits_kept=splits_kept
+        )
         return import_lvit(path, options).records
     records = read_manifest(path)
     if source.text_column is None:

@@ -375,3 +375,15 @@ def test_files_beside_the_pictures_that_are_not_read_are_counted_with_their_suff
     (plain / "images/more").mkdir()
     said = [line for line in import_folder(plain).warnings if "images" in line]
     assert said == [f"{plain / 'images'}: files that are not read: 4 (.db, .gif, no suffix)"]
+
+
+@pytest.mark.parametrize("given", ["sheet", "name"])
+def test_a_patient_in_two_splits_is_refused_before_a_manifest_is_written(tmp_path, given):
+    for split, name in (("train", "p1-a"), ("test", "p1-b")):
+        save(tmp_path / split / f"images/{name}.png", picture(1))
+    extract = {"patient": "p1"} if given == "name" else {}
+    if given == "sheet":
+        write_rows(tmp_path / "texts.csv", [{"image": name, "patient": "p1"} for name in ("p1-a", "p1-b")])
+    with pytest.raises(UserError, match=r"patient 'p1' is in train with .*p1-a\.png and in test with .*\n  -> put all"):
+        import_folder(tmp_path, ImportOptions(extract=extract))
+    assert not (tmp_path / "manifest.csv").exists()

@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from dusss_core.errors import UserError
 from dusss_core.manifest import read_manifest
 from server.simulation.materialise import materialise
 from tests.server.conftest import make_study
@@ -57,3 +58,21 @@ def test_as_long_as_nothing_changes_the_sites_stay(train):
     (train / "~$texts.xlsx").write_bytes(b"a lock file of Excel")
     first = manifest.stat().st_ino
     assert simulated(train).stat().st_ino == first
+
+
+def test_a_patient_in_two_splits_is_refused_unless_the_splits_are_drawn_anew(train):
+    save(train.parent / "Test_Folder/img/b.png", picture(9))
+    source = {"kind": "lvit", "path": "data", "extract": {"patient": "^[ab]"}}
+    (train / "img/a0.png").rename(train / "img/b0.png")
+
+    def divided(**partition):
+        study = make_study(
+            data={"root": str(train.parents[1])},
+            simulation={"data": source, "partition": {"sites": 1, **partition}},
+        )
+        (file,) = materialise(study, train.parents[1] / "run")
+        return {record.split for record in read_manifest(file.parent / "manifest.csv") if record.patient == "b"}
+
+    with pytest.raises(UserError, match=r"patient 'b' is in train with .*b0\.png and in test with .*b\.png"):
+        divided()
+    assert divided(keep_splits=False) == {"train"}
