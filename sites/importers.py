@@ -116,6 +116,7 @@ def import_lvit(folder: Path, options: ImportOptions = ImportOptions()) -> Impor
     if not found:
         raise UserError(f"{folder}: none of {', '.join(LVIT_FOLDERS)} is there", "name the folder that holds them")
     result = _Found(target)
+    _warn_beside(folder, "img", found.values(), result.warnings)
     for name, place in found.items():
         cells: dict[str, dict[str, str]] = {}
         for table in _lvit_sheets(place):
@@ -150,6 +151,7 @@ def import_folder(folder: Path, options: ImportOptions = ImportOptions()) -> Imp
     if not places and not (folder / "images").is_dir():
         raise UserError(f"{folder}: no folder images, nor train/images", "name the folder that holds images and masks")
     result = _Found(target)
+    _warn_beside(folder, "images", [place for place, _ in places] or [folder], result.warnings)
     shared = _texts(folder, options, result.warnings)
     for place, split in places or [(folder, "train")]:
         cells = dict(shared)
@@ -391,8 +393,10 @@ def _by_key(
     found: dict[str, dict[str, str]] = {}
     differ = set()
     problems: list[Problem] = []
+    nameless = []
     for number, row in enumerate(rows, start=2):
         if position >= len(row) or not row[position].strip():
+            nameless += [str(number)] if any(cell.strip() for cell in row) else []
             continue
         key = name_key(row[position])
         cells = {
@@ -404,6 +408,7 @@ def _by_key(
         if found.setdefault(key, cells) != cells:
             differ.add(row[position])
     raise_problems(table, problems)
+    _warn(warnings, f"{table}: rows without the name of a picture are left out", nameless)
     _warn(warnings, f"{table}: named twice with different cells, the first row counts", differ)
     return found
 
@@ -425,6 +430,20 @@ def _warn_passed_over(folder: Path, warnings: list[str]) -> None:
     if others:
         suffixes = ", ".join(sorted({path.suffix.lower() or "no suffix" for path in others}))
         warnings.append(f"{folder}: files that are not read: {len(others)} ({suffixes})")
+
+    inner = {path.name for path in _folders(folder) if any(p.name.lower().endswith(SUFFIXES) for p in path.rglob("*"))}
+    _warn(warnings, f"{folder}: folders in it are not read, and hold pictures", inner)
+
+
+def _warn_beside(folder: Path, name: str, read: Iterable[Path], warnings: list[str]) -> None:
+    """Pictures beside the known splits, as in validation/ or next to train/, would be missing in silence."""
+    beside = {place / name for place in (folder, *_folders(folder)) if place not in read}
+    others = {path.relative_to(folder).as_posix() for path in beside if _pictures(path)}
+    _warn(warnings, f"{folder}: folders of pictures that are not read, since no split is called so", others)
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
 
 
 def _stem(image: Path) -> str:

@@ -387,3 +387,26 @@ def test_a_patient_in_two_splits_is_refused_before_a_manifest_is_written(tmp_pat
     with pytest.raises(UserError, match=r"patient 'p1' is in train with .*p1-a\.png and in test with .*\n  -> put all"):
         import_folder(tmp_path, ImportOptions(extract=extract))
     assert not (tmp_path / "manifest.csv").exists()
+
+
+def test_folders_of_pictures_that_are_not_read_are_named(plain):
+    save(plain / "images/p9/series/b.png", picture(1))
+    save(plain / "old/images/c.png", picture(1))
+    said = "\n".join(import_folder(plain).warnings)
+    assert f"{plain / 'images'}: folders in it are not read, and hold pictures: 1 (p9)" in said
+    assert "folders of pictures that are not read, since no split is called so: 1 (old/images)" in said
+    save(plain / "train/images/d.png", picture(1))
+    save(plain / "validation/images/e.png", picture(1))
+    result = import_folder(plain, ImportOptions(force=True))
+    assert [record.id for record in result.records] == ["d"]
+    assert "no split is called so: 3 (images, old/images, validation/images)" in "\n".join(result.warnings)
+
+
+def test_a_folder_of_lvit_that_is_no_split_is_named(lvit):
+    save(lvit / "Validation_Folder/img/v.png", picture(1))
+    assert any(line.endswith("called so: 1 (Validation_Folder/img)") for line in import_lvit(lvit).warnings)
+
+
+def test_rows_of_a_sheet_that_name_no_picture_are_counted(plain):
+    write_rows(plain / "texts.csv", [{"image": "a0", "text": "here"}, {"image": " ", "text": "an orphan"}])
+    assert any("without the name of a picture are left out: 1 (3)" in line for line in import_folder(plain).warnings)
