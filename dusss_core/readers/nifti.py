@@ -62,7 +62,7 @@ class Volume:
         if self._turned:
             pixels = pixels.T
         picture = np.ascontiguousarray(pixels.T[::-1, ::-1])
-        return Raw(picture, *percentile_window(np.nan_to_num(picture)), bits=8 * image.get_data_dtype().itemsize)
+        return Raw(picture, *percentile_window(picture), bits=8 * image.get_data_dtype().itemsize)
 
     def key(self, index: int) -> tuple[slice | int, ...]:
         """Where the picture at `index` lies in the array."""

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dusss_core.errors import UserError
-from dusss_core.readers.raw import Raw, depth_window, percentile_window
+from dusss_core.readers.raw import Raw, depth_window, known_values, percentile_window
 from dusss_core.readers.reference import Reference
 
 _LOSSY = {"JPEG", "WEBP"}
@@ -101,7 +101,7 @@ def _black_has_another_index(indices: np.ndarray, black: np.ndarray) -> bool:
 
 
 def _floating(pixels: np.ndarray) -> Raw:
-    known = np.nan_to_num(pixels)
-    within = pixels.size and known.min() >= 0 and known.max() <= 1
-    black, white = (0.0, 1.0) if within else percentile_window(known)
+    known = known_values(pixels)
+    within = known.size and known.min() >= 0 and known.max() <= 1
+    black, white = (0.0, 1.0) if within else percentile_window(pixels)
     return Raw(pixels, black, white, bits=32)

@@ -31,9 +31,21 @@ class Raw:
 
 
 def percentile_window(pixels: np.ndarray) -> tuple[float, float]:
-    """The 0.5 and 99.5 percentiles of this picture: black and white where the file names neither."""
-    low, high = np.percentile(pixels, (0.5, 99.5))
+    """The 0.5 and 99.5 percentiles of this picture: black and white where the file names neither.
+
+    What is no number counts as 0; what is infinite does not count, or one such pixel would leave all others black.
+    """
+    known = known_values(pixels)
+    low, high = np.percentile(known, (0.5, 99.5)) if known.size else (0.0, 0.0)
     return float(low), float(high)
+
+
+def known_values(pixels: np.ndarray) -> np.ndarray:
+    """The values that are not infinite, with 0 for those that are no number."""
+    if pixels.dtype.kind != "f":
+        return pixels
+    endless = np.isinf(pixels)
+    return np.nan_to_num(pixels[~endless] if endless.any() else pixels)
 
 
 def depth_window(pixels: np.ndarray) -> tuple[float, float]:

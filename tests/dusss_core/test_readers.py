@@ -297,3 +297,22 @@ def test_an_unknown_format_names_the_known_ones(tmp_path):
 def test_a_picture_of_one_value_is_black_not_nan(tmp_path):
     nibabel.save(nibabel.Nifti1Image(np.full((4, 5, 1), 7.0), np.eye(4)), tmp_path / "a.nii")
     assert read_image(tmp_path / "a.nii", 3).tolist() == np.zeros((3, 5, 4)).tolist()
+
+
+@pytest.mark.parametrize("ends", [[np.inf], [-np.inf], [np.inf, -np.inf, np.nan]])
+@pytest.mark.parametrize("high", [1.0, 900.0])
+def test_infinite_values_in_a_picture_do_not_turn_the_others_black(tmp_path, ends, high):
+    pixels = np.linspace(0, high, 40 * 40, dtype=np.float32).reshape(40, 40)
+    broken = pixels.copy()
+    broken[0] = np.resize(ends, 40)  # a hundredth and more lies beyond the percentiles
+    Image.fromarray(broken).save(tmp_path / "a.tif")
+    nibabel.save(nibabel.Nifti1Image(broken[..., None], np.diag([-1, -1, 1, 1])), tmp_path / "a.nii.gz")
+    for name in ("a.tif", "a.nii.gz"):
+        image = read_image(tmp_path / name, 1)
+        assert np.isfinite(image).all()
+        assert 0.45 < np.median(image) < 0.55, name
+
+
+def test_a_picture_of_infinite_values_alone_is_black(tmp_path):
+    Image.fromarray(np.full((8, 8), np.inf, np.float32)).save(tmp_path / "a.tif")
+    assert not read_image(tmp_path / "a.tif", 1).any()
