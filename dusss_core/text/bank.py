@@ -19,7 +19,7 @@ from dusss_core.files import read_tensors, write_tensors
 from dusss_core.text.encoder import TOKEN_MULTIPLE, TextEncoder, locate
 from dusss_core.text.languages import language
 from dusss_core.text.standard import made_up_sentences, moments
-from dusss_core.text.wording import may_flip, may_turn, mirror, wordings
+from dusss_core.text.wording import language_is_told, may_flip, may_turn, mirror, wordings
 from dusss_core.transfer import sent
 
 
@@ -74,11 +74,11 @@ class _Wordings:
         self.texts = list(number)
         self.rows = torch.tensor(rows, dtype=torch.int64).reshape(len(sentences), 1 + views, 2)
         self.flip = torch.tensor([may_flip(sentence) for sentence in sentences], dtype=torch.bool)
-        unknown = sum(language(sentence) == "other" for sentence in sentences)
+        unknown = sum(language(sentence) == "other" or not language_is_told(sentence) for sentence in sentences)
         if unknown:
             warnings.warn(
-                f"{unknown} of {len(sentences)} different sentences are in a language without word lists: their "
-                "pictures are not mirrored in training (dusss_core/text/languages.py)",
+                f"{unknown} of {len(sentences)} different sentences are in a language without word lists, or have no "
+                "word that tells it: their pictures are not mirrored in training (dusss_core/text/languages.py)",
                 stacklevel=3,
             )
         self.turn = torch.tensor([may_turn(sentence) for sentence in sentences], dtype=torch.bool)

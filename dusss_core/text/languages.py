@@ -32,6 +32,20 @@ def language(sentence: str) -> Language:
     return "en" if best == "en" or counts[best] <= counts["en"] else best if best in NAMES else "other"
 
 
+def is_told(sentence: str, tongue: Language) -> bool:
+    """Whether the words tell that the sentence is in `tongue`, or it is called so for want of another.
+
+    English: by a word that is English alone. Another language: by two of its words, by one that names a side, or by
+    one that is all there is. A language that is in no list has a word such as "la" or "infiltrat" in common with
+    others, and its sides are not known.
+    """
+    words = [word for word in _WORD.findall(sentence.lower()) if len(word) > 1]
+    if tongue == "en":
+        return not words or not _ENGLISH_ALONE.isdisjoint(words)
+    count = sum(map(_WORDS[tongue].__contains__, words)) if tongue in _WORDS else 0
+    return count >= min(2, len(words)) or bool(sides_in(sentence, tongue))
+
+
 _WORD = re.compile(r"(?<![\w-])[^\W\d_]+(?![\w-])")  # whole words: "Roux-en-Y" is not Spanish
 _FOREIGN_SCRIPT = re.compile(r"[^\W\d_\u0000-\u024f\u0370-\u03ff]+|[\u0370-\u03ff]{3,}")  # one Greek letter is a symbol
 _FOREIGN_LETTER = re.compile(r"[À-ÖØ-öø-ɏ]")
@@ -126,6 +140,16 @@ _WORDS: dict[str, frozenset[str]] = {
         "vessament infiltrat normal"
     ),
 }
+
+# Of the words that a sentence is counted by: not those that another language has too.
+_ENGLISH_ALONE = _WORDS["en"] - word_set(
+    "in at an on no are was one area region infection normal image mass"
+) | word_set(
+    "effusion effusions nodules masses lesions lesion finding findings disease thickening severe mild enlarged growth "
+    "polyp polyps none clear unremarkable opacities infiltrate infiltrates haziness patchy dense density shadow "
+    "shadows spot spots patch patches scattered cells tissue stained distributed evenly round dark bright rib ribs "
+    "edema oedema cardiomegaly nodes study bilateral field fields found"
+)
 
 
 class _Sides:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable
 
 from dusss_core.seeds import derive_seed
-from dusss_core.text.languages import language, may_mirror, mirrored, sides_in
+from dusss_core.text.languages import is_told, language, may_mirror, mirrored, sides_in
 from dusss_core.text.languages import word_set as _set
 
 
@@ -73,10 +73,17 @@ def may_flip(sentence: str) -> bool:
     """Whether `mirror(sentence)` describes the flipped picture.
 
     False where a side hides in an abbreviation, in Latin or on a clock face, and in a language whose words for left and
-    right are not known.
+    right are not known, or may not be (`language_is_told`).
     """
     tongue = language(sentence)
-    return _OPAQUE_SIDE.search(sentence) is None if tongue == "en" else may_mirror(sentence, tongue)
+    known = _OPAQUE_SIDE.search(sentence) is None if tongue == "en" else may_mirror(sentence, tongue)
+    return known and language_is_told(sentence)
+
+
+def language_is_told(sentence: str) -> bool:
+    """Whether some word tells the language: a side could be named in words that no list has."""
+    tongue = language(sentence)
+    return is_told(sentence, tongue) or (tongue == "en" and names_a_side(sentence))
 
 
 def may_turn(sentence: str) -> bool:

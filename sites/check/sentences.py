@@ -11,7 +11,7 @@ import numpy as np
 
 from dusss_core.manifest import Record
 from dusss_core.text.languages import NAMES, SIDES, language
-from dusss_core.text.wording import known_words, may_flip
+from dusss_core.text.wording import known_words, language_is_told, may_flip
 from sites.check.contradictions import FEW, NUMBERS
 from sites.check.identity import looks_private, names_a_person
 from sites.check.report import Report, counted
@@ -170,7 +170,17 @@ def _check_language(report: Report, with_text: Sequence[Record]) -> None:
             "language",
             rows[usual],
         )
-    blocked = [r.row for r in with_text if language(r.text) not in ("other",) and not may_flip(r.text)]
+    unclear = [r.row for r in with_text if language(r.text) != "other" and not language_is_told(r.text)]
+    report.say_rows(
+        "note",
+        "text",
+        "{n} [has|have] too few words that tell the language; [its picture is|their pictures are] not mirrored",
+        "write a whole sentence in English, German, French, Italian or Spanish",
+        "unclear_language",
+        unclear,
+    )
+    blocked = [r.row for r in with_text if language(r.text) != "other" and not may_flip(r.text)]
+    blocked = sorted(set(blocked) - set(unclear))
     report.say_rows(
         "note",
         "text",

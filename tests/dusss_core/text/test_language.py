@@ -5,7 +5,7 @@ import pytest
 from dusss_core.privacy.public import public_captions
 from dusss_core.text.languages import language
 from dusss_core.text.standard import made_up_sentences
-from dusss_core.text.wording import may_turn, mirror, wordings
+from dusss_core.text.wording import may_flip, may_turn, mirror, wordings
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,31 @@ def test_english_stays_english(sentence):
 
 def test_all_public_sentences_are_english():
     assert {language(sentence) for sentence in [*made_up_sentences(), *public_captions()]} == {"en"}
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "Infiltraat vasakul kopsus",  # Estonian
+        "Infiltratas kaireje plauciuose",  # Lithuanian
+        "Infiltraat in die linkerlong",  # Afrikaans
+        "Maambukizi kwenye pafu la kushoto",  # Swahili
+        "Infiltrat v levih plucih",  # Slovene
+        "Infiltrat ne mushkerine e majte",  # Albanian
+        "Infiltratua ezkerreko birikan",  # Basque
+        "zatemnenie sleva",  # Russian
+        "ton thuong phoi trai",  # Vietnamese
+        "enfeksyon nan poumon goch",  # Haitian
+    ],
+)
+def test_a_picture_whose_sentence_may_name_a_side_in_an_unknown_language_is_not_mirrored(sentence):
+    assert not may_flip(sentence) and not may_turn(sentence)
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    ["RLL consolidation", "Severe ARDS.", "Polyps none.", "", "2 x 3", "Unauffällig", "Kein Erguss.", "gauche", "links",
+     "Poumon gauche", "Pleural effusion.", "Verdichtung links"],
+)  # fmt: skip
+def test_a_sentence_of_few_words_that_tell_its_language_goes_with_a_mirrored_picture(sentence):
+    assert may_flip(sentence) == (sentence != "gauche")  # droit or droite?
