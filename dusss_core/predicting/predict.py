@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,19 +17,24 @@ from pathlib import Path
 from typing import Any
 
 from dusss_core.errors import UserError
+from dusss_core.files import write_json
 from dusss_core.predicting.inputs import Job, find_jobs, pictures_of
 from dusss_core.predicting.outputs import Writer
 from dusss_core.predicting.segmentation import segments_of
 from dusss_core.predicting.sentences import sentences_for
-from dusss_core.predicting.targets import check_targets
+from dusss_core.predicting.targets import check_free, check_targets
 from dusss_core.readers import Raw
 from dusss_core.student.student import Student
 
 JOURNAL = "predictions.jsonl"
 """A line for each job that is done: it is left out the next time, unless its files or the model have changed."""
+BEGUN = f".{JOURNAL}.begun"
+"""The names of jobs that a run has begun, until all are done: what it left of them is no stranger's, and may be written
+over."""
 _AHEAD = 4
 """Batches that are read while the network works."""
 _MOST_TOLD = 20
+_TORN = re.compile(r'^\{"name": ("(?:[^"\\]|\\.)*"),.*[^}\n]$', re.MULTILINE)
 Said = Callable[[Job, int], str]
 """The sentence of a job's picture, by its number in the job."""
 
@@ -64,22 +70,25 @@ def predict(
 
     Raises:
         UserError: no pictures, a student that must be fitted first, a sheet that does not fit the pictures, outputs
-            that would be written over a picture or over each other, disk full.
+            that would be written over a picture, over each other or over files that are not of the same sources, disk
+            full.
     """
     segments = segments_of(student.about, codes)
     student.check_usable()
     jobs = find_jobs(paths, out)
-    check_targets(jobs, out, student.about.image.classes, overlay, probabilities)
+    owners = check_targets(jobs, out, student.about.image.classes, overlay, probabilities)
     said: Said = _nothing if sheet is None else sentences_for(sheet, jobs, partial)
     options = {"overlay": overlay, "probabilities": probabilities, "codes": list(codes)}
     if sheet is not None:
         options["text"] = student.ears.digest
     journal = _Journal(out, student, options, said)
+    check_free(owners, journal.objection(jobs))
     waiting = [job for job in jobs if not journal.has(job)]
     if sheet is not None and (first := sorted({said(job, 0) for job in waiting} - {""})):
         student.ears.learn(first)
     tally = Tally(skipped=len(jobs) - len(waiting))
     _make_folder(out)
+    journal.begin(waiting)
     with _progress(len(jobs), tally.skipped) as advance:
         plain = [job for job in waiting if job.kind == "picture"]
         for job, result in _each(student, plain, tally, said):
@@ -96,6 +105,8 @@ def predict(
             except UserError as error:
                 tally.failed.append(error.problem)
             advance(len(tally.failed) + tally.done)
+    if not tally.failed:  # of one that failed an overlay may lie there
+        journal.end()
     return tally
 
 
@@ -168,6 +179,35 @@ class _Journal:
         self._key = hashlib.sha256(about.encode()).hexdigest()
         self._done = {line["name"]: line for line in _lines(self._path)}
         self._owner = {name: line["name"] for line in self._done.values() for name in line.get("written", ())}
+        self._begun = _names(out / BEGUN) | _torn(self._path)
+
+    def objection(self, jobs: Sequence[Job]) -> Callable[[Job, str], str | None]:
+        """What stands against writing over a file that is there (`check_free`)."""
+        present = {file.resolve() for job in jobs for file in job.files}
+
+        def against(job: Job, name: str) -> str | None:
+            if (owner := self._owner.get(name)) is None:
+                return None if job.name in self._begun else "it is there already, and no earlier prediction wrote it"
+            before = [Path(path) for path, *_ in self._done[owner].get("sources", ())]
+            # a source that is gone was moved or renamed
+            if any(file.resolve() in present for file in before) or not any(file.is_file() for file in before):
+                return None
+            return f"it was predicted of {before[0]}"
+
+        return against
+
+    def begin(self, jobs: Sequence[Job]) -> None:
+        """Note whose outputs will be written: a run that is cut off between a mask and its line is gone on with."""
+        if jobs:
+            write_json(self._out / BEGUN, sorted(self._begun | {job.name for job in jobs}))
+
+    def end(self) -> None:
+        """All is done, and has its line."""
+        with suppress(OSError):
+            if self._path.is_file():
+                with self._path.open("rb") as file:
+                    os.fsync(file.fileno())
+            (self._out / BEGUN).unlink()
 
     def has(self, job: Job) -> bool:
         line = self._done.get(job.name)
@@ -233,6 +273,20 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             continue
         if isinstance(line, dict) and isinstance(line.get("name"), str):
             yield line
+
+
+def _torn(path: Path) -> set[str]:
+    """The names in lines that a crash cut off behind them."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    return {json.loads(name) for name in _TORN.findall(text)}
+
+
+def _names(path: Path) -> set[str]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return set()
+    return {name for name in found if isinstance(name, str)} if isinstance(found, list) else set()
 
 
 @contextmanager

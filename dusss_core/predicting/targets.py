@@ -1,9 +1,9 @@
-"""Where jobs write: over none of their sources, and no two of them to one place."""
+"""Where jobs write: over none of their sources, over nobody else's files, and no two of them to one place."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -27,8 +27,11 @@ def tails_of(job: Job, classes: int, overlay: bool, probabilities: bool) -> list
     return [*whole[: 1 + probabilities], *(f"#{tail}" for tail in shown)]
 
 
-def check_targets(jobs: Sequence[Job], out: Path, classes: int, overlay: bool, probabilities: bool) -> None:
+def check_targets(jobs: Sequence[Job], out: Path, classes: int, overlay: bool, probabilities: bool) -> Owners:
     """Look where jobs will write, before anything is written.
+
+    Returns:
+        Whose each place is.
 
     Raises:
         UserError: over a source of one of them, or where another one writes.
@@ -59,6 +62,28 @@ def check_targets(jobs: Sequence[Job], out: Path, classes: int, overlay: bool, p
             f"{target}: it would be written of both {one.files[0]} and {other.files[0]}",
             "predict them one after the other, each into its own --out",
         )
+    return owners
+
+
+def check_free(owners: Owners, whose: Callable[[Job, str], str | None]) -> None:
+    """Look what lies where jobs will write, before anything is written.
+
+    Args:
+        whose: what stands against writing a job's output of this name, below the output folder, over what is there;
+            None: it is the job's own.
+
+    Raises:
+        UserError: a file that is not what an earlier prediction has written of the same source.
+    """
+    for folder in sorted({folder for folder, _, _ in owners}):
+        for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if not (job := owners.get((folder, file.name, "")) or _numbered(file, owners)):
+                continue
+            if reason := whose(job, (Path(job.name).parent / file.name).as_posix()):
+                raise UserError(
+                    f"{file}: {reason}; what is predicted of {job.files[0]} would be written over it",
+                    "name another folder for --out, or move that file away",
+                )
 
 
 def _numbered(place: Path, owners: Owners) -> Job | None:

@@ -258,7 +258,8 @@ def test_no_overlay_or_probability_of_an_earlier_model_stays_beside_new_masks(mo
     assert there() == {*masks, "mine.txt", "a_overlay.png"}
     assert read_mask(tmp_path / "out/a_overlay.png").shape == (46, 36)
     # a journal of another hand deletes nothing elsewhere
-    (tmp_path / "out" / JOURNAL).write_text(json.dumps({"name": "a", "written": ["a.png", "../in/p.tif"]}) + "\n")
+    with (tmp_path / "out" / JOURNAL).open("a") as journal:
+        journal.write(json.dumps({"name": "a", "written": ["a.png", "../in/p.tif"]}) + "\n")
     assert run(*command) == 0 and (tmp_path / "in/p.tif").is_file()
 
 

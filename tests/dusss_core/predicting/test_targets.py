@@ -103,3 +103,54 @@ def test_all_that_is_written_was_looked_at_before(student_file, tmp_path, classe
         if path.name != JOURNAL:
             name = re.match("[a-z]", path.name)[0]
             assert any(re.fullmatch(tail, path.name.removeprefix(name)) for tail in tails[name]), path
+
+
+@pytest.mark.parametrize(
+    ("source", "stranger", "options"),
+    [
+        ("a.png", "a.png", []),
+        ("a.png", "a_overlay.png", ["--overlay"]),
+        ("p.tif", "p_0001.png", []),
+        ("v.nii.gz", "v.nii.gz", []),
+        ("deep/a.png", "deep/a.png", []),
+    ],
+)
+def test_files_that_no_prediction_wrote_are_not_written_over(model, tmp_path, capsys, source, stranger, options):
+    drawn(tmp_path / "in" / source)
+    drawn(tmp_path / "out" / stranger, 7)
+    before = (tmp_path / "out" / stranger).read_bytes()
+    assert run("predict", model, tmp_path / "in", "--out", tmp_path / "out", *options) == 2
+    told = capsys.readouterr().err
+    assert f"out/{stranger}: it is there already" in told and "name another folder for --out" in told
+    assert (tmp_path / "out" / stranger).read_bytes() == before and not list(tmp_path.rglob(JOURNAL))
+    (tmp_path / "out" / stranger).unlink()
+    for _ in range(2):
+        assert run("predict", model, tmp_path / "in", "--out", tmp_path / "out", *options) == 0
+
+
+def test_the_mask_of_another_picture_of_the_same_name_is_not_written_over(model, tmp_path, capsys):
+    for number, name in enumerate(("A/x.png", "B/x.png")):
+        drawn(tmp_path / name, number)
+    assert run("predict", model, tmp_path / "A", "--out", tmp_path / "out") == 0
+    before = (tmp_path / "out/x.png").read_bytes()
+    assert run("predict", model, tmp_path / "B", "--out", tmp_path / "out") == 2
+    assert f"it was predicted of {tmp_path / 'A/x.png'}" in capsys.readouterr().err
+    assert (tmp_path / "out/x.png").read_bytes() == before
+    (tmp_path / "A").rename(tmp_path / "moved")
+    drawn(tmp_path / "moved/x.png", 3)
+    assert run("predict", model, tmp_path / "moved", "--out", tmp_path / "out") == 0
+
+
+def test_what_a_run_that_was_cut_off_left_without_a_line_is_no_strangers(model, tmp_path, monkeypatch):
+    for name in ("a.png", "v.nii.gz"):
+        drawn(tmp_path / "in" / name)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("dusss_core.predicting.predict._Journal.add", killed)
+        run("predict", model, tmp_path / "in", "--out", tmp_path / "out", "--overlay")
+    assert (tmp_path / "out/a.png").is_file() and not (tmp_path / "out" / JOURNAL).exists()
+    assert run("predict", model, tmp_path / "in", "--out", tmp_path / "out", "--overlay") == 0
+    assert {path.name for path in (tmp_path / "out").glob(".*")} == set()
