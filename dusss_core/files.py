@@ -61,6 +61,30 @@ def write_atomically(path: Path, write: Callable[[Path], None], over: Path | Non
             temporary.unlink(missing_ok=True)
 
 
+def check_replaceable(path: Path, what: str, is_one: Callable[[Path], bool]) -> None:
+    """Look whether a command may write to `path`, before it works for that: nothing is there, or what the same command
+    writes.
+
+    Args:
+        what: that, for people.
+        is_one: whether a file is such a one.
+
+    Raises:
+        UserError: it is a folder, or another file.
+    """
+    if path.is_dir():
+        raise UserError(f"{path}: a folder", "name a file in it for --out")
+    try:
+        if not os.path.lexists(path) or is_one(path):
+            return
+    except (OSError, UserError):
+        pass
+    raise UserError(
+        f"{path}: it is there already and not {what}, and would be written over",
+        "name another file for --out, or move that one away",
+    )
+
+
 def private_folder(folder: Path) -> None:
     """Make a folder that only its owner may enter, and what is missing above it. (`mkdir` gives its mode to the last
     folder alone.)

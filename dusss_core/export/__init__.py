@@ -10,11 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dusss_core.errors import UserError
+from dusss_core.files import check_replaceable
 
 if TYPE_CHECKING:
     from dusss_core.student import Student
 
 _TARGETS = {"onnx": "model.onnx", "torchscript": "model.pt", "monai-bundle": "bundle", "card": "README.md"}
+_MARKS = {
+    "onnx": (b"\x08", b"feddusss.student"),
+    "torchscript": (b"PK", b"feddusss.student"),
+    "card": (b"---\n", b"feddusss"),
+}
+"""How what was exported before begins, and what it holds."""
+_IN_BUNDLE = ("configs/metadata.json", "configs/inference.json", "models/model.safetensors", "docs/README.md")
 
 
 def export(
@@ -30,10 +38,12 @@ def export(
         What was written, for people.
 
     Raises:
-        UserError: the student must be fitted first, the format cannot express it, or a package is missing.
+        UserError: the student must be fitted first, the format cannot express it, a package is missing, or a file is
+            there that is no such export.
     """
     source = Path(student.source)
     target = out or source.with_name(_TARGETS[to])
+    _check_target(to, target)
     if to == "card":
         from dusss_core.export.card import write_card
 
@@ -51,6 +61,28 @@ def export(
     from dusss_core.export.bundle import write_bundle
 
     return write_bundle(student, target, licence)
+
+
+def _check_target(to: str, target: Path) -> None:
+    """Refuse to write over what is no such export; of a bundle its description tells.
+
+    Raises:
+        UserError: with the file that is in the way.
+    """
+
+    def is_one(path: Path) -> bool:
+        content = path.read_bytes()
+        begins, holds = _MARKS[to]
+        # a student's file names itself too, and can begin with any byte
+        return content.startswith(begins) and content[8:9] != b"{" and holds in content
+
+    if to != "monai-bundle":
+        check_replaceable(target, f"what --to {to} writes", is_one)
+        return
+    about = target / _IN_BUNDLE[0]
+    ours = about.is_file() and b'"student"' in about.read_bytes()
+    for name in _IN_BUNDLE:
+        check_replaceable(target / name, "of a bundle of this command", lambda path: ours)
 
 
 def _check_network(student: Student) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dusss_core.errors import UserError
-from dusss_core.files import write_text
+from dusss_core.files import check_replaceable, write_text
 from dusss_core.intervals import DRAWS, LEVEL, Bootstrap, groups_of, interval, over_classes, pooled_dice
 from dusss_core.manifest import SPLITS, Record, read_manifest
 from dusss_core.metrics import per_image, pixel_counts
@@ -35,8 +35,11 @@ def evaluate(student: Student, manifest: Path, out: Path | None = None, split: s
         2,000 bootstrap draws of patients (of pictures where no patient is named).
 
     Raises:
-        UserError: mistakes in the manifest, no record with a mask, or pictures that cannot be read.
+        UserError: mistakes in the manifest, no record with a mask, pictures that cannot be read, or `out` is a file
+            that is no such CSV.
     """
+    if out is not None:
+        check_replaceable(out, "a table of evaluate", _is_table)
     records = _with_masks(manifest, split)
     scores = _scores(student, records)
     if out is not None:
@@ -99,6 +102,11 @@ def _scores(student: Student, records: list[Record]) -> dict[str, np.ndarray]:
     for record, prediction in zip(records, predictions, strict=True):
         lines.append(_scored(record, prediction.mask, load_mask(record, prediction.mask.shape, classes), classes))
     return {name: np.array([line[name] for line in lines]) for name in lines[0]}
+
+
+def _is_table(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.readline().strip() == ",".join(COLUMNS).encode()
 
 
 def table(figures: dict[str, Any]) -> str:

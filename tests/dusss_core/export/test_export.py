@@ -173,3 +173,26 @@ def test_figures_of_another_study_do_not_come_into_a_card(student_file, tmp_path
 
 def test_a_card_says_that_an_outsider_must_fit(student_file):  # noqa: F811
     assert "must be fitted" in card(dusss_core.load(student_file(layers="unfitted"), "cpu"), {}, "mit")
+
+
+@pytest.mark.parametrize(
+    ("to", "out"),
+    [
+        ("card", "README.md"),
+        ("card", "student.safetensors"),
+        ("torchscript", "student.safetensors"),
+        ("torchscript", "other.pt"),
+        ("monai-bundle", "."),
+    ],
+)
+def test_an_export_is_written_over_no_other_file(student_file, tmp_path, capsys, to, out):  # noqa: F811
+    command = ["export", str(student_file()), "--to", to, "--out"]
+    for name in ("README.md", "docs/README.md", "other.pt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("My own.")
+    there = [path for path in tmp_path.rglob("*") if path.is_file()]
+    before = [path.read_bytes() for path in there]
+    assert main([*command, str(tmp_path / out)]) == 2
+    assert "it is there already" in capsys.readouterr().err
+    assert [path.read_bytes() for path in there] == before
+    assert [main([*command, str(tmp_path / "new")]) for _ in range(2)] == [0, 0]

@@ -139,3 +139,28 @@ def test_a_fit_that_does_harm_is_not_taken(student_file, manifest, tmp_path, mon
     scores = iter([0.45, 0.64])
     assert main(command) == 0
     assert dusss_core.load(out, "cpu").about.layers == "fitted"
+
+
+@pytest.mark.parametrize("out", ["data/manifest.csv", "data/masks/0.png", "other.csv"])
+def test_figures_are_written_over_no_other_file(student_file, manifest, tmp_path, capsys, out):
+    (tmp_path / "other.csv").write_text("id,image\n")
+    before = (tmp_path / out).read_bytes()
+    command = ["evaluate", str(student_file()), str(manifest), "--out"]
+    assert main([*command, str(tmp_path / out)]) == 2
+    told = capsys.readouterr().err
+    assert f"{out}: it is there already" in told and "name another file for --out" in told
+    assert (tmp_path / out).read_bytes() == before
+    assert [main([*command, str(tmp_path / "each.csv")]) for _ in range(2)] == [0, 0]
+
+
+@pytest.mark.parametrize("out", ["data/images/0.png", "data/manifest.csv", "student.safetensors", "north.safetensors"])
+def test_a_fitted_student_is_written_over_no_other_file(student_file, manifest, tmp_path, capsys, out):
+    model = student_file()
+    student_file("north.safetensors", layers="site", image={"mean": 0.4})
+    before = (tmp_path / out).read_bytes()
+    command = ["fit", str(model), str(manifest.parent / "images"), "--out"]
+    assert main([*command, str(tmp_path / out)]) == 2
+    told = capsys.readouterr().err
+    assert f"{out}: " in told and "name another file for --out" in told
+    assert (tmp_path / out).read_bytes() == before
+    assert [main([*command, str(tmp_path / "mine.safetensors")]) for _ in range(2)] == [0, 0]
