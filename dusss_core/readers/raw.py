@@ -10,6 +10,11 @@ LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """ITU-R BT.601, as Pillow and OpenCV turn colour into gray."""
 MANY_VALUES = 32
 """A mask with more gray values than this may be an antialiased one-class mask; see `_is_gray`."""
+FLAT = 0.25
+"""Share of pixels that equal all their neighbours, from which on gray values may be areas: of a wide soft border over a
+whole picture it is about a tenth, of nuclei of five pixels across two fifths."""
+STEP = 2
+"""Gray values that are further apart than this are no step of a smooth border."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ def to_classes(raw: Raw) -> np.ndarray:
     - 0 and 1; 0 and 255, 0 and 65535: one class, 0 and 1.
     - Lossy formats, and more than 32 different values as a gray picture has them: a one-class mask with soft borders,
       cut at one half.
-    - Anything else up to 255: the value is the class index, nuclei that are counted among them.
+    - Anything else up to 255: the value is the class index, nuclei that are numbered among them, with gaps or without.
     - Colour with equal channels is gray; with black and one colour, a one-class mask.
 
     Raises:
@@ -106,7 +111,7 @@ def to_classes(raw: Raw) -> np.ndarray:
     if used[-1] in (255, 65535) and set(used[:-1].tolist()) <= {0}:
         return (values > 0).astype(np.uint8)
     half = max(raw.white, raw.black) / 2
-    if _is_gray(used) or (raw.lossy and used[-1] > half):
+    if _is_gray(values, used) or (raw.lossy and used[-1] > half):
         return (values > half).astype(np.uint8)
     if used[-1] > 255:
         raise ValueError(f"it holds the value {used[-1]}, and class indices end at 255")
@@ -124,14 +129,30 @@ def _from_colour(pixels: np.ndarray, lossy: bool) -> np.ndarray:
     return (brightest > 0).astype(np.uint8)
 
 
-def _is_gray(used: np.ndarray) -> bool:
-    """Whether values are many, reach the upper half of their bits, and do not just count from 0 or 1.
+def _is_gray(values: np.ndarray, used: np.ndarray) -> bool:
+    """Whether values are many, reach the upper half of their bits, and neither just count from 0 or 1 nor number areas.
 
     Cut at one half, nuclei numbered 1 to 60 would be an empty mask that nobody is told of.
     """
     least, most = int(used[0]), int(used[-1])
     counted = most != 255 and least <= 1 and used.size == most - least + 1
-    return used.size > MANY_VALUES and not counted and most > depth_window(used)[1] / 2
+    many = used.size > MANY_VALUES and not counted and most > depth_window(used)[1] / 2
+    return many and not _numbers_areas(values, least, most)
+
+
+def _numbers_areas(values: np.ndarray, least: int, most: int) -> bool:
+    """Whether values between the ends fill areas that border on each other and on the background in steps, and most of
+    what is no background; between the ends of a soft mask lie its borders alone."""
+    between = (values != least) & (values != most)
+    if 2 * np.count_nonzero(between) < np.count_nonzero(values != least):
+        return False
+    padded = np.pad(values, 1, mode="edge")
+    neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
+    flat = between & np.logical_and.reduce([values == other for other in neighbours])
+    if np.count_nonzero(flat) < FLAT * np.count_nonzero(between):
+        return False
+    steps = np.concatenate([np.abs(np.diff(values.astype(np.int64), axis=axis)).ravel() for axis in (0, 1)])
+    return bool(np.median(steps[steps > 0]) > STEP)
 
 
 def _used_values(values: np.ndarray) -> np.ndarray:

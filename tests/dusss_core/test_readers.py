@@ -198,6 +198,36 @@ def test_more_nuclei_than_there_are_classes_are_refused_and_no_empty_mask(tmp_pa
         read_mask(path)
 
 
+@pytest.mark.parametrize(
+    "numbers",
+    [[*range(1, 77), *range(78, 151)], list(range(3, 200, 3)), list(range(1, 256)), list(range(200, 250))],
+)
+@pytest.mark.parametrize("across", [5, 9])
+def test_nuclei_that_are_numbered_with_gaps_are_all_in_the_mask(tmp_path, numbers, across):
+    inside = np.hypot(*(np.mgrid[:across, :across] - across // 2)) <= across / 2
+    rows = -(-len(numbers) // 12)
+    places = np.zeros(rows * 12, np.uint8)
+    places[: len(numbers)] = numbers
+    # the squares of discs touch, their discs by a pixel
+    values = np.kron(places.reshape(rows, 12), inside.astype(np.uint8))
+    path = save(tmp_path / "m.png", np.pad(values, 3))
+    assert np.array_equal(read_mask(path), np.pad(values, 3))
+    deep = save(tmp_path / "deep.png", values.astype(np.uint16) * 4)
+    if max(numbers) * 4 > 255:
+        with pytest.raises(UserError, match=f"it holds the value {max(numbers) * 4}, and class indices end at 255"):
+            read_mask(deep)
+
+
+@pytest.mark.parametrize("width", [2, 5, 10, 40])
+def test_a_border_of_any_width_is_cut_at_one_half(tmp_path, width):
+    away = 80 - np.hypot(*(np.mgrid[:240, :240] - 120))
+    soft = np.rint(255 / (1 + np.exp(-away / width))).astype(np.uint8)
+    assert np.array_equal(read_mask(save(tmp_path / "m.png", soft)), soft > 127)
+    if width == 2:
+        coarse = np.kron(soft, np.ones((8, 8), np.uint8))  # scaled up by the nearest pixel
+        assert np.array_equal(read_mask(save(tmp_path / "m.png", coarse)), coarse > 127)
+
+
 def test_classes_of_a_volume_are_no_gray_picture(tmp_path):
     values = np.arange(40, dtype=np.uint8).reshape(5, 8) * 3
     nibabel.Nifti1Image(values[:, :, None], np.diag([1, 1, 1, 1])).to_filename(tmp_path / "a.nii.gz")
