@@ -139,7 +139,7 @@ def _keep_student(request: Judged, student: dict[str, Tensor]) -> None:
     about = finished.About.of(
         config,
         layers="site" if config.local_norm else "shared",
-        site=site.site if config.local_norm else None,
+        site=site.site if config.local_norm or config.personal.own_head != "none" else None,
         study_digest=request.study_digest,
         round=request.round,
     )

@@ -116,7 +116,7 @@ def _sites(about: About, summary: Mapping[str, Any]) -> tuple[dict[str, Any], bo
     """The sites whose figures are told, and whether these are of the file itself: of what all sites have every site's,
     of a site's own file that site's alone; a file with other layers was never measured in the run."""
     sites = {**summary.get("sites", {}), **summary.get("external_test", {})}
-    if about.layers == "site" and about.site in sites:
+    if about.layers in ("shared", "site") and about.site in sites:
         return {about.site: sites[about.site]}, True
     return sites, about.layers == "shared"
 
@@ -184,7 +184,8 @@ def _privacy(summary: Mapping[str, Any]) -> list[str]:
 
 def _metadata_of_figures(about: About, summary: Mapping[str, Any]) -> list[str]:
     dice = summary.get("global", {}).get("dice_mean")
-    if dice is None or about.layers != "shared":  # a program that reads it knows no other file than this one
+    # a program that reads it knows no other file than this one
+    if dice is None or about.layers != "shared" or about.site is not None:
         return []
     tested = {**summary.get("sites", {}), **summary.get("external_test", {})}
     each = {name: site["dice"] for name, site in sorted(tested.items()) if site.get("dice") is not None}

@@ -35,7 +35,7 @@ class About(Strict):
     round: int = Field(0, ge=0)
     """The round that made it."""
     objective: str = Field("dusss", max_length=64)
-    """What it learnt from (`method.objective`)."""
+    """What it learnt from (`method.objective`; of `dusss` without text-guided masks mean_teacher or supervised)."""
     image: ImageConfig
     """How a picture becomes its input, and its classes."""
     network: StudentConfig
@@ -45,7 +45,8 @@ class About(Strict):
     layers: Layers
     """Whose normalisation layers it has."""
     site: str | None = Field(None, max_length=64)
-    """The site whose layers these are; a site's own file, which never leaves it by itself."""
+    """The site whose layers or head (`personal: fedrep`) these are; a site's own file, which never leaves it by itself.
+    """
     fitted_on: int | None = Field(None, ge=1)
     """Pictures that its statistics were fitted on."""
     threshold: float = Field(0.5, gt=0, lt=1)
@@ -80,10 +81,17 @@ class About(Strict):
         """What the settings of a study say of its student."""
         return cls(
             study=config.study,
-            objective=config.method.objective,
+            objective=_learnt_from(config.method),
             image=config.image,
             # public weights are where it started from, and its file has its own
             network=config.student.model_copy(update={"weights": None, "mask_bias": None}),
             text=config.vlm.text if config.student.kind in TEXT_NETWORKS else None,
             **more,
         )
+
+
+def _learnt_from(method: MethodConfig) -> str:
+    """Without text-guided masks a study of `dusss` has no vision-language model that its student would go with."""
+    if method.objective != "dusss" or method.text_mask:
+        return method.objective
+    return "mean_teacher" if method.teacher else "supervised"

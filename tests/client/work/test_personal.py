@@ -12,6 +12,7 @@ from dusss_core.config import TrainingConfig
 from dusss_core.files import digest_of_tensors, read_tensors
 from dusss_core.objectives import TABLE, objective_of, reads_sentences, with_objective
 from dusss_core.phases import Phase
+from dusss_core.student import read_student
 from dusss_core.training import fine_tuned, initial_shared, on_labels_alone
 from feddusss import wire
 from server.simulation.materialise import materialise
@@ -175,3 +176,13 @@ def test_simulated_sites_cut_no_steps_short_where_two_students_are_fine_tuned(tm
     before = [load_site(file).limits.max_epochs_per_round for file in materialise(plain, tmp_path)]
     after = [load_site(file).limits.max_epochs_per_round for file in materialise(two, tmp_path)]
     assert set(before) == {5} and min(after) >= 500
+
+
+@pytest.mark.parametrize(("kind", "whose"), [("none", None), ("fedrep", "alder"), ("ditto", None)])
+def test_the_file_of_a_finished_student_says_whose_head_it_has(site_file, kind, whose):
+    assert declined(answer("train", content(kind), site_file)) is None
+    reply = answer("evaluate", content(kind, what="test"), site_file)
+    assert declined(reply) is None, declined(reply)
+    (file,) = (site_file.parent / "state/students").glob("*.safetensors")
+    about, _ = read_student(file)
+    assert (about.layers, about.site, about.objective) == ("shared", whose, "supervised")

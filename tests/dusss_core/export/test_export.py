@@ -163,6 +163,23 @@ def test_a_card_gives_no_file_figures_that_are_not_its_own(student_file, layers)
     assert "| north |" in text and ("| south |" in text, "0.605" in text) == ((layers != "site"),) * 2
 
 
+def test_a_card_of_a_student_with_a_head_of_one_site_gives_that_sites_figures(student_file):  # noqa: F811
+    student = dusss_core.load(student_file(layers="shared"), "cpu")
+    student.about = student.about.model_copy(update={"site": "north"})
+    sites = {"north": {"n_test": 40, "dice": 0.71}, "south": {"n_test": 9, "dice": 0.5}}
+    text = card(student, {"sites": sites, "global": {"dice_mean": 0.605, "dice_worst": 0.5}}, "mit")
+    assert "| north |" in text and "south" not in text and "0.605" not in text and "model-index" not in text
+
+
+@pytest.mark.parametrize(
+    ("preset", "learnt", "model"),
+    [("dusss", "dusss", True), ("mean_teacher", "mean_teacher", False), ("supervised", "supervised", False)],
+)
+def test_a_card_tells_of_a_vision_language_model_where_the_study_has_one(student_file, preset, learnt, model):  # noqa: F811
+    text = card(dusss_core.load(student_file(method={"preset": preset}), "cpu"), {}, "mit")
+    assert f"| learnt from | {learnt}, round" in text and ("vision-language model" in text) == model
+
+
 def test_figures_of_another_study_do_not_come_into_a_card(student_file, tmp_path, capsys):  # noqa: F811
     model = student_file()
     (tmp_path / "summary.json").write_text(json.dumps({**SUMMARY, "config_digest": "b" * 64}))
