@@ -104,7 +104,7 @@ def checked_header(kind: type[Header], text: str, tensors: Mapping[str, Tensor],
         kind: its schema.
 
     Raises:
-        UserError: of another release, or the weights are damaged.
+        UserError: of another release, or the weights are damaged or no numbers: every mask would be empty.
     """
     try:
         about = kind.model_validate_json(text)
@@ -117,6 +117,11 @@ def checked_header(kind: type[Header], text: str, tensors: Mapping[str, Tensor],
         ) from None
     if digest_of_tensors(tensors) != about.tensors:
         raise UserError(f"{path}: its weights are not those that were written", "copy the file again")
+    wrong = sorted(n for n, value in tensors.items() if value.is_floating_point() and not value.isfinite().all())
+    if wrong:
+        raise UserError(
+            f"{path}: its weights are not all finite: {_some(wrong)}", "use a file of another round or training"
+        )
     return about
 
 

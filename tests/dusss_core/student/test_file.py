@@ -161,3 +161,13 @@ def test_a_network_without_statistics_cannot_be_fitted_and_says_so(student_file)
 def test_the_header_holds_no_path_and_no_public_weights():
     config = make_config(student={"weights": "/home/someone/start.safetensors"})
     assert "someone" not in About.of(config, layers="shared").model_dump_json()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused_and_give_no_empty_mask(student_file, value):
+    path = student_file()
+    about, tensors = read_student(path)
+    tensors["down.0.0.0.weight"][0, 0, 0, 0] = value
+    write_student(path, about, tensors)
+    with pytest.raises(UserError, match=r"not all finite: down\.0\.0\.0\.weight"):
+        dusss_core.load(path, "cpu")
