@@ -26,7 +26,7 @@ from server.rounds.replies import MISCOUNTED, Reply
 from server.rounds.roster import Roster, Site
 from server.rounds.secure import SecureCollector
 from server.rounds.selection import NOTHING_TO_CHOOSE_BY, Selection, weighted_mean
-from server.rounds.shares import warning_of_shares
+from server.rounds.shares import capped, warning_of_shares
 from server.rounds.spool import Spool
 from server.rounds.summary import evaluation_figures, make_summary, without_own_layers
 from server.rounds.worth import Worth
@@ -366,17 +366,18 @@ class Coordinator:
         }
 
     def _means(self, accepted: Mapping[str, Reply]) -> dict[str, float]:
-        """Means of the sites' figures, weighted by validation pictures (val.*) or training pictures (the rest)."""
-        names = {name for reply in accepted.values() for name in reply.metrics if "." in name}
+        """Means of the sites' figures, weighted by validation pictures (val.*) or training pictures (the rest). A site
+        weighs no more than its declared size, and no more than the largest share."""
+
+        def weight(site: str, name: str) -> float:
+            known, examples = self._roster.sites[site], accepted[site].metrics.get("num-examples", 1.0)
+            return known.weight(known.counts.get("n_val", 0) if name.startswith("val.") else examples)
+
         means = {}
-        for name in sorted(names):
-            weights = {
-                site: self._roster.sites[site].counts.get("n_val", 0)
-                if name.startswith("val.")
-                else reply.metrics.get("num-examples", 1.0)
-                for site, reply in accepted.items()
-            }
-            mean = weighted_mean([(weights[site], reply.metrics.get(name)) for site, reply in accepted.items()])
+        for name in sorted({name for reply in accepted.values() for name in reply.metrics if "." in name}):
+            told = {site: reply.metrics[name] for site, reply in accepted.items() if name in reply.metrics}
+            shares = capped([weight(site, name) for site in told], self._study.federation.max_share)
+            mean = weighted_mean(zip(shares, told.values(), strict=True))
             if mean is not None:
                 means[name] = mean
         return means

@@ -17,6 +17,7 @@ from server.rounds.screening import MOST_ROOM, too_large
 from server.rounds.selection import Selection
 from server.rounds.shares import capped, warning_of_shares
 from server.runs.checkpoints import read_model
+from server.runs.lines import ALL_SITES
 from server.study.federation import FederationConfig
 from tests.server.conftest import finals
 from tests.server.rounds.test_reply_checks import changed, lines, on, short, study  # noqa: F401
@@ -183,6 +184,30 @@ def test_a_site_that_is_nearly_the_whole_mean_by_its_own_word_is_named(short, tm
 def test_shares_that_cannot_be_held_are_refused_in_the_study_file(settings, told):
     with pytest.raises(ValidationError, match=told):
         FederationConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "val", "train"),
+    [
+        # of 6 validation pictures at each of the others, and 16 for training
+        ({"sizes": dict.fromkeys(("alder", "birch", "cedar"), 16)}, 16 / 28, 1 / 3),
+        ({"max_share": 0.4}, 0.4, 0.4),
+        ({}, 1.0, 1.0),
+    ],
+)
+def test_means_that_are_told_weigh_a_liar_as_the_mean_of_updates_does(short, tmp_path, settings, val, train):  # noqa: F811
+    def meddle(site, kind, round, answer):
+        if kind == "query":
+            return claiming(answer, n_labelled=10**8, n_val=10**8) if site == "birch" else answer
+        if kind != "train":
+            return answer
+        lied = {"val.x": 1.0, "train.x": 1.0, "num-examples": 10**8} if site == "birch" else {"val.x": 0, "train.x": 0}
+        return changed(answer, lambda tensors, metrics: metrics.update(lied))
+
+    coordinate(study(rounds=1, **settings), tmp_path, meddle)
+    found = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    (told,) = [line for line in found if line["site"] == ALL_SITES and line["round"] == 1]
+    assert told["val"]["x"] == pytest.approx(val, abs=1e-6) and told["train"]["x"] == pytest.approx(train, abs=1e-6)
 
 
 # The best round.
