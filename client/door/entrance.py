@@ -145,16 +145,21 @@ def read(kind: str, content: RecordDict) -> Request:
             raise Declined(f"the study names a file on this machine ({name}.weights)")
     if reason := misfit(training):
         raise Declined(reason)
+    phase = Phase(_text(record, "phase", re.compile("|".join(Phase)), Phase.SEGMENT))
+    what = _text(record, "what", re.compile("train|val|test"), "train")
+    if kind == "evaluate" and what != "val" and phase != Phase.SEGMENT:
+        # limits on training it further, and which of its figures may leave, are looked up by the phase
+        raise Declined(f"the final student is one of phase '{Phase.SEGMENT}', and the message says '{phase}'")
     return Request(
         kind=kind,
         training=training,
         training_digest=sha256(text.encode()),
         run_key=_text(record, "run_key", _RUN_KEY),
-        phase=Phase(_text(record, "phase", re.compile("|".join(Phase)), Phase.SEGMENT)),
+        phase=phase,
         round=_round(record, "round", 1),
         vlm_digest=_text(record, "vlm_digest", _DIGEST, ""),
         vlm_round=_round(record, "vlm_round", 0),
-        what=_text(record, "what", re.compile("train|val|test"), "train"),
+        what=what,
         wire=_text(record, "wire", re.compile("|".join(wire.WIRES)), "float32"),
         codec=_codec(record),
         base=_text(record, "base", _DIGEST, ""),

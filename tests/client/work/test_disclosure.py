@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -99,6 +100,23 @@ def test_figures_of_many_pictures_that_few_findings_decide_stay_at_home(fake, si
     assert (f"{split}.dice" in told) == leave
     if not leave:
         assert set(told) - ALWAYS <= {"test.n", "test.n_positive"} and f'"{split}.dice"' in log_of(site_file)
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+def test_the_phase_that_a_message_names_lets_no_figure_of_one_finding_out(fake, site_file, phase):
+    """The one test picture with a finding has no sentence, and would not be counted among pictures of step 1."""
+    empty_masks(site_file, "test", 1)
+    manifest = site_file.parent / "manifest.csv"
+    lines = manifest.read_text().splitlines()
+    first = next(at for at, line in enumerate(lines) if "test" in line.split(","))
+    sentence = lines[0].split(",").index("text")
+    row = next(csv.reader([lines[first]]))
+    row[sentence] = ""
+    manifest.write_text("\n".join([*lines[:first], ",".join(row), *lines[first + 1 :], ""]))
+    limit(site_file, min_records=5)
+    for what in ("test", "train"):
+        reply = answer("evaluate", make_content(study=settings(), what=what, phase=phase), site_file)
+        assert "test.dice" not in reply.metric_records.get("metrics", {})
 
 
 @pytest.mark.parametrize(("findings", "counted"), [(0, 12), (3, 3), (12, 12)])

@@ -152,6 +152,16 @@ def test_a_site_that_only_evaluates_is_not_made_to_train(site_file):
     assert "not fine-tuned here: this site does not train" in (site_file.parent / "state" / "log.txt").read_text()
 
 
+@pytest.mark.parametrize("limits", [{"phases": ["pretrain"]}, {"max_learning_rate": 5e-4}])
+def test_a_message_that_calls_the_final_student_one_of_step_1_passes_no_limit_of_step_2(site_file, limits):
+    """Whose learning rate is 1e-3, that of step 1 a tenth."""
+    limit(site_file, **limits)
+    for phase in Phase:
+        asked = content({"kind": "finetune", "steps": 3}, what="test", phase=phase)
+        asked["config"]["training"] = asked["config"]["training"].replace('"lr":0.001', '"lr":0.0001', 1)
+        assert not told(answer("evaluate", asked, site_file)) and not own_students(site_file)
+
+
 def test_a_site_with_differential_privacy_alone_fine_tunes_nothing(site_file):
     make_private(site_file)
     reply = answer("evaluate", content({"kind": "finetune", "steps": 3}, what="test"), site_file)
