@@ -18,18 +18,23 @@ COUNTS = ("n_labelled", "n_unlabelled", "n_val", "n_test", "n_text", "n_labelled
 """Of the answer to a query."""
 MOST_FIGURES = 512
 MOST_PICTURES = 10**8
+MOST_ROUNDS = 10**6
+"""As in a message to a site."""
+LONGEST = 1e6
+"""Of a distance in a picture, in pixels."""
 LARGEST = 1e12
 """Of the size of a loss, or of what else has no range of its own."""
 _NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 _SCORE = re.compile(r"(?:[a-z0-9]+_)*(?:dice|iou|precision|recall)(?:_pooled)?(?:_\d+)?(?:_(?:low|high))?")
-_JUDGED = re.compile(r"train\.(?:text_share|judged_[a-z]+)")
-"""What text-guided masks are judged by at a site: scores, though they are told with what was trained."""
+_SHARE = re.compile(r"train\.(?:text_share|judged_[a-z]+|dsss_p\d+|personal_alpha)")
+"""What text-guided masks are judged by at a site, and other shares: in [0, 1], though told with what was trained."""
 _PICTURES = re.compile(r"test\.(?:n|n_positive(?:_\d+)?|(?:text_)?dice_from_\d+|text_n(?:_positive(?:_\d+)?)?)")
 """Counts of test pictures."""
 _DISTANCE = re.compile(r"(?:[a-z0-9]+_)*hd95(?:_\d+)?(?:_(?:low|high))?")
 _SLACK = 1e-6
 """By which rounding may push a mean of scores out of its range."""
-_WHOLE = re.compile(r"n_[a-z_]+|.*\.n|personal\.round|ledger-charges")
+_ROUNDS = ("personal.round", "state.age")
+_WHOLE = re.compile(rf"n_[a-z_]+|.*\.n|num-examples|ledger-charges|{_PICTURES.pattern}")
 _SCORED = ("val", "test", "text_mask", "personal", "pseudo")
 
 
@@ -67,7 +72,7 @@ def checked(sent: Mapping[str, object], counts: Mapping[str, int] | None = None)
                 impossible = Impossible(f"'{name}' is {value:g}, not between {low if low <= -1 else 0:g} and {high:g}")
                 impossible.beyond_count = name == "test.n" and value > high
                 raise impossible
-            if _WHOLE.fullmatch(name) and value != int(value):
+            if (name in _ROUNDS or _WHOLE.fullmatch(name)) and value != int(value):
                 raise Impossible(f"'{name}' is {value:g}, and no whole number")
             figures[name] = value
     return figures
@@ -85,12 +90,18 @@ def _has_a_place(name: str) -> bool:
 
 def _range(name: str, counts: Mapping[str, int]) -> tuple[float, float]:
     group, _, rest = name.partition(".")
-    if (group in _SCORED and _SCORE.fullmatch(rest)) or _JUDGED.fullmatch(name):
+    if (group in _SCORED and _SCORE.fullmatch(rest)) or _SHARE.fullmatch(name):
         return -_SLACK, 1 + _SLACK
     if name in COUNTS or name == "num-examples":
         return 0, MOST_PICTURES
     if _PICTURES.fullmatch(name):
         return 0, counts.get("n_test", MOST_PICTURES)
-    if rest == "n" or _DISTANCE.fullmatch(rest) or name in ("seconds", "personal.round", "ledger-charges"):
+    if name in _ROUNDS:
+        return 0, MOST_ROUNDS
+    if _DISTANCE.fullmatch(rest):
+        return 0, LONGEST
+    if rest == "n":
+        return 0, MOST_PICTURES
+    if name in ("seconds", "ledger-charges"):
         return 0, LARGEST
     return -LARGEST, LARGEST
