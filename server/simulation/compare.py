@@ -89,8 +89,8 @@ def why_not(method: str, study: StudyConfig, site_files: Sequence[Path]) -> str 
             "read pictures without paying"
         )
     try:
-        if method not in ALONE:
-            with_method(study, method)
+        if method not in ALONE and with_method(study, method) == study:
+            return "it is the study's own method, trained already"
     except UserError as error:
         return error.problem
     return None

@@ -25,6 +25,7 @@ from server.simulation.privacy import check_sites, describe, has_budget, plan_no
 from server.simulation.verdict import verdict
 from server.study.config import StudyConfig
 from sites.config import load_site
+from sites.dataset import SiteData
 
 Engine = Literal["inprocess", "ray"]
 
@@ -142,20 +143,29 @@ def _simulate(
         for method in methods:
             summary["compare"] = {**summary["compare"], method: compared(method)}
             write_json(out / "summary.json", summary)
-        summary = _with_verdict(summary, study, out, reporter)
+        summary = _with_verdict(summary, study, out, site_files, reporter)
     finally:
         reporter.close()  # before anything is told of what went wrong
     return summary
 
 
-def _with_verdict(summary: dict[str, Any], study: StudyConfig, out: Path, reporter: Reporter) -> dict[str, Any]:
+def _with_verdict(
+    summary: dict[str, Any], study: StudyConfig, out: Path, site_files: Sequence[Path], reporter: Reporter
+) -> dict[str, Any]:
     """Say what the comparisons come to, and write summary.json again with it; without any nothing happens."""
-    if not (told := verdict(study, summary)):
+    if not summary["compare"] or not (told := verdict(study, summary, _test_patients(study, site_files))):
         return summary
     summary = {**summary, "verdict": told}
     write_json(out / "summary.json", summary)
     reporter.on_message(told)
     return summary
+
+
+def _test_patients(study: StudyConfig, site_files: Sequence[Path]) -> dict[str, int]:
+    """By site, how many patients its test pictures with masks are of: the simulation has the manifests at hand."""
+    data = [SiteData(load_site(file), study.image) for file in site_files]
+    tested = {one.site.site: [r for r in one.records if r.split == "test" and r.mask is not None] for one in data}
+    return {name: len({record.group for record in records}) for name, records in tested.items()}
 
 
 def evaluate(folder: Path, *, reporter: Reporter | None = None) -> dict[str, Any]:
@@ -186,7 +196,7 @@ def evaluate(folder: Path, *, reporter: Reporter | None = None) -> dict[str, Any
                 summary = coordinator.evaluate()
             _gather_students(study, folder, site_files)
             summary = add_outside_figures(summary, study, folder, site_files, reporter)
-            return _with_verdict(summary, study, folder, reporter)
+            return _with_verdict(summary, study, folder, site_files, reporter)
         finally:
             reporter.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 
 import pytest
@@ -265,6 +266,24 @@ def test_private_sites_train_no_second_method(fake, quiet, tmp_path):
     for method in ("local", "bcp", "mean_teacher"):
         reason = why_not(method, make_study(), files)
         assert reason.startswith("alder, birch: with differential privacy") and "a second time" in reason
+
+
+@pytest.mark.parametrize(("method", "own"), [({}, "dusss"), ({"preset": "supervised"}, "supervised")])
+def test_the_studys_own_method_is_not_trained_a_second_time(fake, quiet, tmp_path, method, own):
+    found = results_of(tmp_path, make_study(method=method), quiet, f"{own},local")
+    assert found[own] == {"reason": "it is the study's own method, trained already"}
+    assert not (tmp_path / "compare" / own).exists() and found["local"]["dice_mean"] > 0
+
+
+def test_a_verdict_counts_the_patients_of_the_test_pictures(fake, quiet, tmp_path):
+    summary = simulate(make_study(), tmp_path, reporter=quiet, compare_with="local")
+    patients = set()
+    for name in ("alder", "birch"):
+        with (tmp_path / "sites" / name / "manifest.csv").open() as file:
+            patients |= {row["patient"] for row in csv.DictReader(file) if row["split"] == "test" and row["mask"]}
+    pictures = sum(site["n_test"] for site in summary["sites"].values())
+    assert len(patients) < pictures
+    assert f"{pictures} test pictures of {len(patients)} patients" in summary["verdict"]
 
 
 def test_what_could_not_run_is_tried_again_and_what_did_is_not(fake, quiet, tmp_path, monkeypatch):

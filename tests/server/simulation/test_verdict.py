@@ -44,6 +44,26 @@ def test_a_difference_that_so_few_pictures_cannot_tell_is_called_noise():
     assert noise(100) == 0.03
 
 
+def test_several_pictures_of_a_patient_tell_no_more_than_one():
+    summary = {**sites(100, a=0.8, b=0.8), "compare": {"supervised": sites(100, a=0.76, b=0.76)}}
+    each_its_own, few = verdict(make_study(), summary), verdict(make_study(), summary, {"a": 8, "b": 12})
+    assert "within noise" not in each_its_own and "the 2.1 that 200 test pictures can tell apart" in each_its_own
+    assert few.count("within noise") == 3 and "the 6.8 that 200 test pictures of 20 patients can tell apart" in few
+
+
+def test_a_mean_over_some_of_the_sites_says_of_how_many():
+    ours = {"a": 0.8, "b": 0.6, "c": 0.1}
+    text = told(ours, local=sites(a=0.7, b=0.5), supervised=sites(a=0.7, b=0.5, c=0.1))
+    assert "In the mean over the 2 of 3 sites where each method has a figure federated DuSSS has 0.700" in text
+    assert "over the 2 of 3 sites" in told(ours, centralized=sites(a=0.7, b=0.5))
+
+
+def test_a_method_that_is_called_as_the_studys_own_does_not_take_its_place():
+    study = make_study(method={"preset": "paper"})
+    text = told({"a": 0.8}, study=study, paper=sites(a=0.6))
+    assert "Best at a federated the paper's settings (0.800; federated the paper's settings by --compare 0.600)" in text
+
+
 def test_whoever_leads_by_less_than_chance_is_said_to():
     best, next_ = (sites(6, a=value) for value in (0.701, 0.7))
     own = told({"a": 0.701}, 6, local=next_, supervised=sites(6, a=0.69))
