@@ -21,18 +21,22 @@ def charts(run: Run) -> list[dict[str, Any]]:
     """A chart of means with a bar per method, and of few sites one for each; without comparisons none."""
     if not run.summary or methods(run) == ["federated"]:
         return []
-    places: dict[str, str | None] = {"Mean over sites": None}
-    places |= {site: site for site in run.sites} if len(run.sites) <= _MOST_CHARTS else {}
+    everyone = [*results(run)]
+    # a mean over other sites is another figure: a method may have none of a site that it could not train at
+    both = [site for site in everyone if all(dice_of(run, method, site) is not None for method in methods(run))]
+    told = sum(dice_of(run, "federated", site) is not None for site in everyone)
+    mean_over = "Mean over sites" if len(both) == told else f"Mean over {len(both)} of {told} sites"
+    places = {mean_over: both} | ({site: [site] for site in run.sites} if len(run.sites) <= _MOST_CHARTS else {})
     return [
         _bar_figure(
             name,
             [
-                plots.Bar(method_name(method), dice_of(run, method, site), "accent" if ours else "muted")
+                plots.Bar(method_name(method), mean(dice_of(run, method, site) for site in sites), colour)
                 for method in methods(run)
-                for ours in [method == "federated"]
+                for colour in ["accent" if method == "federated" else "muted"]
             ],
         )
-        for name, site in places.items()
+        for name, sites in places.items()
     ]
 
 

@@ -29,7 +29,7 @@ def traffic(run: Run) -> dict[str, Any]:
             total = totals.setdefault((line["phase"], line["round"]), [0, 0])
             total[0], total[1] = total[0] + up, total[1] + down
     rounds = [(phase, round, up, down) for (phase, round), (up, down) in totals.items()]
-    training = {(line["phase"], line["round"]) for line in run.rounds if trained(line)}
+    training = trained(run)
     rows = []
     for phase in run.phases:
         whole = [(up, down) for name, _, up, down in rounds if name == phase]
@@ -55,10 +55,10 @@ def traffic(run: Run) -> dict[str, Any]:
 
 def time(run: Run) -> list[dict[str, Any]]:
     """A row for each part of the run: the time that passed, and the sites' own work, summed, which may be more."""
-    told = mapping(run.summary.get("seconds"))
+    told, training = mapping(run.summary.get("seconds")), trained(run)
     rows = []
     for phase in run.phases:
-        lines = [line for line in run.rounds if line["phase"] == phase and (line["site"] == ALL_SITES or trained(line))]
+        lines = [line for line in run.rounds if line["phase"] == phase and (phase, line["round"]) in training]
         work = sum(number(line.get("seconds")) or 0 for line in lines if line["site"] != ALL_SITES)
         whole = sum(number(line.get("seconds")) or 0 for line in lines if line["site"] == ALL_SITES)
         passed = number(told.get(phase))

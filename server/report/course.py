@@ -33,9 +33,9 @@ def progress(run: Run) -> str:
     """How far an unfinished run is."""
     if not run.rounds:
         return "no round is finished yet"
-    done = []
+    done, training = [], trained(run)
     for phase in run.phases:
-        last = max((line["round"] for line in run.rounds if line["phase"] == phase and trained(line)), default=0)
+        last = max((round for of, round in training if of == phase), default=0)
         planned = number(mapping(run.config.get(phase)).get("rounds"))
         done.append(f"{phase} round {last}" + (f" of {planned}" if planned else ""))
     return ", ".join(done)
@@ -57,12 +57,20 @@ def phase_curves(run: Run, phase: str) -> dict[str, Any]:
     }
 
 
+def takers(run: Run) -> set[str]:
+    """Sites that trained in a round or more; where the rounds are not known, those that were tested."""
+    training = trained(run)
+    lines = [line for line in run.rounds if (line["phase"], line["round"]) in training]
+    took_part = {line["site"] for line in lines if line.get("accepted") is not False} - {ALL_SITES}
+    return took_part or set(mapping(run.summary.get("sites")))
+
+
 def absences(run: Run) -> list[dict[str, Any]]:
     """Who took no part in which rounds of a phase, and why: a row for each site, phase and reason."""
-    rows = []
+    rows, training = [], trained(run)
     for phase in run.phases:
         lines = [line for line in run.rounds if line["phase"] == phase and line["site"] != ALL_SITES]
-        rounds = sorted({line["round"] for line in lines if trained(line)})
+        rounds = sorted(round for of, round in training if of == phase)
         answers = {(line["site"], line["round"]): line for line in lines}
         for site in _trainers(run):
             missed = _missed(site, rounds, answers)
@@ -82,7 +90,8 @@ def absences(run: Run) -> list[dict[str, Any]]:
 
 def _trainers(run: Run) -> list[str]:
     """Sites that took part in training, or were asked to."""
-    return sorted({line["site"] for line in run.rounds if line["site"] != ALL_SITES and trained(line)})
+    training = trained(run)
+    return sorted({line["site"] for line in run.rounds if (line["phase"], line["round"]) in training} - {ALL_SITES})
 
 
 def _missed(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dusss_core.phases import Phase
-from server.runs.lines import mapping, number
+from server.runs.lines import ALL_SITES, mapping, number
 from server.runs.runfiles import Run
 
 METHODS = {
@@ -38,11 +38,12 @@ def method_name(method: str) -> str:
 
 
 def dice_of(run: Run, method: str, site: str | None) -> float | None:
-    """Test Dice of `method` at `site`, mean over pictures; mean over sites where `site` is None."""
+    """Test Dice of `method` at `site`, mean over pictures; mean over the sites that trained where `site` is None."""
     if method == "federated":
         if site is None:
             return number(mapping(run.summary.get("global")).get("dice_mean"))
-        return number(results(run).get(site, {}).get("dice"))
+        tested = {**mapping(run.summary.get("external_test")), **results(run)}
+        return number(mapping(tested.get(site)).get("dice"))
     compared = mapping(mapping(run.summary.get("compare")).get(method))
     if site is None:
         return number(compared.get("dice_mean"))
@@ -69,9 +70,15 @@ def title(phase: Any) -> str:
     return Phase(phase).title if phase in list(Phase) else str(phase)
 
 
-def trained(line: Mapping[str, Any]) -> bool:
-    """Whether a line tells of training; the last model of a phase is validated in a line of its own."""
-    return bool(mapping(line.get("train"))) or line.get("accepted") is False
+def trained(run: Run) -> set[tuple[str, int]]:
+    """(phase, round) of the rounds that trained. The last model of a phase is validated in a round of its own, whose
+    whole is not timed. A private site tells no figure of its training, and a refusal reads the same in either kind."""
+    return {(line["phase"], line["round"]) for line in run.rounds if _tells_of_training(line)}
+
+
+def _tells_of_training(line: Mapping[str, Any]) -> bool:
+    known = "seconds" if line["site"] == ALL_SITES else "num-examples"
+    return bool(mapping(line.get("train"))) or number(line.get(known)) is not None
 
 
 def mean(values: Iterable[float | None]) -> float | None:

@@ -141,8 +141,9 @@ def _where(run: Run, progress: Progress) -> str:
 def _sites(run: Run, progress: Progress) -> list[dict[str, Any]]:
     """A row for each site: what it does, and its last answer."""
     last: dict[str, Mapping[str, Any]] = {}
+    training = trained(run)
     for line in run.rounds:
-        if line["site"] != ALL_SITES and trained(line):
+        if line["site"] != ALL_SITES and (line["phase"], line["round"]) in training:
             last[line["site"]] = line
     rows = []
     for site in sorted(set(progress.sites) | set(last)):

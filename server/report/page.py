@@ -106,7 +106,7 @@ def _personal_tiles(run: Run) -> list[tuple[str, str, str]]:
 
 def _sentence(run: Run) -> str:
     """The result in one or two sentences, for someone who reads nothing else."""
-    overall, count = mapping(run.summary.get("global")), len(run.sites)
+    overall, count = mapping(run.summary.get("global")), len(course.takers(run))
     dice = number(overall.get("dice_mean"))
     if dice is None:
         return ""
@@ -116,7 +116,8 @@ def _sentence(run: Run) -> str:
     for method, description in against.items():
         if (lead := lead_over(run, method, None)) is not None:
             side = "above" if lead >= 0 else "below"
-            distances.append(f"{abs(lead) * 100:.1f} points {side} {description}")
+            size = f"{abs(lead) * 100:.1f} points {side}" if round(abs(lead) * 100, 1) else "as much as"
+            distances.append(f"{size} {description}")
     behind = {
         name: lead
         for name in methods(run)[1:]

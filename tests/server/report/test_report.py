@@ -348,6 +348,79 @@ def test_who_was_absent_is_told_by_site_phase_and_round(tmp_path):
     assert "alder Segmentation (step 2)" not in page.words
 
 
+def rewritten(folder, change):
+    """The run with each line of metrics.jsonl as `change` makes it."""
+    path = folder / "metrics.jsonl"
+    lines = [change(json.loads(line)) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_rounds_of_private_sites_which_tell_nothing_of_their_training_are_counted(tmp_path):
+    def private(line):
+        kept = ("phase", "round", "site", "bytes_up", "bytes_down", *(["seconds"] if line["site"] == "*" else []))
+        line = {name: line[name] for name in kept if name in line}
+        if (line["phase"], line["round"], line["site"]) == ("segment", 4, "birch"):
+            return line | {"accepted": False, "reason": "no answer in time"}
+        return line
+
+    folder = rewritten(write_run(tmp_path / "run"), private)
+    words = report_of(folder)[1].words
+    assert "Pretraining (step 1) 6 9.3 MB 9.3 MB" in words and "Segmentation (step 2) 10 5.7 MB 5.7 MB" in words
+    assert "birch Segmentation (step 2) 4 1 of 10 no answer in time" in words
+    (folder / "summary.json").unlink()
+    assert "pretrain round 6 of 6, segment round 10 of 10" in report_of(folder)[1].words
+
+
+def test_a_refusal_when_the_last_model_is_validated_makes_no_further_round(tmp_path):
+    def refused(line):
+        if (line["phase"], line["round"], line["site"]) == ("segment", 11, "birch"):
+            return {**line, "val": {}, "accepted": False, "reason": "no answer in time"}
+        return line
+
+    folder = rewritten(write_run(tmp_path / "run"), refused)
+    assert "Segmentation (step 2) 10 5.7 MB 5.7 MB" in report_of(folder)[1].words
+    (folder / "summary.json").unlink()
+    assert "segment round 10 of 10" in report_of(folder)[1].words
+
+
+def test_means_that_stand_side_by_side_are_over_the_same_sites(tmp_path):
+    folder = write_run(tmp_path / "run")
+    assert "Test Dice, Mean over sites: Federated 0.720, Each site alone 0.630" in report_of(folder)[0]
+    summary = json.loads((folder / "summary.json").read_text())
+    local = summary["compare"]["local"]
+    del local["sites"]["cedar"]  # it could not train alone; it was the lowest
+    local["dice_mean"] = 0.645
+    (folder / "summary.json").write_text(json.dumps(summary))
+    text = report_of(folder)[0]
+    assert "Test Dice, Mean over 2 of 3 sites: Federated 0.735, Each site alone 0.645" in text
+
+
+def test_the_federated_model_is_shown_at_a_site_that_is_only_tested_too(tmp_path):
+    folder = write_run(tmp_path / "run")
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["external_test"] = {"outer": {"n_test": 12, "dice": 0.444}}
+    for row in summary["compare"]["local"]["across"].values():
+        row["outer"] = 0.4
+    (folder / "summary.json").write_text(json.dumps(summary))
+    assert "Federated, tested at outer: 0.44" in report_of(folder)[1].text
+
+
+def test_the_first_sentence_counts_who_trained_and_says_of_equals_that_they_are(tmp_path):
+    def idle(line):
+        if line["site"] == "cedar":
+            return {**line, "train": {}, "val": {}, "accepted": False, "reason": "no labels"}
+        return line
+
+    folder = rewritten(write_run(tmp_path / "run"), idle)
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["compare"]["local"]["sites"] = {site: it["dice"] for site, it in summary["sites"].items()}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    words = report_of(folder)[1].words
+    assert "2 hospitals trained one model together." in words
+    assert "its mean Dice is 0.720: as much as each hospital training alone and 1.0 points below" in words
+
+
 def test_every_sites_own_model_is_shown_at_every_site(tmp_path):
     _, page = report_of(write_run(tmp_path / "run"))
     assert "alder, tested at cedar: 0.58" in page.text and "Federated, tested at cedar: 0.69" in page.text
