@@ -263,8 +263,7 @@ class Coordinator:
         selection.observe(last.round, self._validation(accepted))
         figures = {
             **self._means(accepted),
-            "bytes_up": float(sum(reply.bytes_up for reply in replies.values())),
-            "bytes_down": float(sum(down.values())),
+            **_bytes(replies, down),
             "seconds": time.perf_counter() - started,
         }
         self._warn_of_saturation(phase, round, figures)
@@ -306,10 +305,11 @@ class Coordinator:
         accepted = {name: reply for name, reply in replies.items() if reply.accepted}
         selection.observe(last.round, self._validation(accepted))
         if accepted:
+            round, figures = last.round + 1, {**self._means(accepted), **_bytes(replies, down)}
             self._run.outputs.add(
                 [
-                    *_lines(last.phase, last.round + 1, replies, down),
-                    {"phase": last.phase, "round": last.round + 1, "site": ALL_SITES, **nested(self._means(accepted))},
+                    *_lines(last.phase, round, replies, down),
+                    {"phase": last.phase, "round": round, "site": ALL_SITES, **nested(figures)},
                 ]
             )
 
@@ -410,6 +410,14 @@ def _drawn_here(study: StudyConfig, phase: Phase, vlm: Mapping[str, Tensor] | No
 def _after(phase: Phase) -> list[Phase]:
     phases = list(Phase)
     return phases[phases.index(phase) + 1 :]
+
+
+def _bytes(replies: Mapping[str, Reply], down: Mapping[str, int]) -> dict[str, float]:
+    """Over all sites that were asked, from and to them."""
+    return {
+        "bytes_up": float(sum(reply.bytes_up for reply in replies.values())),
+        "bytes_down": float(sum(down.values())),
+    }
 
 
 def _lines(phase: Phase, round: int, replies: Mapping[str, Reply], down: Mapping[str, int]) -> list[dict[str, Any]]:

@@ -18,6 +18,8 @@ from dusss_core.errors import UserError
 from dusss_core.files import exclusive, read_tensors
 from dusss_core.phases import Phase
 from server.__main__ import main
+from server.deployment.control import FlowerRun
+from server.deployment.watching import state_of_run
 from server.rounds.coordinator import RoundFailed
 from server.rounds.enough import check_enough
 from server.rounds.replies import LOST, Reply
@@ -64,6 +66,22 @@ def test_bytes_are_counted_from_the_arrays_and_the_vlm_goes_to_each_site_once(fa
     student = down["segment", 2]
     assert student == down["segment", 3] == down["pretrain", 1]
     assert down["segment", 1] == 2 * student
+
+
+def test_bytes_over_all_sites_are_told_of_the_last_models_validation_too(fake, quiet, tmp_path):
+    simulate(make_study(), tmp_path, reporter=quiet)
+    rounds = {}
+    for line in lines_of(tmp_path):
+        rounds.setdefault((line["phase"], line["round"]), {})[line["site"]] = line
+    assert {round for _, round in rounds} == {1, 2, 3}
+    for sites in rounds.values():
+        whole = sites.pop("*")
+        for way in ("bytes_up", "bytes_down"):
+            assert whole[way] == sum(line[way] for line in sites.values())
+        assert whole["bytes_down"] > 0
+    down = sum(line["bytes_down"] for sites in rounds.values() for line in sites.values())
+    run = FlowerRun(1, "finished", "completed", "", tmp_path, "2026-01-01T10:00:00+00:00")
+    assert state_of_run(run)["bytes_down"] == down
 
 
 def test_without_text_masks_there_is_no_pretraining(fake, quiet, tmp_path):
