@@ -173,15 +173,14 @@ def personal_students(study: StudyConfig, folder: Path, sites: Sequence[Path]) -
 
 def models_at_sites(study: StudyConfig, folder: Path) -> dict[str, Kept]:
     """The models that the sites of the run in `folder` have where normalisation layers stay with them, by site."""
-    from dusss_core.student import read_student, read_vlm, vlm_path
+    from dusss_core.student import read_student, read_vlm, students_in, vlm_path
     from server.runs.students import STUDENTS
 
     if not study.local_norm:
         return {}
-    files = [file for file in (folder / STUDENTS).glob("*.safetensors") if not file.name.endswith(".vlm.safetensors")]
     return {
         file.stem: Kept(read_student(file)[1], read_vlm(vlm_path(file))[1] if vlm_path(file).is_file() else None)
-        for file in files
+        for file in students_in(folder / STUDENTS)
     }
 
 

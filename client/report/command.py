@@ -65,9 +65,10 @@ def report(site: SiteConfig, study: str | None = None, *, each: int = 3, most: i
 
 def _student(site: SiteConfig, study: str | None) -> Path:
     """The file of the newest finished student here."""
+    from dusss_core.student import students_in
+
     folder = site.state_dir / "students"
-    # a student's vision-language model lies beside it
-    files = [file for file in folder.glob("*.safetensors") if not file.name.endswith(".vlm.safetensors")]
+    files = students_in(folder)
     named = [file for file in files if study is None or file.stem.rpartition("-")[0] == study]
     if not named:
         there = ", ".join(sorted({file.stem.rpartition("-")[0] for file in files})) or "none"
@@ -79,26 +80,26 @@ def _student(site: SiteConfig, study: str | None) -> Path:
 
 
 def _models(site: SiteConfig, about: About, tensors: dict, path: Path) -> Models:
-    from dusss_core.student import read_vlm, vlm_path
+    from dusss_core.student import personal_path, read_student, read_vlm, vlm_path
 
     config, key = about.config(), path.stem.rpartition("-")[2]
     student = Network(config, tensors, about.hears)
-    notes, vlm, teacher, own = [], None, {}, None
+    notes, vlm, teacher = [], None, {}
     if vlm_path(path).is_file():
         guide, weights = read_vlm(vlm_path(path))
         vlm = Network(guide.config(), weights)
         notes.append(f"The vision-language model is that of round {guide.round}.")
+    own = read_student(personal_path(path))[1] if personal_path(path).is_file() else {}
     # the private state is kept by the whole key, and for the last studies alone
     for folder in (site.state_dir / "studies" / about.study).glob(f"{key}*"):
         state = SiteState(site.state_dir, about.study, folder.name)
         newest = state.newest(Phase.SEGMENT, before=10**9)
         if newest and (teacher := with_prefix(newest[0], "objective.teacher.")):
             notes.append(f"The teacher is that of this site's round {newest[1]}.")
-        own = state.personal()
     return Models(
         student=student,
         teacher=_fitting(student, teacher),
-        own=_fitting(student, own[0]) if own else None,
+        own=_fitting(student, own),
         vlm=vlm,
         notes=tuple(notes),
     )

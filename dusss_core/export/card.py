@@ -73,6 +73,7 @@ def card(student: Student, summary: Mapping[str, Any], licence: str) -> str:
         f"| input | {about.image.channels} channel(s), {about.image.size} x {about.image.size} pixels, {_how(about)} |",
         f"| classes | {', '.join(f'{i}: {name}' for i, name in enumerate(about.names))} |",
         f"| threshold | {_threshold(about)} |",
+        *_whose(about),
         f"| normalisation layers | {_LAYERS[about.layers]} |",
         f"| learnt from | {about.objective}, round {about.round} |",
         f"| digest of the study | `{about.study_digest or 'unknown'}` |",
@@ -117,8 +118,19 @@ def _sites(about: About, summary: Mapping[str, Any]) -> tuple[dict[str, Any], bo
     of a site's own file that site's alone; a file with other layers was never measured in the run."""
     sites = {**summary.get("sites", {}), **summary.get("external_test", {})}
     if about.layers in ("shared", "site") and about.site in sites:
-        return {about.site: sites[about.site]}, True
+        site = sites[about.site]
+        return {about.site: site if about.personal == "none" else _as_own(site)}, True
     return sites, about.layers == "shared"
+
+
+def _whose(about: About) -> list[str]:
+    return [] if about.personal == "none" else [f"| whose | one site's own ({about.personal}), beside the shared one |"]
+
+
+def _as_own(site: Mapping[str, Any]) -> dict[str, Any]:
+    """A site's figures, with those of the student that is its own (`personal`) in place of those of the shared one."""
+    kept = {name: value for name, value in site.items() if name.startswith("n_")}
+    return {**kept, **{name: site.get(f"personal_{name}") for name in ("dice", "iou", "hd95")}}
 
 
 def _figures(sites: Mapping[str, Any], summary: Mapping[str, Any], measured: bool) -> list[str]:

@@ -5,7 +5,14 @@ statistics of normalisation layers can be fitted to pictures of a hospital that 
 """
 
 from dusss_core.student.about import About
-from dusss_core.student.file import layers_without_a_site, read_student, whole_student, write_student
+from dusss_core.student.file import (
+    layers_without_a_site,
+    personal_path,
+    read_student,
+    students_in,
+    whole_student,
+    write_student,
+)
 from dusss_core.student.student import Prediction, Student, write_fitted
 from dusss_core.student.vlm import AboutVLM, load_vlm, read_vlm, vlm_path, write_vlm
 
@@ -16,8 +23,10 @@ __all__ = [
     "Student",
     "layers_without_a_site",
     "load_vlm",
+    "personal_path",
     "read_student",
     "read_vlm",
+    "students_in",
     "vlm_path",
     "whole_student",
     "write_fitted",

@@ -47,6 +47,8 @@ class About(Strict):
     site: str | None = Field(None, max_length=64)
     """The site whose layers or head (`personal: fedrep`) these are; a site's own file, which never leaves it by itself.
     """
+    personal: Literal["none", "ditto", "apfl", "finetune"] = "none"
+    """A student that the site has beside the one that all trained (`personal` of the study): how it was made."""
     fitted_on: int | None = Field(None, ge=1)
     """Pictures that its statistics were fitted on."""
     threshold: float = Field(0.5, gt=0, lt=1)

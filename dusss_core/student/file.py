@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 KEY = "feddusss.student"
+PERSONAL, VLM = ".personal", ".vlm"
+"""What the names of files end with that lie beside a student's."""
 Header = TypeVar("Header", bound=Strict)
 _OTHERS = ("others.", "pixel_heads.", "second.")
 """Parts of a student that only training needs."""
@@ -76,6 +78,17 @@ def write_student(path: Path, about: About, tensors: Mapping[str, Tensor]) -> No
     """
     about = about.model_copy(update={"tensors": digest_of_tensors(tensors)})
     write_tensors(path, tensors, {KEY: about.model_dump_json(), "format": "pt"})
+
+
+def personal_path(student: Path | str) -> Path:
+    """Where the student lies that a site has of its own (`personal`): beside the one that all trained."""
+    student = Path(student)
+    return student.with_name(f"{student.stem}{PERSONAL}{student.suffix}")
+
+
+def students_in(folder: Path) -> list[Path]:
+    """The students that all trained, as a site has them, without what lies beside each."""
+    return [file for file in folder.glob("*.safetensors") if not file.stem.endswith((PERSONAL, VLM))]
 
 
 def read_student(path: Path | str) -> tuple[About, dict[str, Tensor]]:

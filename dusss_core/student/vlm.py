@@ -22,7 +22,7 @@ from dusss_core.errors import UserError
 from dusss_core.files import digest_of_tensors, read_tensors, write_tensors
 from dusss_core.records import Split
 from dusss_core.student.about import Layers
-from dusss_core.student.file import check_fit, checked_header
+from dusss_core.student.file import PERSONAL, VLM, check_fit, checked_header
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,9 +64,9 @@ class AboutVLM(Strict):
 
 
 def vlm_path(student: Path | str) -> Path:
-    """Where a student's vision-language model lies: beside it."""
+    """Where a student's vision-language model lies: beside it. All students of a study at a site have the same."""
     student = Path(student)
-    return student.with_name(f"{student.stem}.vlm{student.suffix}")
+    return student.with_name(f"{student.stem.removesuffix(PERSONAL)}{VLM}{student.suffix}")
 
 
 def write_vlm(path: Path, config: TrainingConfig, tensors: Mapping[str, Tensor], layers: Layers, **more) -> None:

@@ -116,12 +116,13 @@ def _personal(study: StudyConfig, run_key: str, sites: Mapping[str, Mapping[str,
         name: {"n_test": site["n_test"], **{figure: site.get(f"personal_{figure}") for figure in _FIGURES}}
         for name, site in sites.items()
     }
+    file = "" if study.personal.kind == "fedrep" else ".personal"  # of FedRep a site has one student
     return {
         "kind": study.personal.kind,
         **overall(own),
         "val_dice_mean": _mean(site.get("personal_val_dice") for site in sites.values()),
         "files": {
-            name: f"studies/{study.study}/{run_key}/{Phase.SEGMENT}-personal-{site['personal_round']:06d}.safetensors"
+            name: f"students/{study.study}-{run_key[:8]}{file}.safetensors"
             for name, site in sites.items()
             if site.get("personal_round") is not None
         },

@@ -54,7 +54,7 @@ def write_vlm_of_run(folder: Path, study: StudyConfig, digest: str, final: Check
 
 
 def gather_students(folder: Path, written: Mapping[str, Path]) -> None:
-    """Copy simulated sites' own students to RUN/students/NAME.safetensors, their vision-language models beside them.
+    """Copy simulated sites' own students to RUN/students/NAME.safetensors, and what lies beside each.
 
     Args:
         written: the file of each site; one that is not there is left out.
@@ -63,6 +63,7 @@ def gather_students(folder: Path, written: Mapping[str, Path]) -> None:
 
     for name, path in written.items():
         target = folder / STUDENTS / f"{name}.safetensors"
-        for one, copy in ((path, target), (student.vlm_path(path), student.vlm_path(target))):
+        for place in (Path, student.vlm_path, student.personal_path):
+            one, copy = place(path), place(target)
             if one.is_file():
                 write_atomically(copy, lambda temporary, one=one: shutil.copyfile(one, temporary) and None)

@@ -234,8 +234,8 @@ def _coordinator(
 
 
 def _gather_students(study: StudyConfig, out: Path, site_files: Sequence[Path]) -> None:
-    """The simulated sites' own students, where layers stay at the sites, into the run's folder."""
-    if not study.local_norm:
+    """The simulated sites' own students, where layers or students stay at the sites, into the run's folder."""
+    if not study.local_norm and study.personal.kind == "none":
         return
     _, run_key = read_study(out)
     sites = [load_site(file) for file in site_files]

@@ -12,7 +12,7 @@ from dusss_core.config import TrainingConfig
 from dusss_core.files import digest_of_tensors, read_tensors
 from dusss_core.objectives import TABLE, objective_of, reads_sentences, with_objective
 from dusss_core.phases import Phase
-from dusss_core.student import read_student
+from dusss_core.student import read_student, students_in
 from dusss_core.training import fine_tuned, initial_shared, on_labels_alone
 from feddusss import wire
 from server.simulation.materialise import materialise
@@ -193,6 +193,6 @@ def test_the_file_of_a_finished_student_says_whose_head_it_has(site_file, kind, 
     assert declined(answer("train", content(kind), site_file)) is None
     reply = answer("evaluate", content(kind, what="test"), site_file)
     assert declined(reply) is None, declined(reply)
-    (file,) = (site_file.parent / "state/students").glob("*.safetensors")
+    (file,) = students_in(site_file.parent / "state/students")
     about, _ = read_student(file)
     assert (about.layers, about.site, about.objective) == ("shared", whose, "supervised")

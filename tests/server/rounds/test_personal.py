@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from client.work.workbench import forget
+from dusss_core import load
+from dusss_core.export.card import card
 from dusss_core.files import digest_of_tensors, read_tensors
 from dusss_core.phases import Phase
 from dusss_core.training import evaluate_student, initial_shared
@@ -83,6 +85,26 @@ def test_a_study_tells_what_the_sites_own_students_score_and_where_they_lie(kind
     assert all(("personal_dice" in val) == (kind != "finetune") for val in told)
     page = write_report(tmp_path).read_text(encoding="utf-8")
     assert "Own student, Dice" in page and f"{min(dice):.3f}" in page
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sites_own_student_is_a_file_that_loads_by_itself(kind, tmp_path):
+    settings = study(kind, segment__epochs=4, segment__batch=4, segment__optimizer={"lr": 2e-2})
+    summary = simulate(settings, tmp_path, reporter=Reporter())
+    name = "alder" if kind == "fedrep" else "alder.personal"
+    copied, shared = load(tmp_path / "students" / f"{name}.safetensors"), tmp_path / "students" / "alder.safetensors"
+    there = load(tmp_path / "sites" / "alder" / "state" / summary["personal"]["files"]["alder"])
+    assert copied.about == there.about and (there.about.site, there.about.personal) == (
+        "alder",
+        "none" if kind == "fedrep" else kind,
+    )
+    assert there.about.round == summary["sites"]["alder"]["personal_round"]
+    assert (there.about.tensors == load(shared).about.tensors) == (kind == "fedrep")
+    site = load_local(tmp_path / "sites" / "alder" / "site.yaml", settings)
+    picture = site.splits["test"].images[0, 0]
+    assert there.predict(picture)[0].shape == picture.shape
+    told = card(there, summary, "unknown")
+    assert f"| {summary['sites']['alder']['personal_dice']:.3f}" in told and "birch" not in told
 
 
 def test_a_study_without_them_says_nothing_of_them(fake, tmp_path, quiet):
