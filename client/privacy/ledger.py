@@ -209,8 +209,11 @@ class Ledger:
         return (self._state_dir / HEAD).exists() or self._in_audit_log() is not None
 
     def _read(self) -> list[Entry]:
+        # a charge is written to the ledger, then to the head, then to the log; read the other way round, one that is
+        # written meanwhile is in the ledger at least
+        log, head = self._in_audit_log(), self._head()
         entries = self._parse()
-        for witness, told in (("the audit log", self._in_audit_log()), (HEAD, self._head())):
+        for witness, told in (("the audit log", log), (HEAD, head)):
             if told is None:
                 continue
             count, last = told
@@ -219,7 +222,7 @@ class Ledger:
                 raise LedgerError(f"{self.path}: {problem}", _LOST)
             if count and entries[count - 1].sha256 != last:
                 raise LedgerError(f"{self.path}: charge {count} is not the one that {witness} knows", _LOST)
-        if entries and self._head() is None and (self._in_audit_log() or (0, ""))[0] < len(entries):
+        if entries and head is None and (log or (0, ""))[0] < len(entries):
             raise LedgerError(
                 f"{self._state_dir / HEAD}: missing or damaged, so nothing shows that {FILE} is the newest copy", _LOST
             )

@@ -86,6 +86,21 @@ def test_more_records_of_a_patient_cost_more(state):
         pay(open_ledger(state, epsilon=3.0, records_per_patient=2))
 
 
+@pytest.mark.parametrize("read", ["_parse", "_head", "_in_audit_log"])
+def test_who_reads_while_a_round_is_paid_for_finds_a_whole_ledger(state, monkeypatch, read):
+    pay(open_ledger(state), round=1)
+    reader = open_ledger(state)
+    found = getattr(reader, read)
+
+    def meanwhile():
+        told = found()
+        pay(open_ledger(state), round=2)
+        return told
+
+    monkeypatch.setattr(reader, read, meanwhile)
+    assert len(reader.entries()) >= 1
+
+
 def test_each_charge_is_in_the_audit_log(state):
     entries = [pay(open_ledger(state), round) for round in (1, 2)]
     lines = [json.loads(line) for line in (state / "audit.jsonl").read_text().splitlines()]
