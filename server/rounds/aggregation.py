@@ -272,14 +272,22 @@ def _tensor(value: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(value))
 
 
-def sites_needed(config: FederationConfig) -> int:
-    """The least number of replies with which the strategy does what its name says."""
+def sites_needed(config: FederationConfig, trainers: int = 0) -> int:
+    """The least number of replies with which the strategy does what its name says.
+
+    Args:
+        trainers: training sites that are known, which the default threshold of secure aggregation goes by.
+    """
     needed = {
         "fedmedian": 3,
         "fedtrimmedavg": next(n for n in range(3, 10_000) if int(config.trim * n) >= 1),
         "krum": 2 * config.byzantine + 3,
     }
-    secure = (config.secure_threshold or 2) if config.secure_aggregation else 1
+    secure = 1
+    if config.secure_aggregation:
+        from feddusss.secagg.member import default_threshold
+
+        secure = config.secure_threshold or default_threshold(trainers)
     return max(needed.get(config.strategy, 1), config.min_sites, secure)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -77,10 +77,12 @@ class Collector:
         down: dict[str, int] = {}
         self._roster.refresh()
         for attempt in range(1 + federation.retries):
-            if attempt:
-                self._say(f"{phase} round {round}: too few answers; asking again those that were lost")
             accepted = [name for name, reply in replies.items() if reply.accepted]
             open_sites = self._open_sites(replies, abstaining)
+            if attempt:
+                if len(accepted) + self._number_of(open_sites) < needed:
+                    break
+                self._say(f"{phase} round {round}: too few answers; asking again those that were lost")
             self._roster.wait_for(max(1, needed - len(accepted)), federation.start_timeout_s, open_sites)
             sites = [s for s in self._roster.training() if s.name in self._open_sites(replies, abstaining)]
             self._reporter.on_round_start(phase, round, rounds, [*accepted, *(site.name for site in sites)])
@@ -132,6 +134,10 @@ class Collector:
         """Sites whose answer the round still lacks."""
         done = {name for name, reply in replies.items() if reply.kind != LOST}
         return self._roster.sites.keys() - abstaining.keys() - done
+
+    def _number_of(self, open_sites: Container[str]) -> int:
+        """How many of them train, there or away: no wait brings more."""
+        return sum(site.name in open_sites for site in (*self._roster.training(), *self._roster.away()))
 
     def _screen(self, replies: dict[str, Reply]) -> None:
         """Refuse updates and statistics that are far too large."""

@@ -45,8 +45,8 @@ def check_enough(
         UserError: it has not, and there is something to mend.
         RoundFailed: it has not, and trying again may help.
     """
-    needed, accepted = sites_needed(study.federation), [name for name, reply in replies.items() if reply.accepted]
-    if len(accepted) >= needed:
+    accepted = [name for name, reply in replies.items() if reply.accepted]
+    if len(accepted) >= sites_needed(study.federation):
         return
     reasons = {**abstaining, **{name: reply.reason for name, reply in replies.items() if not reply.accepted}}
     # what a site says of too little memory is all there is to say
@@ -55,7 +55,7 @@ def check_enough(
     reasons |= {name: text for name, (text, _) in causes.items()}
     told = "\n".join(f"  {name}: {reason}" for name, reason in sorted(reasons.items()))
     sites = [site.name for site in (*roster.training(), *roster.away())]
-    able = [name for name in sites if name not in abstaining]
+    able, needed = [name for name in sites if name not in abstaining], sites_needed(study.federation, len(sites))
     if not able:
         raise UserError(
             f"no site can take part in the {phase} phase:\n{told}",
@@ -88,8 +88,8 @@ def check_enough(
         raise UserError(
             f"{phase} round {round}: {len(able)} of {len(sites)} sites can take part, {needed} needed; trying "
             f"again would end the same way:\n{told}",
-            f"give the sites that cannot take part what is missing{_or_fewer(study, len(able))}; then go on with "
-            "--resume",
+            f"give the sites that cannot take part what is missing{_or_fewer(study, len(sites), len(able))}; then go "
+            "on with --resume",
         )
     saved = any(run.checkpoints.rounds(each) for each in Phase)
     left = "the checkpoints are intact (--resume)" if saved else "no round was saved yet: start again (--resume or not)"
@@ -101,8 +101,8 @@ def check_enough(
     raise RoundFailed(f"{what}, {needed} needed; {left}\n{told}")
 
 
-def _or_fewer(study: StudyConfig, able: int) -> str:
+def _or_fewer(study: StudyConfig, sites: int, able: int) -> str:
     """What lowers the number of sites that a round needs to `able`; empty if nothing does."""
     federation = study.federation
-    enough = sites_needed(federation.model_copy(update={"min_sites": 1})) <= able
+    enough = sites_needed(federation.model_copy(update={"min_sites": 1}), sites) <= able
     return f", or lower federation.min_sites (now {federation.min_sites}) to {able}" if enough else ""

@@ -64,10 +64,12 @@ class SecureCollector(Collector):
         mean = None
         self._roster.refresh()
         for again in range(1 + federation.retries):
-            if again:
-                self._say(f"{phase} round {round}: no sum; asking again, with fresh keys")
             open_sites = self._open_sites(exchanges.replies, abstaining)
             threshold = federation.secure_threshold or default_threshold(self._known())
+            if self._number_of(open_sites) < threshold:
+                break
+            if again:
+                self._say(f"{phase} round {round}: no sum; asking again, with fresh keys")
             self._roster.wait_for(threshold, federation.start_timeout_s, open_sites)
             sites = [s for s in self._roster.training() if s.name in self._open_sites(exchanges.replies, abstaining)]
             sites = exchanges.reliable(sites, threshold)

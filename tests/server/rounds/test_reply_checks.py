@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from dusss_core.errors import UserError
 from feddusss import wire
@@ -129,6 +129,17 @@ def test_a_round_that_was_asked_again_gives_the_weights_of_one_that_was_not(tmp_
     coordinate(study(min_sites=3), tmp_path / "lossy", on("cedar", 2, lost_once))
     coordinate(study(min_sites=3), tmp_path / "whole")
     assert finals(tmp_path / "lossy") == finals(tmp_path / "whole")
+
+
+def test_a_lost_site_is_not_waited_for_where_the_others_are_too_few_whatever_it_does(tmp_path):
+    def of_birch_and_cedar(site, kind, round, answer):
+        if kind == "train" and round == 2 and site == "birch":
+            told = ConfigRecord({"declined": "no masks", "abstains": True})
+            return Message(RecordDict({"config": told}), metadata=answer.metadata)
+        return None if kind == "train" and round == 2 and site == "cedar" else answer
+
+    with pytest.raises(UserError, match=r"2 of 3 sites can take part, 3 needed[^>]*birch: no masks"):
+        coordinate(study(min_sites=3, start_timeout_s=600.0), tmp_path, of_birch_and_cedar)
 
 
 def test_a_site_that_stays_lost_fails_the_round_and_the_run_can_go_on_later(tmp_path):

@@ -12,6 +12,7 @@ from flwr.common.serde import message_to_proto
 
 import client.secure.part
 import client.work.training
+from dusss_core.errors import UserError
 from dusss_core.phases import Phase
 from feddusss import wire
 from feddusss.secagg.fixedpoint import FRACTION_BITS
@@ -270,6 +271,19 @@ def test_below_the_threshold_the_round_fails_and_the_run_can_go_on_later(tmp_pat
     coordinate(secure, tmp_path / "broken")
     simulate(secure, tmp_path / "whole", reporter=quiet)
     assert finals(tmp_path / "broken") == finals(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("threshold", [None, 3])
+def test_sites_that_cannot_take_part_and_leave_too_few_for_a_sum_end_the_run_at_once_by_name(tmp_path, threshold):
+    """As a site whose privacy budget is spent, which tells so when it is asked to train."""
+
+    def decline(answer):
+        answer.content = RecordDict({"config": ConfigRecord({"declined": "its budget is spent", "abstains": True})})
+        return answer
+
+    three = study(FOUR[:3], secure_threshold=threshold, rounds=2, start_timeout_s=600.0, round_timeout_s=60.0)
+    with pytest.raises(UserError, match=r"2 of 3 sites can take part, 3 needed[^>]*birch: its budget is spent"):
+        coordinate(three, tmp_path, on("train", decline, ["birch"], round=2))
 
 
 class Killed(BaseException):
