@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ANSWERS = "answers"
-KEPT_ANSWERS = 2
+KEPT_ANSWERS, KEPT_RUNS = 2, 4
+"""Answers of a run that are kept, and the runs that were answered last: two studies may take turns, and either may ask
+again."""
 FAILED = "this site could not do it; its own log says more"
 """The one text about an error. Its kind, too, could tell of a record."""
 LEDGER_IS_WRONG = "this site's privacy ledger must be looked after before anything leaves; its own log says more"
@@ -129,15 +131,18 @@ def _given_before(request: Judged) -> RecordDict | None:
 
 
 def _keep_answer(request: Judged, answer: RecordDict) -> None:
-    """Keep a paid-for answer, whole, before it leaves; older ones are dropped."""
-
+    """Keep a paid-for answer, whole, before it leaves; older ones of its run, and those of older runs, are dropped."""
     path = _answer_path(request)
     make_private(path.parent)
     told = flower.recorddict_to_proto(answer).SerializeToString()
     write_bytes(path, hashlib.sha256(told).digest() + told)
-    kept = sorted(path.parent.glob("*.answer"), key=lambda other: other.stat().st_mtime_ns)
-    for old in kept[:-KEPT_ANSWERS]:
-        old.unlink(missing_ok=True)
+    kept: dict[str, list[Path]] = {}
+    for one in sorted(path.parent.glob("*.answer"), key=lambda other: other.stat().st_mtime_ns, reverse=True):
+        run = one.stem.rpartition("-")[0]
+        kept.setdefault(run, []).append(one)
+    for place, answers in enumerate(kept.values()):
+        for old in answers[KEPT_ANSWERS if place < KEPT_RUNS else 0 :]:
+            old.unlink(missing_ok=True)
 
 
 def _keep_figures(request: Judged, what: str, figures: Mapping[str, float]) -> None:
@@ -147,7 +152,7 @@ def _keep_figures(request: Judged, what: str, figures: Mapping[str, float]) -> N
 
 
 def _answer_path(request: Judged) -> Path:
-    return request.site.state_dir / FOLDER / ANSWERS / f"{_digest_of(request)}.answer"
+    return request.site.state_dir / FOLDER / ANSWERS / f"{request.run_key}-{_digest_of(request)}.answer"
 
 
 def _digest_of(request: Judged) -> str:

@@ -183,6 +183,22 @@ def test_only_the_last_answers_are_kept(private, site_file):
     assert len(list((site_file.parent / "state" / "privacy" / "answers").iterdir())) == 2
 
 
+def test_a_study_that_takes_turns_with_another_is_served_the_same_bytes_and_costs_nothing(private, site_file):
+    private.site(site_file, epsilon=50)
+    first = answer("train", make_content(), site_file)
+    for round in (1, 2, 3):
+        answer("train", make_content(run_key="cd" * 16, round=round), site_file)
+    assert sent(answer("train", make_content(), site_file)) == sent(first)
+    assert len(ledger_of(site_file).entries()) == 4
+
+
+def test_runs_without_end_leave_few_answers(private, site_file):
+    private.site(site_file, epsilon=50)
+    for number in range(6):
+        answer("train", make_content(run_key=f"{number:02d}" * 16), site_file)
+    assert len(list((site_file.parent / "state" / "privacy" / "answers").iterdir())) == 4
+
+
 # What is refused.
 
 
