@@ -18,6 +18,7 @@ __all__ = [
     "USER_MUST_MEND",
     "add_command",
     "add_common_arguments",
+    "add_resume_or_force",
     "check_positive",
     "run",
 ]
@@ -52,6 +53,17 @@ def add_command(
     )
     parser.set_defaults(command=run)
     return parser
+
+
+def add_resume_or_force(parser: argparse.ArgumentParser, resume: str, force: str) -> None:
+    """Add --resume and --force, of which one at most may be given: the one keeps what the other deletes.
+
+    Args:
+        resume, force: what each does, for the help.
+    """
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--resume", action="store_true", help=resume)
+    either.add_argument("--force", action="store_true", help=force)
 
 
 def check_positive(**numbers: int) -> None:

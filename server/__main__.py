@@ -39,8 +39,7 @@ def build_parser(prog: str = "python -m server") -> argparse.ArgumentParser:
         help="also train, on the same sites: local, centralized, a preset (mean_teacher, supervised, ...), or any "
         "method.objective or method.pretraining (bcp, cct, ...)",
     )
-    simulate.add_argument("--resume", action="store_true", help="go on with the run that is in --out")
-    simulate.add_argument("--force", action="store_true", help="delete the run that is in --out")
+    cli.add_resume_or_force(simulate, "go on with the run that is in --out", "delete the run that is in --out")
     cli.add_common_arguments(simulate)
     simulate.set_defaults(command=_simulate)
 

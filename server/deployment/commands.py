@@ -21,8 +21,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     run = commands.add_parser("run", help="run a study with the hospitals that are connected to the SuperLink")
     run.add_argument("study", help="a study file, or the name of a preset")
     run.add_argument("--out", type=Path, help="folder of the run (runs/STUDY)")
-    run.add_argument("--resume", action="store_true", help="go on with the run that is in --out")
-    run.add_argument("--force", action="store_true", help="delete the run that is in --out")
+    cli.add_resume_or_force(run, "go on with the run that is in --out", "delete the run that is in --out")
     run.add_argument(
         "--without", action="append", default=[], metavar="SITE", help="with --resume: a site that is not waited for"
     )

@@ -20,8 +20,7 @@ def add_command(commands: Any) -> None:
     federation.add_argument("--prepare", action="store_true", help="start no study: print how to start all by hand")
     federation.add_argument("--out", type=Path, help="folder of all that is written (runs/federation)")
     federation.add_argument("--port", type=int, help="of the SuperLink, on loopback (9091)")
-    federation.add_argument("--resume", action="store_true", help="go on with the study that is in --out")
-    federation.add_argument("--force", action="store_true", help="delete what is in --out")
+    cli.add_resume_or_force(federation, "go on with the study that is in --out", "delete what is in --out")
     cli.add_common_arguments(federation)
     federation.set_defaults(command=_federation)
 

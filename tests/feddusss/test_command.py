@@ -194,3 +194,14 @@ def test_there_is_a_completion_for(command, shell):
 def test_the_module_is_the_command(capsys):
     done = subprocess.run([sys.executable, "-m", "feddusss", "--version"], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.startswith("feddusss 0.")
+
+
+@pytest.mark.parametrize(
+    "command", [["simulate", "demo"], ["run", "study"], ["federation"]], ids=lambda words: words[0]
+)
+def test_going_on_with_a_run_and_deleting_it_cannot_both_be_asked_for(command, tmp_path, capsys):
+    """`--force` would win, and delete the days of training that `--resume` was to go on with."""
+    with pytest.raises(SystemExit) as told:
+        main([*command, "--out", str(tmp_path), "--resume", "--force"])
+    assert told.value.code == 2
+    assert "--force: not allowed with argument --resume" in capsys.readouterr().err
