@@ -83,9 +83,9 @@ class MethodConfig(Strict):
     @classmethod
     def _apply_preset(cls, values: Any) -> Any:
         if isinstance(values, dict):
-            preset = PRESETS.get(values.get("preset", "dusss"))
-            if preset is not None:
-                values = {**preset, **values}
+            preset = values.get("preset", "dusss")
+            if isinstance(preset, str):  # what else stands there is told as any value that is none of the known
+                values = {**PRESETS.get(preset, {}), **values}
             if values.get("objective", "dusss") != "dusss":
                 values = {**_WITHOUT_TEXT, **values}
             if values.get("pretraining", "dusss") != "dusss":

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+import yaml
 
 from dusss_core.errors import UserError
 from feddusss import configfile
-from sites.config import load_site
+from server.study.config import StudyConfig
+from sites.config import SiteConfig, load_site
 
 SITE = "site: north\nstate_dir: state\ndata: {manifest: manifest.csv}\nlimits: {approval: true, studies: [ours]}\n"
 
@@ -34,3 +38,34 @@ def test_a_value_that_is_none_is_told_by_its_option(tmp_path, value):
     (tmp_path / "site.yaml").write_text(SITE)
     with pytest.raises(UserError, match="--set site="):
         load_site(tmp_path / "site.yaml", [f"site={value}"])
+
+
+def numbers(schema: type) -> list[str]:
+    """Dotted keys of a settings type that its JSON schema calls numbers."""
+    shape = schema.model_json_schema()
+
+    def keys(part: dict, before: tuple[str, ...]) -> list[str]:
+        kinds = [part, *part.get("anyOf", [])]
+        found = [".".join(before)] if {kind.get("type") for kind in kinds} & {"integer", "number"} else []
+        for kind in kinds:
+            inner = shape["$defs"][kind["$ref"].rpartition("/")[2]] if "$ref" in kind else kind
+            found += [key for name, one in inner.get("properties", {}).items() for key in keys(one, (*before, name))]
+        return found
+
+    return keys(shape, ())
+
+
+@pytest.mark.parametrize(("schema", "values"), [(StudyConfig, {}), (SiteConfig, yaml.safe_load(SITE))])
+def test_true_is_a_number_for_no_key(schema, values):
+    """`min_records: yes` would be 1."""
+    keys = numbers(schema)
+    assert "limits.min_records" in keys or "segment.optimizer.lr" in keys
+    for key in keys:
+        with pytest.raises(UserError, match=f"'{re.escape(key)}'.*true or false"):
+            configfile.parse(schema, values, "FILE", [f"{key}=yes"])
+
+
+@pytest.mark.parametrize("value", ["[dusss]", "{dusss: 1}", "5", "true"])
+def test_a_preset_that_is_no_word_is_told_with_its_key(value):
+    with pytest.raises(UserError, match=r"'method\.preset'"):
+        configfile.parse(StudyConfig, {"method": {"preset": yaml.safe_load(value)}}, "FILE")
