@@ -9,6 +9,9 @@ from pydantic import Field, field_validator, model_validator
 from dusss_core.config import Strict
 from dusss_core.seeds import unit_hash
 
+MOST = 1000
+"""Hospitals that a number makes, at most: each is checked, and a number of fifteen digits would never end."""
+
 
 class ScannerConfig(Strict):
     """How a hospital's machine renders the same body. All hospitals show air dark and bone bright."""
@@ -80,7 +83,7 @@ class SynthConfig(Strict):
     """A set of synthetic hospitals."""
 
     hospitals: list[HospitalConfig] = Field(default_factory=lambda: _hospitals(3), min_length=1, validate_default=True)
-    """The hospitals; or a number, which makes that many different ones."""
+    """The hospitals; or a number, 1000 at most, which makes that many different ones."""
     size: int = Field(64, ge=32)
     """Height and width of the pictures, in pixels."""
     distractors_min: int = Field(2, ge=0, le=4)
@@ -98,6 +101,8 @@ class SynthConfig(Strict):
     @classmethod
     def _count_makes_hospitals(cls, value: Any) -> Any:
         if isinstance(value, int) and not isinstance(value, bool):
+            if not 1 <= value <= MOST:
+                raise ValueError(f"{value} hospitals: from 1 to {MOST} can be made by their number")
             return _hospitals(value)
         return value
 

@@ -200,6 +200,8 @@ def test_a_number_makes_that_many_hospitals(n):
         ({"hospitals": [{"name": "a"}, {"name": "A"}]}, "two are named"),
         ({"hospitals": [{"name": "a", "scaner": {}}]}, "did you mean 'scanner'"),
         ({"hospitals": 0}, "hospitals"),
+        ({"hospitals": -1}, "'hospitals': -1 hospitals: from 1 to 1000"),
+        ({"hospitals": 1001}, "'hospitals': 1001 hospitals: from 1 to 1000"),
         ({"distractors_min": 3, "distractors_max": 2}, "distractors_min"),
         ({"hospitals": [{"name": "../a"}]}, "name"),
     ],
