@@ -116,6 +116,8 @@ class LimitsConfig(Strict):
         time = r"(?:[01]\d|2[0-3]):[0-5]\d"
         if hours is not None and not re.fullmatch(f"{time}-{time}", hours):
             raise ValueError('hours are "HH:MM-HH:MM", such as "20:00-06:00"')
+        if hours is not None and hours[:5] == hours[6:]:
+            raise ValueError("hours that end when they begin are none: null is always, and phases: [] never trains")
         return hours
 
 

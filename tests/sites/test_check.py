@@ -189,6 +189,10 @@ def test_numbered_nuclei_are_an_error_and_so_many_classes_are_none_where_the_stu
             'hours are "HH:MM-HH:MM"',
         ),
         (
+            'site: a\ndata: {manifest: m.csv}\nstate_dir: s\nlimits: {hours: "00:00-00:00"}\n',
+            "'limits.hours': hours that end when they begin are none",
+        ),
+        (
             "site: a\ndata: {manifest: m.csv}\nstate_dir: s\nlimits: {objectives: [dusss, mcnett]}\n",
             "'limits.objectives.1': 'mcnett' is not known [FD101]\n  -> did you mean 'mcnet'? known here: dusss, ",
         ),
