@@ -77,6 +77,12 @@ class UncertaintyConfig(Strict):
     ambiguity_power: float = Field(3.0, gt=0)
     """By how much an ambiguous pair's distance is raised over that of a plain one."""
 
+    @model_validator(mode="after")
+    def _from_below(self) -> UncertaintyConfig:
+        if self.log_sigma_min > self.log_sigma_max:
+            raise ValueError(f"log_sigma_min: {self.log_sigma_min:g} is above log_sigma_max: {self.log_sigma_max:g}")
+        return self
+
 
 class ZonesConfig(Strict):
     """Where in a picture lies what its sentences call upper, lower, left and right; for `method.pretraining: asg`.

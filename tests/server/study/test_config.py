@@ -58,6 +58,10 @@ def test_an_unknown_preset_names_the_known_ones(tmp_path, monkeypatch):
             r"mcnet does not work on encoder: it needs one of small_unet, unet .*\n?.*on encoder work dusss, "
             "mean_teacher_mse, bcp",
         ),
+        (
+            "pretrain: {uncertainty: {log_sigma_min: 1, log_sigma_max: -1}}",
+            r"'pretrain\.uncertainty': log_sigma_min: 1 is above log_sigma_max: -1",
+        ),
         ("personal: dito", r"'personal\.kind': .*\n  -> did you mean 'ditto'\?"),
     ],
 )
