@@ -81,6 +81,12 @@ def test_a_split_can_be_chosen_and_without_masks_nothing_is_told(student_file, m
     assert "no record with a mask" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("out", [".", "/"])
+def test_a_folder_is_no_file_to_write(student_file, manifest, capsys, out):
+    assert main(["evaluate", str(student_file()), str(manifest), "--device", "cpu", "--out", out]) == 2
+    assert f"error: {out}: is a folder" in capsys.readouterr().err
+
+
 def test_several_classes_have_figures_of_their_own(student_file, tmp_path):
     from tests.sites.builders import save
 

@@ -270,6 +270,14 @@ def test_a_model_that_is_missing_or_anothers_is_named(model, student_file, pictu
     assert run(path, tmp_path) == 0
 
 
+@pytest.mark.parametrize("option", [["--partial"], ["--vlm", "vlm.safetensors"], ["--encoder", "bert"]], ids=str)
+def test_what_is_said_of_sentences_is_refused_where_there_are_none(model, tmp_path, capsys, option):
+    """The pictures would be seen alone, and nothing would tell that the sheet was forgotten."""
+    assert run(model[0], tmp_path, *option) == 2
+    assert f"{option[0]}: goes with --text" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_no_text_encoder_is_fetched_unasked(model, pictures, tmp_path, capsys, monkeypatch):
     import huggingface_hub
 
