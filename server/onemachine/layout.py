@@ -119,8 +119,10 @@ def lay_out(out: Path | None, port: int | None, overrides: Iterable[str] = ()) -
         port: of the SuperLink; None: the preset's, which the hospitals' files name.
 
     Raises:
-        UserError: not a valid study.
+        UserError: not a valid study, or no port.
     """
+    if port is not None and not 1 <= port <= 65535:
+        raise UserError(f"--port {port}: not a port", "give a number from 1 to 65535")
     study = on_any_folder(load_study(STUDY, overrides))
     out = _default_out(study) if out is None else out.expanduser().resolve()
     return Layout(out, _deployment(study).superlink_port if port is None else port, study, tuple(overrides))

@@ -177,6 +177,13 @@ def test_a_port_in_use_is_named_with_who_uses_it(layout, capsys):
         assert f"by process {os.getpid()}" in told
 
 
+@pytest.mark.parametrize("port", ["0", "-1", "65536"])
+def test_what_is_no_port_is_told_by_its_option(tmp_path, capsys, port):
+    assert main(["federation", "--out", str(tmp_path / "out"), "--port", port]) == 2
+    assert f"--port {port}: not a port" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_port_whose_connections_have_just_ended_is_free(layout):
     with socket.create_server((LOOPBACK, layout.port)) as server, socket.create_connection((LOOPBACK, layout.port)):
         server.accept()[0].close()  # this end closes first, and stays in TIME_WAIT
