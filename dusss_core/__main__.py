@@ -64,7 +64,7 @@ def build_parser(prog: str = "python -m dusss_core") -> argparse.ArgumentParser:
     export.add_argument("--to", choices=FORMATS, required=True)
     export.add_argument("--out", type=Path, help="file or folder to write")
     export.add_argument("--run", type=Path, help="card: the run's folder, for its figures; if left out, the model's")
-    export.add_argument("--license", default="unknown", help="card: of the weights, such as apache-2.0")
+    export.add_argument("--license", help="card, monai-bundle: of the weights, such as apache-2.0")
 
     _command(commands, "show", _show, "what a student's file says of itself")
     return parser
@@ -142,9 +142,16 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     from dusss_core.export import export
 
+    for name, formats in (("run", ("card",)), ("license", ("card", "monai-bundle"))):
+        if getattr(arguments, name) is not None and arguments.to not in formats:
+            raise UserError(f"--{name}: goes with --to {' or '.join(formats)}", "leave it out")
+    if arguments.run is not None and not (arguments.run / "summary.json").is_file():
+        raise UserError(
+            f"--run {arguments.run}: no summary.json, from which the figures would be", "name a run's folder"
+        )
     arguments.device = "cpu"
     student = _load(arguments)
-    print(export(student, arguments.to, arguments.out, run=arguments.run, licence=arguments.license))
+    print(export(student, arguments.to, arguments.out, run=arguments.run, licence=arguments.license or "unknown"))
 
 
 def _show(arguments: argparse.Namespace) -> None:

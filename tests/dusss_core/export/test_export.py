@@ -128,6 +128,22 @@ def test_a_card_tells_the_figures_of_the_run_and_its_head_is_yaml(student_file, 
     assert "| north | 20, 140 | 40 | 0.712" in (tmp_path / "north.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["card", "--run", "nosuch"], "--run nosuch: no summary.json"),
+        (["onnx", "--run", "."], "--run: goes with --to card"),
+        (["onnx", "--license", "mit"], "--license: goes with --to card or monai-bundle"),
+    ],
+    ids=["no run", "run", "license"],
+)
+def test_an_option_that_would_do_nothing_is_refused(student_file, tmp_path, capsys, options, told):  # noqa: F811
+    model = student_file()
+    assert main(["export", str(model), "--out", str(tmp_path / "out"), "--to", *options]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_card_has_intervals_and_each_class_where_the_summary_has_them(student_file):  # noqa: F811
     names = ["liver", "spleen"]
     student = dusss_core.load(student_file(image={"classes": 2, "names": names}), "cpu")
