@@ -9,7 +9,7 @@ from dusss_core.errors import UserError
 from dusss_core.phases import Phase
 from server.rounds.aggregation import sites_needed
 from server.rounds.parts import told_parts
-from server.rounds.replies import DIVERGED, EXHAUSTED, Reply
+from server.rounds.replies import DIVERGED, EXHAUSTED, LIMITED, Reply
 from server.rounds.roster import Roster
 from server.runs.runfolder import RunFolder
 from server.study.config import StudyConfig
@@ -49,9 +49,9 @@ def check_enough(
     if len(accepted) >= sites_needed(study.federation):
         return
     reasons = {**abstaining, **{name: reply.reason for name, reply in replies.items() if not reply.accepted}}
-    # what a site says of too little memory is all there is to say
+    # what a site says of too little memory is all there is to say, and so of a limit without a remedy of its own
     unclear = [name for name in reasons if name not in abstaining and replies[name].kind != EXHAUSTED]
-    causes = {name: found for name in unclear if (found := cause(name))}
+    causes = {name: found for name in unclear if (found := cause(name)) and (found[1] or replies[name].kind != LIMITED)}
     reasons |= {name: text for name, (text, _) in causes.items()}
     told = "\n".join(f"  {name}: {reason}" for name, reason in sorted(reasons.items()))
     sites = [site.name for site in (*roster.training(), *roster.away())]
@@ -98,6 +98,14 @@ def check_enough(
     if mendable and len(mendable) == len(reasons):
         _, remedy, code = mendable[0]
         raise UserError(f"{what}, {needed} needed; {left}\n{told}", remedy, code)
+    refused = {reply.kind for reply in replies.values() if not reply.accepted and not reply.abstains}
+    if refused == {LIMITED}:
+        raise UserError(
+            f"{what}, {needed} needed; the others allow less than the study asks for, and trying again would end the "
+            f"same way:\n{told}",
+            "start afresh with settings within these limits, or have the sites raise them (each names the key of its "
+            f"own file){_or_fewer(study, len(accepted)) if accepted else ''}; then go on with --resume",
+        )
     raise RoundFailed(f"{what}, {needed} needed; {left}\n{told}")
 
 

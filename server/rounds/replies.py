@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -29,6 +30,8 @@ EXHAUSTED = "exhausted"
 """It takes more memory than the site has: smaller batches may help."""
 MISCOUNTED = "miscounted"
 """More training pictures than the site said it has: it may have got new ones."""
+LIMITED = "limited"
+"""It goes beyond what the site's own file allows: asking again does not help, other settings or another file may."""
 LACKS = "lacks"
 """The site does not hold the model that it was sent a change of: it can be sent the whole one."""
 
@@ -37,6 +40,8 @@ SPENT = "spent"
 MASKED = "masked"
 """As a `wire`: every tensor as 64-bit integers that mean nothing by themselves."""
 
+_LIMIT = re.compile(r"\blimits\.(?!hours\b|approval\b)[a-z_]+\)")
+"""How a site names the limit that a message goes beyond; its hours come round by themselves, and so does approval."""
 _MOST_TEXTS = 64
 _NODE_UNAVAILABLE = 5
 """Flower's error code for a node whose heartbeats have stopped."""
@@ -56,7 +61,7 @@ class Reply:
     abstains: bool = False
     """The site cannot take part in this phase at all (no text, no training pictures); no failure."""
     kind: str = ""
-    """Of a refused answer: LOST, DIVERGED, EXHAUSTED, MISCOUNTED, LACKS, SPENT, or empty."""
+    """Of a refused answer: LOST, DIVERGED, EXHAUSTED, MISCOUNTED, LIMITED, LACKS, SPENT, or empty."""
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     """Read from the disk when they are asked for, where they were put there. Not to be written to."""
     norm: float = 0.0
@@ -158,8 +163,9 @@ def _content(message: Message | None, silent: str):
     for record in codec.config_records(message.content).values():
         if "declined" in record:
             kinds = (DIVERGED, SPENT, LACKS, EXHAUSTED, LOST)
-            kind = next((kind for kind in kinds if record.get(kind) is True), "")
             told = printable(record["declined"]).strip() or "it gave no reason"
+            beyond = LIMITED if _LIMIT.search(told) else ""
+            kind = next((kind for kind in kinds if record.get(kind) is True), beyond)
             raise Refused(told, abstains=record.get("abstains") is True, kind=kind)
     return message.content
 

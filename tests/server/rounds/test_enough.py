@@ -8,8 +8,8 @@ import pytest
 
 from dusss_core.errors import UserError
 from dusss_core.phases import Phase
-from server.rounds.enough import check_enough
-from server.rounds.replies import DIVERGED, EXHAUSTED, Reply
+from server.rounds.enough import RoundFailed, check_enough
+from server.rounds.replies import DIVERGED, EXHAUSTED, LIMITED, LOST, Reply
 from tests.server.conftest import make_study
 
 SITES = ("alder", "birch", "cedar")
@@ -43,3 +43,30 @@ def test_what_one_of_them_has_alone_is_not(tmp_path):
     assert "2 of 3 sites" in told(
         tmp_path, {name: Reply(name, reason="it failed", kind=k) for name, k in kinds.items()}
     )
+
+
+def limited(replies):
+    """A second round of two sites that needs both."""
+    roster = SimpleNamespace(training=lambda: [SimpleNamespace(name=name) for name in SITES[:2]], away=lambda: [])
+    run = SimpleNamespace(accepted=lambda phase, round: {}, checkpoints=SimpleNamespace(rounds=lambda phase: [1]))
+    check_enough(make_study(federation__min_sites=2), run, roster, Phase.SEGMENT, 2, replies, {})
+
+
+STEPS = Reply("alder", "more steps per round than this site allows (2, limits.max_steps_per_round)", kind=LIMITED)
+
+
+def test_a_round_that_only_limits_of_sites_kept_short_is_the_users_to_mend_and_names_them():
+    with pytest.raises(UserError) as raised:
+        limited({"alder": STEPS, "birch": Reply("birch")})
+    assert "1 of 2 sites could be used, 2 needed" in raised.value.problem
+    assert "alder: more steps per round than this site allows" in raised.value.problem
+    assert "lower federation.min_sites (now 2) to 1" in raised.value.remedy and "--resume" in raised.value.remedy
+    with pytest.raises(UserError) as raised:
+        limited({"alder": STEPS, "birch": STEPS})
+    assert "min_sites" not in raised.value.remedy
+
+
+@pytest.mark.parametrize("other", [Reply("birch", "no answer in time", kind=LOST), Reply("birch", "its answer is odd")])
+def test_a_round_that_lacks_another_site_too_may_be_tried_again(other):
+    with pytest.raises(RoundFailed):
+        limited({"alder": STEPS, "birch": other})

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
+from client.declined import Declined
+from client.door.exit import decline
+from server.rounds.replies import LIMITED, read_reply
 from server.study.config import changed_keys, study_digest
 from tests.client.conftest import limit
 from tests.server.rounds.test_reply_checks import THREE, lines, short, study  # noqa: F401
@@ -72,3 +76,39 @@ def test_a_site_is_not_said_to_wait_any_more_when_it_was_approved_or_is_gone(sho
     _, listener = coordinate(study(rounds=6), tmp_path, prepare=careful)
     assert listener.outside == [("node 2", WAITS), ("node 2", "")]
     assert ("birch" in lines(tmp_path, 6)) == (ends == "approved")
+
+
+def test_a_study_that_ends_for_a_limit_of_its_sites_says_so_with_the_exit_code_of_what_can_be_mended(
+    fake,
+    tmp_path,
+    capsys,
+):
+    from dusss_core.files import write_text
+    from feddusss import configfile
+    from server.__main__ import main
+    from tests.server.conftest import make_study
+
+    write_text(tmp_path / "study.yaml", configfile.dump(make_study()))
+    command = ["simulate", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "run")]
+    assert main(command) == 0
+    for site in ("alder", "birch"):
+        limit(tmp_path / "run" / "sites" / site / "site.yaml", max_learning_rate=1e-9)
+    capsys.readouterr()
+    assert main([*command, "--force"]) == 2
+    told = capsys.readouterr().err
+    assert "0 of 2 sites could be used" in told and told.count("(limits.max_learning_rate)") == 2
+    assert "-> start afresh with settings within these limits" in told
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [
+        ("a learning rate of 1; this site allows 0.1 (limits.max_learning_rate)", LIMITED),
+        ("this site's private state would take more disk than it allows (1 GB, limits.max_disk_gb)", LIMITED),
+        ("this site trains only between 20:00-06:00 (limits.hours)", ""),
+        ("another process is working for this site", ""),
+    ],
+)
+def test_a_limit_that_time_alone_does_not_change_is_told_from_one_that_it_does(reason, kind):
+    declined = SimpleNamespace(has_error=lambda: False, content=decline(None, "train", Declined(reason)))
+    assert read_reply("alder", declined).kind == kind
