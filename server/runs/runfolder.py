@@ -169,7 +169,8 @@ def open_run(folder: Path, study: StudyConfig, *, resume: bool = False, force: b
         force: delete the run that is there (its sites' data and state stay).
 
     Raises:
-        UserError: a run is there and neither is given; or it has other settings (the keys are named).
+        UserError: a run is there and neither is given; or it has other settings (the keys are named); or it lacks what
+            it could go on with, and is not deleted without `force`.
     """
     folder = Path(folder).absolute()
     run_key = check_run(folder, study, resume=resume, force=force)
@@ -187,9 +188,13 @@ def check_run(folder: Path, study: StudyConfig, *, resume: bool = False, force: 
         UserError: as `open_run`.
     """
     check_outputs(study)
-    if force or not (folder / "run.json").is_file():
+    if force:
         return None
-    if not any((folder / "checkpoints").glob("*.safetensors")):
+    saved = any((folder / "checkpoints").glob("*.safetensors"))
+    _check_whole(folder, saved)
+    if not (folder / "run.json").is_file():
+        return None
+    if not saved:
         _check_begins_anew(folder, study)
         return None
     if not resume:
@@ -303,6 +308,27 @@ def _start(folder: Path, study: StudyConfig) -> str:
     write_text(folder / "config.yaml", configfile.dump(study))
     write_json(folder / "run.json", {"run_key": run_key})
     return run_key
+
+
+def _check_whole(folder: Path, saved: bool) -> None:
+    """A run that lost what it could go on with is still one: nothing of it is deleted unasked.
+
+    Args:
+        saved: whether a checkpoint is there.
+
+    Raises:
+        UserError: there are checkpoints or final files, and run.json is not there, or no checkpoint is.
+    """
+    keyed = (folder / "run.json").is_file()
+    finished = any((folder / name).is_file() for name in ("summary.json", STUDENT))
+    if (keyed and saved) or not (saved or finished):
+        return
+    missing = "its checkpoints are" if keyed else "its run.json is"
+    raise UserError(
+        f"{folder}: holds a run, and {missing} not there",
+        "put back what is missing from a backup, then go on with --resume; or choose another --out; or delete what is "
+        "left of it: --force",
+    )
 
 
 def _check_begins_anew(folder: Path, study: StudyConfig) -> None:

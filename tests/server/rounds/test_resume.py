@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import subprocess
 import sys
 
@@ -183,3 +184,29 @@ def whole(tmp_path_factory):
 def _rounds(out):
     lines = [json.loads(text) for text in (out / "metrics.jsonl").read_text().splitlines()]
     return [(line["phase"], line["round"], line["site"], line.get("train"), line.get("val")) for line in lines]
+
+
+def everything(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize(
+    ("lost", "told"),
+    [
+        (["run.json"], "its run.json is not there"),
+        (["checkpoints"], "its checkpoints are not there"),
+        (["run.json", "checkpoints"], "its run.json is not there"),
+    ],
+)
+def test_a_run_that_lost_what_it_could_go_on_with_is_not_deleted_without_force(
+    fake, quiet, tmp_path, lost, told, resume
+):
+    simulate(make_study(), tmp_path, reporter=quiet)
+    for name in lost:
+        shutil.rmtree(tmp_path / name) if name == "checkpoints" else (tmp_path / name).unlink()
+    before = everything(tmp_path)
+    with pytest.raises(UserError, match=f"{told}[^>]*-> put back what is missing"):
+        simulate(make_study(), tmp_path, reporter=quiet, resume=resume)
+    assert everything(tmp_path) == before
+    simulate(make_study(), tmp_path, reporter=quiet, force=True)
