@@ -46,14 +46,15 @@ def materialise(study: StudyConfig, out: Path, *, keep: bool = False, spread: bo
 
     Args:
         keep: take the sites that are there, even if the data they were made from have moved: a run that is resumed
-            needs the state that they hold.
+            needs the state that they hold. Of a finished run whose sites were deleted they are made anew.
         spread: give each site a GPU of its own, in turn, where there are several; False: Ray does that.
 
     Returns:
         The site files, in order of site name.
 
     Raises:
-        UserError: the study has no `simulation` part, or its data are missing or damaged.
+        UserError: the study has no `simulation` part, or its data are missing or damaged; or the sites that are to be
+            kept are not told by their index.
     """
     simulation = simulation_of(study)
     root = Path(study.data.root).expanduser().absolute()
@@ -68,6 +69,8 @@ def materialise(study: StudyConfig, out: Path, *, keep: bool = False, spread: bo
     secure = study.federation.secure_aggregation
     digest = _digest(simulation, root, seed, settings, secure, devices)
     index = _read_index(folder)
+    if keep and not index:
+        _check_expendable(folder)
     if not index or (not keep and (index.get("digest") != digest or has_budget(simulation))):
         shutil.rmtree(folder, ignore_errors=True)
         files = _write(folder, simulation, root, seed, settings)
@@ -261,7 +264,25 @@ def _digest(
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
+    """What index.json holds; empty if it is not there, or damaged."""
     try:
-        return json.loads((folder / "index.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        files = index["site_files"]
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
+    return index if isinstance(files, list) and files and all(isinstance(file, str) for file in files) else {}
+
+
+def _check_expendable(folder: Path) -> None:
+    """Sites of a run that goes on hold its private state and its ledgers: they are not made anew in silence.
+
+    Raises:
+        UserError: they are there, or the run needs them.
+    """
+    if not folder.exists() and (folder.parent / "summary.json").is_file():
+        return
+    raise UserError(
+        f"{folder / 'index.json'}: not there, or damaged: without it the sites of this run, and their private state, "
+        "are not found",
+        "put it back from a backup; or start afresh with --force or another --out",
+    )

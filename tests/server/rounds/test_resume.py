@@ -210,3 +210,26 @@ def test_a_run_that_lost_what_it_could_go_on_with_is_not_deleted_without_force(
         simulate(make_study(), tmp_path, reporter=quiet, resume=resume)
     assert everything(tmp_path) == before
     simulate(make_study(), tmp_path, reporter=quiet, force=True)
+
+
+@pytest.mark.parametrize("index", [None, "", '{"digest": "0', "[1]", "{}", '{"site_files": 3}'])
+def test_private_state_of_simulated_sites_is_not_made_anew_where_their_index_is_damaged(fake, quiet, tmp_path, index):
+    with pytest.raises(Killed):
+        simulate(make_study(), tmp_path, reporter=Killer("on_round_end", 3))
+    file = tmp_path / "sites" / "index.json"
+    file.unlink() if index is None else file.write_text(index)
+    before = everything(tmp_path / "sites")
+    with pytest.raises(UserError, match=r"sites/index\.json: not there, or damaged"):
+        simulate(make_study(), tmp_path, reporter=quiet, resume=True)
+    assert everything(tmp_path / "sites") == before
+
+
+def test_a_run_goes_on_without_its_sites_only_where_it_is_finished(fake, quiet, tmp_path):
+    with pytest.raises(Killed):
+        simulate(make_study(), tmp_path / "killed", reporter=Killer("on_round_end", 3))
+    shutil.rmtree(tmp_path / "killed" / "sites")
+    with pytest.raises(UserError, match=r"sites/index\.json: not there"):
+        simulate(make_study(), tmp_path / "killed", reporter=quiet, resume=True)
+    simulate(make_study(), tmp_path / "finished", reporter=quiet)
+    shutil.rmtree(tmp_path / "finished" / "sites")
+    assert simulate(make_study(), tmp_path / "finished", reporter=quiet, resume=True, compare_with="local")["compare"]
