@@ -67,12 +67,14 @@ def _end_line(path: Path) -> None:
 
 
 def _read(path: Path) -> dict[str, str]:
-    """The newest head of each site; a line that a crash has cut is passed over."""
+    """The newest head of each site; a line that a crash has cut, or that is damaged, is passed over."""
     newest = {}
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             line = json.loads(text)
-            newest[str(line["site"])] = str(line["head"])
+            site, head = str(line["site"]), str(line["head"])
         except (ValueError, KeyError, TypeError):
             continue
+        if _HEAD.fullmatch(head):
+            newest[site] = head
     return newest

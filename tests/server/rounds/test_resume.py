@@ -233,3 +233,13 @@ def test_a_run_goes_on_without_its_sites_only_where_it_is_finished(fake, quiet, 
     simulate(make_study(), tmp_path / "finished", reporter=quiet)
     shutil.rmtree(tmp_path / "finished" / "sites")
     assert simulate(make_study(), tmp_path / "finished", reporter=quiet, resume=True, compare_with="local")["compare"]
+
+
+def test_damaged_lines_of_heads_are_passed_over_and_kept(fake, quiet, tmp_path):
+    with pytest.raises(Killed):
+        simulate(make_study(), tmp_path, reporter=Killer("on_round_end", 3))
+    heads = tmp_path / "audit_heads.jsonl"
+    damaged = heads.read_bytes().replace(b'"site": "alder"', b'"site": "al\x8aer"', 1)
+    heads.write_bytes(damaged)
+    simulate(make_study(), tmp_path, reporter=quiet, resume=True)
+    assert heads.read_bytes().startswith(damaged)
