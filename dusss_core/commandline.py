@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import difflib
 import errno
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import TextIO
 
 from dusss_core.errors import DISK, OPTION, UserError, told
 from dusss_core.outside import printable, shown
@@ -51,6 +54,14 @@ def run(
             file=sys.stderr,
         )
         return FAILED
+
+
+def discard(stream: TextIO) -> None:
+    """Let all that is still written to a stream that nobody reads go nowhere, at the end of the process too."""
+    with suppress(OSError, ValueError):  # it has no file behind it
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def complain(error: UserError) -> int:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import TextIO
 
+from dusss_core.commandline import discard
+
 
 class Reporter:
     """Every method does nothing; a subclass overrides those that it shows.
@@ -125,7 +127,12 @@ class PlainReporter(Reporter):
         self._say(text)
 
     def _say(self, text: str) -> None:
-        print(f"[{time.monotonic() - self._started:7.1f} s] {text}", file=self._stream or sys.stdout, flush=True)
+        stream = self._stream or sys.stdout
+        try:
+            print(f"[{time.monotonic() - self._started:7.1f} s] {text}", file=stream, flush=True)
+        except BrokenPipeError:
+            # whoever read along has gone, as `| head` does: the study goes on, and the run's files tell the rest
+            discard(stream)
 
 
 _SHOWN = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from dusss_core import files
 from dusss_core.errors import UserError
 from server.runs import runfolder
-from server.runs.events import Reporter
+from server.runs.events import PlainReporter, Reporter
 from server.simulation.simulate import simulate
 from tests.server.conftest import finals, make_study
 
@@ -243,3 +244,12 @@ def test_damaged_lines_of_heads_are_passed_over_and_kept(fake, quiet, tmp_path):
     heads.write_bytes(damaged)
     simulate(make_study(), tmp_path, reporter=quiet, resume=True)
     assert heads.read_bytes().startswith(damaged)
+
+
+def test_a_study_whose_output_nobody_reads_any_more_goes_on_to_its_end(fake, tmp_path):
+    reads, writes = os.pipe()
+    os.close(reads)
+    with os.fdopen(writes, "w") as stream:
+        summary = simulate(make_study(), tmp_path, reporter=PlainReporter(stream))
+    assert summary == json.loads((tmp_path / "summary.json").read_text())
+    assert '"event": "end", "args": [0' in (tmp_path / "events.jsonl").read_text()
