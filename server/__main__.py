@@ -81,19 +81,21 @@ def _simulate(arguments: argparse.Namespace) -> None:
     study = load_study(arguments.study, arguments.overrides)
     if arguments.engine == "inprocess":
         forking.warm_up(study)  # before this process begins with imports of its own
+    from server.onemachine.processes import stopped_by_signals
     from server.report.progress import make_reporter
     from server.simulation.simulate import simulate
 
     out = arguments.out or Path("runs") / study.study
-    simulate(
-        study,
-        out,
-        engine=arguments.engine,
-        compare_with=arguments.compare,
-        resume=arguments.resume,
-        force=arguments.force,
-        reporter=make_reporter(),
-    )
+    with stopped_by_signals():  # `kill`, as of a batch system whose time is over, is told as Ctrl-C is
+        simulate(
+            study,
+            out,
+            engine=arguments.engine,
+            compare_with=arguments.compare,
+            resume=arguments.resume,
+            force=arguments.force,
+            reporter=make_reporter(),
+        )
     _write_report(out)
 
 

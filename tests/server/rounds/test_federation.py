@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shlex
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,8 +16,9 @@ import pytest
 import torch
 
 from dusss_core.errors import UserError
-from dusss_core.files import exclusive, read_tensors
+from dusss_core.files import exclusive, read_tensors, write_text
 from dusss_core.phases import Phase
+from feddusss import configfile
 from server.__main__ import main
 from server.deployment.control import FlowerRun
 from server.deployment.watching import state_of_run
@@ -263,6 +265,29 @@ def test_who_interrupts_a_simulation_is_told_how_it_goes_on(fake, tmp_path):
     assert command[:3] == ["python", "-m", "server"]
     assert main(command[3:]) == 0  # it goes on, and ends
     assert (tmp_path / "a run" / "summary.json").is_file()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_simulation_that_a_signal_ends_says_how_it_goes_on_with_the_code_of_an_interruption(
+    fake, tmp_path, monkeypatch, capsys, number
+):
+    class Stopped(Reporter):
+        def on_round_end(self, *_):
+            os.kill(os.getpid(), number)
+
+    # where the command does not look for it, it is lost here, and ends no other test
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        monkeypatch.setattr("server.report.progress.make_reporter", Stopped)
+        write_text(tmp_path / "study.yaml", configfile.dump(make_study()))
+        command = ["simulate", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "run")]
+        assert main(command) == 130
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr().err.startswith("interrupted: go on after the last round that was saved: python -m")
+    last = json.loads((tmp_path / "run" / "events.jsonl").read_text().splitlines()[-1])
+    assert (last["event"], last["args"]) == ("end", [130, "interrupted"])
 
 
 def test_a_loss_that_is_not_finite_at_every_site_is_the_users_to_mend(fake, quiet, tmp_path):
