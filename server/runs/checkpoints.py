@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _SERVER, _REFERENCE, _LAYERS = "server/", "reference/", "layers/"
+_DAMAGED = "put it back from a backup; or move it away: --resume goes on after the checkpoint before it"
+_LOST = "put it back from a backup; or start afresh with --force or another --out"
 
 
 @dataclass
@@ -102,7 +104,9 @@ class CheckpointStore:
     def final(self, phase: Phase) -> Checkpoint | None:
         """The final model of a phase that is over, else None."""
         path = self.final_path(phase)
-        return self._read(path) if path.is_file() else None
+        # what a later phase did since would have to be done again with the phase's own
+        remedy = _LOST if phase == Phase.PRETRAIN else _DAMAGED
+        return self._read(path, remedy) if path.is_file() else None
 
     def drop_final(self, phase: Phase) -> None:
         """Reopen a phase."""
@@ -138,21 +142,27 @@ class CheckpointStore:
                 "go on with the release that began the run; or start afresh with --force or another --out",
             )
 
-    def _read(self, path: Path) -> Checkpoint:
-        tensors, metadata = read_tensors(path)
+    def _read(self, path: Path, remedy: str = _DAMAGED) -> Checkpoint:
+        try:
+            tensors, metadata = read_tensors(path)
+        except UserError as error:
+            raise UserError(error.problem, remedy, error.code) from None
         self._check_owner(path, metadata)
-        return Checkpoint(
-            phase=Phase(metadata["phase"]),
-            round=int(metadata["round"]),
-            model=_model(tensors),
-            server=with_prefix(tensors, _SERVER),
-            reference=with_prefix(tensors, _REFERENCE),
-            layers=with_prefix(tensors, _LAYERS),
-            selection=json.loads(metadata["selection"]),
-            totals=json.loads(metadata["totals"]),
-            ended=metadata["ended"],
-            last_round=int(metadata["last_round"]),
-        )
+        try:
+            return Checkpoint(
+                phase=Phase(metadata["phase"]),
+                round=int(metadata["round"]),
+                model=_model(tensors),
+                server=with_prefix(tensors, _SERVER),
+                reference=with_prefix(tensors, _REFERENCE),
+                layers=with_prefix(tensors, _LAYERS),
+                selection=json.loads(metadata["selection"]),
+                totals=json.loads(metadata["totals"]),
+                ended=metadata["ended"],
+                last_round=int(metadata["last_round"]),
+            )
+        except (KeyError, ValueError) as error:
+            raise UserError(f"{path}: its header is damaged ({error})", remedy) from None
 
 
 def read_model(path: Path) -> dict[str, Tensor]:

@@ -253,3 +253,33 @@ def test_a_study_whose_output_nobody_reads_any_more_goes_on_to_its_end(fake, tmp
         summary = simulate(make_study(), tmp_path, reporter=PlainReporter(stream))
     assert summary == json.loads((tmp_path / "summary.json").read_text())
     assert '"event": "end", "args": [0' in (tmp_path / "events.jsonl").read_text()
+
+
+@pytest.mark.parametrize(("name", "at"), [("segment-0002", 4), ("pretrain-0002", 2)])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda b: b[: len(b) // 2], lambda b: b.replace(b'"totals"', b'"totalz"')],
+    ids=["cut off", "a name changed"],
+)
+def test_a_damaged_checkpoint_is_told_by_name_and_its_remedy_leads_to_the_same_bytes(
+    fake, quiet, tmp_path, whole, name, at, damage
+):
+    with pytest.raises(Killed):
+        simulate(make_study(), tmp_path, reporter=Killer("on_round_end", at))
+    path = tmp_path / "checkpoints" / f"{name}.safetensors"
+    damaged = damage(path.read_bytes())
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match=rf"{name}.safetensors: [^>]*-> put it back from a backup; or move it away"):
+        simulate(make_study(), tmp_path, reporter=quiet, resume=True)
+    assert path.read_bytes() == damaged
+    path.rename(tmp_path / "damaged")
+    simulate(make_study(), tmp_path, reporter=quiet, resume=True)
+    assert (finals(tmp_path), _rounds(tmp_path)) == whole({})
+
+
+def test_a_damaged_vision_language_model_is_not_said_to_be_made_anew(fake, quiet, tmp_path):
+    with pytest.raises(Killed):
+        simulate(make_study(), tmp_path, reporter=Killer("on_round_end", 3))
+    (tmp_path / "checkpoints" / "vlm.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"vlm.safetensors: [^>]*-> put it back from a backup; or start afresh"):
+        simulate(make_study(), tmp_path, reporter=quiet, resume=True)
