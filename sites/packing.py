@@ -150,6 +150,10 @@ def load_or_build(cache: Path | None, digest: str, build: Callable[[PackBuilder]
     except FileNotFoundError:  # another process has dropped it since, to make room for its own
         _make_sure(target, build)
         return _load(target)
+    except (ValueError, EOFError):  # damaged since, as by a disk: it is made of pictures that are still there
+        (target / "index.json").unlink(missing_ok=True)
+        _make_sure(target, build)
+        return _load(target)
 
 
 def digest_of(*parts: object) -> str:

@@ -370,7 +370,11 @@ def _kept_file(folder: Path, kind: str, key: str, make: Callable[[], np.ndarray]
         for other in folder.glob(f"{kind}-*.npy"):
             if other != path:
                 other.unlink()
-    return np.load(path, mmap_mode="r")
+    try:
+        return np.load(path, mmap_mode="r")
+    except (ValueError, EOFError):  # damaged since: what it was made of is still there
+        path.unlink()
+        return _kept_file(folder, kind, key, make)
 
 
 def _save(path: Path, array: np.ndarray) -> None:

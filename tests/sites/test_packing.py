@@ -82,3 +82,26 @@ def test_processes_that_prepare_the_same_pictures_at_once_do_not_disturb_each_ot
         process.join(120)
     assert failures.empty(), failures.get()
     assert [process.exitcode for process in processes] == [0] * 4
+
+
+@pytest.mark.parametrize("name", ["images.npy", "index.json"])
+@pytest.mark.parametrize("kept", [0, 0.7])
+def test_a_pack_that_was_cut_off_is_made_anew(tmp_path, name, kept):
+    def build(builder):
+        builder.add_array("images", (4,)).append(np.arange(40, dtype=np.uint8).reshape(10, 4))
+        builder.index["names"] = list("abcdefghij")
+
+    first = load_or_build(tmp_path, "0" * 32, build).arrays["images"].copy()
+    file = tmp_path / ("0" * 32) / name
+    file.write_bytes(file.read_bytes()[: int(file.stat().st_size * kept)])
+    assert np.array_equal(load_or_build(tmp_path, "0" * 32, build).arrays["images"], first)
+    assert file.stat().st_size > 0
+
+
+def test_what_a_site_keeps_of_its_text_is_made_anew_where_it_was_cut_off(tmp_path):
+    from client.work.workbench import _kept_file
+
+    first = _kept_file(tmp_path, "text-masks", "0", lambda: np.arange(100)).copy()
+    file = tmp_path / "text-masks-0.npy"
+    file.write_bytes(file.read_bytes()[:200])
+    assert np.array_equal(_kept_file(tmp_path, "text-masks", "0", lambda: np.arange(100)), first)
