@@ -9,24 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dusss_core.errors import UserError
-from dusss_core.manifest import (
-    COLUMNS,
-    MORE_TEXT,
-    SPLITS,
-    Problem,
-    Record,
-    known_name,
-    raise_problems,
-    sentences_of,
-    write_manifest,
-)
+from dusss_core.manifest import SPLITS, Record, sentences_of, write_manifest
 from dusss_core.readers import Reference
-from dusss_core.sheets import KEY_COLUMNS, SUFFIXES, TEXT_COLUMNS, name_key, read_table
+from dusss_core.sheets import SUFFIXES, name_key
+from sites.told import NO, is_known, is_text, merge, mistakes, read_sheet, rows_by_picture, warn_of
 
 LVIT_FOLDERS = {"Train_Folder": "train", "Val_Folder": "val", "Test_Folder": "test"}
-_YES = ("1", "true", "yes", "1.0")
-_NO = ("0", "false", "no", "0.0")
-"""What may stand under labelled: the manifest's own words, and what a spreadsheet makes of its numbers."""
 
 
 @dataclass
@@ -120,7 +108,7 @@ def import_lvit(folder: Path, options: ImportOptions = ImportOptions()) -> Impor
     for name, place in found.items():
         cells: dict[str, dict[str, str]] = {}
         for table in _lvit_sheets(place):
-            _merge(cells, _sheet(table, options, result.warnings), table, result.warnings)
+            merge(cells, _sentences(table, options, result.warnings), table, result.warnings)
         _add(result, place / "img", place / "labelcol", LVIT_FOLDERS[name], cells)
     return _finish(result, options)
 
@@ -156,7 +144,7 @@ def import_folder(folder: Path, options: ImportOptions = ImportOptions()) -> Imp
     for place, split in places or [(folder, "train")]:
         cells = dict(shared)
         if places:
-            _merge(cells, _texts(place, options, result.warnings), place, result.warnings)
+            merge(cells, _texts(place, options, result.warnings), place, result.warnings)
         _add(result, place / "images", place / "masks", split, cells, report_unused=not places)
     return _finish(result, options)
 
@@ -189,7 +177,7 @@ def _add(
         result.pictures.append(_Picture(image, folder, split, cells.get(key, {})))
     _warn_passed_over(images, result.warnings)
     if report_unused:
-        _warn(result.warnings, f"{images}: no picture for these texts", cells.keys() - seen.keys())
+        warn_of(result.warnings, f"{images}: no picture for these texts", cells.keys() - seen.keys())
 
 
 def _finish(result: _Found, options: ImportOptions) -> Imported:
@@ -199,7 +187,7 @@ def _finish(result: _Found, options: ImportOptions) -> Imported:
     joined = {}
     if options.columns:
         told = any(sentences_of(picture.cells) for picture in pictures)  # then --text was of another sheet
-        joined = _by_key(options.columns, options.key, warnings, options.text, text_may_lack=told)
+        joined = rows_by_picture(options.columns, options.key, warnings, options.text, text_may_lack=told)
     if options.columns and not any(name_key(picture.image.name) in joined for picture in pictures):
         raise UserError(f"{options.columns}: no row names one of the pictures", "name its key column with --key")
     records = []
@@ -218,13 +206,13 @@ def _finish(result: _Found, options: ImportOptions) -> Imported:
         _refuse_torn(records)
     _warn_unused(pictures, records, warnings)
     if options.columns:
-        _warn(
+        warn_of(
             warnings,
             f"{options.columns}: no row for these pictures",
             {record.id for record in records if name_key(record.id) not in joined},
         )
-    _warn(warnings, "pictures without a mask", {record.id for record in records if record.mask is None})
-    _warn(warnings, "pictures without a text", {record.id for record in records if not record.text})
+    warn_of(warnings, "pictures without a mask", {record.id for record in records if record.mask is None})
+    warn_of(warnings, "pictures without a text", {record.id for record in records if not record.text})
     write_manifest(result.target, records)
     return Imported(result.target, records, warnings)
 
@@ -251,7 +239,7 @@ def _extracted(image: Path, extract: Mapping[str, str]) -> dict[str, str]:
         except re.error as error:
             raise UserError(f"--extract {column}={pattern}: not a regular expression: {error}", "correct it") from None
         cells[column] = (match[1] if match.lastindex else match[0]) if match else ""
-    for mistake in _mistakes(0, cells):
+    for mistake in mistakes(0, cells):
         raise UserError(f"{image.name}: {mistake.text} by --extract", mistake.remedy)
     return cells
 
@@ -260,8 +248,8 @@ def _together(cells: Mapping[str, str], more: Mapping[str, str]) -> dict[str, st
     """The cells of the sheet of texts and those of --columns, which count first. What the manifest knows is not taken
     back by an empty cell, and the sentences are those of one sheet."""
     told = bool(sentences_of(more))
-    kept = {name: value for name, value in cells.items() if not (told and _is_text(name))}
-    return {**kept, **{name: value for name, value in more.items() if value or not _is_known(name)}}
+    kept = {name: value for name, value in cells.items() if not (told and is_text(name))}
+    return {**kept, **{name: value for name, value in more.items() if value or not is_known(name)}}
 
 
 def _record(picture: _Picture, cells: Mapping[str, str], row: int) -> Record:
@@ -273,144 +261,39 @@ def _record(picture: _Picture, cells: Mapping[str, str], row: int) -> Record:
         mask=mask.absolute() if mask else None,
         split=cells.get("split", "").lower() or picture.split,
         patient=cells.get("patient", ""),
-        labelled=mask is not None and cells.get("labelled", "").lower() not in _NO,
+        labelled=mask is not None and cells.get("labelled", "").lower() not in NO,
         # what the manifest knows has its place, and must not stand there twice
-        extra={name: value for name, value in cells.items() if not _is_known(name)},
+        extra={name: value for name, value in cells.items() if not is_known(name)},
         text=texts[0] if texts else "",
         more_texts=texts[1:],
         row=row,
     )
 
 
-def _mistakes(row: int, cells: Mapping[str, str]) -> list[Problem]:
-    """What the manifest would refuse, or worse, take for something else."""
-    found = []
-    if cells.get("split", "").lower() not in ("", *SPLITS):
-        found.append(Problem(row, f"unknown split '{cells['split']}'", "use train, val or test"))
-    if cells.get("labelled", "").lower() not in ("", *_YES, *_NO):
-        found.append(Problem(row, f"labelled is '{cells['labelled']}'", "use 1 or 0"))
-    return found
-
-
 def _warn_unused(pictures: Iterable[_Picture], records: Iterable[Record], warnings: list[str]) -> None:
     used = {record.mask for record in records}
     for masks in {picture.masks.folder: picture.masks for picture in pictures}.values():
         left = {key for key, paths in masks.by_key.items() if paths[0].absolute() not in used}
-        _warn(warnings, f"{masks.folder}: no picture for these masks", left)
-
-
-def _is_text(column: str) -> bool:
-    return column == "text" or bool(MORE_TEXT.fullmatch(column))
-
-
-def _is_known(column: str) -> bool:
-    return column in COLUMNS or _is_text(column)
+        warn_of(warnings, f"{masks.folder}: no picture for these masks", left)
 
 
 def _named_file(folder: Path, name: str) -> Path | None:
     return folder / name if name and (folder / name).is_file() else None
 
 
+def _sentences(table: Path, options: ImportOptions, warnings: list[str]) -> dict[str, dict[str, str]]:
+    return read_sheet(table, options.key, warnings, options.text, may_lack=options.columns is not None)
+
+
 def _texts(folder: Path, options: ImportOptions, warnings: list[str]) -> dict[str, dict[str, str]]:
     for name in ("texts.csv", "texts.xlsx"):
         if (folder / name).is_file():
-            return _sheet(folder / name, options, warnings)
+            return _sentences(folder / name, options, warnings)
     if not options.columns:
         others = {path.name for path in [*folder.glob("*.csv"), *folder.glob("*.xlsx")]} - {"manifest.csv"}
         others = {name for name in others if not name.startswith(("~$", "."))}
-        _warn(warnings, f"{folder}: sheets that are not read: name one with --columns, or call it texts.csv", others)
+        warn_of(warnings, f"{folder}: sheets that are not read: name one with --columns, or call it texts.csv", others)
     return {}
-
-
-def _sheet(table: Path, options: ImportOptions, warnings: list[str]) -> dict[str, dict[str, str]]:
-    """A table of sentences, by picture; the user hears if there is no column of them, or more in it than is kept."""
-    both = options.columns is not None  # then a column that is named may be of that sheet
-    cells = _by_key(table, options.key, warnings, options.text, key_may_lack=both, text_may_lack=both)
-    columns = list(next(iter(cells.values()), {}))
-    if columns and not any(map(_is_text, columns)):
-        wordy = [name for name in columns if _is_wordy(cells, name)]
-        warnings.append(
-            f"{table}: no column of sentences, so all are left out; it has: {', '.join(columns)}; accepted: "
-            f"{', '.join(TEXT_COLUMNS)}; name another with --text {wordy[0] if wordy else 'COLUMN'}"
-        )
-    lost = [name for name in ("id", "image") if name in columns]
-    if lost:
-        warnings.append(f"{table}: not kept, since a record's id is its picture's name: column {' and '.join(lost)}")
-    return cells
-
-
-def _is_wordy(cells: Mapping[str, Mapping[str, str]], column: str) -> bool:
-    """Whether most cells of a column have three words or more."""
-    values = [row.get(column, "") for row in cells.values()]
-    return 2 * sum(len(value.split()) >= 3 for value in values) > len(values)
-
-
-def _merge(
-    cells: dict[str, dict[str, str]], more: Mapping[str, dict[str, str]], source: Path, warnings: list[str]
-) -> None:
-    _warn(warnings, f"{source}: read again, the first row counts", cells.keys() & more.keys())
-    for key, values in more.items():
-        cells.setdefault(key, values)
-
-
-def _by_key(
-    table: Path,
-    key_column: str | None,
-    warnings: list[str],
-    text_column: str | None = None,
-    *,
-    key_may_lack: bool = False,
-    text_may_lack: bool = False,
-) -> dict[str, dict[str, str]]:
-    """The rows of a table by the picture they name; the text's column becomes `text`, known ones lower
-    case. A named column that may lack and does is looked for as if it were not named."""
-    rows = read_table(table)
-    header = next(rows, None)
-    if header is None:
-        raise UserError(f"{table}: empty", "its first row names the columns")
-    names = [name.strip() for name in header]
-    lower = [name.lower() for name in names]
-    if key_column and key_may_lack and key_column.lower() not in lower:
-        key_column = None
-    if text_column and text_may_lack and text_column.lower() not in lower:
-        text_column = None
-    wanted = [key_column.lower()] if key_column else [name for name in KEY_COLUMNS if name in lower][:1]
-    if not wanted or wanted[0] not in lower:
-        raise UserError(
-            f"{table}, row 1: no column {f'{key_column!r}' if key_column else 'that names the pictures'}",
-            f"name it with --key; the file has: {', '.join(names)}",
-        )
-    position = lower.index(wanted[0])
-    if text_column and text_column.lower() not in lower:
-        raise UserError(f"{table}, row 1: no column '{text_column}'", f"--text is one of: {', '.join(names)}")
-    text = text_column.lower() if text_column else next((name for name in TEXT_COLUMNS if name in lower), None)
-    # a column text beside the one that is named is another sentence's
-    names = [
-        "text" if low == text else f"other_{low}" if low == "text" else known_name(name)
-        for name, low in zip(names, lower, strict=True)
-    ]
-    names = ["patient" if name == "subject" and "patient" not in names else name for name in names]
-    found: dict[str, dict[str, str]] = {}
-    differ = set()
-    problems: list[Problem] = []
-    nameless = []
-    for number, row in enumerate(rows, start=2):
-        if position >= len(row) or not row[position].strip():
-            nameless += [str(number)] if any(cell.strip() for cell in row) else []
-            continue
-        key = name_key(row[position])
-        cells = {
-            name: " ".join(cell.split())
-            for i, (name, cell) in enumerate(zip(names, row, strict=False))
-            if name and i != position
-        }
-        problems += _mistakes(number, cells)
-        if found.setdefault(key, cells) != cells:
-            differ.add(row[position])
-    raise_problems(table, problems)
-    _warn(warnings, f"{table}: rows without the name of a picture are left out", nameless)
-    _warn(warnings, f"{table}: named twice with different cells, the first row counts", differ)
-    return found
 
 
 def _pictures(folder: Path) -> list[Path]:
@@ -432,14 +315,14 @@ def _warn_passed_over(folder: Path, warnings: list[str]) -> None:
         warnings.append(f"{folder}: files that are not read: {len(others)} ({suffixes})")
 
     inner = {path.name for path in _folders(folder) if any(p.name.lower().endswith(SUFFIXES) for p in path.rglob("*"))}
-    _warn(warnings, f"{folder}: folders in it are not read, and hold pictures", inner)
+    warn_of(warnings, f"{folder}: folders in it are not read, and hold pictures", inner)
 
 
 def _warn_beside(folder: Path, name: str, read: Iterable[Path], warnings: list[str]) -> None:
     """Pictures beside the known splits, as in validation/ or next to train/, would be missing in silence."""
     beside = {place / name for place in (folder, *_folders(folder)) if place not in read}
     others = {path.relative_to(folder).as_posix() for path in beside if _pictures(path)}
-    _warn(warnings, f"{folder}: folders of pictures that are not read, since no split is called so", others)
+    warn_of(warnings, f"{folder}: folders of pictures that are not read, since no split is called so", others)
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -448,10 +331,3 @@ def _folders(folder: Path) -> list[Path]:
 
 def _stem(image: Path) -> str:
     return image.name[: -len(Reference(image).suffix)]
-
-
-def _warn(warnings: list[str], what: str, names: Iterable[str]) -> None:
-    names = sorted(names)
-    if names:
-        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-        warnings.append(f"{what}: {len(names)} ({shown})")

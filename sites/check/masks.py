@@ -8,9 +8,9 @@ import numpy as np
 
 from dusss_core.config import TrainingConfig
 from dusss_core.manifest import Record
+from dusss_core.sheets import name_key
 from sites.check.look import LOSSY, SOFT, class_indices
 from sites.check.report import Report, counted, name_rows
-from sites.importers import name_key
 
 SMALL_MASK = 5e-4
 """Foreground masks below this share of the picture vanish when it is scaled down."""

@@ -7,7 +7,8 @@ import pytest
 
 from dusss_core.errors import UserError
 from dusss_core.manifest import read_manifest
-from sites.importers import ImportOptions, import_folder, import_lvit, name_key
+from dusss_core.sheets import name_key
+from sites.importers import ImportOptions, import_folder, import_lvit
 from tests.sites.builders import mask, picture, save, write_rows
 
 
