@@ -21,12 +21,13 @@ from server.rounds.collecting import Collector
 from server.rounds.domains import LOOK_AT, warning_of_domains
 from server.rounds.enough import Cause, RoundFailed, check_enough
 from server.rounds.heads import Heads
+from server.rounds.means import lines_of, means_of, traffic, validation_of
 from server.rounds.messages import Messages
 from server.rounds.replies import MISCOUNTED, Reply
 from server.rounds.roster import Roster, Site
 from server.rounds.secure import SecureCollector
-from server.rounds.selection import NOTHING_TO_CHOOSE_BY, Selection, weighted_mean
-from server.rounds.shares import capped, warning_of_shares
+from server.rounds.selection import NOTHING_TO_CHOOSE_BY, Selection
+from server.rounds.shares import warning_of_shares
 from server.rounds.spool import Spool
 from server.rounds.summary import evaluation_figures, make_summary, without_own_layers
 from server.rounds.worth import Worth
@@ -260,16 +261,16 @@ class Coordinator:
             model = aggregator.aggregate(last.model, collected.models)
             if round == LOOK_AT and (warning := warning_of_domains(collected.models)):
                 self._say(f"warning: {phase}: {warning}")
-        selection.observe(last.round, self._validation(accepted))
+        selection.observe(last.round, validation_of(accepted, self._roster.sites))
         figures = {
-            **self._means(accepted),
-            **_bytes(replies, down),
+            **means_of(accepted, self._roster.sites, self._study.federation.max_share),
+            **traffic(replies, down),
             "seconds": time.perf_counter() - started,
         }
         self._warn_of_saturation(phase, round, figures)
         self._run.outputs.add(
             [
-                *_lines(phase, round, replies, down),
+                *lines_of(phase, round, replies, down),
                 {"phase": phase, "round": round, "site": ALL_SITES, **nested(figures)},
             ]
         )
@@ -303,12 +304,15 @@ class Coordinator:
             self._roster, "evaluate", sites, last.model, phase=last.phase, round=last.round + 1, what="val"
         )
         accepted = {name: reply for name, reply in replies.items() if reply.accepted}
-        selection.observe(last.round, self._validation(accepted))
+        selection.observe(last.round, validation_of(accepted, self._roster.sites))
         if accepted:
-            round, figures = last.round + 1, {**self._means(accepted), **_bytes(replies, down)}
+            round, figures = (
+                last.round + 1,
+                {**means_of(accepted, self._roster.sites, self._study.federation.max_share), **traffic(replies, down)},
+            )
             self._run.outputs.add(
                 [
-                    *_lines(last.phase, round, replies, down),
+                    *lines_of(last.phase, round, replies, down),
                     {"phase": last.phase, "round": round, "site": ALL_SITES, **nested(figures)},
                 ]
             )
@@ -359,29 +363,6 @@ class Coordinator:
 
     # Figures.
 
-    def _validation(self, accepted: Mapping[str, Reply]) -> dict[str, tuple[float, dict[str, float]]]:
-        sites = {name: self._roster.sites[name] for name in accepted}
-        return {
-            name: (site.weight(site.counts.get("n_val", 0)), accepted[name].metrics) for name, site in sites.items()
-        }
-
-    def _means(self, accepted: Mapping[str, Reply]) -> dict[str, float]:
-        """Means of the sites' figures, weighted by validation pictures (val.*) or training pictures (the rest). A site
-        weighs no more than its declared size, and no more than the largest share."""
-
-        def weight(site: str, name: str) -> float:
-            known, examples = self._roster.sites[site], accepted[site].metrics.get("num-examples", 1.0)
-            return known.weight(known.counts.get("n_val", 0) if name.startswith("val.") else examples)
-
-        means = {}
-        for name in sorted({name for reply in accepted.values() for name in reply.metrics if "." in name}):
-            told = {site: reply.metrics[name] for site, reply in accepted.items() if name in reply.metrics}
-            shares = capped([weight(site, name) for site in told], self._study.federation.max_share)
-            mean = weighted_mean(zip(shares, told.values(), strict=True))
-            if mean is not None:
-                means[name] = mean
-        return means
-
     def _warn_of_saturation(self, phase: Phase, round: int, figures: Mapping[str, float]) -> None:
         """Once, when a phase's figures first show that semantic-similarity supervision does nothing."""
         quantiles = [figures.get(f"train.dsss_{q}") for q in ("p10", "p50", "p90")]
@@ -410,22 +391,3 @@ def _drawn_here(study: StudyConfig, phase: Phase, vlm: Mapping[str, Tensor] | No
 def _after(phase: Phase) -> list[Phase]:
     phases = list(Phase)
     return phases[phases.index(phase) + 1 :]
-
-
-def _bytes(replies: Mapping[str, Reply], down: Mapping[str, int]) -> dict[str, float]:
-    """Over all sites that were asked, from and to them."""
-    return {
-        "bytes_up": float(sum(reply.bytes_up for reply in replies.values())),
-        "bytes_down": float(sum(down.values())),
-    }
-
-
-def _lines(phase: Phase, round: int, replies: Mapping[str, Reply], down: Mapping[str, int]) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl of one round."""
-    lines = []
-    for site, reply in replies.items():
-        line = {"phase": phase, "round": round, "site": site, "accepted": reply.accepted, **nested(reply.metrics)}
-        if not reply.accepted:
-            line["reason"] = reply.reason
-        lines.append({**line, "bytes_up": reply.bytes_up, "bytes_down": down.get(site, 0)})
-    return lines
