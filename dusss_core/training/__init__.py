@@ -5,8 +5,9 @@ A trainer holds one site's share of one phase: `load_shared` takes the round's g
 """
 
 from dusss_core.training.evaluation import evaluate_logits, evaluate_student, text_guided_masks, told_logits
+from dusss_core.training.finetuning import fine_tuned, on_labels_alone
 from dusss_core.training.judging import dice_of_text
-from dusss_core.training.personal import PersonalSegmenter, fine_tuned, on_labels_alone, student_after
+from dusss_core.training.personal import PersonalSegmenter, student_after
 from dusss_core.training.pretrain import Pretrainer
 from dusss_core.training.segment import Segmenter
 from dusss_core.training.sharing import Start, can_train, handed_on, initial_shared, start_of

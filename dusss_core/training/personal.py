@@ -14,8 +14,7 @@ each step, with w the site's copy, which is trained as always and averaged, and 
     alpha <- alpha - eta_alpha <v - w, grad F(m)>, kept in [0, 1]; only where alpha is learnt
 
 FedRep (Collins, Hassani, Mokhtari and Shakkottai, ICML 2021) keeps the head h of the network at the site; the rest, b,
-is averaged. In each round the site first trains h with b as it came, then b with h as it is. Fine-tuning goes on from
-the final student, at the site alone, and keeps what comes of it; with `labels_too` the better of two on validation.
+is averaged. In each round the site first trains h with b as it came, then b with h as it is.
 
 Each student has an objective of its own, with its own teacher, and draws the batches that w draws. What w becomes does
 not depend on v, but for FedRep, whose head is part of it. Steps are AdamW's, so eta times a gradient stands for the
@@ -31,16 +30,13 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dusss_core.config import MethodConfig, PersonalConfig, TrainingConfig
-from dusss_core.errors import UserError
+from dusss_core.config import PersonalConfig, TrainingConfig
 from dusss_core.files import with_prefix
 from dusss_core.models.weights import head_names, load_tensors, on_cpu
-from dusss_core.objectives import objective_of, reads_sentences, with_objective
-from dusss_core.objectives.objective import Batch, Values
+from dusss_core.objectives.objective import Batch
 from dusss_core.phases import Phase
 from dusss_core.records import Split
 from dusss_core.seeds import global_seed
@@ -142,7 +138,7 @@ class Beside(Segmenter):
     def __init__(self, of: Segmenter, heir_of: Beside | None, prox_mu: float = 0.0):
         self.of = of
         data = {"text_logits": of.text_logits, "text": of.text, "device": of.device, "progress": of.progress}
-        config = _alone(of.config, prox_mu=prox_mu)
+        config = alone(of.config, prox_mu=prox_mu)
         super().__init__(config, of.site, of.train, of.val, heir_of=heir_of, **data)
 
     def meet(self) -> None:
@@ -323,80 +319,6 @@ class Mixture(Beside):
         return slope
 
 
-class FineTuner(Segmenter):
-    """Trains the final student on: the end of the phase goes on, so pseudo-labels weigh what they weighed there."""
-
-    text_share = 1.0
-
-    def seed_names(self, round: int) -> tuple[object, ...]:
-        return *super().seed_names(round), "finetune"
-
-    def statistics_fixed(self, round: int) -> bool:
-        return self.config.fixed_statistics
-
-    def losses(self, batch: Batch, draw: torch.Generator, share_done: float) -> tuple[Tensor, Values]:
-        return super().losses(batch, draw, 1.0)
-
-    def pace(self, share_done: float) -> float:
-        return super().pace(1.0)
-
-    def after_step(self, share_done: float) -> None:
-        super().after_step(1.0)
-
-
-def fine_tuned(
-    config: TrainingConfig,
-    site: str,
-    train: Split,
-    student: Mapping[str, Tensor],
-    *,
-    most_steps: int | None = None,
-    text_logits: np.ndarray | None = None,
-    text_share: float = 1.0,
-    text: TextBank | None = None,
-    device: str | torch.device = "cpu",
-    progress: Any = None,
-) -> dict[str, Tensor]:
-    """The final student after `personal.steps` more steps on a site's pictures, with fresh moments and a copy of it as
-    teacher; learning rates go up and down as in a phase of so many steps. After 0 steps: the final student.
-
-    Args:
-        student: a whole student's tensors (under FedBN with the site's own layers).
-        text_share: what text-guided masks weigh, as in the phase.
-        text: features of the site's sentences, for a student that is given them.
-        most_steps: what the site allows; None: no limit.
-
-    Raises:
-        UserError: the site has nothing to learn it from.
-        NotFinite: the loss is not finite.
-    """
-    if reason := no_own_student(config, train):
-        raise UserError(reason)
-    personal, optimizer = config.personal, config.segment.optimizer
-    optimizer = optimizer.model_copy(update={"lr": personal.lr_ratio * optimizer.lr})
-    alone = _alone(config, segment=config.segment.model_copy(update={"rounds": 1, "optimizer": optimizer}))
-    given = {"text_logits": text_logits, "text": text, "device": device, "progress": progress}
-    trainer = FineTuner(alone, site, train, train, **given)
-    trainer.text_share = text_share
-    trainer.steps_per_round = personal.steps if most_steps is None else min(personal.steps, most_steps)
-    trainer.load_shared(dict(student))
-    trainer.train_round(1)
-    tuned = on_cpu(trainer.student.state_dict(), copies=True)
-    return with_own_statistics(config, Phase.SEGMENT, tuned, train, text, device)
-
-
-def on_labels_alone(config: TrainingConfig) -> TrainingConfig | None:
-    """The settings of the second student of `personal.labels_too`, which is given sentences if the first one is; None
-    where there is none to train: the method has nothing but labels itself, or its network parts that nothing else
-    trains (`Objective.builds`)."""
-    objective = objective_of(config)
-    if not config.personal.labels_too or objective.learns_from(config) == "none" or objective.builds(config):
-        return None
-    if reads_sentences(config):
-        return with_objective(config, "supervised_with_text")
-    return config.model_copy(update={"method": MethodConfig(preset="supervised")})
-
-
 def student_after(
     config: TrainingConfig,
     private: Mapping[str, Tensor],
@@ -424,7 +346,7 @@ def _mixed(v: Tensor, w: Tensor, alpha: Tensor) -> Tensor:
     return torch.lerp(w, v, alpha) if v.is_floating_point() else v
 
 
-def _alone(config: TrainingConfig, **changes: Any) -> TrainingConfig:
+def alone(config: TrainingConfig, **changes: Any) -> TrainingConfig:
     """The settings for a student that is trained at a site alone: nothing of it travels, so nothing is held back."""
     return config.model_copy(update={"personal": PersonalConfig(), "local_norm": False, "prox_mu": 0.0, **changes})
 
