@@ -69,6 +69,9 @@ class LimitsConfig(Strict):
     """Local passes over the training pictures per round, at most."""
     max_steps_per_round: int | None = Field(None, ge=1)
     """Optimizer steps per round, at most, with those of a student of its own (`personal`). null: no limit."""
+    max_private_epochs_per_round: float = Field(50, gt=0)
+    """With `privacy.epsilon`: expected passes over the declared records per round, at most, so the study's
+    `privacy.steps_per_round` times `privacy.sample_rate`. A step counts as one record at least."""
     phases: list[Phase] = Field(default=list(Phase))
     """Phases that this site trains in. An empty list: the site only evaluates."""
     splits: list[SplitName] = Field(default=["train", "val", "test"])

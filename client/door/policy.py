@@ -161,6 +161,7 @@ def check_training(site: SiteConfig, request: Request) -> None:
     if phase.reads_sentences:
         check_language(site, request.training)
     if site.privacy.epsilon is not None:
+        _check_private_passes(site, request.training)
         _check_private(site, request)
     check_hours(site)
 
@@ -187,6 +188,23 @@ def check_hours(site: SiteConfig) -> None:
     hours = site.limits.hours
     if hours is not None and not _within(hours, datetime.now().time()):
         raise Declined(f"this site trains only between {hours} (limits.hours)")
+
+
+def _check_private_passes(site: SiteConfig, training: TrainingConfig) -> None:
+    """Refuse a private round that is long: it has steps of its own, which the phase's epochs do not bound.
+
+    Raises:
+        Declined: with the limit, what was asked, and what would fit.
+    """
+    asked, most = training.privacy, site.limits.max_private_epochs_per_round
+    # noise is drawn in a step that draws no record too, so a rate near 0 makes no step free
+    passes = asked.steps_per_round * max(asked.sample_rate, 1 / site.privacy.records)
+    if round(passes, 6) > most:
+        raise Declined(
+            f"{asked.steps_per_round} steps of sample rate {asked.sample_rate:g} are {passes:g} passes over the "
+            f"declared records in a private round; this site allows {most:g} (limits.max_private_epochs_per_round): "
+            "lower privacy.steps_per_round or privacy.sample_rate"
+        )
 
 
 def _check_private(site: SiteConfig, request: Request) -> None:

@@ -231,6 +231,29 @@ def test_paths_and_budgets_in_a_message_are_not_read(worked, private, site_file,
     assert worked == []
 
 
+def test_a_private_round_makes_no_more_passes_than_the_site_allows(worked, private, site_file):
+    private.site(site_file)
+    limit(site_file, max_epochs_per_round=1)
+
+    def asked(steps, rate, phase="segment"):
+        privacy = {"steps_per_round": steps, "sample_rate": rate, "noise_multiplier": 1e6}
+        study = make_study(method={"preset": "mean_teacher"}, privacy=privacy).training()
+        return declined(answer("train", make_content(study=study, phase=phase), site_file))
+
+    def refused(*arguments):
+        reason = asked(*arguments)
+        return "limits.max_private_epochs_per_round" in reason and "lower privacy.steps_per_round" in reason
+
+    assert refused(10**6, 1.0) and refused(51, 1.0, "pretrain")
+    assert refused(10**6, 1e-12)  # steps that draw no record take time too
+    limit(site_file, max_private_epochs_per_round=2)
+    assert refused(3, 1.0)
+    assert worked == [] and not list(site_file.parent.rglob("ledger.json"))
+    assert asked(4, 0.5) is None
+    limit(site_file, max_private_epochs_per_round=LimitsConfig().max_private_epochs_per_round)
+    assert asked(50, 1.0) is None and len(worked) == 2
+
+
 def test_every_other_field_of_a_message_is_held_to_its_form(worked, site_file):
     limit(site_file, **LIMITS)
     for field, values in {
