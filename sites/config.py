@@ -66,7 +66,8 @@ class LimitsConfig(Strict):
     objectives: list[ObjectiveName] | None = None
     """Methods of step 2 (`method.objective`) that a study may name here. null: any."""
     max_epochs_per_round: int = Field(5, ge=1)
-    """Local passes over the training pictures per round, at most."""
+    """Local passes over the training pictures per round, at most. The plain student of `method.judge_text`, which is
+    trained once for a study, makes ten times as many at most."""
     max_steps_per_round: int | None = Field(None, ge=1)
     """Optimizer steps per round, at most, with those of a student of its own (`personal`). null: no limit."""
     max_private_epochs_per_round: float = Field(50, gt=0)

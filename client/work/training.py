@@ -17,13 +17,16 @@ from client.work.disclosure import open_figures
 from client.work.workbench import Workbench
 from dusss_core.config import LEAST_BATCH
 from dusss_core.phases import Phase
-from dusss_core.sampling import labelled_per_step
+from dusss_core.sampling import labelled_per_step, steps_per_epoch
 from feddusss import compression, wire
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from dusss_core.manifest import Record
+
+PLAIN_ROUNDS = 10
+"""The plain student, which a site trains once for a study, has the passes of so many of the longest rounds."""
 
 
 def plain(round: Round) -> RecordDict:
@@ -74,8 +77,10 @@ class Round:
         if most is not None and students * self._trainer.steps_per_round > most:
             # the number of steps is left out, since it tells the number of pictures
             raise Declined(f"more steps per round than this site allows ({most}, limits.max_steps_per_round)")
+        self._trainer.spare_steps = self._plain_passes()
         if most is not None:
-            self._trainer.spare_steps = most - students * self._trainer.steps_per_round
+            spare = most - students * self._trainer.steps_per_round
+            self._trainer.spare_steps = min(spare, self._trainer.spare_steps)
         load_shared(self._trainer, self.request, self._state_round)
         try:
             figures = self._trainer.validate()
@@ -115,6 +120,12 @@ class Round:
             "seconds": time.perf_counter() - self._started,
         }
         return update, figures
+
+    def _plain_passes(self) -> int:
+        """Steps of the passes that the site allows the plain student of `method.judge_text`."""
+        batch = self.request.phase.settings(self.request.training).batch
+        a_pass = steps_per_epoch(len(self.bench.split("train")), batch)
+        return PLAIN_ROUNDS * self.request.site.limits.max_epochs_per_round * a_pass
 
     def _as_it_travels(self, shared: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of an update; what compression loses of it is kept for the next one."""

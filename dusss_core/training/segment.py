@@ -84,7 +84,7 @@ class Segmenter(PhaseTrainer):
         self.objective = kind(self) if heir_of is None else heir_of.objective
         self.objective.host = self
         self.spare_steps: int | None = None
-        """Steps that the site allows in this round beyond its own; None: no limit."""
+        """Steps that the site allows the plain student, which are made beside the round's own; None: no limit."""
         self.judge: Judge | None = None
         if text_dice is not None and not np.isnan(text_dice).all() and config.method.judge_text and guided.any():
             self.judge = Judge(config, val, text_dice, self.device)

@@ -92,6 +92,24 @@ def test_what_goes_beyond_a_limit_is_declined_and_nothing_is_trained(fake, site_
     assert not list((site_file.parent / "state").rglob("segment-*"))
 
 
+@pytest.mark.parametrize(
+    ("limits", "steps"),
+    [({}, 100), ({"max_epochs_per_round": 1}, 20), ({"max_epochs_per_round": 1, "max_steps_per_round": 12}, 10)],
+    ids=["default", "epochs", "steps"],
+)
+def test_a_plain_student_is_held_to_the_sites_limits(fake, site_file, monkeypatch, limits, steps):
+    """16 pictures, 8 a step: a pass has two steps, and so has a round."""
+    seen, train = [], fake._Trainer.train_round
+    monkeypatch.setattr(
+        fake._Trainer, "train_round", lambda own, round: seen.append(own.spare_steps) or train(own, round)
+    )
+    limit(site_file, **limits)
+    changes = {"segment__batch": 8, "segment__rounds": 1000, "segment__plain_share": 1.0}
+    study = make_study(method={"preset": "mean_teacher"}, **changes).training()
+    assert declined(answer("train", make_content(study=study), site_file)) is None
+    assert seen == [steps]
+
+
 def test_training_waits_for_the_hours_that_a_site_allows(fake, site_file, monkeypatch):
     from datetime import time
 
