@@ -250,6 +250,9 @@ class Coordinator:
         collected = self._collector.collect(phase, round, rounds, last.model, abstaining, spool)
         replies, down = collected.replies, collected.down
         accepted = {name: reply for name, reply in replies.items() if reply.accepted}
+        for metrics in (reply.metrics for reply in accepted.values() if "seconds" in reply.metrics):
+            # no site works longer than its answer is waited for
+            metrics["seconds"] = min(metrics["seconds"], time.perf_counter() - started)
         if collected.lost:
             self._say(
                 f"{phase} round {round}: the sites have given their parts, the sum was lost, and no part is given "

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dusss_core.files import with_prefix
 from dusss_core.phases import Phase
 from server.rounds.selection import weighted_mean
+from server.rounds.shares import capped
 from server.rounds.worth import of_final_round
 from server.runs.checkpoints import Checkpoint, describe
 from server.study.config import StudyConfig
@@ -62,8 +63,8 @@ def make_summary(
         **({"members": [dict(entry) for entry in members]} if len(members) > 1 else {}),
         "sites": inside,
         **({"external_test": outside} if outside else {}),
-        "global": overall(inside),
-        **({"personal": _personal(study, run_key, inside)} if study.personal.kind != "none" else {}),
+        "global": overall(inside, weights_of_sites(sites, inside, study.federation.max_share)),
+        **({"personal": _personal(study, run_key, inside, sites)} if study.personal.kind != "none" else {}),
         "text_mask": {
             "dice_mean": _mean_of(metrics, inside, "text_mask.dice"),
             **{site: metrics[site]["text_mask.dice"] for site in inside if "text_mask.dice" in metrics.get(site, {})},
@@ -91,16 +92,37 @@ def make_summary(
     }
 
 
-def overall(sites: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
-    """The figures over sites, of those that have a test split: weighted by test pictures, plain mean, worst."""
+def weights_of_sites(
+    sites: Sequence[Site], scores: Mapping[str, Mapping[str, Any]], max_share: float | None
+) -> dict[str, float]:
+    """What each site with a test figure weighs: its test pictures, but no more than its declared size, and no more than
+    the largest share."""
+    known = {site.name: site for site in sites}
+    told = {
+        name: known[name].weight(score["n_test"] or 0)
+        for name, score in scores.items()
+        if score.get("dice") is not None
+    }
+    return dict(zip(told, capped(list(told.values()), max_share), strict=True))
+
+
+def overall(
+    sites: Mapping[str, Mapping[str, Any]], weights: Mapping[str, float] | None = None
+) -> dict[str, float | None]:
+    """The figures over sites, of those that have a test split: weighted by test pictures, plain mean, worst.
+
+    Args:
+        weights: of the sites in the weighted mean; None: their test pictures.
+    """
     tested = {name: site for name, site in sites.items() if site.get("dice") is not None}
+    weights = weights or {name: site["n_test"] for name, site in tested.items()}
     dice = [site["dice"] for site in tested.values()]
     iou = [site["iou"] for site in tested.values() if site.get("iou") is not None]
     hd95 = [site["hd95"] for site in tested.values() if site.get("hd95") is not None]
     pooled = [site["dice_pooled"] for site in tested.values() if site.get("dice_pooled") is not None]
     told = [site["text_dice"] for site in tested.values() if site.get("text_dice") is not None]
     return {
-        "dice_weighted": weighted_mean([(site["n_test"], site["dice"]) for site in tested.values()]),
+        "dice_weighted": weighted_mean([(weights[name], site["dice"]) for name, site in tested.items()]),
         "dice_mean": fmean(dice) if dice else None,
         "dice_worst": min(dice, default=None),
         **({"dice_pooled_mean": fmean(pooled), "dice_pooled_worst": min(pooled)} if pooled else {}),
@@ -110,7 +132,9 @@ def overall(sites: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
     }
 
 
-def _personal(study: StudyConfig, run_key: str, sites: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _personal(
+    study: StudyConfig, run_key: str, sites: Mapping[str, Mapping[str, Any]], known: Sequence[Site]
+) -> dict[str, Any]:
     """The sites' own students: over sites as `overall`, and where each lies."""
     own = {
         name: {"n_test": site["n_test"], **{figure: site.get(f"personal_{figure}") for figure in _FIGURES}}
@@ -119,7 +143,7 @@ def _personal(study: StudyConfig, run_key: str, sites: Mapping[str, Mapping[str,
     file = "" if study.personal.kind == "fedrep" else ".personal"  # of FedRep a site has one student
     return {
         "kind": study.personal.kind,
-        **overall(own),
+        **overall(own, weights_of_sites(known, own, study.federation.max_share)),
         "val_dice_mean": _mean(site.get("personal_val_dice") for site in sites.values()),
         "files": {
             name: f"students/{study.study}-{run_key[:8]}{file}.safetensors"

@@ -210,6 +210,45 @@ def test_means_that_are_told_weigh_a_liar_as_the_mean_of_updates_does(short, tmp
     assert told["val"]["x"] == pytest.approx(val, abs=1e-6) and told["train"]["x"] == pytest.approx(train, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("settings", "weighted"),
+    # of 6 test pictures at each of the others
+    [({"sizes": dict.fromkeys(("alder", "birch", "cedar"), 16)}, 16 / 28), ({"max_share": 0.4}, 0.4), ({}, 1.0)],
+)
+def test_the_weighted_mean_of_the_test_holds_a_liar_to_what_it_weighs_in_the_mean_of_updates(
+    short,  # noqa: F811
+    tmp_path,
+    settings,
+    weighted,
+):
+    def meddle(site, kind, round, answer):
+        if kind == "query":
+            return claiming(answer, n_test=10**8) if site == "birch" else answer
+        if kind != "evaluate" or "test.dice" not in answer.content["metrics"]:
+            return answer
+        return claiming(answer, **({"test.dice": 1.0, "test.n": 10**8} if site == "birch" else {"test.dice": 0.0}))
+
+    coordinate(study(rounds=1, **settings), tmp_path, meddle)
+    found = json.loads((tmp_path / "summary.json").read_text())
+    assert found["sites"]["birch"]["dice"] == 1.0
+    assert found["global"]["dice_weighted"] == pytest.approx(weighted, abs=1e-6)
+
+
+def test_a_site_worked_no_longer_on_a_round_than_the_round_took(short, tmp_path):  # noqa: F811
+    def slow(tensors, metrics):
+        metrics["seconds"] = 1e12
+
+    def meddle(site, kind, round, answer):
+        return changed(answer, slow) if kind == "train" and site == "birch" else answer
+
+    coordinate(study(rounds=2), tmp_path, meddle)
+    told = json.loads((tmp_path / "summary.json").read_text())["seconds"]
+    assert told["training_at_sites"] <= 3 * told["total"]
+    rows = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    whole = {row["round"]: row["seconds"] for row in rows if row["site"] == ALL_SITES and "seconds" in row}
+    assert all(row["seconds"] <= whole[row["round"]] for row in rows if "seconds" in row and row["round"] in whole)
+
+
 # The best round.
 
 
