@@ -290,6 +290,9 @@ def _record(folder: Path, columns: list[str], row: int, cells: list[str], proble
         problem("empty id", "give every record its own id")
     if not values.get("image"):
         problem("empty image", "name the picture's file, or drop the row")
+    for name in ("image", "mask"):
+        if values.get(name) and folder / values[name] == folder:
+            problem(f"{name} '{values[name]}' is a folder", "name a file, relative to the manifest's folder")
     split = values.get("split", "").lower() or "train"
     if split not in SPLITS:
         near = difflib.get_close_matches(split, SPLITS, n=1, cutoff=0.4)
@@ -329,37 +332,35 @@ def sentences_of(values: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _duplicates(records: list[Record]) -> list[Problem]:
-    first: dict[str, int] = {}
-    return [
-        Problem(
-            record.row,
-            f"id '{record.id}' is already in row {first[record.id]}",
-            "give every record its own id",
-            "id_twice",
-            (first[record.id],),
-        )
-        for record in records
-        if record.id and first.setdefault(record.id, record.row) != record.row
-    ]
+    """Ids that stand there twice; in case alone they may not differ either, since files are named for them."""
+    first: dict[str, Record] = {}
+    problems = []
+    for record in records:
+        other = first.setdefault(record.id.casefold(), record)
+        if record.id and other is not record:
+            place = f"is already in row {other.row}"
+            if record.id != other.id:
+                place = f"differs from '{other.id}' in row {other.row} in case alone"
+            remedy = "give every record its own id"
+            problems.append(Problem(record.row, f"id '{record.id}' {place}", remedy, "id_twice", (other.row,)))
+    return problems
 
 
 def _torn_patients(records: list[Record]) -> list[Problem]:
+    """Patients in two splits. Keys that differ in case or in the width of blanks alone are one patient's here."""
     first: dict[str, Record] = {}
     problems = []
     for record in records:
         if not record.patient or record.split not in SPLITS:  # the latter is reported already
             continue
-        other = first.setdefault(record.patient, record)
+        other = first.setdefault(" ".join(record.patient.casefold().split()), record)
         if record.split != other.split:
-            problems.append(
-                Problem(
-                    record.row,
-                    f"patient '{record.patient}' is in {record.split}, in row {other.row} in {other.split}",
-                    "put all pictures of a patient into one split",
-                    "torn_patient",
-                    (other.row,),
-                )
-            )
+            there, remedy = "", "put all pictures of a patient into one split"
+            if record.patient != other.patient:
+                there = f"as '{other.patient}', which differs in case or blanks alone, "
+                remedy += "; give two patients keys that differ in more"
+            text = f"patient '{record.patient}' is in {record.split}, {there}in row {other.row} in {other.split}"
+            problems.append(Problem(record.row, text, remedy, "torn_patient", (other.row,)))
     return problems
 
 

@@ -85,8 +85,11 @@ def test_what_is_written_is_read_back(tmp_path):
     ("change", "said"),
     [
         ({"id": "r0"}, r"row 3: id 'r0' is already in row 2\n  -> give every record its own id"),
+        ({"id": "R0"}, r"row 3: id 'R0' differs from 'r0' in row 2 in case alone\n  -> give every record its own id"),
         ({"id": ""}, r"row 3: empty id\n  -> "),
         ({"image": ""}, r"row 3: empty image\n  -> "),
+        ({"image": "."}, r"row 3: image '\.' is a folder\n  -> name a file"),
+        ({"mask": "./"}, r"row 3: mask '\./' is a folder\n  -> name a file"),
         (
             {"image": "images/none.png"},
             r"row 3: image file not found: .*images/none\.png\n  -> paths are relative",
@@ -104,6 +107,21 @@ def test_a_mistake_is_named_with_file_row_and_remedy(tmp_path, change, said):
     rows[1] |= change
     with pytest.raises(UserError, match=r"m\.csv, " + said):
         read_manifest(write_rows(tmp_path / "m.csv", rows))
+
+
+@pytest.mark.parametrize(("one", "other"), [("P1", "p1"), ("P 1", "P  1"), ("p\u00a01", "P 1")])
+def test_a_patient_is_not_torn_by_another_case_or_more_blanks_in_its_key(tmp_path, one, other):
+    rows = rows_of(tmp_path, 3)
+    rows[0]["patient"], rows[1]["patient"], rows[2]["patient"] = one, other, "P11"
+    path = write_rows(tmp_path / "m.csv", rows)
+    assert len(read_manifest(path)) == 3  # in one split nothing is torn
+    rows[1]["split"] = "test"
+    with pytest.raises(UserError) as error:
+        read_manifest(write_rows(path, rows))
+    assert f"row 3: patient '{other}' is in test, as '{one}', which differs" in str(error.value)
+    assert "in row 2 in train" in str(error.value)
+    rows[1]["patient"] = "P12"
+    assert len(read_manifest(write_rows(path, rows))) == 3
 
 
 def test_all_mistakes_are_named_at_once(tmp_path):
