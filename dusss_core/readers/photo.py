@@ -44,7 +44,7 @@ def raw_of_picture(picture: Image.Image, lossy: bool = False) -> Raw:
     if mode == "P":
         return _palette(picture)
     if mode in ("L", "LA"):
-        return Raw(np.asarray(picture.getchannel(0)), 0, 255, bits=8, lossy=lossy)
+        return Raw(np.asarray(picture.getchannel(0)), 0, 255, bits=8, lossy=lossy, alpha_alone=_alpha_alone(picture))
     if mode == "F":
         return _floating(np.asarray(picture))
     if mode.startswith("I"):
@@ -53,7 +53,8 @@ def raw_of_picture(picture: Image.Image, lossy: bool = False) -> Raw:
         if pixels.dtype.kind == "i" and pixels.min(initial=0) >= 0 and pixels.max(initial=0) < 2**16:
             pixels = pixels.astype(np.uint16)  # 16-bit files that Pillow widens to 32
         return Raw(pixels, *depth_window(pixels), bits=16 if pixels.dtype.itemsize == 2 else 32)
-    return Raw(np.asarray(picture.convert("RGB")), 0, 255, bits=8, lossy=lossy)
+    colours = np.asarray(picture.convert("RGB"))
+    return Raw(colours, 0, 255, bits=8, lossy=lossy, alpha_alone=_alpha_alone(picture))
 
 
 def raw_of_array(pixels: np.ndarray) -> Raw:
@@ -74,6 +75,13 @@ def raw_of_array(pixels: np.ndarray) -> Raw:
     if kind == "f":
         return _floating(pixels)
     raise ValueError(f"type {pixels.dtype}: a picture holds numbers")
+
+
+def _alpha_alone(picture: Image.Image) -> bool:
+    if picture.mode not in ("LA", "RGBA"):
+        return False
+    *colours, (least, most) = picture.getextrema()
+    return least != most and all(low == high for low, high in colours)
 
 
 def _go_to_page(file: Image.Image, reference: Reference) -> None:

@@ -33,6 +33,8 @@ class Raw:
     """H x W, for palette pictures: the index of each pixel's colour, which is the class in a mask."""
     lossy: bool = False
     """The format blurs values, so those of a mask are not exact."""
+    alpha_alone: bool = False
+    """Only the alpha channel, which is dropped, differs from pixel to pixel."""
 
 
 def percentile_window(pixels: np.ndarray) -> tuple[float, float]:
@@ -96,8 +98,11 @@ def to_classes(raw: Raw) -> np.ndarray:
     - Colour with equal channels is gray; with black and one colour, a one-class mask.
 
     Raises:
-        ValueError: several colours, negative or fractional values, values above 255.
+        ValueError: several colours, negative or fractional values, values above 255; all that the file shows is in its
+            alpha channel.
     """
+    if raw.alpha_alone:  # or the mask would be all foreground, or all background
+        raise ValueError("all that it shows is in its alpha channel, which is dropped")
     values = raw.indices if raw.indices is not None else raw.pixels
     if values.ndim == 3:
         values = _from_colour(values, raw.lossy)

@@ -256,6 +256,20 @@ def test_masks_of_every_kind_become_classes(tmp_path):
         assert np.array_equal(read_mask(tmp_path / name), square), name
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+@pytest.mark.parametrize("colour", [0, 255])
+def test_a_mask_in_the_alpha_channel_alone_is_refused_and_not_read_as_all_foreground(tmp_path, mode, colour):
+    path, drawn = tmp_path / "mask.png", Image.new(mode, (40, 48), (colour,) * len(mode))
+    drawn.putalpha(Image.fromarray(mask(0)))
+    drawn.save(path)
+    with pytest.raises(UserError, match="alpha channel"):
+        read_mask(path)
+    assert read_image(path, 1).shape == (1, 48, 40)
+    drawn.putalpha(255)
+    drawn.save(path)
+    assert set(np.unique(read_mask(path))) == {min(colour, 1)}
+
+
 def test_the_index_of_a_palette_is_the_class(tmp_path):
     classes = (np.arange(48 * 40).reshape(48, 40) % 3).astype(np.uint8)
     file = Image.fromarray(classes)
