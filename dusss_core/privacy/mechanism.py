@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dusss_core.config import TrainingConfig
-from dusss_core.objectives import TABLE, objective_of, with_objective
+from dusss_core.objectives import TABLE, misfit, objective_of, with_objective
 from dusss_core.phases import Phase
 from dusss_core.pretraining import pretraining_of
 from dusss_core.privacy.charge import Charge
@@ -70,8 +70,9 @@ def reasons_against(config: TrainingConfig, phase: Phase, records: int) -> list[
 
 def _against_segment(config: TrainingConfig) -> Iterator[str]:
     if (objective := objective_of(config)).coupled:
-        apart = ", ".join(name for name in TABLE if not objective_of(with_objective(config, name)).coupled)
-        yield (f"method.objective: {config.method.objective} {objective.coupling}: choose one of {apart}")
+        others = {name: with_objective(config, name) for name in TABLE}
+        apart = [name for name, other in others.items() if not objective_of(other).coupled and misfit(other) is None]
+        yield f"method.objective: {config.method.objective} {objective.coupling}: choose one of {', '.join(apart)}"
     if config.student.norm != "group":
         yield "student.norm: batch mixes the records of a batch: set student.norm: group"
     if config.privacy.keep_features:

@@ -64,6 +64,16 @@ def test_a_study_that_can_not_be_private_says_why(phase, changes, reason):
     assert reason in why_not(private_config(**changes), phase, 2000)
 
 
+@pytest.mark.parametrize(
+    ("objective", "network", "offered"),
+    [("lvit", "lvit", "dusss, supervised_with_text"), ("bcp", "encoder", "dusss, mean_teacher_mse, fixmatch")],
+)
+def test_methods_that_are_offered_in_place_of_one_work_on_the_studys_network(objective, network, offered):
+    encoder = {"encoder": "mobilenetv3_small_050"} if network == "encoder" else {"network": network}
+    config = private_config(method={"objective": objective}, student={"width": 4, "norm": "group", **encoder})
+    assert why_not(config, Phase.SEGMENT, 2000).endswith(f": choose one of {offered}")
+
+
 def test_pretraining_that_cannot_keep_its_records_apart_is_refused(monkeypatch):
     assert why_not(private_config(), Phase.PRETRAIN, 2000) is None
     monkeypatch.setattr(pretraining_of(private_config()), "coupled", True)
