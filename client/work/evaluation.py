@@ -30,9 +30,6 @@ _OF_TRAINING = ("personal.", "pseudo.")
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dusss_core.config import TrainingConfig
-    from dusss_core.records import Split
-
 
 def plain(request: Judged, bench: Workbench, figures: Mapping[str, float]) -> RecordDict:
     """The answer of a site without differential privacy."""
@@ -74,7 +71,7 @@ def _validate(request: Judged, bench: Workbench) -> dict[str, float]:
 
 def _test(request: Judged, bench: Workbench) -> dict[str, float]:
     """Figures of the final student, of the text-guided masks and of the pseudo-labels, where masks are known."""
-    from dusss_core.training import evaluate_logits, evaluate_student, text_guided_masks
+    from dusss_core.training import at_its_best, evaluate_logits, evaluate_student, text_guided_masks
 
     config, device, state = request.training, bench.device, request.state
     test, train = bench.split("test"), bench.split("train")
@@ -82,7 +79,7 @@ def _test(request: Judged, bench: Workbench) -> dict[str, float]:
     local = state.local_layers(Phase.SEGMENT, request.round)
     keeps_layers = config.local_norm or config.personal.own_head != "none"
     if student is not None and (local or not keeps_layers):
-        student = _at_its_best(config, {**student, **local}, train, bench)
+        student = at_its_best(config, {**student, **local}, train, bench.split("val"), device, bench.told)
         _keep_student(request, student)
         scores = evaluate_student(config, student, test, device, bench.told, behind=True)
         found |= prefixed("test", scores)
@@ -107,24 +104,6 @@ def _test(request: Judged, bench: Workbench) -> dict[str, float]:
             scores = evaluate_logits(config, masks[hidden], train.select(hidden))
             found |= {"pseudo.text_dice": scores.get("dice", math.nan)}
     return found
-
-
-def _at_its_best(
-    config: TrainingConfig, student: dict[str, Tensor], train: Split, bench: Workbench
-) -> dict[str, Tensor]:
-    """The whole student with statistics fitted to its weights, or with those that the site has followed, whichever is
-    better on validation; fitted ones where nothing tells."""
-    from dusss_core.training import evaluate_student, with_own_statistics
-
-    val, told, device = bench.split("val"), bench.told, bench.device
-    fitted = with_own_statistics(config, Phase.SEGMENT, student, train, told, device)
-    if not config.local_norm or not val.masked.any():
-        return fitted
-    figure = "dice" if told is None else "text_dice"
-    followed, refitted = (
-        evaluate_student(config, one, val, device, told, distances=False).get(figure, 0.0) for one in (student, fitted)
-    )
-    return student if followed > refitted else fitted
 
 
 def _keep_student(request: Judged, student: dict[str, Tensor]) -> None:

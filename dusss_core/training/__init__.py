@@ -4,7 +4,13 @@ A trainer holds one site's share of one phase: `load_shared` takes the round's g
 `shared` is what may travel, `private` is what may not.
 """
 
-from dusss_core.training.evaluation import evaluate_logits, evaluate_student, text_guided_masks, told_logits
+from dusss_core.training.evaluation import (
+    at_its_best,
+    evaluate_logits,
+    evaluate_student,
+    text_guided_masks,
+    told_logits,
+)
 from dusss_core.training.finetuning import fine_tuned, on_labels_alone
 from dusss_core.training.judging import dice_of_text
 from dusss_core.training.personal import PersonalSegmenter, student_after
@@ -18,6 +24,7 @@ __all__ = [
     "Pretrainer",
     "Segmenter",
     "Start",
+    "at_its_best",
     "can_train",
     "dice_of_text",
     "evaluate_logits",

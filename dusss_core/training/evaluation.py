@@ -22,6 +22,7 @@ from dusss_core.phases import Phase
 from dusss_core.records import Split
 from dusss_core.runtime import MOST_EVAL_PICTURES, runtime_of
 from dusss_core.text.bank import TextBank, build_text_bank
+from dusss_core.training.statistics import with_own_statistics
 from dusss_core.transfer import sent
 
 Logits = np.ndarray | Sequence[np.ndarray]
@@ -55,6 +56,31 @@ def evaluate_student(
     model = build_student(config).to(device, memory_format=runtime_of(config, Phase.SEGMENT, device).memory_format)
     load_tensors(model, student)
     return score_model(config, model, split, device, text, distances=distances, behind=behind)
+
+
+def at_its_best(
+    config: TrainingConfig,
+    student: dict[str, Tensor],
+    train: Split,
+    val: Split,
+    device: str | torch.device = "cpu",
+    text: TextBank | None = None,
+) -> dict[str, Tensor]:
+    """A whole student with statistics fitted to its weights, or with those that were followed in training, whichever is
+    better on validation; fitted ones where nothing tells. As it is without FedBN.
+
+    Args:
+        student: global weights and a site's own normalisation layers.
+        text: features of the sentences of both splits, where the student is given them.
+    """
+    fitted = with_own_statistics(config, Phase.SEGMENT, student, train, text, device)
+    if not config.local_norm or not val.masked.any():
+        return fitted
+    figure = "dice" if text is None else "text_dice"
+    followed, refitted = (
+        evaluate_student(config, one, val, device, text, distances=False).get(figure, 0.0) for one in (student, fitted)
+    )
+    return student if followed > refitted else fitted
 
 
 def text_guided_masks(

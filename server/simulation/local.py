@@ -1,6 +1,7 @@
 """Plain training without a federation: one trainer, its rounds in a row, no messages and nothing on disk between them.
 
-It is what a federation is compared with, and what a federation of one site must equal bit for bit.
+It is what a federation is compared with, and what a federation of one site must equal bit for bit, with normalisation
+layers that stay at the site (FedBN) too: their statistics are estimated and chosen as a site does.
 """
 
 from __future__ import annotations
@@ -95,13 +96,14 @@ def train_locally(study: StudyConfig, site: LocalSite, reporter: Reporter | None
         start = training.start_of(study, phase, result.vlm)
         model = _train_phase(study, phase, rounds, trainer, site, reporter, start)
         if phase == Phase.PRETRAIN:
-            result.vlm = model
+            # text-guided masks come from the model with statistics that fit it, as at a site of a federation
+            result.vlm = model = training.with_own_statistics(config, phase, model, train, text, site.device)
             if config.method.text_mask:
                 masks = training.text_guided_masks(config, model, train, text, site.device)
                 if config.method.judge_text:
                     text_dice = training.dice_of_text(config, model, val, text, site.device)
         else:
-            result.student = model
+            result.student = training.at_its_best(config, model, train, val, site.device, told.get("text"))
     return result
 
 
@@ -142,6 +144,8 @@ def _train_phase(
         best = _observe(selection, round - 1, n_val, metrics, last, best)
         metrics |= {f"train.{name}": value for name, value in trainer.train_round(round).items()}
         last = _whole(trainer)
+        if study.local_norm:  # a federation's model arrives: statistics are estimated anew, also for validation
+            trainer.load_shared(trainer.shared())
         reporter.on_site_done(site.name, metrics)
         reporter.on_round_end(phase, round, {**metrics, "seconds": time.perf_counter() - started}, selection.best_round)
     best = _observe(selection, round, n_val, _validate(trainer), last, best)

@@ -32,6 +32,7 @@ def install(monkeypatch) -> None:
         "evaluate_student",
         "evaluate_logits",
         "with_own_statistics",
+        "at_its_best",
     ):
         monkeypatch.setattr(dusss_core.training, name, globals()[name])
     monkeypatch.setattr(dusss_core.student, "whole_student", lambda config, tensors, layers=None: dict(tensors))
@@ -51,6 +52,10 @@ def can_train(config, phase, train):
 
 def with_own_statistics(config, phase, tensors, *rest):
     return tensors
+
+
+def at_its_best(config, student, *rest):
+    return student
 
 
 def initial_shared(config, phase, vlm=None):

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 import dusss_core
-from client.work import evaluation
 from dusss_core.student import read_student, whole_student
-from dusss_core.training import evaluate_student
+from dusss_core.training import at_its_best, evaluate_student, evaluation
 from server.runs.checkpoints import read_model
 from server.runs.runfolder import read_study
 from server.simulation.local import load_local
@@ -80,19 +78,13 @@ def test_statistics_are_fitted_anew_only_where_that_helps_on_validation(run, mon
         assert split is splits["val"]
         return {"dice": scores[student]}
 
-    monkeypatch.setattr("dusss_core.training.with_own_statistics", lambda *args: "fitted")
-    monkeypatch.setattr("dusss_core.training.evaluate_student", evaluate)
-    assert evaluation._at_its_best(study.training(), "followed", splits["train"], bench_with(splits["val"])) == taken
-
-
-def bench_with(val):
-    """What `_at_its_best` asks of a workbench."""
-    return SimpleNamespace(split=lambda name: val, told=None, device="cpu")
+    monkeypatch.setattr(evaluation, "with_own_statistics", lambda *args: "fitted")
+    monkeypatch.setattr(evaluation, "evaluate_student", evaluate)
+    assert at_its_best(study.training(), "followed", splits["train"], splits["val"]) == taken
 
 
 def test_without_masks_to_tell_statistics_are_fitted(run, monkeypatch):
     study, _ = read_study(run)
     splits = load_local(run / "sites" / "alder" / "site.yaml", study).splits
-    monkeypatch.setattr("dusss_core.training.with_own_statistics", lambda *args: "fitted")
-    none = splits["val"].select([])
-    assert evaluation._at_its_best(study.training(), "followed", splits["train"], bench_with(none)) == "fitted"
+    monkeypatch.setattr(evaluation, "with_own_statistics", lambda *args: "fitted")
+    assert at_its_best(study.training(), "followed", splits["train"], splits["val"].select([])) == "fitted"

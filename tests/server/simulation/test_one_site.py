@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 from client.work.workbench import Workbench
+from dusss_core.files import read_tensors
 from dusss_core.objectives import TABLE
 from dusss_core.pretraining import TABLE as PRETRAININGS
+from dusss_core.student import read_student
 from server.runs.checkpoints import read_model
 from server.simulation.local import load_local, train_locally
 from server.simulation.simulate import simulate
@@ -63,6 +67,19 @@ def test_a_federation_of_one_is_plain_training_with_statistics_of_plain_pictures
     study = make_study(HOSPITALS[:1], batch_statistics="estimated")
     simulate(study, tmp_path, reporter=quiet)
     _assert_equal(tmp_path, study)
+
+
+def test_a_federation_of_one_is_plain_training_where_normalisation_layers_stay(quiet, tmp_path):
+    study = make_study(HOSPITALS[:1], local_norm=True, runtime={"channels_last": True})
+    simulate(study, tmp_path, reporter=quiet, compare_with="local,centralized")
+    _, kept = read_student(tmp_path / "students" / "alder.safetensors")
+    alone, _ = read_tensors(tmp_path / "compare" / "local" / "alder.safetensors")
+    assert kept.keys() == alone.keys()
+    different = [key for key in kept if not torch.equal(kept[key], alone[key])]
+    assert not different, different[:5]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    federated, local = summary["sites"]["alder"], summary["compare"]["local"]["sites"]["alder"]
+    assert local["dice"] == federated["dice"]
 
 
 def test_a_federation_that_forgets_its_optimizer_is_not_plain_training(fake, quiet, tmp_path, monkeypatch):
