@@ -88,8 +88,8 @@ def check_enough(
         raise UserError(
             f"{phase} round {round}: {len(able)} of {len(sites)} sites can take part, {needed} needed; trying "
             f"again would end the same way:\n{told}",
-            f"give the sites that cannot take part what is missing{_or_fewer(study, len(sites), len(able))}; then go "
-            "on with --resume",
+            "give the sites that cannot take part what is missing"
+            f"{_or_fewer(study, len(able), len(sites))}; then go on with --resume",
         )
     saved = any(run.checkpoints.rounds(each) for each in Phase)
     left = "the checkpoints are intact (--resume)" if saved else "no round was saved yet: start again (--resume or not)"
@@ -104,13 +104,18 @@ def check_enough(
             f"{what}, {needed} needed; the others allow less than the study asks for, and trying again would end the "
             f"same way:\n{told}",
             "start afresh with settings within these limits, or have the sites raise them (each names the key of its "
-            f"own file){_or_fewer(study, len(accepted)) if accepted else ''}; then go on with --resume",
+            f"own file){_or_fewer(study, len(accepted), len(sites)) if accepted else ''}; then go on with --resume",
         )
     raise RoundFailed(f"{what}, {needed} needed; {left}\n{told}")
 
 
-def _or_fewer(study: StudyConfig, sites: int, able: int) -> str:
-    """What lowers the number of sites that a round needs to `able`; empty if nothing does."""
+def _or_fewer(study: StudyConfig, able: int, sites: int) -> str:
+    """What lowers the number of sites that a round needs to `able` of `sites`; empty if nothing does."""
     federation = study.federation
-    enough = sites_needed(federation.model_copy(update={"min_sites": 1}), sites) <= able
-    return f", or lower federation.min_sites (now {federation.min_sites}) to {able}" if enough else ""
+    if sites_needed(federation.model_copy(update={"min_sites": 1, "secure_threshold": 2})) > able:  # the least
+        return ""
+    threshold = sites_needed(federation.model_copy(update={"min_sites": 1}), sites)
+    keys = {"secure_threshold": threshold, "min_sites": federation.min_sites}
+    too_many = [f"federation.{key} (now {value})" for key, value in keys.items() if value > able]
+    allowed = ", which each site's secure_aggregation.threshold must allow" if threshold > able else ""
+    return f", or lower {' and '.join(too_many)} to {able}{allowed}"

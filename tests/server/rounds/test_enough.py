@@ -15,12 +15,12 @@ from tests.server.conftest import make_study
 SITES = ("alder", "birch", "cedar")
 
 
-def told(tmp_path, replies):
+def told(tmp_path, replies, **federation):
     """Of a first round of segmentation that needs all three sites, of which cedar has nothing to learn from."""
     roster = SimpleNamespace(training=lambda: [SimpleNamespace(name=name) for name in SITES], away=lambda: [])
     run = SimpleNamespace(accepted=lambda phase, round: {}, checkpoints=SimpleNamespace(rounds=lambda phase: []))
     cedar = Reply("cedar", reason="no masks", abstains=True)
-    study = make_study(federation__min_sites=3)
+    study = make_study(federation=federation or {"min_sites": 3})
     with pytest.raises(UserError) as raised:
         check_enough(study, run, roster, Phase.SEGMENT, 1, {**replies, "cedar": cedar}, {"cedar": "no masks"})
     return str(raised.value)
@@ -29,6 +29,15 @@ def told(tmp_path, replies):
 def test_where_nobody_has_trained_nothing_has_diverged(tmp_path):
     """Under secure aggregation a round is over before anybody trains where too few give keys."""
     assert "2 of 3 sites can take part, 3 needed" in told(tmp_path, {})
+
+
+def test_a_sum_that_too_few_sites_can_join_is_not_worth_another_try(tmp_path):
+    """Without `secure_threshold` a sum needs more than two thirds of all sites, whoever can take part."""
+    said = told(tmp_path, {}, secure_aggregation=True)
+    assert "2 of 3 sites can take part, 3 needed; trying again would end the same way" in said
+    assert "or lower federation.secure_threshold (now 3) to 2" in said and "min_sites" not in said
+    both = told(tmp_path, {}, secure_aggregation=True, secure_threshold=3, min_sites=3)
+    assert "lower federation.secure_threshold (now 3) and federation.min_sites (now 3) to 2" in both
 
 
 @pytest.mark.parametrize(
