@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from dusss_core.outside import shown
 
 
@@ -16,6 +18,7 @@ class Declined(Exception):
         lacks: the site does not hold the model that the message tells a change of; it can be sent the whole one.
         exhausted: it takes more memory than there is; with smaller batches it may not.
         lost: what the site was doing is lost, for no fault of the message: asked again, it may do it.
+        accuses: under secure aggregation: the sites whose keys or shares are wrong, and why it refuses.
     """
 
     def __init__(
@@ -28,6 +31,7 @@ class Declined(Exception):
         lacks: bool = False,
         exhausted: bool = False,
         lost: bool = False,
+        accuses: Iterable[str] = (),
     ):
         super().__init__(shown(reason))
         self.abstains = abstains
@@ -36,3 +40,4 @@ class Declined(Exception):
         self.lacks = lacks
         self.exhausted = exhausted
         self.lost = lost
+        self.accuses = list(accuses)

@@ -59,15 +59,17 @@ def decline(site: SiteConfig | None, kind: str, why: Declined) -> RecordDict:
     from flwr.app import ConfigRecord, RecordDict
 
     reason, head = str(why), ""
+    accused = {"accuses": why.accuses} if why.accuses else {}
     if site is not None:
         write_log(site.state_dir, f"{kind}: declined: {reason}")
         try:
-            head = audit.record(site.state_dir, "declined", kind=kind, reason=reason, abstains=why.abstains)
+            head = audit.record(site.state_dir, "declined", kind=kind, reason=reason, abstains=why.abstains, **accused)
         except audit.Unrecorded:
             reason = UNRECORDED
     told = {"declined": reason, "abstains": why.abstains, "diverged": why.diverged}
     flags = {"spent": why.spent, "lacks": why.lacks, "exhausted": why.exhausted, "lost": why.lost}
-    reply = RecordDict({"config": ConfigRecord({**told, **{name: True for name, so in flags.items() if so}})})
+    told |= {name: True for name, so in flags.items() if so}
+    reply = RecordDict({"config": ConfigRecord({**told, **accused})})
     if site is not None and head:
         _tell_head(site, reply, head)
     return reply

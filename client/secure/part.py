@@ -255,4 +255,5 @@ def _refusals() -> Iterator[None]:
     try:
         yield
     except Refused as refused:
-        raise Declined(str(refused), spent=refused.spent) from None
+        accuses = [site for site in refused.sites if site != COORDINATOR]
+        raise Declined(str(refused), spent=refused.spent, accuses=accuses) from None

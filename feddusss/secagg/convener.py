@@ -6,7 +6,7 @@ sum fail, not to protect anybody. The members protect themselves.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
@@ -24,6 +24,30 @@ from feddusss.secagg.records import (
     Vote,
     session_digest,
 )
+
+
+def found_out(
+    accusations: Mapping[str, Collection[str]], members: Collection[str], threshold: int
+) -> dict[str, set[str]]:
+    """The members that a session is to be repeated without: each refused by `threshold` others that stay.
+
+    So those that stay are enough for a sum, and fewer than `threshold` liars have no honest site put out.
+
+    Args:
+        accusations: by member, whom it refuses. Anything may stand there: names of no member, and its own.
+
+    Returns:
+        Whom to do without, the most accused first, and who of the others accuses it.
+    """
+    left, out = set(members), {}
+    while left:
+        accusers = {name: {one for one in left - {name} if name in accusations.get(one, ())} for name in sorted(left)}
+        worst = max(accusers, key=lambda name: len(accusers[name]))
+        if len(accusers[worst]) < threshold:
+            break
+        out[worst] = accusers[worst]
+        left.remove(worst)
+    return out
 
 
 class Convener:

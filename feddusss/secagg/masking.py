@@ -47,6 +47,15 @@ def sealing_key(secret: bytes, peers_key: str, session: str, owner: str, holder:
     return _derived(_agreed(secret, peers_key, peer), session, "sealed shares", owner, holder)
 
 
+def agrees(peers_key: str) -> bool:
+    """Whether a secret can be agreed on with this public key: it is no point of small order."""
+    try:
+        _agreed(new_secret(), peers_key, "")
+    except Refused:
+        return False
+    return True
+
+
 def self_key(seed: bytes, session: str, site: str) -> bytes:
     """The key of a site's mask of its own."""
     return _derived(seed, session, "self mask", site)

@@ -134,8 +134,8 @@ class Member:
             earlier: sessions of the same round.
 
         Raises:
-            Refused: a stranger, a wrong signature, keys of another occasion, a threshold that is too small; or a
-                vector that this site gave earlier may still become part of a sum.
+            Refused: strangers, wrong signatures, keys of another occasion or of no use: all their senders are named; a
+                threshold that is too small; or a vector that this site gave earlier may still become part of a sum.
         """
         self._expect("begun")
         state = self.state
@@ -163,22 +163,24 @@ class Member:
         """Open what every other member dealt to this site.
 
         Raises:
-            Refused: a share is missing, was changed, or is not the one that its owner committed to.
+            Refused: a share is missing, was changed, or is not the one that its owner committed to; it names the owners
+                of all such shares.
         """
         self._expect("dealt")
         state, held = self.state, dict(self.state.held)
         delivered = {delivery.site: delivery for delivery in deliveries}
         if delivered.keys() != set(state.members) - {state.site}:
             raise Refused("the shares are not those of the members, each once")
+        wrong: dict[str, str] = {}
         for advert in state.adverts:
-            owner = advert.site
-            if owner == state.site:
+            if advert.site == state.site:
                 continue
-            key = self._sealing_key(state.session, owner, state.site, advert)
-            shares = sharing.unseal(key, bytes.fromhex(state.session), delivered[owner].sealed, owner)
-            if _commitments(state.session, owner, state.site, *shares) != delivered[owner].commitments:
-                raise Refused(f"'{owner}' dealt shares that it did not commit to", site=owner)
-            held[owner] = shares[0].hex(), shares[1].hex()
+            try:
+                held[advert.site] = self._opened(advert, delivered[advert.site])
+            except Refused as refused:
+                wrong[advert.site] = str(refused)
+        if wrong:
+            raise Refused("; ".join(wrong.values()), sites=wrong)
         state.held, state.stage = held, "received"
 
     def mask(self, vector: np.ndarray) -> None:
@@ -246,6 +248,19 @@ class Member:
         state.forget("done")
         return Revealed(site=state.site, shares=shares)
 
+    def _opened(self, advert: Advert, delivery: Delivery) -> tuple[str, str]:
+        """The two shares that a member dealt to this site, in hex.
+
+        Raises:
+            Refused: they were changed, or are not those that it committed to.
+        """
+        owner, state = advert.site, self.state
+        key = self._sealing_key(state.session, owner, state.site, advert)
+        shares = sharing.unseal(key, bytes.fromhex(state.session), delivery.sealed, owner)
+        if _commitments(state.session, owner, state.site, *shares) != delivery.commitments:
+            raise Refused(f"'{owner}' dealt shares that it did not commit to", site=owner)
+        return shares[0].hex(), shares[1].hex()
+
     def _expect(self, stage: Stage) -> None:
         if self.state.stage != stage:
             raise Refused(
@@ -257,20 +272,30 @@ class Member:
         state, names = self.state, [advert.site for advert in adverts]
         if len(set(names)) != len(names) or state.advert not in adverts:
             raise Refused("the members are not this site, with the keys that it gave, and others, each once")
-        for advert in adverts:
-            if advert.site == state.site:
-                continue
-            if advert.site not in peers:
-                raise Refused(f"'{advert.site}' is not among the peers whose keys this site knows", site=advert.site)
-            if not is_signed(peers[advert.site], advert.signature, advert.signed_bytes()):
-                raise Refused(f"the keys of '{advert.site}' are not signed by its own key", site=advert.site)
-            if advert.occasion != state.occasion:
-                raise Refused(f"the keys of '{advert.site}' are of another occasion", site=advert.site)
+        wrong = {advert.site: why for advert in adverts if (why := self._fault_of(advert, peers))}
+        if wrong:
+            raise Refused("; ".join(wrong.values()), sites=wrong)
         threshold = state.occasion.threshold
         if threshold < least:
             raise Refused(f"a threshold of {threshold}; this site takes part with {least} or more")
         if not len(names) < 2 * threshold <= 2 * len(names):
             raise Refused(f"a threshold of {threshold} with {len(names)} members: it must be more than half of them")
+
+    def _fault_of(self, advert: Advert, peers: Mapping[str, EllipticCurvePublicKey]) -> str:
+        """What is wrong with a member's keys; empty: nothing."""
+        site, state = advert.site, self.state
+        if site == state.site:
+            return ""
+        if site not in peers:
+            return f"'{site}' is not among the peers whose keys this site knows"
+        if not is_signed(peers[site], advert.signature, advert.signed_bytes()):
+            return f"the keys of '{site}' are not signed by its own key"
+        if advert.occasion != state.occasion:
+            return f"the keys of '{site}' are of another occasion"
+        # a mask key is used only when the site has trained: too late to do without its owner
+        if not (masking.agrees(advert.mask_key) and masking.agrees(advert.share_key)):
+            return f"'{site}' sent a key that agrees on nothing"
+        return ""
 
     def _sealing_key(self, session: str, owner: str, holder: str, peer: Advert) -> bytes:
         secret = bytes.fromhex(self.state.share_secret)

@@ -34,13 +34,19 @@ class Refused(Exception):
 
     Args:
         site: the site whose doing it is, where that is known.
+        sites: where it is the doing of several.
         spent: this site's part of the round was given already.
     """
 
-    def __init__(self, reason: str, *, site: str | None = None, spent: bool = False):
+    def __init__(self, reason: str, *, site: str | None = None, sites: Iterable[str] = (), spent: bool = False):
         super().__init__(reason)
-        self.site = site
+        self.sites = tuple(sites) or (() if site is None else (site,))
         self.spent = spent
+
+    @property
+    def site(self) -> str | None:
+        """The first of `sites`."""
+        return self.sites[0] if self.sites else None
 
 
 class Occasion(Strict):

@@ -72,6 +72,8 @@ class Reply:
     texts: dict[str, str] = field(default_factory=dict)
     """The strings of the answer to a query: site, release, role, ..."""
     bytes_up: int = 0
+    accuses: frozenset[str] = frozenset()
+    """Of a refusal under secure aggregation: the sites that it lays the refusal to, which need not be members."""
 
     @property
     def accepted(self) -> bool:
@@ -86,10 +88,11 @@ class Reply:
 class Refused(Exception):
     """Why an answer is not used."""
 
-    def __init__(self, reason: str, *, abstains: bool = False, kind: str = ""):
+    def __init__(self, reason: str, *, abstains: bool = False, kind: str = "", accuses: frozenset[str] = frozenset()):
         super().__init__(reason)
         self.abstains = abstains
         self.kind = kind
+        self.accuses = accuses
 
 
 def read_reply(
@@ -141,7 +144,7 @@ def read_reply(
         size = codec.size(record)
         return Reply(site, tensors=tensors, norm=norm, moments=layers, metrics=metrics, texts=texts, bytes_up=size)
     except Refused as refused:
-        return Reply(site, reason=str(refused), abstains=refused.abstains, kind=refused.kind)
+        return Reply(site, reason=str(refused), abstains=refused.abstains, kind=refused.kind, accuses=refused.accuses)
     except UserError:
         raise
     except Exception as error:
@@ -166,7 +169,9 @@ def _content(message: Message | None, silent: str):
             told = printable(record["declined"]).strip() or "it gave no reason"
             beyond = LIMITED if _LIMIT.search(told) else ""
             kind = next((kind for kind in kinds if record.get(kind) is True), beyond)
-            raise Refused(told, abstains=record.get("abstains") is True, kind=kind)
+            listed = record.get("accuses")
+            accuses = frozenset(name for name in (listed if isinstance(listed, list) else ()) if isinstance(name, str))
+            raise Refused(told, abstains=record.get("abstains") is True, kind=kind, accuses=accuses)
     return message.content
 
 

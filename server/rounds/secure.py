@@ -20,7 +20,7 @@ import numpy as np
 
 from dusss_core.phases import Phase
 from feddusss import standing, wire
-from feddusss.secagg.convener import Convener
+from feddusss.secagg.convener import Convener, found_out
 from feddusss.secagg.fixedpoint import FRACTION_BITS, OutOfRange, decode
 from feddusss.secagg.member import default_threshold
 from feddusss.secagg.records import Advert, Dealing, Occasion, Record, Refused, Revealed, Vote, dump, parse
@@ -41,8 +41,20 @@ STEP_TIMEOUT_S = 120.0
 """For the small exchanges, which need no training."""
 
 
+_REMEDIES = {
+    "deal": "if its key is new, it sends them its new public key for their peers.txt; else do without it "
+    "(federation.sites)",
+    "train": "the shares that it dealt are wrong; if that goes on, do without it (federation.sites)",
+}
+"""For a site that the others refuse at a step."""
+
+
 class _Failed(Exception):
     """An attempt gave no sum."""
+
+
+class _FoundOut(_Failed):
+    """Nor can one that has the same sites in it."""
 
 
 class SecureCollector(Collector):
@@ -61,14 +73,14 @@ class SecureCollector(Collector):
         to the sum as it comes."""
         federation = self._federation
         exchanges = _Exchanges(self, phase, round, model)
-        mean = None
+        mean, failed_before, tries = None, False, 0
         self._roster.refresh()
-        for again in range(1 + federation.retries):
+        while tries <= federation.retries:
             open_sites = self._open_sites(exchanges.replies, abstaining)
             threshold = federation.secure_threshold or default_threshold(self._known())
             if self._number_of(open_sites) < threshold:
                 break
-            if again:
+            if failed_before:
                 self._say(f"{phase} round {round}: no sum; asking again, with fresh keys")
             self._roster.wait_for(threshold, federation.start_timeout_s, open_sites)
             sites = [s for s in self._roster.training() if s.name in self._open_sites(exchanges.replies, abstaining)]
@@ -79,6 +91,9 @@ class SecureCollector(Collector):
                 break
             except _Failed as failed:
                 self._say(f"{phase} round {round}: {failed}")
+                failed_before = True
+                # or one site after the other could use them up; each of these leaves one site less, for the round
+                tries += not isinstance(failed, _FoundOut)
                 left = [s for s in self._roster.training() if s.name in self._open_sites(exchanges.replies, abstaining)]
                 if len(left) < threshold and not any(reply.kind == LOST for reply in exchanges.replies.values()):
                     break
@@ -169,7 +184,8 @@ class _Exchanges:
             "deal", (sites[name] for name in convener.members), lambda site: everybody, Dealing, convener.take_dealing
         )
         if missing := set(convener.members) - dealt:
-            self._dealt_nothing |= missing
+            if not self._judge("deal", convener, {name: self.replies[name] for name in missing}):
+                self._dealt_nothing |= missing
             raise _Failed(f"no shares from {', '.join(sorted(missing))}")
 
     def _train(self, convener: Convener, sites: Mapping[str, Site]) -> dict[str, Reply]:
@@ -197,6 +213,7 @@ class _Exchanges:
             self._count(name, reply.bytes_up, sent.get(name, 0) + len(records[name]["body"]))
             self.replies[name] = reply
         if len(convener.survivors) < convener.occasion.threshold:
+            self._judge("train", convener, {name: reply for name, reply in answered.items() if not reply.accepted})
             raise _Failed(
                 f"{len(convener.survivors)} of {len(members)} sites gave a masked update, "
                 f"{convener.occasion.threshold} needed"
@@ -246,6 +263,34 @@ class _Exchanges:
         except (Refused, OutOfRange) as problem:
             raise _Failed(str(problem)) from None
         return SiteModel(result, float(everybody))
+
+    def _judge(self, step: str, convener: Convener, refusals: Mapping[str, Reply]) -> set[str]:
+        """Do without members that enough others accuse; these others, who did right, are asked again.
+
+        Args:
+            refusals: of members that did not take the step, by name.
+
+        Returns:
+            Members that wait for those that were lost, who may accuse the same: they are asked again too.
+
+        Raises:
+            _FoundOut: a member is done without.
+        """
+        members, threshold = set(convener.members), convener.occasion.threshold
+        accusations = {name: reply.accuses & members - {name} for name, reply in refusals.items()}
+        lost = {name for name, reply in refusals.items() if reply.kind == LOST}
+        out = found_out(accusations, members, threshold)
+        perhaps = out.keys() | found_out(accusations | dict.fromkeys(lost, members), members, threshold).keys()
+        right = {name for name, accused in accusations.items() if accused and accused <= perhaps} - out.keys()
+        for name in right:
+            self.replies[name] = replace(refusals[name], kind=LOST)
+        for name, accusers in out.items():
+            reason = f"{step}: refused by {', '.join(sorted(accusers))}, who go on without it: {_REMEDIES[step]}"
+            self.replies[name] = Reply(name, reason)
+            self._reporter.on_site_refused(name, reason)
+        if out:
+            raise _FoundOut(f"without {', '.join(sorted(out))}, whom the others refuse")
+        return right
 
     # A small exchange.
 

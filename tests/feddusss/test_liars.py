@@ -9,6 +9,7 @@ import pytest
 
 from dusss_core.phases import Phase
 from feddusss.secagg import masking, sharing
+from feddusss.secagg.convener import found_out
 from feddusss.secagg.member import Member
 from feddusss.secagg.records import (
     Advert,
@@ -39,6 +40,47 @@ def ready(threshold=2, names=THREE, **more) -> Session:
 
 def flipped(text: str) -> str:
     return ("1" if text[0] == "0" else "0") + text[1:]
+
+
+# Who is believed.
+
+
+@pytest.mark.parametrize(
+    ("accusations", "threshold", "out"),
+    [
+        ({"alder": ["birch"], "cedar": ["birch"], "dogwood": ["birch"]}, 3, ["birch"]),
+        ({"alder": ["birch"], "cedar": ["birch"]}, 3, []),
+        ({"alder": ["birch"], "cedar": ["birch"], "birch": ["birch"]}, 3, []),
+        ({"alder": ["birch"], "cedar": ["birch"], "nobody": ["birch"]}, 3, []),
+        ({"birch": ["alder", "cedar", "dogwood", "elm"]}, 3, []),
+        ({name: ["birch", "elm"] for name in ("alder", "cedar", "dogwood")}, 3, ["birch", "elm"]),
+        # whoever is out accuses nobody any more, and those that stay are enough for a sum
+        ({name: set(NAMES) - {name} for name in NAMES}, 3, ["alder", "birch"]),
+        ({"alder": ["birch"], "birch": ["cedar"], **{name: ["birch", "cedar"] for name in NAMES[3:]}}, 3, ["birch"]),
+    ],
+)
+def test_a_member_is_done_without_where_as_many_as_the_threshold_refuse_it_and_stay(accusations, threshold, out):
+    assert list(found_out(accusations, NAMES, threshold)) == out
+
+
+def test_whoever_is_fewer_than_the_threshold_puts_nobody_out():
+    for count in range(2, len(NAMES) + 1):
+        for threshold in range(count // 2 + 1, count + 1):
+            accusations = dict.fromkeys(NAMES[: threshold - 1], NAMES)
+            assert not found_out(accusations, NAMES[:count], threshold)
+
+
+def test_all_whose_keys_are_wrong_are_named_at_once():
+    session = Session(NAMES[:4], 3, relay=lambda kind, site, record: unsigned(record) if kind == "advert" else record)
+    session.begin()
+    with pytest.raises(Refused) as refused:
+        session.deal()
+    assert refused.value.sites == ("birch", "cedar")
+
+
+def unsigned(advert):
+    wrong = advert.site in ("birch", "cedar")
+    return advert.model_copy(update={"signature": flipped(advert.signature)}) if wrong else advert
 
 
 # Keys.

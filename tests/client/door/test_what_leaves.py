@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -115,16 +116,18 @@ def test_an_exception_in_the_client_app_becomes_an_error_reply_as_in_flowers_run
     assert isinstance(reply.error, Error) and "ZeroDivisionError" in reply.error.reason
 
 
-def test_a_refusal_is_one_sentence_flags_and_the_logs_head(tmp_path):
+def test_a_refusal_is_one_sentence_flags_the_sites_it_is_laid_to_and_the_logs_head(tmp_path):
     flags = ("abstains", "diverged", "spent", "lacks", "exhausted", "lost")
     site = SimpleNamespace(state_dir=tmp_path, privacy=SimpleNamespace(epsilon=None))
-    for raised in ({}, dict.fromkeys(flags, True)):
+    for raised in ({}, dict.fromkeys(flags, True), {"accuses": ["birch", "cedar"]}):
         reply = decline(site, "train", Declined("the reason", **raised))
         assert list(reply) == ["config"]
         told = dict(reply["config"])
         assert told.pop("audit_head") == sha256((tmp_path / LOG).read_bytes().splitlines()[-1])
         assert told.pop("declined") == "the reason"
         assert told == {**{"abstains": False, "diverged": False}, **raised}
+        line = json.loads((tmp_path / LOG).read_bytes().splitlines()[-1])
+        assert line["fields"].get("accuses") == raised.get("accuses")
 
 
 def test_what_a_site_works_for_is_one_word():

@@ -105,6 +105,14 @@ def test_a_bad_answer_is_refused_with_the_reason(reply, reason):
         raise AssertionError(refused.reason)
 
 
+@pytest.mark.parametrize(
+    ("accuses", "named"), [(["birch"], {"birch"}), ("birch", set()), (7, set()), (b"birch", set()), ([1.5], set())]
+)
+def test_a_refusal_is_laid_to_sites_by_a_list_of_names_alone(accuses, named):
+    told = ConfigRecord({"declined": "the keys of 'cedar' are wrong", "accuses": accuses})
+    assert read_reply("alder", message(RecordDict({"config": told}))).accuses == named
+
+
 def test_figures_that_are_not_finite_are_left_out():
     reply = read_reply("a", good(metrics={"num-examples": 3, "val.dice": float("nan"), "train.loss": 0.5}), EXPECTED)
     assert reply.metrics == {"num-examples": 3, "train.loss": 0.5}
