@@ -15,6 +15,7 @@ def read_dicom(reference: Reference) -> Raw:
     - Stored values become device units by the rescale slope and intercept (or modality table).
     - Black and white are the ends of the first window that the file names; without one, the 0.5 and 99.5
       percentiles of the picture. A sigmoid window is taken for the linear one of the same width.
+    - An enhanced file names both in its functional groups: those of the frame, then those that all frames share.
     - MONOCHROME1, in which high values are dark, is inverted.
     - Files of several frames: `file.dcm#3`.
     """
@@ -38,8 +39,11 @@ def raw_of_dataset(dataset, reference: Reference) -> Raw:
         return Raw(colours, 0, float(np.iinfo(colours.dtype).max), bits=bits, indices=stored)
     if stored.ndim == 3:
         return Raw(stored, 0, 2**bits - 1, bits=bits)
-    values = apply_modality_lut(stored, dataset)
-    black, white = _window(dataset) or percentile_window(values)
+    frame = reference.index or 0
+    rescaling = _where_it_says(dataset, frame, "PixelValueTransformationSequence", "RescaleSlope")
+    values = apply_modality_lut(stored, rescaling)
+    named = _window(_where_it_says(dataset, frame, "FrameVOILUTSequence", "WindowWidth"))
+    black, white = named or percentile_window(values)
     if photometric == "MONOCHROME1":
         black, white = white, black
     return Raw(values, black, white, bits=bits)
@@ -65,6 +69,15 @@ def _frame(dataset, reference: Reference) -> np.ndarray:
             f"{reference.file}: pixels in '{name}' could not be decoded: {error}",
             "install pylibjpeg with its plugins, or store the file uncompressed",
         ) from error
+
+
+def _where_it_says(dataset, frame: int, group: str, tag: str):
+    """Where a tag of a frame lies: in a functional group of the frame, in one that all frames share (PS3.3 C.7.6.16),
+    or, as in every classic file, at the top."""
+    own = (dataset.get("PerFrameFunctionalGroupsSequence") or ())[frame : frame + 1]
+    shared = (dataset.get("SharedFunctionalGroupsSequence") or ())[:1]
+    inside = (item for groups in (*own, *shared) for item in (groups.get(group) or ())[:1])
+    return next((item for item in inside if item.get(tag) not in (None, "")), dataset)
 
 
 def _window(dataset) -> tuple[float, float] | None:

@@ -7,7 +7,7 @@ import numpy as np
 import pydicom
 import pytest
 from PIL import Image
-from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 
 from dusss_core.errors import UserError
 from dusss_core.readers import parse_reference, read_image, read_mask
@@ -125,6 +125,45 @@ def test_frames_of_a_dicom_are_named(tmp_path):
     np.testing.assert_allclose(read_image(f"{path}#1", 1)[0], frames[1] / 255, atol=1e-2)
     with pytest.raises(UserError, match=r"3 frames\n  -> name one: a.dcm#1"):
         read_image(path, 1)
+
+
+def _group(rescale=None, window=None) -> Dataset:
+    """An item of functional groups: (slope, intercept), and (centre, width)."""
+    groups = Dataset()
+    if rescale:
+        item = Dataset()
+        item.RescaleSlope, item.RescaleIntercept = rescale
+        groups.PixelValueTransformationSequence = [item]
+    if window:
+        item = Dataset()
+        item.WindowCenter, item.WindowWidth = window
+        groups.FrameVOILUTSequence = [item]
+    return groups
+
+
+@pytest.mark.parametrize(
+    ("shared", "own"),
+    [
+        (_group((2, -1000), (0, 1000)), [_group(), _group()]),
+        (_group((2, -1000)), [_group(window=(40, 80)), _group(window=([-600, 40], [1500, 80]))]),
+        (_group((9, 9), (9, 9)), [_group((1, -24), (40, 400)), _group((3, -2000), (300, 2000))]),
+        (Dataset(), [_group((1, -24), (40, 400)), _group((3, -2000), (300, 2000))]),
+    ],
+    ids=["shared", "own window", "own before shared", "own"],
+)
+def test_each_frame_of_an_enhanced_dicom_has_the_rescale_and_window_that_its_groups_name(tmp_path, shared, own):
+    frames = np.arange(2 * 48 * 40).reshape(2, 48, 40) % 2000
+    groups = {"SharedFunctionalGroupsSequence": [shared], "PerFrameFunctionalGroupsSequence": own}
+    path = write_dicom(tmp_path / "a.dcm", frames, NumberOfFrames=2, **groups)
+    for number in range(2):
+        rescale, window = (
+            next(groups[name][0] for groups in (own[number], shared) if name in groups)
+            for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence")
+        )
+        tags = {name: rescale[name].value for name in ("RescaleSlope", "RescaleIntercept")}
+        tags |= {name: window[name].value for name in ("WindowCenter", "WindowWidth")}
+        classic = write_dicom(tmp_path / "b.dcm", frames[number], **tags)
+        np.testing.assert_array_equal(read_image(f"{path}#{number}", 1), read_image(classic, 1))
 
 
 @pytest.mark.parametrize("suffix", ["nii", "nii.gz"])
