@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,6 +82,12 @@ class Writer:
             for name, dataset in write_segmentation(self._job, self._masks, maps, self._about, self._segments):
                 self._save(name, lambda path, dataset=dataset: dataset.save_as(path))
         return self.written
+
+    def discard(self) -> None:
+        """Delete what was written: of a job that failed, overlays would lie there without their masks."""
+        for name in self.written:
+            with suppress(OSError):
+                (self._out / name).unlink()
 
     @cached_property
     def _volume(self) -> Volume:

@@ -47,6 +47,7 @@ class Tally:
     pictures: int = 0
     skipped: int = 0
     failed: list[str] = field(default_factory=list)
+    """Why, and what would mend it, of each."""
 
 
 def predict(
@@ -98,16 +99,21 @@ def predict(
             tally.done, tally.pictures = tally.done + 1, tally.pictures + 1
             advance(len(tally.failed) + tally.done)
         for job in (job for job in waiting if job.kind != "picture"):
+            writer = Writer(job, out, student.about, segments, overlay, probabilities)
             try:
-                writer = Writer(job, out, student.about, segments, overlay, probabilities)
                 count = _whole(student, job, writer, journal, said)
                 tally.done, tally.pictures = tally.done + 1, tally.pictures + count
             except UserError as error:
-                tally.failed.append(error.problem)
+                writer.discard()
+                tally.failed.append(_why(error))
             advance(len(tally.failed) + tally.done)
-    if not tally.failed:  # of one that failed an overlay may lie there
+    if not tally.failed:  # of one that failed what could not be deleted may lie there
         journal.end()
     return tally
+
+
+def _why(error: UserError) -> str:
+    return "; ".join(filter(None, (error.problem, error.remedy)))
 
 
 def _make_folder(out: Path) -> None:
@@ -139,7 +145,7 @@ def _each(student: Student, jobs: Sequence[Job], tally: Tally, said: Said) -> It
             if (following := next(rest, None)) is not None:
                 coming.append(reader.submit(read, following))
             if isinstance(found, UserError):
-                tally.failed.append(found.problem)
+                tally.failed.append(_why(found))
             else:
                 batch.append((job, found))
             if len(batch) == size:

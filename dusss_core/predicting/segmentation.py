@@ -123,11 +123,21 @@ def _segmentation(job: Job, sources: list, pixels: np.ndarray, about: About, seg
         )
     except (AttributeError, ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"{job.files[0]}: no DICOM SEG can refer to this series: {error}",
-            "convert it to PNG or NIfTI, or export it again with its study, series and positions",
+            f"{job.files[0]}: no DICOM SEG can refer to this series: {str(error).rstrip('.')}",
+            _other_masks(job, sources),
         ) from error
     _without_half_measures(written)
     return written
+
+
+def _other_masks(job: Job, sources: list) -> str:
+    """What to do for masks of a series that no DICOM SEG can refer to."""
+    again = "export it again with its study, series and positions"
+    frames = int(sources[0].get("NumberOfFrames", 1) or 1)
+    if frames == 1:
+        return f"convert it to PNG or NIfTI, or {again}"
+    file = job.files[0]
+    return f"name its frames, '{file}#0' to '{file}#{frames - 1}', for a PNG of each, or {again}"
 
 
 def _without_half_measures(written: Segmentation) -> None:

@@ -21,6 +21,7 @@ from dusss_core.readers import read_mask
 from tests.sites.builders import picture, save
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
+ULTRASOUND = "1.2.840.10008.5.1.4.1.1.3.1"
 SERIES = "1.2.826.0.1.3680043.8.498.7"
 
 
@@ -297,6 +298,26 @@ def test_files_that_cannot_be_read_are_named_and_the_others_done(model, tmp_path
     assert "3 could not be predicted" in told
     assert all(name in told for name in ("bad.png", "bad.nii.gz", "bad.dcm"))
     assert (tmp_path / "out/good.png").is_file()
+
+
+def test_a_cine_that_no_segmentation_can_refer_to_leaves_nothing_and_its_frames_get_pictures(model, tmp_path, capsys):
+    frames = np.stack([picture(number, 40, 36) for number in range(3)])
+    path = write_slice(tmp_path / "in/cine.dcm", frames, sop=ULTRASOUND, NumberOfFrames=3)
+    assert run("predict", model, path, "--out", tmp_path / "out", "--overlay") == 2
+    assert f"name its frames, '{path}#0' to '{path}#2', for a PNG of each" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("cine*"))
+    assert run("predict", model, *(f"{path}#{number}" for number in range(3)), "--out", tmp_path / "out") == 0
+    for number in range(3):
+        expected = masked(model, f"{path}#{number}")
+        assert np.array_equal(read_mask(tmp_path / f"out/cine_{number}.png"), expected)
+
+
+def test_what_would_mend_each_failure_is_told(model, tmp_path, capsys):
+    save(tmp_path / "in/good.png", picture(1))
+    (tmp_path / "in/bad.png").write_bytes(b"")
+    (tmp_path / "in/bad.nii").write_bytes(b"")
+    assert run("predict", model, tmp_path / "in", "--out", tmp_path / "out") == 2
+    assert capsys.readouterr().err.count("; export or copy the file again") == 2
 
 
 def test_a_page_is_named_by_any_path_to_its_file(model, tmp_path, monkeypatch):
