@@ -15,6 +15,8 @@ AUTO = "auto"
 """Chosen at each site, by its device."""
 
 
+STUDY_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+"""What a study may be called: sites keep folders of that name."""
 DEVICE = r"^(auto|cpu|mps|cuda(:\d+)?)$"
 """What a device is called: auto is a GPU where there is one."""
 LEAST_BATCH = 2

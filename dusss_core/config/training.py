@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from dusss_core.config.base import Strict
+from dusss_core.config.base import STUDY_NAME, Strict
 from dusss_core.config.method import MethodConfig
 from dusss_core.config.networks import ImageConfig, StudentConfig, VLMConfig
 from dusss_core.config.phases import PretrainConfig, SegmentConfig
@@ -17,7 +17,7 @@ from dusss_core.config.site import PersonalConfig, PrivateTrainingConfig, Runtim
 class TrainingConfig(Strict):
     """Everything that a site needs to take part in a study. Sent with every message; checked again at the site."""
 
-    study: str = Field("study", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+    study: str = Field("study", pattern=STUDY_NAME)
     """Name; the site's private state is keyed by it."""
     seed: int = 1
     """All randomness derives from (seed, site, phase, round)."""

@@ -16,6 +16,7 @@ from dusss_core.config import (
     TextConfig,
     TrainingConfig,
 )
+from dusss_core.config.base import STUDY_NAME
 
 Layers = Literal["shared", "site", "fitted", "initial", "unfitted"]
 """Whose normalisation layers a student has: the sites' mean; one site's own; fitted to pictures of whoever uses it. Of
@@ -28,7 +29,7 @@ class About(Strict):
 
     format: Literal[1] = 1
     """Of this header."""
-    study: str = Field(max_length=64)
+    study: str = Field(pattern=STUDY_NAME)
     """Name of the study that trained it."""
     study_digest: str = Field("", pattern=r"^([0-9a-f]{64})?$")
     """SHA-256 of the study's settings; `config_digest` of its summary.json."""

@@ -121,6 +121,7 @@ def checked_header(kind: type[Header], text: str, tensors: Mapping[str, Tensor],
     """
     try:
         about = kind.model_validate_json(text)
+        about.config()  # what fits alone may not fit together
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "header"

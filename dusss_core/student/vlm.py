@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import Field
 
 from dusss_core.config import ImageConfig, Strict, TextConfig, TrainingConfig, VLMConfig
+from dusss_core.config.base import STUDY_NAME
 from dusss_core.devices import resolve_device
 from dusss_core.errors import UserError
 from dusss_core.files import digest_of_tensors, read_tensors, write_tensors
@@ -37,7 +38,7 @@ class AboutVLM(Strict):
 
     format: Literal[1] = 1
     """Of this header."""
-    study: str = Field(max_length=64)
+    study: str = Field(pattern=STUDY_NAME)
     """Name of the study that trained it."""
     study_digest: str = Field("", pattern=r"^([0-9a-f]{64})?$")
     """SHA-256 of the study's settings; that of its student is the same."""

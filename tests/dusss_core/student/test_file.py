@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 import dusss_core
 from dusss_core.build import build_student
@@ -15,6 +16,7 @@ from dusss_core.files import read_tensors, write_tensors
 from dusss_core.models.weights import shared_tensors
 from dusss_core.student import About, layers_without_a_site, read_student, whole_student, write_student
 from dusss_core.student.file import KEY
+from dusss_core.student.vlm import AboutVLM
 from tests.dusss_core.student.conftest import make_config, make_tensors
 from tests.sites.builders import picture
 
@@ -109,7 +111,17 @@ def test_a_checkpoint_weights_alone_and_pickle_are_refused_with_what_to_use(stud
         dusss_core.load(tmp_path / "pickle.pt", "cpu")
 
 
-@pytest.mark.parametrize("change", [{"format": 2}, {"invented": 1}, {"threshold": 0}, {"image": {"size": 33}}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": 2},
+        {"invented": 1},
+        {"threshold": 0},
+        {"image": {"size": 33}},
+        {"study": "a study"},
+        {"study": "../a"},
+    ],
+)
 def test_a_header_of_another_release_is_refused(student_file, change):
     path = student_file()
     tensors, metadata = read_tensors(path)
@@ -117,6 +129,27 @@ def test_a_header_of_another_release_is_refused(student_file, change):
     write_tensors(path, tensors, {KEY: json.dumps(header)})
     with pytest.raises(UserError, match=rf"'{next(iter(change))}"):
         dusss_core.load(path, "cpu")
+
+
+def test_a_header_whose_settings_do_not_go_together_is_refused(student_file):
+    path = student_file()
+    tensors, metadata = read_tensors(path)
+    header = json.loads(metadata[KEY])
+    header["image"]["size"] = 48
+    header["network"] = {"network": "vilt", "patch": 32}
+    write_tensors(path, tensors, {KEY: json.dumps(header)})
+    with pytest.raises(UserError, match="does not divide"):
+        dusss_core.load(path, "cpu")
+
+
+@pytest.mark.parametrize("study", ["a study", "../a", "a:b"])
+def test_both_headers_name_a_study_as_its_settings_may(study):
+    image = {"size": 32}
+    common = {"study": study, "image": image, "layers": "shared"}
+    for kind, more in ((About, {"network": {}}), (AboutVLM, {"vlm": {}})):
+        assert kind.model_validate({**common, **more, "study": "tiny"}).config().study == "tiny"
+        with pytest.raises(ValidationError, match="study"):
+            kind.model_validate({**common, **more})
 
 
 def test_what_a_later_release_learnt_from_is_used_as_far_as_this_one_knows_it():
