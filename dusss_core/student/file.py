@@ -140,15 +140,18 @@ def checked_header(kind: type[Header], text: str, tensors: Mapping[str, Tensor],
 
 
 def check_fit(what: str, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that are not those of a network: one too few, one too many, or another shape.
+    """Refuse tensors that are not those of a network: one too few, one too many, another shape or type of weights.
 
     Raises:
         UserError: with the first few names.
     """
+    both = own.keys() & given.keys()
     problems = {
         "lacks": sorted(own.keys() - given.keys()),
         "has no place for": sorted(given.keys() - own.keys()),
-        "has another shape of": sorted(n for n in own.keys() & given.keys() if own[n].shape != given[n].shape),
+        "has another shape of": sorted(n for n in both if own[n].shape != given[n].shape),
+        # a half or a whole number in its place would be turned into one without a word
+        "has another type of": sorted(n for n in both if own[n].is_floating_point() and own[n].dtype != given[n].dtype),
     }
     told = [f"{kind} {_some(names)}" for kind, names in problems.items() if names]
     if told:

@@ -81,8 +81,12 @@ def _changed(path, change):
         (lambda t: t.pop("head.bias"), r"lacks head\.bias"),
         (lambda t: t.update(stray=torch.zeros(2)), "has no place for stray"),
         (lambda t: t.update({"head.weight": torch.zeros(1, 8, 1, 1)}), r"another shape of head\.weight"),
+        *(
+            (lambda t, type=type: t.update({"head.weight": t["head.weight"].to(type)}), r"another type of head\.weight")
+            for type in (torch.float64, torch.float16, torch.bfloat16, torch.int32)
+        ),
     ],
-    ids=["one too few", "one too many", "another shape"],
+    ids=["one too few", "one too many", "another shape", "double", "half", "bfloat16", "whole numbers"],
 )
 def test_weights_that_do_not_fit_the_network_are_refused_by_name(student_file, change, told):
     with pytest.raises(UserError, match=told):
