@@ -161,6 +161,28 @@ def check_fit(what: str, own: Mapping[str, Tensor], given: Mapping[str, Tensor])
         )
 
 
+def check_network(config: TrainingConfig, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Refuse tensors that are not those of the student that `config` builds, before it is built: a header can name a
+    network that no memory holds.
+
+    Raises:
+        UserError: as `check_fit`; or there is no such network.
+    """
+    import torch
+
+    from dusss_core.build import build_student
+
+    try:
+        with torch.device("meta"):  # shapes alone
+            own = build_student(config).state_dict()
+    except (RuntimeError, OverflowError) as error:
+        raise UserError(
+            f"{source}: its header names a network that cannot be built: {str(error).splitlines()[0]}",
+            "use the file that the run wrote last (student.safetensors in its folder)",
+        ) from None
+    check_fit(source, own, tensors)
+
+
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - _MOST_NAMES} more tensors" if len(names) > _MOST_NAMES else ""
     return ", ".join(names[:_MOST_NAMES]) + more

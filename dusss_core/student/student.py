@@ -17,7 +17,7 @@ from dusss_core.pictures import resize_image, to_bytes
 from dusss_core.readers import Raw, raw_of_array, raw_of_picture, read_raw, to_intensities
 from dusss_core.runtime import runtime_of
 from dusss_core.student.about import About
-from dusss_core.student.file import check_fit, layers_without_a_site, read_student, whole_student, write_student
+from dusss_core.student.file import check_network, layers_without_a_site, read_student, whole_student, write_student
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -62,8 +62,8 @@ class Student:
         self.source = source
         config = about.config().model_copy(update={"runtime": RuntimeConfig(channels_last="auto")})
         self._runtime = runtime_of(config, Phase.SEGMENT, self.device)
+        check_network(config, tensors, source)
         self.network = build_student(config).eval().requires_grad_(False)
-        check_fit(source, self.network.state_dict(), tensors)
         load_tensors(self.network, tensors)
         self.network.to(self.device, memory_format=self._runtime.memory_format)
         self.ears: Ears | None = None

@@ -146,6 +146,16 @@ def test_a_header_whose_settings_do_not_go_together_is_refused(student_file):
         dusss_core.load(path, "cpu")
 
 
+@pytest.mark.parametrize("width", [100_000, 10**15])
+def test_a_header_that_names_a_network_beyond_all_memory_is_refused_before_it_is_built(student_file, width):
+    path = student_file()
+    about, tensors = read_student(path)
+    network = about.network.model_copy(update={"width": width})
+    write_student(path, about.model_copy(update={"network": network}), tensors)
+    with pytest.raises(UserError, match=r"its weights do not fit|cannot be built"):
+        dusss_core.load(path, "cpu")
+
+
 @pytest.mark.parametrize("study", ["a study", "../a", "a:b"])
 def test_both_headers_name_a_study_as_its_settings_may(study):
     image = {"size": 32}
