@@ -49,11 +49,19 @@ def _run(grid: Grid, study: StudyConfig, out: Path, events) -> None:
     from server.runs.runfolder import open_run
 
     if not _is_simulated(grid):
+        from httpx import ConnectError
+
+        from server.deployment.control import out_of_date
         from server.deployment.grid import PatientGrid
         from server.deployment.initial import first_weights
 
         run = open_run(out, study, resume=True)
-        Coordinator(PatientGrid(grid), study, run, reporter=events, first=partial(first_weights, out)).run()
+        try:
+            Coordinator(PatientGrid(grid), study, run, reporter=events, first=partial(first_weights, out)).run()
+        except ConnectError as error:
+            if mended := out_of_date(f"the SuperLink does not answer: {error}"):
+                raise mended from None
+            raise
     else:
         _simulate(grid, study, out, events)
     _write_report(out)

@@ -22,7 +22,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from dusss_core.errors import UserError
+from dusss_core.errors import CERTIFICATE, UserError
 from feddusss import flower
 from server.deployment.accounts import not_permitted
 
@@ -233,7 +233,26 @@ def connected(coordinator: Path) -> Iterator[Control]:
         try:
             yield control
         except SuperLinkAway as away:
-            raise UserError(str(away), f"start it: {Path(coordinator) / 'start.sh'}") from None
+            raise out_of_date(str(away)) or UserError(
+                str(away), f"start it: {Path(coordinator) / 'start.sh'}"
+            ) from None
+
+
+def out_of_date(told: str) -> UserError | None:
+    """What to do where a call failed, by its words, since the server certificate has expired or is not valid yet.
+
+    A SuperLink that was up before goes on with such a certificate, and everything that connects anew fails.
+    """
+    if "certificate has expired" in told:
+        return UserError(
+            told,
+            "renew it: python -m server renew-certificate; then start the SuperLink again, and let nginx read it; a "
+            "study that ended meanwhile goes on with --resume",
+            CERTIFICATE,
+        )
+    if "certificate is not yet valid" in told:
+        return UserError(told, "set this machine's clock, which is behind the certificate's", CERTIFICATE)
+    return None
 
 
 def fingerprint(public_key: bytes) -> str:

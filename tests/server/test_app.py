@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import httpx
 import pytest
 
 from dusss_core.errors import UserError
 from server import app
+from tests.server.conftest import make_study
 
 
 class Grid:
@@ -28,3 +32,14 @@ def test_fewer_simulated_nodes_than_sites_are_told_with_the_line_to_type(monkeyp
 def test_nodes_that_are_still_being_made_are_waited_for():
     app._check_nodes(Grid(0, 1, 3), 3)
     app._check_nodes(Grid(4), 3)
+
+
+def test_a_study_whose_certificate_expires_meanwhile_ends_with_what_mends_it(monkeypatch, tmp_path):
+    def run(self):
+        raise httpx.ConnectError("certificate verify failed: certificate has expired")
+
+    monkeypatch.setattr("server.rounds.coordinator.Coordinator.run", run)
+    monkeypatch.setattr("server.rounds.coordinator.Coordinator.__init__", lambda self, *_, **__: None)
+    with pytest.raises(UserError, match="has expired") as told:
+        app._run(SimpleNamespace(), make_study(), tmp_path, None)
+    assert "renew-certificate" in told.value.remedy and told.value.code == "FD402"

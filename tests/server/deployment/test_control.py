@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import httpx
 import pytest
 
-from server.deployment.control import Connection, Control, ControlFailed
+from dusss_core.errors import UserError
+from server.deployment import control as module
+from server.deployment.control import Connection, Control, ControlFailed, connected
 
 
 class Answers:
@@ -45,3 +47,23 @@ def test_a_run_that_could_not_be_stopped_is_one(control):
     control._client = Answers("running")
     with pytest.raises(ControlFailed, match="412"):
         control.stop(4711)
+
+
+@pytest.mark.parametrize(
+    ("why", "code", "remedy"),
+    [
+        ("certificate verify failed: certificate has expired", "FD402", "renew-certificate"),
+        ("certificate verify failed: certificate is not yet valid", "FD402", "clock"),
+        ("[Errno 111] Connection refused", "FD401", "start.sh"),
+    ],
+)
+def test_a_superlink_that_cannot_be_asked_is_told_with_what_mends_it(monkeypatch, tmp_path, why, code, remedy):
+    def fails(request):
+        raise httpx.ConnectError(why)
+
+    monkeypatch.setattr(module, "find_connection", lambda coordinator: Connection("127.0.0.1:9"))
+    with pytest.raises(UserError, match=why.split(":")[0].replace("[", r"\[")) as told, connected(tmp_path) as control:
+        control._client.close()
+        control._client = SimpleNamespace(ListRuns=fails, close=lambda: None)
+        control.runs()
+    assert told.value.code == code and remedy in told.value.remedy
