@@ -110,6 +110,8 @@ def _certificate_problem(text: str) -> str:
     lower = text.lower()
     if "expired" in lower:
         return "it has expired, or this machine's clock is wrong; the coordinator must renew it"
+    if "not yet valid" in lower:
+        return "it is not valid yet: this machine's clock, or the coordinator's, is wrong; set the one that is"
     if "hostname mismatch" in lower or "ip address mismatch" in lower:
         return "it is not made for the host in superlink.address; ask the coordinator for the right address"
     if "self-signed" in lower or "unable to get local issuer" in lower or "verify failed" in lower:

@@ -38,6 +38,7 @@ FAILED = "Failed to initialize the connection to the SuperLink."
         (["SuperNode terminated gracefully."], {}, "clock", "clock"),
         (["SuperNode terminated gracefully."], {"was_connected": True}, "revoked", "revoked"),
         ([FAILED, "certificate verify failed: certificate has expired"], {}, "tls", "expired"),
+        ([FAILED, "certificate verify failed: certificate is not yet valid"], {}, "tls", "clock"),
         ([FAILED, "certificate verify failed: IP address mismatch"], {}, "tls", "superlink.address"),
         ([FAILED, "certificate verify failed: unable to get local issuer"], {}, "tls", "root_certificates"),
         ([FAILED, "[SSL: UNEXPECTED_EOF_WHILE_READING] EOF occurred"], {}, "cut short", "until it answers"),
