@@ -29,7 +29,7 @@ from dusss_core.errors import CERTIFICATE, UserError
 from feddusss import flower, uploads
 from feddusss.release import tell_release
 from server.deployment import intake
-from server.deployment.certificates import valid_until
+from server.deployment.certificates import load_certificate
 
 DATABASE_WAIT_S = 60
 PAGE_BYTES = 65536
@@ -52,17 +52,30 @@ def main() -> None:
 
 
 def _check_certificate(arguments: list[str]) -> None:
-    """Say what is to be done where the certificate has expired: Flower's child that starts studies would end on it."""
+    """Say what to do where the certificate cannot be used: Flower's child that starts studies would end on it."""
     if "--ssl-certfile" not in arguments[:-1]:
         return
     path = Path(arguments[arguments.index("--ssl-certfile") + 1])
-    if path.exists() and (until := valid_until(path)) < datetime.now(UTC):
+    try:
+        certificate = load_certificate(path)
+    except UserError as error:
+        sys.exit(complain(error))
+    now, begins, until = datetime.now(UTC), certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if until < now:
         expired = UserError(
             f"{path.absolute()}: has expired, on {until:%Y-%m-%d %H:%M} UTC",
             "renew it: python -m server renew-certificate; then start the SuperLink again, and let nginx read it",
             CERTIFICATE,
         )
         sys.exit(complain(expired))
+    if begins > now:
+        early = UserError(
+            f"{path.absolute()}: is valid from {begins:%Y-%m-%d %H:%M} UTC on, and this machine's clock says "
+            f"{now:%Y-%m-%d %H:%M}",
+            "set the clock, then start the SuperLink again",
+            CERTIFICATE,
+        )
+        sys.exit(complain(early))
 
 
 def _tune_the_database() -> None:

@@ -121,3 +121,24 @@ def test_a_superlink_whose_certificate_has_expired_says_what_to_do_and_does_not_
     assert ended.returncode == cli.USER_MUST_MEND
     assert f"{expired}: has expired" in ended.stderr and "python -m server renew-certificate" in ended.stderr
     assert " UTC [FD402]\n  -> " in ended.stderr and "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("certificate", "problem", "remedy"),
+    [
+        ("early", "is valid from", "set the clock"),
+        ("broken", "not a certificate", "put it back"),
+        (None, "no such file", "put it back"),
+    ],
+)
+def test_a_superlink_whose_certificate_cannot_be_used_says_so_in_two_lines(tmp_path, certificate, problem, remedy):
+    path = tmp_path / "server.crt"
+    if certificate == "early":
+        path, _ = Authority(tmp_path).server_files(["localhost"], begins=2, ends=30)
+    elif certificate == "broken":
+        path.write_text("none")
+    command = [sys.executable, "-m", "server.deployment.superlink", "--ssl-certfile", str(path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert ended.returncode == cli.USER_MUST_MEND, ended.stderr
+    told = ended.stderr.splitlines()
+    assert f"{path}: {problem}" in told[0] and told[1].startswith("  -> ") and remedy in told[1] and len(told) == 2
