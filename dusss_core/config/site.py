@@ -66,8 +66,9 @@ class PersonalConfig(Strict):
 
     @property
     def beside(self) -> bool:
-        """Whether a second student is trained beside the global one, in as many steps."""
-        return self.kind in ("ditto", "apfl")
+        """Whether a second student is trained beside the global one, in as many steps: `BESIDE` of
+        `dusss_core.training.personal` has its class."""
+        return self.kind not in ("none", "fedrep", "finetune")
 
     @property
     def own_head(self) -> Literal["output", "decoder", "none"]:

@@ -59,8 +59,8 @@ class PersonalSegmenter(Segmenter):
 
     def __init__(self, config: TrainingConfig, *args: Any, heir_of: PersonalSegmenter | None = None, **kwargs: Any):
         super().__init__(config, *args, heir_of=heir_of, **kwargs)
-        kind = {"ditto": Ditto, "apfl": Mixture}.get(config.personal.kind)
-        kind = kind if no_own_student(config, self.train) is None else None
+        beside = config.personal.beside and no_own_student(config, self.train) is None
+        kind = BESIDE[config.personal.kind] if beside else None
         self.own: Beside | None = kind and kind(self, None if heir_of is None else heir_of.own)
         in_head = head_names(self.model, config.personal.own_head)
         parts: dict[bool, list[nn.Parameter]] = {True: [], False: []}
@@ -130,6 +130,10 @@ class PersonalSegmenter(Segmenter):
 
 class Beside(Segmenter):
     """A student of the site's own beside the one that `of` trains: the same pictures, an objective of its own.
+
+    A subclass has a line in BESIDE. `student` is what is validated and deployed. What of it does not follow from
+    `Segmenter.private` it hands out by `private`, v itself as `student.NAME`, and takes back by `load_private`: else v
+    begins anew in the next process. Where what is deployed is not v as it is, `student_after` says how it is made.
 
     Where normalisation layers stay at the site (FedBN) their statistics are estimated anew before it is validated and
     deployed, as those of the global student are.
@@ -317,6 +321,10 @@ class Mixture(Beside):
             if m.grad is not None:
                 slope += ((v - w[name]) * m.grad).sum()
         return slope
+
+
+BESIDE: dict[str, type[Beside]] = {"ditto": Ditto, "apfl": Mixture}
+"""Kind -> what trains the student of the site's own beside the global one."""
 
 
 def student_after(

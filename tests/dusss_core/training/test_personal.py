@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dusss_core.build import build_student
-from dusss_core.config import StudentConfig, TrainingConfig
+from dusss_core.config import PersonalConfig, StudentConfig, TrainingConfig
 from dusss_core.config.networks import TEXT_NETWORKS
 from dusss_core.errors import UserError
 from dusss_core.files import digest_of_tensors, read_tensors, write_tensors
@@ -25,6 +25,7 @@ from dusss_core.training import (
     student_after,
     with_own_statistics,
 )
+from dusss_core.training.personal import BESIDE
 from dusss_core.training.statistics import estimate_statistics
 from tests.dusss_core.objectives.sites import METHODS, changed, config_of, pictures, site
 
@@ -74,9 +75,21 @@ def test_a_name_is_short_for_a_kind():
         TrainingConfig.model_validate({"personal": "other"})
 
 
+def test_every_kind_that_has_a_student_beside_the_global_one_has_its_class_and_no_other():
+    kinds = get_args(PersonalConfig.model_fields["kind"].annotation)
+    assert [kind for kind in kinds if PersonalConfig(kind=kind).beside] == list(BESIDE)
+
+
+def test_a_kind_that_nothing_trains_is_no_plain_federation():
+    config = config_of("supervised").model_copy(update={"personal": PersonalConfig.model_construct(kind="other")})
+    assert config.personal.beside  # so a site counts twice the steps against its limits
+    with pytest.raises(KeyError, match="other"):
+        personal_site(config, pictures())
+
+
 @pytest.mark.parametrize("name", METHODS)
 class TestEveryMethod:
-    @pytest.mark.parametrize("kind", ["ditto", "apfl"])
+    @pytest.mark.parametrize("kind", BESIDE)
     def test_the_global_student_is_what_it_is_without_the_sites_own(self, name, kind):
         # of the networks with dropout the slower ones are left to one method
         config, train = config_of(name, network="small_unet" if name == "supervised" else "unet"), pictures()
@@ -139,7 +152,7 @@ def test_fine_tuning_goes_on_with_fixed_statistics_where_the_study_ended_with_th
     assert statistics[False] and not statistics[True]
 
 
-@pytest.mark.parametrize("kind", ["ditto", "apfl", "fedrep"])
+@pytest.mark.parametrize("kind", [*BESIDE, "fedrep"])
 def test_fixed_statistics_are_those_of_a_sites_own_student_too(kind):
     config = with_personal(config_of("mean_teacher"), kind=kind)
     config = TrainingConfig.model_validate({**config.model_dump(), "fixed_statistics": True})
@@ -155,7 +168,7 @@ def test_fixed_statistics_are_those_of_a_sites_own_student_too(kind):
         assert after and not {name for name in after if "running" in name}
 
 
-@pytest.mark.parametrize("kind", ["ditto", "apfl"])
+@pytest.mark.parametrize("kind", BESIDE)
 def test_statistics_of_a_sites_own_student_are_estimated_where_those_of_the_shared_one_are(kind, monkeypatch):
     """On weights that it has then: those that are estimated once more are the same."""
     config = with_personal(config_of("supervised"), kind=kind)
@@ -309,7 +322,7 @@ def test_dittos_gradient_by_hand():
     assert own.model.weight.grad.item() == pytest.approx(11.5)
 
 
-@pytest.mark.parametrize("kind", ["ditto", "apfl"])
+@pytest.mark.parametrize("kind", BESIDE)
 def test_a_teacher_that_stays_for_a_round_is_the_sites_own_student_as_it_began_the_round(kind):
     trainer = personal_site(with_personal(config_of("fedsemidg"), kind=kind), pictures())
     for number in (1, 2):
@@ -367,7 +380,7 @@ def test_in_a_round_of_two_steps_head_and_body_have_one_each(share):
     assert moved >= {"head", "stem", "up"}
 
 
-@pytest.mark.parametrize("kind", ["ditto", "apfl", "fedrep"])
+@pytest.mark.parametrize("kind", [*BESIDE, "fedrep"])
 def test_with_local_norm_normalisation_layers_stay_too(kind):
     config = TrainingConfig.model_validate({**config_of("supervised").model_dump(), "local_norm": True})
     train = pictures()
@@ -396,7 +409,7 @@ def test_apfls_mixture_at_alpha_0_is_the_global_student_with_the_sites_own_layer
     assert (found["dice"], found["iou"]) == (found["personal_dice"], found["personal_iou"])
 
 
-@pytest.mark.parametrize("personal", [{"kind": "ditto"}, {"kind": "apfl", "alpha": ALPHA}])
+@pytest.mark.parametrize("personal", [*({"kind": kind} for kind in BESIDE), {"kind": "apfl", "alpha": ALPHA}])
 def test_what_is_made_of_the_private_state_is_what_the_trainer_validates(personal):
     config, train = with_personal(config_of("supervised"), **personal), pictures()
     trainer = in_a_federation(personal_site(config, train))
@@ -418,7 +431,7 @@ def test_apfls_mixture_by_hand():
 
 def test_a_trainer_that_another_site_gave_up_becomes_ones_own():
     """With the state of the one that it is given, whatever the other's was."""
-    for kind in ("ditto", "apfl", "fedrep"):
+    for kind in (*BESIDE, "fedrep"):
         config, train = with_personal(config_of("mean_teacher"), kind=kind), pictures()
         first, other = in_a_federation(personal_site(config, train)), personal_site(config, pictures(n=8, labelled=2))
         other.train_round(1)
