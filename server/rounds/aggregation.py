@@ -138,7 +138,9 @@ class Aggregator:
     def _robust(self, values: np.ndarray) -> np.ndarray:
         if self._config.strategy == "fedmedian":
             return np.median(values, axis=0)
-        return flower.trim_mean(values, self._config.trim)
+        if self._config.strategy == "fedtrimmedavg":
+            return flower.trim_mean(values, self._config.trim)
+        raise NotImplementedError(f"federation.strategy: {self._config.strategy}")
 
     def _krum(self, current: Mapping[str, Tensor], answers: Sequence[SiteModel]) -> int:
         """Which answer lies nearest to its n - f - 2 nearest others (Blanchard et al., 2017), of n with f faulty."""
@@ -325,7 +327,9 @@ def _build(config: FederationConfig):
     if name in ("fedadam", "fedyogi"):
         kind = strategy.FedAdam if name == "fedadam" else strategy.FedYogi
         return kind(eta=config.server_lr, beta_1=config.beta1, beta_2=config.beta2, tau=config.tau)
-    return None
+    if name in ("fedavg", "fedprox", *_ROBUST):
+        return None
+    raise NotImplementedError(f"federation.strategy: {name}")
 
 
 def _message(content) -> Message:

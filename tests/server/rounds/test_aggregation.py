@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
+from server.rounds import aggregation
 from server.rounds.aggregation import Aggregator, SiteModel
 from server.study.federation import FederationConfig
 
@@ -98,6 +100,17 @@ def test_what_one_site_did_not_train_gives_no_voice_to_a_liar(strategy):
     liar = {"z": SiteModel({**CURRENT, "w": torch.tensor([1e9, -1e9])}, 1)}
     config = FederationConfig(strategy=strategy, trim=0.3)
     assert Aggregator(config).aggregate(CURRENT, {**honest, **without, **liar})["w"].abs().max() < 10
+
+
+def test_a_strategy_without_arithmetic_is_no_trimmed_mean_and_no_plain_mean(monkeypatch):
+    for name in get_args(FederationConfig.model_fields["strategy"].annotation):
+        aggregate(strategy=name, trim=0.34)
+    other = FederationConfig().model_copy(update={"strategy": "other"})
+    for robust in (False, True):
+        monkeypatch.setattr(aggregation, "_ROBUST", ("other",) if robust else ())
+        monkeypatch.setattr(aggregation, "MEANS", () if robust else ("other",))
+        with pytest.raises(NotImplementedError, match="other"):
+            Aggregator(other).aggregate(CURRENT, sites())
 
 
 def test_what_no_site_trained_stays():
