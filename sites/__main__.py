@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from dusss_core.manifest import Record
 
 
+LAYOUTS = {
+    "lvit": "Train_Folder, Val_Folder, Test_Folder, each with img/, labelcol/ and *.xlsx",
+    "folder": "images/ and masks/, optionally inside train/, val/, test/, and texts.csv",
+}
+"""NAME of each layout that `import_NAME` of `sites.importers` takes, and what it looks like."""
+
+
 def build_parser(prog: str = "python -m sites") -> argparse.ArgumentParser:
     """The command line, as it is called `prog`."""
     parser = argparse.ArgumentParser(prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -52,10 +59,7 @@ def build_parser(prog: str = "python -m sites") -> argparse.ArgumentParser:
 
     importing = commands.add_parser("import", help="write a manifest for data that lie in a usual layout")
     layouts = importing.add_subparsers(dest="layout", required=True, metavar="LAYOUT")
-    for name, text in (
-        ("lvit", "Train_Folder, Val_Folder, Test_Folder, each with img/, labelcol/ and *.xlsx"),
-        ("folder", "images/ and masks/, optionally inside train/, val/, test/, and texts.csv"),
-    ):
+    for name, text in LAYOUTS.items():
         layout = layouts.add_parser(name, help=text, description=text)
         layout.add_argument("folder", type=Path, help="folder of the data")
         layout.add_argument("--out", type=Path, help="manifest to write (default: manifest.csv in the folder)")
@@ -137,7 +141,7 @@ def _training(path: Path):
 
 
 def _import(arguments: argparse.Namespace) -> None:
-    from sites.importers import ImportOptions, import_folder, import_lvit
+    from sites import importers
 
     extract = {}
     for item in arguments.extract:
@@ -145,8 +149,10 @@ def _import(arguments: argparse.Namespace) -> None:
         if not separator or not column or not pattern:
             raise UserError(f"--extract {item}: not of the form COLUMN=REGEX", "such as 'patient=sub-(S\\d+)'")
         extract[column] = pattern
-    options = ImportOptions(arguments.out, arguments.columns, arguments.key, arguments.text, extract, arguments.force)
-    result = (import_lvit if arguments.layout == "lvit" else import_folder)(arguments.folder, options)
+    options = importers.ImportOptions(
+        arguments.out, arguments.columns, arguments.key, arguments.text, extract, arguments.force
+    )
+    result = getattr(importers, f"import_{arguments.layout}")(arguments.folder, options)
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"{result.manifest}: {len(result.records)} records")

@@ -8,7 +8,9 @@ import pytest
 from dusss_core.errors import UserError
 from dusss_core.manifest import read_manifest
 from dusss_core.sheets import name_key
-from sites.importers import ImportOptions, import_folder, import_lvit
+from sites import __main__ as command
+from sites import importers
+from sites.importers import Imported, ImportOptions, import_folder, import_lvit
 from tests.sites.builders import mask, picture, save, write_rows
 
 
@@ -122,6 +124,15 @@ def test_a_folder_with_splits(tmp_path):
         ("train", "train", "here"),
         ("test", "test", "there"),
     ]
+
+
+def test_a_layout_of_the_command_is_read_by_the_importer_of_its_name(tmp_path, monkeypatch, capsys):
+    assert all(callable(getattr(importers, f"import_{name}")) for name in command.LAYOUTS)
+    monkeypatch.setitem(command.LAYOUTS, "other", "another layout")
+    mine = Imported(tmp_path / "mine.csv", [])
+    monkeypatch.setattr(importers, "import_other", lambda folder, options: mine, raising=False)
+    assert command.main(["import", "other", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{mine.manifest}: 0 records\n"
 
 
 @pytest.mark.parametrize("layout", [import_lvit, import_folder])
