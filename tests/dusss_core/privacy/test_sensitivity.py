@@ -3,12 +3,15 @@ noise, on data built to break it. Wrong forms that were once thought right are p
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from dusss_core.errors import UserError
 from dusss_core.objectives import TABLE, objective_of
+from dusss_core.objectives.fixmatch import FixMatch
 from dusss_core.privacy.pretrain import PrivatePretrainer
 from dusss_core.privacy.segment import PrivateSegmenter
 from dusss_core.records import Split
@@ -147,6 +150,55 @@ def test_a_record_of_every_objective_changes_the_sum_by_at_most_c(name, labelled
     config = objective_config(name, clip)
     change = largest_change(lambda part, kept: segmenter(config, part), split, range(6), round=2) / clip
     assert 0.9 < change <= 1 + ROUNDING
+
+
+class AllBut(Fixed):
+    """Everybody is drawn but one record."""
+
+    def __init__(self, record):
+        super().__init__()
+        self.record = record
+
+    def poisson_draw(self, count, rate):
+        return np.arange(count) != self.record
+
+
+class Remembering(FixMatch):
+    """Planted: what a record looked like weighs on those of later steps."""
+
+    seen = 0.0
+
+    def losses(self, batch, draw, share_done):
+        loss, figures = super().losses(batch, draw, share_done)
+        self.now = self.host.pictures(np.concatenate(batch)).mean()
+        return loss + self.seen, figures
+
+    def after_step(self, step, share_done):
+        self.seen = self.now
+
+
+def loss_after_others(config, split, record, objective=None):
+    """Of one record alone, after a step of the others in which no weight moved."""
+    trainer = segmenter(config, split)
+    if objective is not None:
+        trainer.objective = objective(trainer)
+    trainer.randomness, trainer.optimizer.step = AllBut(record), lambda: None
+    trainer.train_round(1)
+    loss = trainer.loss_of(np.array([record]), 1.0)
+    return None if loss is None else loss.item()
+
+
+@pytest.mark.parametrize(("name", "planted"), [*((name, None) for name in APART), ("fixmatch", Remembering)])
+def test_what_a_later_step_learns_from_a_record_does_not_depend_on_those_of_an_earlier_one(name, planted):
+    """But by the weights, which carry noise: a memory of pictures would be of pictures that no charge has paid for."""
+    config, split = objective_config(name, 1e-6), make_split(n=6, labelled=3)
+    for record in (0, 5):
+        others = np.arange(6) != record
+        images = np.where(others[:, None, None, None], 255 - split.images, split.images)
+        masks = np.where(others[:, None, None], 1 - split.masks, split.masks)
+        changed = replace(split, images=images, masks=masks)
+        found = [loss_after_others(config, part, record, planted) for part in (split, changed)]
+        assert (found[0] == found[1]) == (planted is None)
 
 
 class OneStream(PrivateSegmenter):
