@@ -118,7 +118,11 @@ class Objective(ABC):
         self.config, self.settings = host.config, host.settings
 
     def start(self) -> None:  # noqa: B027 (most have nothing to do)
-        """The first student has arrived, before any step. What `state` gives is as in a new process after this."""
+        """The first student has arrived, before any step. What `state` gives is as in a new process after this.
+
+        A process that goes on from a later round has `load_state` in its place, before any student has arrived: what
+        `state` names is there from the start, by `__init__`.
+        """
 
     def before_round(self) -> None:  # noqa: B027 (most have nothing to do)
         """The student is the round's global model, before any step of the round."""

@@ -57,14 +57,19 @@ def network_for(method: dict[str, Any], network: str = "unet") -> str:
 
 
 def site(config: TrainingConfig, train: Split, shared: dict[str, torch.Tensor] | None = None) -> Segmenter:
-    """A site in its first round; text-guided masks are the true ones, blurred, where the method takes any and pictures
-    have sentences."""
+    """A site in its first round, as `newcomer`."""
+    trainer = newcomer(config, train)
+    trainer.load_shared(shared or initial_shared(config, Phase.SEGMENT))
+    return trainer
+
+
+def newcomer(config: TrainingConfig, train: Split) -> Segmenter:
+    """A site that no student has come to in this process; text-guided masks are the true ones, blurred, where the
+    method takes any and pictures have sentences."""
     logits = (4 * (train.masks[:, None] > 0).astype(np.float16) - 2).repeat(config.image.outputs, 1)
     guided = config.method.text_mask and train.has_text.any()
     text = FakeBank() if reads_sentences(config) else None
-    trainer = Segmenter(config, "a", train, train, text_logits=logits if guided else None, text=text)
-    trainer.load_shared(shared or initial_shared(config, Phase.SEGMENT))
-    return trainer
+    return Segmenter(config, "a", train, train, text_logits=logits if guided else None, text=text)
 
 
 def trained(config: TrainingConfig, train: Split) -> dict[str, torch.Tensor]:

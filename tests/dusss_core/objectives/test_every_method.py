@@ -29,6 +29,7 @@ from tests.dusss_core.objectives.sites import (
     changed,
     config_of,
     draw,
+    newcomer,
     parts,
     pictures,
     site,
@@ -73,7 +74,8 @@ class TestEveryMethod:
         write_tensors(tmp_path / "private.safetensors", straight.private(), {})
         shared = straight.shared()
         straight.train_round(2)
-        resumed = site(config, train, shared={name: 0 * tensor for name, tensor in shared.items()})
+        resumed = newcomer(config, train)  # in a new process the state is there before a student is
+        assert all(isinstance(tensor, torch.Tensor) for tensor in resumed.kept())
         resumed.load_private(read_tensors(tmp_path / "private.safetensors")[0])
         resumed.load_shared(shared)
         resumed.train_round(2)
