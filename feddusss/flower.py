@@ -137,6 +137,12 @@ TOUCHES: dict[str, Touch] = {
         takes={"_start_superexec_if_needed": ("self",)},
     ),
     "sql_mixin": Touch("flwr.supercore.sql_mixin", "*", replaced=("SQLITE_PRAGMAS",)),
+    "sql_corestate": Touch(
+        "flwr.supercore.corestate.sql_corestate",
+        "*",
+        replaced=("HEARTBEAT_DEFAULT_INTERVAL", "HEARTBEAT_PATIENCE"),
+        uses=("SqlCoreState",),
+    ),
     "fleet_handlers": Touch(
         "flwr.superlink.servicer.fleet.fleet_handlers",
         "*",

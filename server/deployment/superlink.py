@@ -1,11 +1,13 @@
 """flower-superlink for a study of days: python -m server.deployment.superlink FLOWER_ARGUMENTS...
 
-It is Flower's own command, mended in six places:
+It is Flower's own command, mended in seven places:
 
 - Flower gives a call 5 s to get at its SQLite file, and then answers 500. Models come and go in hundreds of calls that
   all write to it, so on a busy machine this happens, and it ends the SuperNode or the study whose call it was.
 - Studies are started by a child process. Without it the SuperLink goes on, and every study that is submitted waits for
   ever. Here both end, so that systemd starts both again.
+- A study's process has 30 s for its first call, and then another one is started in its place, without end where a busy
+  machine takes longer to import what it needs. Here it has minutes.
 - Each chunk of a model is a row of that file, written, read a few times and deleted. In pages of 64 KiB, which are not
   filled with zeros when they are deleted, and are moved from the log to the file less often, that takes a third of the
   processor time and half of the bytes on the disk. A file that is there already keeps the pages that it has.
@@ -34,6 +36,8 @@ from server.deployment.certificates import load_certificate
 DATABASE_WAIT_S = 60
 PAGE_BYTES = 65536
 """SQLite's largest."""
+STARTING_S = 300
+"""How long a study's process may take until its first call."""
 LOG_PAGES = 1000
 """Of SQLite's write-ahead log, after which it is moved into the file."""
 
@@ -43,6 +47,7 @@ def main() -> None:
     _check_certificate(sys.argv[1:])
 
     _tune_the_database()
+    _wait_for_what_starts()
     uploads.read_on()
     tell_release()
     intake.install()
@@ -88,6 +93,14 @@ def _tune_the_database() -> None:
     }
     flowers = {pragma: value for pragma, value in flower.sql_mixin.SQLITE_PRAGMAS if pragma not in ours}
     flower.stand_in("sql_mixin", "SQLITE_PRAGMAS", tuple({**ours, **flowers}.items()))
+
+
+def _wait_for_what_starts() -> None:
+    """The claim of a process that is started holds one interval, that of one that runs intervals times patience: the
+    second stays what it is."""
+    interval = flower.stand_in("sql_corestate", "HEARTBEAT_DEFAULT_INTERVAL", STARTING_S)
+    patience = flower.sql_corestate.HEARTBEAT_PATIENCE
+    flower.stand_in("sql_corestate", "HEARTBEAT_PATIENCE", patience * interval / STARTING_S)
 
 
 def _end_with_the_child() -> None:

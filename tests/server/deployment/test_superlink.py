@@ -9,14 +9,17 @@ import subprocess
 import sys
 import threading
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cryptography.hazmat.primitives import serialization as s
 from cryptography.hazmat.primitives.asymmetric import ec
 from uvicorn.protocols.http import flow_control
 
-from feddusss import cli, uploads
+from feddusss import cli, flower, uploads
+from server.deployment import superlink
 from server.deployment.control import Connection, Control, ControlFailed
 from server.deployment.superlink import PAGE_BYTES
 from tests.client.tls import Authority
@@ -63,6 +66,26 @@ def register_while_locked(control: Control, database, seconds: float) -> int:
     finally:
         release.join()
         connection.close()
+
+
+def test_a_study_that_is_slow_to_start_is_not_started_a_second_time(tmp_path, monkeypatch):
+    """A claim holds until the first call, and then for as long after a heartbeat as it always did."""
+    core, clock = flower.sql_corestate, [flower.now()]
+    for name in ("HEARTBEAT_DEFAULT_INTERVAL", "HEARTBEAT_PATIENCE", "now"):
+        monkeypatch.setattr(core, name, getattr(core, name))  # put back afterwards
+    running = core.HEARTBEAT_DEFAULT_INTERVAL * core.HEARTBEAT_PATIENCE
+    superlink._wait_for_what_starts()
+    monkeypatch.setattr(core, "now", lambda: clock[0])
+    state = flower.SqlLinkState(str(tmp_path / "superlink.db"), SimpleNamespace(), None)
+    state.initialize()
+    task = state.create_task("serverapp", 1)
+    claim = state.claim_task(task)
+    clock[0] += timedelta(seconds=superlink.STARTING_S - 1)
+    assert state.get_task_by_token(claim) is not None and state.activate_task(task)
+    clock[0] += timedelta(seconds=running - 1)
+    assert state.acknowledge_task_heartbeat(task)
+    clock[0] += timedelta(seconds=running + 1)
+    assert state.get_task_by_token(claim) is None
 
 
 @pytest.mark.slow
