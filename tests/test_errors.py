@@ -54,7 +54,7 @@ def test_names_in_the_table_are_modules_and_each_module_that_raises_has_a_code_o
     assert set(CODES) <= set(modules)
     raising = {name for name, path in modules.items() if "raise UserError(" in path.read_text(encoding="utf-8")}
     unnamed = {name for name in raising if code_of(name) == errors.UNNAMED}
-    assert unnamed <= {"dusss_core.commandline", "dusss_core.training.personal"}
+    assert unnamed <= {"dusss_core.commandline", "dusss_core.training.finetuning"}
 
 
 def test_no_module_prints_an_error_past_the_one_place_that_adds_the_code():
