@@ -113,23 +113,15 @@ def _refuse_without_text(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{name}: goes with --text", "name the sheet of sentences with --text, or leave it out")
 
 
-def _refuse_folder(out: Path | None) -> None:
-    """Refuse a folder in place of a file to write, before hours of work."""
-    if out is not None and out.is_dir():
-        raise UserError(f"{out}: is a folder", "name a file in it with --out")
-
-
 def _fit(arguments: argparse.Namespace) -> None:
     from dusss_core.predicting.fit import fit
 
-    _refuse_folder(arguments.out)
     print(fit(_load(arguments), arguments.pictures, arguments.out, arguments.check))
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from dusss_core.predicting.evaluate import evaluate, table
 
-    _refuse_folder(arguments.out)
     figures = evaluate(_load(arguments), arguments.manifest, arguments.out, arguments.split)
     if arguments.json:
         import json

@@ -73,7 +73,7 @@ def check_replaceable(path: Path, what: str, is_one: Callable[[Path], bool]) -> 
         UserError: it is a folder, or another file.
     """
     if path.is_dir():
-        raise UserError(f"{path}: a folder", "name a file in it for --out")
+        raise UserError(f"{path}: is a folder", "name a file in it for --out")
     try:
         if not os.path.lexists(path) or is_one(path):
             return

@@ -191,6 +191,11 @@ def known_name(column: str) -> str:
     return low if low in (*COLUMNS, "subject") or MORE_TEXT.fullmatch(low) else column.strip()
 
 
+def patient_key(patient: str) -> str:
+    """The same for keys that differ in case or in the width of blanks alone: they are one patient's."""
+    return " ".join(patient.casefold().split())
+
+
 def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -347,13 +352,13 @@ def _duplicates(records: list[Record]) -> list[Problem]:
 
 
 def _torn_patients(records: list[Record]) -> list[Problem]:
-    """Patients in two splits. Keys that differ in case or in the width of blanks alone are one patient's here."""
+    """Patients in two splits."""
     first: dict[str, Record] = {}
     problems = []
     for record in records:
         if not record.patient or record.split not in SPLITS:  # the latter is reported already
             continue
-        other = first.setdefault(" ".join(record.patient.casefold().split()), record)
+        other = first.setdefault(patient_key(record.patient), record)
         if record.split != other.split:
             there, remedy = "", "put all pictures of a patient into one split"
             if record.patient != other.patient:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dusss_core.errors import UserError
-from dusss_core.manifest import SPLITS, Record, sentences_of, write_manifest
+from dusss_core.manifest import SPLITS, Record, patient_key, sentences_of, write_manifest
 from dusss_core.readers import Reference
 from dusss_core.sheets import SUFFIXES, name_key
-from sites.told import NO, is_known, is_text, merge, mistakes, read_sheet, rows_by_picture, warn_of
+from sites.sheets import NO, is_known, is_text, merge, mistakes, read_sheet, rows_by_picture, warn_of
 
 LVIT_FOLDERS = {"Train_Folder": "train", "Val_Folder": "val", "Test_Folder": "test"}
 
@@ -196,10 +196,11 @@ def _finish(result: _Found, options: ImportOptions) -> Imported:
         records.append(_record(picture, _together(picture.cells, more), row))
     first: dict[str, Record] = {}
     for record in records:
-        other = first.setdefault(record.id, record)
+        other = first.setdefault(record.id.casefold(), record)
         if other is not record:
+            name = _either(record.id, other.id)
             raise UserError(
-                f"two pictures are called '{record.id}': {other.image} and {record.image}",
+                f"two pictures are called '{name}': {other.image} and {record.image}",
                 "rename one, or remove it from one of the splits",
             )
     if options.splits_kept:
@@ -221,13 +222,17 @@ def _refuse_torn(records: Iterable[Record]) -> None:
     """The manifest would be refused where it is read, with rows that no sheet has."""
     first: dict[str, Record] = {}
     for record in records:
-        other = first.setdefault(record.patient, record) if record.patient else record
+        other = first.setdefault(patient_key(record.patient), record) if record.patient else record
         if other.split != record.split:
             raise UserError(
-                f"patient '{record.patient}' is in {other.split} with {other.image} and in {record.split} with "
-                f"{record.image}",
+                f"patient '{_either(other.patient, record.patient)}' is in {other.split} with {other.image} and in "
+                f"{record.split} with {record.image}",
                 "put all pictures of a patient into one split: a column split of a sheet counts before the folder",
             )
+
+
+def _either(one: str, other: str) -> str:
+    return one if one == other else f"{one}' or '{other}"
 
 
 def _extracted(image: Path, extract: Mapping[str, str]) -> dict[str, str]:

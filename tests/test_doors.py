@@ -37,7 +37,7 @@ FLOORS = {
     "models > losses > text > "
     "augment commandline devices fingerprints inference intervals manifest memory metrics phases pictures readers "
     "records sampling seeds runtime sheets transfer files quota tensorfile config outside errors",
-    "sites": "__main__ > check > importers > told > dataset > partition > prepare > packing > config > synth",
+    "sites": "__main__ > check > importers > sheets > dataset > partition > prepare > packing > config > synth",
     "feddusss": "__main__ > command > bundle > cli > configfile > compression standing > wire > "
     "flower monitoring page release secagg terms timeleft uploads",
 }

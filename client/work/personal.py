@@ -59,9 +59,9 @@ def figures(request: Judged, bench: Workbench, student: dict[str, Tensor], teste
     if own is None:
         return {}
     tensors, round = own
-    if config.personal.kind != "fedrep":  # whose head the site's file has already
+    same = config.personal.kind == "fedrep"  # whose head the site's file has already
+    if not same:
         _keep(request, tensors, round)
-    same = config.personal.kind == "fedrep"
     scores = (
         without_spread(tested) if same else evaluate_student(config, tensors, bench.split("test"), device, bench.told)
     )

@@ -401,6 +401,19 @@ def test_a_patient_in_two_splits_is_refused_before_a_manifest_is_written(tmp_pat
     assert not (tmp_path / "manifest.csv").exists()
 
 
+def test_what_the_manifest_holds_to_be_one_patient_or_id_an_import_does_too(tmp_path):
+    for split, name in (("train", "p-a"), ("test", "p-b")):
+        save(tmp_path / split / f"images/{name}.png", picture(1))
+    write_rows(tmp_path / "texts.csv", [{"image": "p-a", "patient": "P 1"}, {"image": "p-b", "patient": "p  1"}])
+    with pytest.raises(UserError, match=r"patient 'P 1' or 'p 1' is in train with .*p-a\.png and in test"):
+        import_folder(tmp_path)
+    (tmp_path / "texts.csv").unlink()
+    save(tmp_path / "test/images/P-A.png", picture(1))
+    with pytest.raises(UserError, match="two pictures are called 'P-A' or 'p-a'"):
+        import_folder(tmp_path)
+    assert not (tmp_path / "manifest.csv").exists()
+
+
 def test_folders_of_pictures_that_are_not_read_are_named(plain):
     save(plain / "images/p9/series/b.png", picture(1))
     save(plain / "old/images/c.png", picture(1))
