@@ -70,25 +70,26 @@ def _session(sites: int, threshold: int, numbers: int, gone: int) -> tuple[float
     convener = Convener(about, [member.state.advert for member in members.values()])
     adverts = convener.adverts()
     for name, member in members.items():
-        dealing = clock(name, member.deal, adverts.adverts, peers[name], 2)
+        dealing = clock(name, member.deal, adverts.adverts, peers[name], 2, keys[name])
         up = up or len(dump(dealing)) + len(dump(member.state.advert))
         convener.take_dealing(name, dealing)
     survivors = names[: sites - gone]
     for name in survivors:
         deliveries = convener.deliveries(name)
         vector = np.zeros(numbers, dtype=np.uint64)
-        clock(name, members[name].receive, deliveries.deliveries)
+        clock(name, members[name].receive, deliveries.dealings, peers[name])
         clock(name, members[name].mask, vector)
         convener.add(name, vector)
     down += len(dump(about)) + len(dump(adverts)) + len(dump(convener.deliveries(names[0])))
     for name in survivors:
         convener.take_vote(name, clock(name, members[name].vote, convener.survivors, keys[name]))
     ballot = convener.ballot()
-    for name in survivors:
-        convener.take_revealed(name, clock(name, members[name].reveal, ballot, peers[name]))
-    up += len(dump(ballot.votes[0])) + len(dump(convener._revealed[names[0]]))
+    revealed = {name: clock(name, members[name].reveal, ballot, peers[name]) for name in survivors}
+    up += len(dump(ballot.votes[0])) + len(dump(revealed[names[0]]))
     down += 2 * len(dump(ballot))
     began = time.perf_counter()
+    for name, shares in revealed.items():
+        convener.take_revealed(name, shares)
     assert not convener.total().any()
     return clock.seconds, time.perf_counter() - began, up, down
 

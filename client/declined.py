@@ -19,6 +19,7 @@ class Declined(Exception):
         exhausted: it takes more memory than there is; with smaller batches it may not.
         lost: what the site was doing is lost, for no fault of the message: asked again, it may do it.
         accuses: under secure aggregation: the sites whose keys or shares are wrong, and why it refuses.
+        complaints: proofs of that (`feddusss.secagg.records.Complaints`); empty: there are none.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Declined(Exception):
         exhausted: bool = False,
         lost: bool = False,
         accuses: Iterable[str] = (),
+        complaints: bytes = b"",
     ):
         super().__init__(shown(reason))
         self.abstains = abstains
@@ -41,3 +43,4 @@ class Declined(Exception):
         self.exhausted = exhausted
         self.lost = lost
         self.accuses = list(accuses)
+        self.complaints = complaints

@@ -60,16 +60,20 @@ def decline(site: SiteConfig | None, kind: str, why: Declined) -> RecordDict:
 
     reason, head = str(why), ""
     accused = {"accuses": why.accuses} if why.accuses else {}
+    proved = {"complaints": why.complaints} if why.complaints else {}
+    noted = {name: content.decode() for name, content in proved.items()}
     if site is not None:
         write_log(site.state_dir, f"{kind}: declined: {reason}")
         try:
-            head = audit.record(site.state_dir, "declined", kind=kind, reason=reason, abstains=why.abstains, **accused)
+            head = audit.record(
+                site.state_dir, "declined", kind=kind, reason=reason, abstains=why.abstains, **accused, **noted
+            )
         except audit.Unrecorded:
             reason = UNRECORDED
     told = {"declined": reason, "abstains": why.abstains, "diverged": why.diverged}
     flags = {"spent": why.spent, "lacks": why.lacks, "exhausted": why.exhausted, "lost": why.lost}
     told |= {name: True for name, so in flags.items() if so}
-    reply = RecordDict({"config": ConfigRecord({**told, **accused})})
+    reply = RecordDict({"config": ConfigRecord({**told, **accused, **proved})})
     if site is not None and head:
         _tell_head(site, reply, head)
     return reply

@@ -36,6 +36,7 @@ from feddusss.secagg.member import Member, MemberState, default_threshold
 from feddusss.secagg.records import (
     Adverts,
     Ballot,
+    Complaints,
     Deliveries,
     Occasion,
     Record,
@@ -133,7 +134,7 @@ class Part:
         self._kept.models[self._step.attempt] = model
         with _refusals():
             self._given.check_model(model, member.state.occasion)
-            member.receive(self._parsed(Deliveries).deliveries)
+            member.receive(self._parsed(Deliveries).dealings, read_peers(self._site))
         # not saved: should this process end while it trains, the message can be answered again
 
     def _masked(self, member: Member, answer: RecordDict) -> RecordDict:
@@ -170,7 +171,7 @@ class Part:
         member, peers = self._member(), read_peers(self._site)
         least = self._site.secure_aggregation.threshold or default_threshold(len(peers) + 1)
         earlier = [state for state in self._kept.sessions if state is not member.state]
-        dealing = member.deal(self._parsed(Adverts).adverts, peers, least, earlier)
+        dealing = member.deal(self._parsed(Adverts).adverts, peers, least, own_key(self._site), earlier)
         self._save()
         return dealing
 
@@ -256,4 +257,5 @@ def _refusals() -> Iterator[None]:
         yield
     except Refused as refused:
         accuses = [site for site in refused.sites if site != COORDINATOR]
-        raise Declined(str(refused), spent=refused.spent, accuses=accuses) from None
+        complaints = dump(Complaints(complaints=refused.complaints)) if refused.complaints else b""
+        raise Declined(str(refused), spent=refused.spent, accuses=accuses, complaints=complaints) from None

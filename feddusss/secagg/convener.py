@@ -10,14 +10,14 @@ from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
-from feddusss.secagg import masking, sharing
+from feddusss.secagg import complaints, masking, sharing
 from feddusss.secagg.records import (
     Advert,
     Adverts,
     Ballot,
+    Complaint,
     Dealing,
     Deliveries,
-    Delivery,
     Occasion,
     Refused,
     Revealed,
@@ -81,22 +81,34 @@ class Convener:
         """Take in a member's shares.
 
         Raises:
-            Refused: not for these members.
+            Refused: not for these members, or shares that cannot give its secrets.
         """
-        everybody = set(self.members)
-        if (dealing.site, dealing.sealed.keys(), dealing.commitments.keys()) != (site, everybody - {site}, everybody):
-            raise Refused(f"'{site}' dealt shares for other members", site=site)
+        if dealing.site != site:
+            raise Refused(f"'{site}' dealt the shares of another", site=site)
+        mask_key, threshold = self._adverts[site].mask_key, self.occasion.threshold
+        if fault := sharing.fault_of(dealing, self.members, threshold, mask_key):
+            raise Refused(fault, site=site)
         self._dealings[site] = dealing
 
     def deliveries(self, holder: str) -> Deliveries:
-        """What the others dealt to `holder`."""
-        return Deliveries(
-            deliveries=[
-                Delivery(site=owner, sealed=dealing.sealed[holder], commitments=dealing.commitments[holder])
-                for owner, dealing in sorted(self._dealings.items())
-                if owner != holder
-            ]
-        )
+        """What the others dealt."""
+        return Deliveries(dealings=[dealt for owner, dealt in sorted(self._dealings.items()) if owner != holder])
+
+    def proves(self, holder: str, complaint: Complaint) -> bool:
+        """Whether a member's complaint shows that another dealt wrong shares to it."""
+        owner = complaint.owner
+        if holder not in self._adverts or owner not in self._dealings or owner == holder:
+            return False
+        keys = self._adverts[owner].share_key, holder, self._adverts[holder].share_key
+        agreed = complaints.agreed_by(complaint, *keys, self.session)
+        if agreed is None:
+            return False
+        key = masking.sealing_key_from(agreed, self.session, owner, holder)
+        try:
+            sharing.opened(self._dealings[owner], holder, self._number(holder), key, self.session)
+        except Refused:
+            return True
+        return False
 
     def add(self, site: str, vector: np.ndarray) -> None:
         """Add a member's masked vector to the sum.
@@ -131,7 +143,7 @@ class Convener:
         return Ballot(survivors=self.survivors, votes=[self._votes[site] for site in sorted(self._votes)])
 
     def take_revealed(self, site: str, revealed: Revealed) -> None:
-        """Take in a survivor's shares, each checked against what its owner committed to.
+        """Take in a survivor's shares, each checked against what its owner published.
 
         Raises:
             Refused: a share is missing, or is not the one that was dealt.
@@ -139,10 +151,9 @@ class Convener:
         if revealed.site != site or revealed.shares.keys() != set(self.members):
             raise Refused(f"'{site}' sent shares of other members", site=site)
         for owner, share in revealed.shares.items():
-            survived = owner in self._survivors
-            what = "share of seed" if survived else "share of mask key"
-            expected = self._dealings[owner].commitments[site][0 if survived else 1]
-            if sharing.commitment(self.session, what, owner, site, bytes.fromhex(share)) != expected:
+            dealing = self._dealings[owner]
+            points = dealing.of_seed if owner in self._survivors else dealing.of_mask_key
+            if not sharing.fits(bytes.fromhex(share), self._number(site), points):
                 raise Refused(f"'{site}' sent a share that '{owner}' did not deal to it", site=site)
         self._revealed[site] = revealed
 
@@ -150,12 +161,12 @@ class Convener:
         """The sum of the survivors' vectors, modulo 2^64; masks are taken off in place, once.
 
         Raises:
-            Refused: too few shares, or a member dealt shares that do not give its secret.
+            Refused: too few shares.
         """
         if self._sum is None or len(self._revealed) < self.occasion.threshold:
             raise Refused(f"shares of {len(self._revealed)} sites, {self.occasion.threshold} needed")
-        seeds = {site: self._seed(site) for site in self.survivors}
-        lost = {site: self._mask_secret(site) for site in self.members if site not in self._survivors}
+        seeds = {site: self._secret(site) for site in self.survivors}
+        lost = {site: self._secret(site) for site in self.members if site not in self._survivors}
         for site, seed in seeds.items():
             masking.add_mask(self._sum, masking.self_key(seed, self.session, site), -1)
         for gone, secret in lost.items():
@@ -165,20 +176,13 @@ class Convener:
         total, self._sum = self._sum, None
         return total
 
-    def _seed(self, site: str) -> bytes:
-        seed = self._combined(site)
-        expected = self._dealings[site].seed_commitment
-        if sharing.commitment(self.session, "seed", site, site, seed) != expected:
-            raise Refused(f"the shares that '{site}' dealt do not give its seed", site=site)
-        return seed
-
-    def _mask_secret(self, site: str) -> bytes:
-        secret = self._combined(site)
-        if masking.public_half(secret) != self._adverts[site].mask_key:
-            raise Refused(f"the shares that '{site}' dealt do not give its mask key", site=site)
-        return secret
-
-    def _combined(self, owner: str) -> bytes:
-        number: Mapping[str, int] = {site: at for at, site in enumerate(self.members, start=1)}
-        shares = {number[site]: bytes.fromhex(revealed.shares[owner]) for site, revealed in self._revealed.items()}
+    def _secret(self, owner: str) -> bytes:
+        """A survivor's seed, or another member's mask key."""
+        shares = {
+            self._number(site): bytes.fromhex(revealed.shares[owner]) for site, revealed in self._revealed.items()
+        }
         return sharing.combine(shares, self.occasion.threshold)
+
+    def _number(self, site: str) -> int:
+        """A holder's, from 1."""
+        return 1 + self.members.index(site)

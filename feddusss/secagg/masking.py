@@ -1,38 +1,42 @@
 """Keys between pairs of sites, and the masks that they give.
 
-A mask is the key stream of AES-256 in counter mode, read as 64-bit integers. Its key comes by HKDF-SHA256 from X25519
-agreement, or from the site's own seed, with the session as the salt: no key is used twice.
+A mask is the key stream of AES-256 in counter mode, read as 64-bit integers. Its key comes by HKDF-SHA256 from ECDH on
+the curve P-256, or from the site's own seed, with the session as the salt: no key is used twice.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
+from feddusss.secagg import curve
 from feddusss.secagg.records import PROTOCOL, Refused
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 _CHUNK = 2**17
 """Integers at a time: 1 MiB of key stream."""
 
 
 def new_secret() -> bytes:
-    """A private X25519 key, 32 bytes."""
-    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-
-    return X25519PrivateKey.generate().private_bytes_raw()
+    """A private key, or a seed: 32 bytes."""
+    return curve.to_bytes(curve.random_number())
 
 
 def public_half(secret: bytes) -> str:
-    """The public key of a private one, in hex."""
-    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+    """The public key of a private one: a point."""
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-    return X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw().hex()
+    return _private(secret).public_key().public_bytes(Encoding.X962, PublicFormat.CompressedPoint).hex()
 
 
 def pair_key(secret: bytes, peers_key: str, session: str, one: str, other: str) -> bytes:
     """The key of the mask between two sites, the same for both.
 
     Raises:
-        Refused: the peer's key is a point of small order.
+        Refused: the peer's key is no point of the curve.
     """
     first, second = sorted((one, other))
     return _derived(_agreed(secret, peers_key, other), session, "pair mask", first, second)
@@ -42,16 +46,21 @@ def sealing_key(secret: bytes, peers_key: str, session: str, owner: str, holder:
     """The key with which `owner` seals shares for `holder`; `peer` is the one of them whose public key it is.
 
     Raises:
-        Refused: the peer's key is a point of small order.
+        Refused: the peer's key is no point of the curve.
     """
-    return _derived(_agreed(secret, peers_key, peer), session, "sealed shares", owner, holder)
+    return sealing_key_from(_agreed(secret, peers_key, peer), session, owner, holder)
+
+
+def sealing_key_from(agreed: bytes, session: str, owner: str, holder: str) -> bytes:
+    """The same from what the two agreed on."""
+    return _derived(agreed, session, "sealed shares", owner, holder)
 
 
 def agrees(peers_key: str) -> bool:
-    """Whether a secret can be agreed on with this public key: it is no point of small order."""
+    """Whether a secret can be agreed on with this public key: it is a point of the curve."""
     try:
-        _agreed(new_secret(), peers_key, "")
-    except Refused:
+        curve.decoded(peers_key)
+    except ValueError:
         return False
     return True
 
@@ -86,13 +95,19 @@ def pair_sign(site: str, peer: str) -> int:
 
 
 def _agreed(secret: bytes, peers_key: str, peer: str) -> bytes:
-    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+    from cryptography.hazmat.primitives.asymmetric import ec
 
     try:
-        public = X25519PublicKey.from_public_bytes(bytes.fromhex(peers_key))
-        return X25519PrivateKey.from_private_bytes(secret).exchange(public)
+        public = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), bytes.fromhex(peers_key))
     except ValueError:
         raise Refused(f"'{peer}' sent a key that agrees on nothing", site=peer) from None
+    return _private(secret).exchange(ec.ECDH(), public)
+
+
+def _private(secret: bytes) -> EllipticCurvePrivateKey:
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    return ec.derive_private_key(curve.from_bytes(secret), ec.SECP256R1())
 
 
 def _derived(material: bytes, session: str, *purpose: str) -> bytes:

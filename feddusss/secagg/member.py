@@ -20,19 +20,18 @@ its disk after each step and before the result leaves:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from dusss_core.config import Strict
-from feddusss.secagg import masking, sharing
+from feddusss.secagg import complaints, masking, sharing
 from feddusss.secagg.records import (
     Advert,
     Ballot,
+    Complaint,
     Dealing,
-    Delivery,
     Occasion,
     Refused,
     Revealed,
@@ -124,6 +123,7 @@ class Member:
         adverts: Iterable[Advert],
         peers: Mapping[str, EllipticCurvePublicKey],
         least: int,
+        key: EllipticCurvePrivateKey,
         earlier: Iterable[MemberState] = (),
     ) -> Dealing:
         """Check the members and their keys, and share this site's two secrets among them.
@@ -131,6 +131,7 @@ class Member:
         Args:
             peers: the keys that this site has pinned.
             least: the smallest threshold that this site takes part with.
+            key: the site's own, P-384.
             earlier: sessions of the same round.
 
         Raises:
@@ -144,43 +145,48 @@ class Member:
         if any(_may_be_summed(before, adverts) for before in earlier):
             raise Refused("an earlier attempt at this round may have given a sum; nothing is given twice", spent=True)
         session, threshold = session_digest(state.occasion, adverts), state.occasion.threshold
-        seed = os.urandom(sharing.SECRET_BYTES)
-        secrets = seed, bytes.fromhex(state.mask_secret)
-        shares = list(zip(*(sharing.split(secret, threshold, len(adverts)) for secret in secrets), strict=True))
-        sealed, commitments = {}, {}
-        for holder, (of_seed, of_key) in zip(adverts, shares, strict=True):
-            commitments[holder.site] = _commitments(session, state.site, holder.site, of_seed, of_key)
+        seed = masking.new_secret()
+        of_seed, seed_points = sharing.split(seed, threshold, len(adverts))
+        of_key, key_points = sharing.split(bytes.fromhex(state.mask_secret), threshold, len(adverts))
+        sealed = {}
+        for holder, *shares in zip(adverts, of_seed, of_key, strict=True):
             if holder.site == state.site:
-                state.held[state.site] = of_seed.hex(), of_key.hex()
+                state.held[state.site] = shares[0].hex(), shares[1].hex()
                 continue
-            key = self._sealing_key(session, state.site, holder.site, holder)
-            sealed[holder.site] = sharing.seal(key, bytes.fromhex(session), of_seed + of_key)
+            sealing_key = self._sealing_key(session, state.site, holder.site, holder)
+            sealed[holder.site] = sharing.seal(sealing_key, bytes.fromhex(session), b"".join(shares))
         state.adverts, state.session, state.seed, state.stage = adverts, session, seed.hex(), "dealt"
-        own = sharing.commitment(session, "seed", state.site, state.site, seed)
-        return Dealing(site=state.site, seed_commitment=own, sealed=sealed, commitments=commitments)
+        dealing = Dealing(site=state.site, sealed=sealed, of_seed=seed_points, of_mask_key=key_points)
+        dealing.signature = sign(key, dealing.signed_bytes(session))
+        return dealing
 
-    def receive(self, deliveries: Iterable[Delivery]) -> None:
+    def receive(self, dealings: Iterable[Dealing], peers: Mapping[str, EllipticCurvePublicKey]) -> None:
         """Open what every other member dealt to this site.
 
+        Args:
+            peers: the keys that this site has pinned.
+
         Raises:
-            Refused: a share is missing, was changed, or is not the one that its owner committed to; it names the owners
-                of all such shares.
+            Refused: a dealing is missing, was changed, or is of no use to all or to this site; it names the dealers of
+                all such, and proves the last, which the others cannot see.
         """
         self._expect("dealt")
         state, held = self.state, dict(self.state.held)
-        delivered = {delivery.site: delivery for delivery in deliveries}
-        if delivered.keys() != set(state.members) - {state.site}:
+        dealt = {dealing.site: dealing for dealing in dealings}
+        if dealt.keys() != set(state.members) - {state.site}:
             raise Refused("the shares are not those of the members, each once")
         wrong: dict[str, str] = {}
+        proofs: list[Complaint] = []
         for advert in state.adverts:
             if advert.site == state.site:
                 continue
             try:
-                held[advert.site] = self._opened(advert, delivered[advert.site])
+                held[advert.site] = self._opened(advert, dealt[advert.site], peers)
             except Refused as refused:
                 wrong[advert.site] = str(refused)
+                proofs += refused.complaints
         if wrong:
-            raise Refused("; ".join(wrong.values()), sites=wrong)
+            raise Refused("; ".join(wrong.values()), sites=wrong, complaints=proofs)
         state.held, state.stage = held, "received"
 
     def mask(self, vector: np.ndarray) -> None:
@@ -248,17 +254,25 @@ class Member:
         state.forget("done")
         return Revealed(site=state.site, shares=shares)
 
-    def _opened(self, advert: Advert, delivery: Delivery) -> tuple[str, str]:
+    def _opened(self, advert: Advert, dealing: Dealing, peers: Mapping[str, EllipticCurvePublicKey]) -> tuple[str, str]:
         """The two shares that a member dealt to this site, in hex.
 
         Raises:
-            Refused: they were changed, or are not those that it committed to.
+            Refused: they are of no use. With a complaint, where nobody but this site can see that.
         """
         owner, state = advert.site, self.state
+        if not is_signed(peers[owner], dealing.signature, dealing.signed_bytes(state.session)):
+            raise Refused(f"the shares of '{owner}' are not signed by its own key", site=owner)
+        if fault := sharing.fault_of(dealing, state.members, state.occasion.threshold, advert.mask_key):
+            raise Refused(fault, site=owner)
         key = self._sealing_key(state.session, owner, state.site, advert)
-        shares = sharing.unseal(key, bytes.fromhex(state.session), delivery.sealed, owner)
-        if _commitments(state.session, owner, state.site, *shares) != delivery.commitments:
-            raise Refused(f"'{owner}' dealt shares that it did not commit to", site=owner)
+        number = 1 + state.members.index(state.site)
+        try:
+            shares = sharing.opened(dealing, state.site, number, key, state.session)
+        except Refused as refused:
+            secret = bytes.fromhex(state.share_secret)
+            proof = complaints.complain(owner, advert.share_key, state.site, secret, state.session)
+            raise Refused(str(refused), site=owner, complaints=[proof]) from None
         return shares[0].hex(), shares[1].hex()
 
     def _expect(self, stage: Stage) -> None:
@@ -313,10 +327,3 @@ def _may_be_summed(before: MemberState, adverts: Iterable[Advert]) -> bool:
         return False
     abandoned = {advert.site for advert in adverts if before.session in advert.abandons} & set(before.members)
     return len(abandoned) < before.occasion.threshold
-
-
-def _commitments(session: str, owner: str, holder: str, of_seed: bytes, of_key: bytes) -> tuple[str, str]:
-    return (
-        sharing.commitment(session, "share of seed", owner, holder, of_seed),
-        sharing.commitment(session, "share of mask key", owner, holder, of_key),
-    )

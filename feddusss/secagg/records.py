@@ -19,10 +19,12 @@ from dusss_core.phases import Phase
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
 
-PROTOCOL = "feddusss secure aggregation 1"
-MOST_BYTES = 4 * 2**20
+PROTOCOL = "feddusss secure aggregation 2"
+MOST_BYTES = 8 * 2**20
 """Of one record as it travels: enough for some hundred sites."""
 
+Point = Annotated[str, Field(pattern=r"^0[23][0-9a-f]{64}$")]
+"""Of the curve P-256, compressed."""
 Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 SiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Signature = Annotated[str, Field(pattern=r"^([0-9a-f]{2}){8,160}$")]
@@ -35,11 +37,21 @@ class Refused(Exception):
     Args:
         site: the site whose doing it is, where that is known.
         sites: where it is the doing of several.
+        complaints: proofs of that, for whom it can be proved.
         spent: this site's part of the round was given already.
     """
 
-    def __init__(self, reason: str, *, site: str | None = None, sites: Iterable[str] = (), spent: bool = False):
+    def __init__(
+        self,
+        reason: str,
+        *,
+        site: str | None = None,
+        sites: Iterable[str] = (),
+        complaints: Iterable[Complaint] = (),
+        spent: bool = False,
+    ):
         super().__init__(reason)
+        self.complaints = list(complaints)
         self.sites = tuple(sites) or (() if site is None else (site,))
         self.spent = spent
 
@@ -69,10 +81,10 @@ class Advert(Strict):
 
     occasion: Occasion
     site: SiteName
-    mask_key: Hex32
-    """X25519: masks between pairs of sites."""
-    share_key: Hex32
-    """X25519: sealing of shares."""
+    mask_key: Point
+    """For masks between pairs of sites."""
+    share_key: Point
+    """For sealing of shares."""
     abandons: list[Hex32] = Field(default_factory=list, max_length=1000)
     """Earlier sessions of the same round in which this site has voted for no set of survivors, and now never will."""
     signature: str = Field("", pattern=r"^([0-9a-f]{2}){0,160}$")
@@ -82,23 +94,35 @@ class Advert(Strict):
 
 
 class Dealing(Strict):
-    """The shares of a site's two secrets, each sealed for its holder, with commitments that show who lies later."""
+    """The shares of a site's two secrets, each sealed for its holder, and the points that they fit."""
 
     site: SiteName
-    seed_commitment: Hex32
-    """SHA-256 of the self-mask seed."""
     sealed: dict[SiteName, Annotated[str, Field(pattern=r"^([0-9a-f]{2}){92}$")]]
     """By holder, without the site itself: nonce, share of the seed and share of the mask key, tag."""
-    commitments: dict[SiteName, tuple[Hex32, Hex32]]
-    """By holder: SHA-256 of the share of the seed, and of that of the mask key."""
+    of_seed: list[Point] = Field(max_length=1000)
+    """As many as the threshold; the first is that of the seed (`sharing`)."""
+    of_mask_key: list[Point] = Field(max_length=1000)
+    """The same; the first is the site's public mask key."""
+    signature: str = Field("", pattern=r"^([0-9a-f]{2}){0,160}$")
+    """By the site's long-lived key: nobody else can have a holder complain of it."""
+
+    def signed_bytes(self, session: str) -> bytes:
+        return _statement("shares", {"session": session, **self.model_dump(exclude={"signature"})})
 
 
-class Delivery(Strict):
-    """The part of one site's `Dealing` that goes to one holder."""
+class Complaint(Strict):
+    """A holder's proof that a dealer sealed wrong shares for it (`complaints`)."""
 
-    site: SiteName
-    sealed: str = Field(pattern=r"^([0-9a-f]{2}){92}$")
-    commitments: tuple[Hex32, Hex32]
+    owner: SiteName
+    agreed: Point
+    challenge: Hex32
+    response: Hex32
+
+
+class Complaints(Strict):
+    """All of one holder's in a session."""
+
+    complaints: list[Complaint] = Field(max_length=1000)
 
 
 class Vote(Strict):
@@ -129,9 +153,9 @@ class Adverts(Strict):
 
 
 class Deliveries(Strict):
-    """What all other members dealt to one site."""
+    """What all other members dealt: to every site, so that all see the same of who dealt nothing of use."""
 
-    deliveries: list[Delivery]
+    dealings: list[Dealing]
 
 
 def session_digest(occasion: Occasion, adverts: Iterable[Advert]) -> str:

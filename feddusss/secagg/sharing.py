@@ -1,48 +1,115 @@
-"""Secrets of 32 bytes, shared among sites (Shamir 1979), each share sealed for its holder and committed to.
+"""Secrets, shared among sites so that each can check its own share (Feldman, FOCS 1987), and sealed for their holders.
 
-The field arithmetic is PyCryptodome's, over 16 bytes; a secret is two of them, with polynomials of their own.
+A secret is a number s modulo the order q of P-256, a polynomial f of degree t - 1 over these numbers with f(0) = s is
+drawn, and the i-th holder has f(i). The owner publishes a_k G for each coefficient a_k. Holder i sees that
+
+    f(i) G = sum over k of i^k (a_k G)
+
+so any t holders that are content can put together one and the same s, which is that of s G. Fewer learn of s what s G
+tells, of which nobody can compute s.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
-from feddusss.secagg.records import PROTOCOL, Refused
+from feddusss.secagg import curve
+from feddusss.secagg.records import Dealing, Refused
 
-SECRET_BYTES = 32
 _NONCE_BYTES = 12
 
 
-def split(secret: bytes, threshold: int, holders: int) -> list[bytes]:
-    """Shares of a secret, 32 bytes each, by holder in order. Any `threshold` of them give it back."""
-    from Crypto.Protocol.SecretSharing import Shamir
+def split(secret: bytes, threshold: int, holders: int) -> tuple[list[bytes], list[str]]:
+    """Shares of a secret, by holder in order, and the points that they fit; any `threshold` of them give it back.
 
-    if len(secret) != SECRET_BYTES or not 1 < threshold <= holders:
-        raise ValueError(f"a secret of {len(secret)} bytes, {threshold} of {holders} shares")
-    first, second = (Shamir.split(threshold, holders, half) for half in (secret[:16], secret[16:]))
-    return [a + b for (_, a), (_, b) in zip(first, second, strict=True)]
+    Args:
+        secret: a number from 1, of `curve`.
+
+    Returns:
+        Shares of 32 bytes; `threshold` points, of which the first is that of the secret.
+    """
+    if not 1 < threshold <= holders:
+        raise ValueError(f"{threshold} of {holders} shares")
+    coefficients = [curve.from_bytes(secret), *(curve.random_number() for _ in range(threshold - 1))]
+    shares = []
+    for holder in range(1, holders + 1):
+        value = 0
+        for coefficient in reversed(coefficients):
+            value = (value * holder + coefficient) % curve.ORDER
+        shares.append(curve.to_bytes(value))
+    return shares, [curve.encoded(curve.times_base(coefficient)) for coefficient in coefficients]
+
+
+def fits(share: bytes, holder: int, points: Sequence[str]) -> bool:
+    """Whether this is the share of the holder with this number, from 1.
+
+    Args:
+        points: of the curve.
+    """
+    try:
+        number = curve.from_bytes(share)
+    except ValueError:
+        return False
+    *others, expected = (curve.decoded(point) for point in points)
+    for point in reversed(others):
+        expected = expected * holder + point
+    return curve.times_base(number) == expected
 
 
 def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
-    """The secret that `threshold` shares give; by holder's number, from 1. Wrong shares give a wrong secret."""
-    from Crypto.Protocol.SecretSharing import Shamir
-
+    """The secret that `threshold` shares give; by holder's number, from 1. They were held to `fits` before."""
     if len(shares) < threshold:
         raise ValueError(f"{len(shares)} shares, {threshold} needed")
-    # exactly as many as the polynomial needs: any more only cost time
-    used = sorted(shares.items())[:threshold]
-    return b"".join(Shamir.combine([(holder, share[half]) for holder, share in used]) for half in _HALVES)
+    used, secret = sorted(shares)[:threshold], 0
+    for holder in used:
+        # Lagrange's weight of f(holder) in f(0)
+        above = below = 1
+        for other in used:
+            if other != holder:
+                above = above * other % curve.ORDER
+                below = below * (other - holder) % curve.ORDER
+        secret += curve.from_bytes(shares[holder]) * above * pow(below, -1, curve.ORDER)
+    return curve.to_bytes(secret)
 
 
-def commitment(session: str, what: str, owner: str, holder: str, secret: bytes) -> str:
-    """SHA-256 that binds a site to a share, or (with itself as the holder) to its seed.
+def fault_of(dealing: Dealing, members: Collection[str], threshold: int, mask_key: str) -> str:
+    """What anybody can see to be wrong with a member's dealing; empty: nothing.
 
-    What is committed to is 32 random bytes, so the hash hides it.
+    Args:
+        members: all of the session.
+        mask_key: the public one that the dealer gave before.
     """
-    about = "\n".join((PROTOCOL, "commitment", session, what, owner, holder)).encode()
-    return hashlib.sha256(about + b"\n" + secret).hexdigest()
+    if dealing.sealed.keys() != set(members) - {dealing.site}:
+        return f"'{dealing.site}' dealt shares for other members"
+    if len(dealing.of_seed) != threshold or len(dealing.of_mask_key) != threshold:
+        return f"'{dealing.site}' dealt shares of which {threshold} are too few, or too many"
+    try:
+        for point in (*dealing.of_seed, *dealing.of_mask_key):
+            curve.decoded(point)
+    except ValueError:
+        return f"'{dealing.site}' dealt shares that fit no points of the curve"
+    if dealing.of_mask_key[0] != mask_key:
+        return f"the shares that '{dealing.site}' dealt do not give its mask key"
+    return ""
+
+
+def opened(dealing: Dealing, holder: str, number: int, key: bytes, session: str) -> tuple[bytes, bytes]:
+    """The holder's shares of the dealer's seed and of its mask key.
+
+    Args:
+        dealing: without a fault that anybody can see.
+        number: the holder's, from 1.
+        key: with which they are sealed.
+
+    Raises:
+        Refused: they do not open, or do not fit.
+    """
+    owner = dealing.site
+    shares = unseal(key, bytes.fromhex(session), dealing.sealed[holder], owner)
+    if not all(map(fits, shares, (number, number), (dealing.of_seed, dealing.of_mask_key))):
+        raise Refused(f"'{owner}' dealt shares that do not fit what it published", site=owner)
+    return shares
 
 
 def seal(key: bytes, about: bytes, shares: bytes) -> str:
@@ -57,7 +124,7 @@ def unseal(key: bytes, about: bytes, sealed: str, owner: str) -> tuple[bytes, by
     """The two shares in what `seal` made.
 
     Raises:
-        Refused: changed on the way, or not from `owner`.
+        Refused: they were not sealed by `owner` with this key.
     """
     from cryptography.exceptions import InvalidTag
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -66,8 +133,5 @@ def unseal(key: bytes, about: bytes, sealed: str, owner: str) -> tuple[bytes, by
     try:
         shares = AESGCM(key).decrypt(content[:_NONCE_BYTES], content[_NONCE_BYTES:], about)
     except InvalidTag:
-        raise Refused(f"the shares of '{owner}' were changed on the way", site=owner) from None
-    return shares[:SECRET_BYTES], shares[SECRET_BYTES:]
-
-
-_HALVES = (slice(0, 16), slice(16, 32))
+        raise Refused(f"the shares of '{owner}' do not open", site=owner) from None
+    return shares[: curve.NUMBER_BYTES], shares[curve.NUMBER_BYTES :]

@@ -74,6 +74,8 @@ class Reply:
     bytes_up: int = 0
     accuses: frozenset[str] = frozenset()
     """Of a refusal under secure aggregation: the sites that it lays the refusal to, which need not be members."""
+    complaints: bytes = b""
+    """Beside it, what it proves, if anything: not parsed yet."""
 
     @property
     def accepted(self) -> bool:
@@ -88,8 +90,17 @@ class Reply:
 class Refused(Exception):
     """Why an answer is not used."""
 
-    def __init__(self, reason: str, *, abstains: bool = False, kind: str = "", accuses: frozenset[str] = frozenset()):
+    def __init__(
+        self,
+        reason: str,
+        *,
+        abstains: bool = False,
+        kind: str = "",
+        accuses: frozenset[str] = frozenset(),
+        complaints: bytes = b"",
+    ):
         super().__init__(reason)
+        self.complaints = complaints
         self.abstains = abstains
         self.kind = kind
         self.accuses = accuses
@@ -144,7 +155,14 @@ def read_reply(
         size = codec.size(record)
         return Reply(site, tensors=tensors, norm=norm, moments=layers, metrics=metrics, texts=texts, bytes_up=size)
     except Refused as refused:
-        return Reply(site, reason=str(refused), abstains=refused.abstains, kind=refused.kind, accuses=refused.accuses)
+        return Reply(
+            site,
+            reason=str(refused),
+            abstains=refused.abstains,
+            kind=refused.kind,
+            accuses=refused.accuses,
+            complaints=refused.complaints,
+        )
     except UserError:
         raise
     except Exception as error:
@@ -171,7 +189,9 @@ def _content(message: Message | None, silent: str):
             kind = next((kind for kind in kinds if record.get(kind) is True), beyond)
             listed = record.get("accuses")
             accuses = frozenset(name for name in (listed if isinstance(listed, list) else ()) if isinstance(name, str))
-            raise Refused(told, abstains=record.get("abstains") is True, kind=kind, accuses=accuses)
+            abstains, sent = record.get("abstains") is True, record.get("complaints")
+            complaints = sent if isinstance(sent, bytes) else b""
+            raise Refused(told, abstains=abstains, kind=kind, accuses=accuses, complaints=complaints)
     return message.content
 
 

@@ -20,11 +20,22 @@ import numpy as np
 
 from dusss_core.phases import Phase
 from feddusss import standing, wire
-from feddusss.secagg.convener import Convener, found_out
+from feddusss.secagg.convener import Convener
 from feddusss.secagg.fixedpoint import FRACTION_BITS, OutOfRange, decode
 from feddusss.secagg.member import default_threshold
-from feddusss.secagg.records import Advert, Dealing, Occasion, Record, Refused, Revealed, Vote, dump, parse
+from feddusss.secagg.records import (
+    Advert,
+    Dealing,
+    Occasion,
+    Record,
+    Refused,
+    Revealed,
+    Vote,
+    dump,
+    parse,
+)
 from feddusss.wire import is_statistic
+from server.rounds.accusations import judge, proofs
 from server.rounds.aggregation import SiteModel
 from server.rounds.collecting import Collected, Collector
 from server.rounds.replies import LOST, SPENT, Reply, read_reply
@@ -41,14 +52,6 @@ STEP_TIMEOUT_S = 120.0
 """For the small exchanges, which need no training."""
 
 
-_REMEDIES = {
-    "deal": "if its key is new, it sends them its new public key for their peers.txt; else do without it "
-    "(federation.sites)",
-    "train": "the shares that it dealt are wrong; if that goes on, do without it (federation.sites)",
-}
-"""For a site that the others refuse at a step."""
-
-
 class _Failed(Exception):
     """An attempt gave no sum."""
 
@@ -59,6 +62,11 @@ class _FoundOut(_Failed):
 
 class SecureCollector(Collector):
     """Collects the sum of a round's updates. An attempt that fails is repeated with fresh keys."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._put_out: dict[str, str] = {}
+        """Sites of which one proved that they dealt wrong shares, and what is said of them."""
 
     def collect(
         self,
@@ -73,6 +81,8 @@ class SecureCollector(Collector):
         to the sum as it comes."""
         federation = self._federation
         exchanges = _Exchanges(self, phase, round, model)
+        for name, reason in self._put_out.items():
+            exchanges.put_out(name, reason)
         mean, failed_before, tries = None, False, 0
         self._roster.refresh()
         while tries <= federation.retries:
@@ -97,6 +107,7 @@ class SecureCollector(Collector):
                 left = [s for s in self._roster.training() if s.name in self._open_sites(exchanges.replies, abstaining)]
                 if len(left) < threshold and not any(reply.kind == LOST for reply in exchanges.replies.values()):
                     break
+        self._put_out |= exchanges.proved
         replies = self._told(phase, round, exchanges.replies, abstaining)
         replies = {name: replace(reply, bytes_up=exchanges.up.get(name, 0)) for name, reply in replies.items()}
         down = {name: exchanges.down.get(name, 0) for name in replies}
@@ -121,6 +132,8 @@ class _Exchanges:
         self._attempt = ""
         self._dealt_nothing: set[str] = set()
         self._spent: dict[str, Reply] = {}
+        self.proved: dict[str, str] = {}
+        """Sites of which one proved that they dealt wrong shares, and what is said of them."""
         self.replies: dict[str, Reply] = {}
         self.up: dict[str, int] = {}
         self.down: dict[str, int] = {}
@@ -129,6 +142,11 @@ class _Exchanges:
         """Those of `sites` that did not make an attempt fail by giving keys and then no shares, if they are enough."""
         others = [site for site in sites if site.name not in self._dealt_nothing]
         return others if len(others) >= threshold else sites
+
+    def put_out(self, name: str, reason: str) -> None:
+        """The round does without this site, and says why."""
+        self.replies[name] = Reply(name, reason)
+        self._reporter.on_site_refused(name, reason)
 
     def run(self, sites: list[Site], threshold: int) -> SiteModel:
         """One attempt.
@@ -212,8 +230,12 @@ class _Exchanges:
         for name, reply in answered.items():
             self._count(name, reply.bytes_up, sent.get(name, 0) + len(records[name]["body"]))
             self.replies[name] = reply
-        if len(convener.survivors) < convener.occasion.threshold:
-            self._judge("train", convener, {name: reply for name, reply in answered.items() if not reply.accepted})
+        refusals = {name: reply for name, reply in answered.items() if not reply.accepted}
+        self.proved |= proofs(convener, refusals)
+        too_few = len(convener.survivors) < convener.occasion.threshold
+        if too_few or self.proved.keys() & set(convener.members):
+            # nobody has voted: a sum with a liar in it, who could keep back its shares, is not begun
+            self._judge("train", convener, refusals)
             raise _Failed(
                 f"{len(convener.survivors)} of {len(members)} sites gave a masked update, "
                 f"{convener.occasion.threshold} needed"
@@ -265,32 +287,25 @@ class _Exchanges:
         return SiteModel(result, float(everybody))
 
     def _judge(self, step: str, convener: Convener, refusals: Mapping[str, Reply]) -> set[str]:
-        """Do without members that enough others accuse; these others, who did right, are asked again.
+        """Do without members that lie; those who refused them for it did right, and are asked again.
 
         Args:
             refusals: of members that did not take the step, by name.
 
         Returns:
-            Members that wait for those that were lost, who may accuse the same: they are asked again too.
+            Those who did right.
 
         Raises:
             _FoundOut: a member is done without.
         """
-        members, threshold = set(convener.members), convener.occasion.threshold
-        accusations = {name: reply.accuses & members - {name} for name, reply in refusals.items()}
-        lost = {name for name, reply in refusals.items() if reply.kind == LOST}
-        out = found_out(accusations, members, threshold)
-        perhaps = out.keys() | found_out(accusations | dict.fromkeys(lost, members), members, threshold).keys()
-        right = {name for name, accused in accusations.items() if accused and accused <= perhaps} - out.keys()
-        for name in right:
+        judged = judge(step, convener, refusals, self.proved)
+        for name in judged.right:
             self.replies[name] = replace(refusals[name], kind=LOST)
-        for name, accusers in out.items():
-            reason = f"{step}: refused by {', '.join(sorted(accusers))}, who go on without it: {_REMEDIES[step]}"
-            self.replies[name] = Reply(name, reason)
-            self._reporter.on_site_refused(name, reason)
-        if out:
-            raise _FoundOut(f"without {', '.join(sorted(out))}, whom the others refuse")
-        return right
+        for name, reason in judged.out.items():
+            self.put_out(name, reason)
+        if judged.out:
+            raise _FoundOut(f"without {', '.join(sorted(judged.out))}, whose keys or shares are wrong")
+        return judged.right
 
     # A small exchange.
 

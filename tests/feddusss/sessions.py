@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from feddusss.secagg import masking
 from feddusss.secagg.convener import Convener
 from feddusss.secagg.member import Member, MemberState
-from feddusss.secagg.records import Advert, Ballot, Dealing, Delivery, Occasion, Revealed, Vote, dump, parse
+from feddusss.secagg.records import Advert, Ballot, Dealing, Occasion, Revealed, Vote, dump, parse
 
 NAMES = ("alder", "birch", "cedar", "dogwood", "elm")
 LENGTH = 4096
@@ -85,7 +85,7 @@ class Session:
         for name in self.names:
             member = self.member(name)
             adverts = self.convener.adverts().adverts
-            dealing = member.deal(adverts, peers_of(name), self.least, self.earlier.get(name, ()))
+            dealing = member.deal(adverts, peers_of(name), self.least, key_of(name), self.earlier.get(name, ()))
             self._keep(member)
             self.convener.take_dealing(name, self._sent("dealing", name, dealing))
 
@@ -93,8 +93,8 @@ class Session:
         """Have members mask their vectors; with `add` the coordinator takes them into the sum."""
         for name in names if names is not None else self.names:
             member = self.member(name)
-            deliveries = self.convener.deliveries(name).deliveries
-            member.receive([self._sent("delivery", name, delivery) for delivery in deliveries])
+            dealings = self.convener.deliveries(name).dealings
+            member.receive([self._sent("delivery", name, dealing) for dealing in dealings], peers_of(name))
             vector = values[name].copy()
             member.mask(vector)
             self._keep(member)
@@ -138,7 +138,7 @@ class Session:
 _KINDS = {
     "advert": Advert,
     "dealing": Dealing,
-    "delivery": Delivery,
+    "delivery": Dealing,
     "vote": Vote,
     "ballot": Ballot,
     "revealed": Revealed,
@@ -154,12 +154,12 @@ def reduced(session: Session, name: str) -> np.ndarray:
     convener, vector = session.convener, session.masked[name].copy()
     gone = set(convener.members) - set(convener.survivors)
     if name not in gone:
-        masking.add_mask(vector, masking.self_key(convener._seed(name), convener.session, name), -1)
+        masking.add_mask(vector, masking.self_key(convener._secret(name), convener.session, name), -1)
     for other in set(convener.members) - {name}:
         if name in gone or other in gone:
             holder, peer = (name, other) if name in gone else (other, name)
             public = convener._adverts[peer].mask_key
-            key = masking.pair_key(convener._mask_secret(holder), public, convener.session, holder, peer)
+            key = masking.pair_key(convener._secret(holder), public, convener.session, holder, peer)
             masking.add_mask(vector, key, -masking.pair_sign(name, other))
     return vector
 

@@ -120,7 +120,7 @@ def coordinator_in_the_middle() -> bool:
         if name in names:  # the impostors do not check each other
             peers = {other: key_of(names.get(other, other)).public_key() for other in THREE}
         current = session.member(name)
-        dealing = current.deal(session.convener.adverts().adverts, peers, 2)
+        dealing = current.deal(session.convener.adverts().adverts, peers, 2, key_of(names.get(name, name)))
         session.convener.take_dealing(name, dealing)
     session.mask(values)
     session.vote()
@@ -179,9 +179,8 @@ def without_self_mask(patch):
 
 
 def with_masks_used_again(patch):
-    derived, fixed = masking._derived, {}
+    derived = masking._derived
     patch.setattr(masking, "_derived", lambda material, session, *purpose: derived(bytes(32), "00" * 32, *purpose))
-    patch.setattr(member.os, "urandom", lambda count: fixed.setdefault(count, bytes(count)))
 
 
 def without_signature_check(patch):

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import serialization
 from flwr.app import ConfigRecord
 
 from client.answer import answer
-from client.door.audit import verify
+from client.door.audit import LOG, verify
 from client.preflight import machine
 from client.privacy import paid
 from client.privacy.ledger import Ledger
@@ -25,7 +25,7 @@ from feddusss import wire
 from feddusss.secagg.convener import Convener
 from feddusss.secagg.fixedpoint import FRACTION_BITS
 from feddusss.secagg.member import Member
-from feddusss.secagg.records import Advert, Dealing, Revealed, Vote, dump, parse, task_digest
+from feddusss.secagg.records import Advert, Complaints, Dealing, Revealed, Vote, dump, parse, sign, task_digest
 from sites.config import load_site
 from tests.client import fake_private
 from tests.client.conftest import RUN_KEY, declined, make_content, tensors_of
@@ -63,6 +63,9 @@ def pinned(site_file, **settings):
 
 class Round:
     """One attempt at a round: alder is the client under test, the others are played here, and so is the coordinator."""
+
+    relay = staticmethod(lambda name, dealing: dealing)
+    """What a test makes of another's dealing."""
 
     def __init__(
         self, site_file, round=1, threshold=3, others=OTHERS, weighting="examples", earlier=(), run=None, study=None
@@ -103,7 +106,8 @@ class Round:
     def deal(self):
         adverts = self.convener.adverts()
         for name, member in self.members.items():
-            self.convener.take_dealing(name, member.deal(adverts.adverts, peers_of(name), 2, self.earlier[name]))
+            dealing = member.deal(adverts.adverts, peers_of(name), 2, key_of(name), self.earlier[name])
+            self.convener.take_dealing(name, self.relay(name, dealing))
         self.convener.take_dealing("alder", self.taken(Dealing, self.ask("deal", dump(adverts))))
         return self
 
@@ -115,7 +119,7 @@ class Round:
         """The sum with the others' vectors, which are zero."""
         self.convener.add("alder", flat(self.answer))
         for name, member in self.members.items():
-            member.receive(self.convener.deliveries(name).deliveries)
+            member.receive(self.convener.deliveries(name).dealings, peers_of(name))
             vector = np.zeros(length, dtype=np.uint64)
             member.mask(vector)
             self.convener.add(name, vector)
@@ -254,6 +258,26 @@ def test_a_site_that_gives_sums_only_declines_a_plain_study(alder):
 def test_a_site_without_peers_takes_no_part(fake, site_file):
     reply = Round(site_file).ask("keys")
     assert "no peers" in declined(reply) and reply["config"]["abstains"] is True
+
+
+def test_a_wrong_share_is_refused_before_training_with_a_proof_that_is_in_the_audit_log(alder):
+    def relay(name, dealing):
+        if name == "birch":
+            dealing.sealed["alder"] = dealing.sealed["alder"][:-2] + "00"
+            dealing.signature = sign(key_of(name), dealing.signed_bytes(round.members[name].state.session))
+        return dealing
+
+    round = Round(alder).keys()
+    round.relay = relay
+    reply = round.deal().train().answer
+    assert declined(reply) == "the shares of 'birch' do not open" and reply["config"]["accuses"] == ["birch"]
+    sent = reply["config"]["complaints"]
+    (complaint,) = parse(Complaints, sent, "alder").complaints
+    assert round.convener.proves("alder", complaint)
+    last = (alder.parent / "state" / LOG).read_text().splitlines()[-1]
+    assert json.loads(last)["fields"]["complaints"] == sent.decode()
+    assert not list((alder.parent / "state").rglob("segment-*.safetensors"))
+    assert set(reply["config"]) == {"declined", "abstains", "diverged", "accuses", "complaints", "audit_head"}
 
 
 def test_a_model_that_the_others_were_not_told_of_is_not_trained(alder):

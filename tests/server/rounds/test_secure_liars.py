@@ -9,6 +9,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 import client.secure.part
 from client.secure.keys import make_key
+from feddusss.secagg import masking, sharing
 from feddusss.secagg.member import Member
 from feddusss.secagg.records import sign
 from server.rounds.coordinator import RoundFailed
@@ -29,7 +30,7 @@ FIVE = [*FOUR, {**FOUR[1], "name": "elm", "train": 12}]
 
 
 def flipped(text: str) -> str:
-    return ("1" if text[0] == "0" else "0") + text[1:]
+    return text[:2] + ("1" if text[2] == "0" else "0") + text[3:]
 
 
 def body(change):
@@ -123,28 +124,86 @@ def test_a_site_that_signs_a_key_that_agrees_on_nothing_is_done_without_before_a
     assert_close(student(tmp_path / "secure"), without(tmp_path, "birch"))
 
 
-def dealing_wrongly(*holders):
-    def change(dealing):
-        for holder in holders:
-            dealing["sealed"][holder] = flipped(dealing["sealed"][holder])
+def dealing_wrongly(monkeypatch, *holders, owner="birch", round=None):
+    """The owner seals for these holders what does not open, and signs that."""
+    deal = Member.deal
 
-    return on("deal", body(change), ["birch"])
+    def hostile(self, adverts, peers, least, key, earlier=()):
+        dealing = deal(self, adverts, peers, least, key, earlier)
+        if self.state.site == owner and self.state.occasion.round in (round, round or self.state.occasion.round):
+            dealing.sealed |= {holder: flipped(dealing.sealed[holder]) for holder in holders}
+            dealing.signature = sign(key, dealing.signed_bytes(self.state.session))
+        return dealing
+
+    monkeypatch.setattr(client.secure.part.Member, "deal", hostile)
 
 
-def test_the_round_goes_on_without_a_site_that_dealt_wrong_shares_to_all_others(tmp_path):
-    meddle = dealing_wrongly("alder", "cedar", "dogwood")
-    _, listener = coordinate(study(secure_threshold=3, retries=0), tmp_path / "secure", meddle)
+@pytest.mark.parametrize("holders", [("alder", "cedar", "dogwood"), ("alder", "cedar")])
+def test_the_round_goes_on_without_a_site_that_dealt_wrong_shares_to_more_than_may_be_missing(
+    tmp_path, monkeypatch, holders
+):
+    dealing_wrongly(monkeypatch, *holders)
+    _, listener = coordinate(study(secure_threshold=3, retries=0), tmp_path / "secure")
     assert accepted(tmp_path / "secure") == {"alder", "cedar", "dogwood"}
     assert_close(student(tmp_path / "secure"), without(tmp_path, "birch"))
-    assert any(site == "birch" and text.startswith("train: refused by") for site, text in listener.refused)
+    assert any(
+        site == "birch" and "proved that the shares it dealt are wrong" in text for site, text in listener.refused
+    )
 
 
-def test_whose_part_was_masked_before_the_others_refused_gives_it_again_with_other_masks_and_without_the_liar(tmp_path):
-    meddle = dealing_wrongly("alder", "cedar", "dogwood")
-    grid, _ = coordinate(study(FIVE, secure_threshold=3), tmp_path / "secure", meddle)
+def test_for_a_wrong_share_to_one_the_round_is_tried_again_without_its_dealer_and_so_is_the_next(tmp_path, monkeypatch):
+    dealing_wrongly(monkeypatch, "alder", round=1)
+    out = tmp_path / "secure"
+    grid, _ = coordinate(study(secure_threshold=3, rounds=3, retries=0), out)
+    assert [accepted(out, round) for round in (1, 2, 3)] == [{"alder", "cedar", "dogwood"}] * 3
+    assert {site for site, kind, round in grid.sent if (kind, round) == ("vote", 1)} == {"alder", "cedar", "dogwood"}
+    assert {round for site, kind, round in grid.sent if (site, kind) == ("birch", "keys")} == {1}
+    assert "'alder' proved" in lines(out, 2)["birch"]["reason"]
+
+
+def test_whose_part_was_masked_before_the_others_refused_gives_it_again_with_other_masks_and_without_the_liar(
+    tmp_path, monkeypatch
+):
+    dealing_wrongly(monkeypatch, "alder", "cedar", "dogwood")
+    grid, _ = coordinate(study(FIVE, secure_threshold=3), tmp_path / "secure")
     assert [site for site, kind, _ in grid.sent if kind == "train"].count("elm") == 2
     assert accepted(tmp_path / "secure") == {"alder", "cedar", "dogwood", "elm"}
     assert_close(student(tmp_path / "secure"), without(tmp_path, "birch", hospitals=FIVE))
+
+
+def test_for_a_share_that_was_changed_on_the_way_a_site_is_done_without_in_that_round_alone(tmp_path):
+    """The dealer did not sign it: all refuse, and nobody proves anything."""
+    garbled = body(lambda dealing: dealing["sealed"].update(alder=flipped(dealing["sealed"]["alder"])))
+    out = tmp_path / "secure"
+    _, listener = coordinate(study(secure_threshold=3, rounds=2), out, on("deal", garbled, ["birch"], round=1))
+    assert [accepted(out, round) for round in (1, 2)] == [{*NAMES} - {"birch"}, {*NAMES}]
+    assert any(site == "birch" and text.startswith("train: refused by alder, cedar") for site, text in listener.refused)
+
+
+def test_a_site_whose_shares_would_give_no_secret_is_done_without_before_anything_is_masked(tmp_path, monkeypatch):
+    deal, split = Member.deal, sharing.split
+
+    def crooked(self, *args):
+        other = lambda secret, *rest: (split(masking.new_secret(), *rest)[0], split(secret, *rest)[1])  # noqa: E731
+        monkeypatch.setattr(sharing, "split", other if self.state.site == "birch" else split)
+        dealing = deal(self, *args)
+        monkeypatch.setattr(sharing, "split", split)
+        return dealing
+
+    monkeypatch.setattr(client.secure.part.Member, "deal", crooked)
+    coordinate(study(secure_threshold=3, retries=0), tmp_path / "secure")
+    assert accepted(tmp_path / "secure") == {"alder", "cedar", "dogwood"}
+    assert_close(student(tmp_path / "secure"), without(tmp_path, "birch"))
+
+
+@pytest.mark.parametrize("told", [b"", b"{}", b"[" * 9999, b'{"complaints": [7]}', "text", 7])
+def test_a_refusal_whose_proof_is_none_is_any_refusal(tmp_path, told):
+    def complain(answer):
+        record = {"declined": "wrong shares", "accuses": ["alder"], "complaints": told}
+        return Message(RecordDict({"config": ConfigRecord(record)}), metadata=answer.metadata)
+
+    coordinate(study(secure_threshold=3, rounds=2), tmp_path / "secure", on("train", complain, ["cedar"], round=1))
+    assert [accepted(tmp_path / "secure", round) for round in (1, 2)] == [{*NAMES} - {"cedar"}, {*NAMES}]
 
 
 def test_two_sites_with_wrong_keys_are_done_without_at_once(tmp_path):
