@@ -261,7 +261,8 @@ class Member:
             Refused: they are of no use. With a complaint, where nobody but this site can see that.
         """
         owner, state = advert.site, self.state
-        if not is_signed(peers[owner], dealing.signature, dealing.signed_bytes(state.session)):
+        # the file of peers may have been changed since
+        if owner not in peers or not is_signed(peers[owner], dealing.signature, dealing.signed_bytes(state.session)):
             raise Refused(f"the shares of '{owner}' are not signed by its own key", site=owner)
         if fault := sharing.fault_of(dealing, state.members, state.occasion.threshold, advert.mask_key):
             raise Refused(fault, site=owner)

@@ -25,6 +25,8 @@ MOST_BYTES = 8 * 2**20
 
 Point = Annotated[str, Field(pattern=r"^0[23][0-9a-f]{64}$")]
 """Of the curve P-256, compressed."""
+PublicKey = Annotated[str, Field(pattern=r"^(0[23])?[0-9a-f]{64}$")]
+"""A point; without the first two digits a key of the protocol's first version, which a site may remember."""
 Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 SiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Signature = Annotated[str, Field(pattern=r"^([0-9a-f]{2}){8,160}$")]
@@ -81,9 +83,9 @@ class Advert(Strict):
 
     occasion: Occasion
     site: SiteName
-    mask_key: Point
+    mask_key: PublicKey
     """For masks between pairs of sites."""
-    share_key: Point
+    share_key: PublicKey
     """For sealing of shares."""
     abandons: list[Hex32] = Field(default_factory=list, max_length=1000)
     """Earlier sessions of the same round in which this site has voted for no set of survivors, and now never will."""
