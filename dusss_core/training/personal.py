@@ -87,8 +87,12 @@ class PersonalSegmenter(Segmenter):
 
     def load_private(self, tensors: dict[str, Tensor]) -> None:
         super().load_private(tensors)
-        if self.own is not None:
-            self.own.load_private(with_prefix(tensors, _OWN))
+        if self.own is None:
+            return
+        if own := with_prefix(tensors, _OWN):
+            self.own.load_private(own)
+        else:  # the site had nothing to learn v from until now: v starts from the global student that comes next
+            self.own = type(self.own)(self, None)
 
     def train_round(self, round: int) -> dict[str, float]:
         if self.own is None:

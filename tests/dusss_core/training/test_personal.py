@@ -272,6 +272,25 @@ def test_a_site_whose_sentences_give_masks_has_one():
     assert can_train(with_personal(config, kind="fedrep"), Phase.SEGMENT, train) is None
 
 
+@pytest.mark.parametrize("kind", BESIDE)
+def test_a_site_whose_first_labels_come_in_the_middle_of_a_study_has_a_student_of_its_own_from_then_on(kind):
+    """It starts from the global student that comes next, also in a trainer that another site gave up."""
+    config, train = with_personal(config_of("mean_teacher"), kind=kind), pictures()
+    before = in_a_federation(personal_site(config, pictures(labelled=0)), rounds=1)
+    shared, private = elsewhere(before.shared(), 2), before.private()
+    new = PersonalSegmenter(config, "a", train, train)
+    Segmenter.load_private(new, private)  # of the global student alone
+    new.load_shared(shared)
+    new.train_round(2)
+    other = in_a_federation(personal_site(config, pictures(n=8, labelled=2)))
+    for heir_of in (None, other):
+        trainer = PersonalSegmenter(config, "a", train, train, heir_of=heir_of)
+        trainer.load_private(private)
+        trainer.load_shared(shared)
+        trainer.train_round(2)
+        assert digest_of_tensors(trainer.own.private()) == digest_of_tensors(new.own.private())
+
+
 def distance(trainer: PersonalSegmenter) -> float:
     """Largest distance of a number of v from the global student."""
     now = trainer.model.state_dict()
