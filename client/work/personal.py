@@ -14,6 +14,7 @@ from client.declined import Declined
 from client.door.request import Judged
 from client.privacy.ledger import note_unpaid_by
 from client.state.store import student_path, write_log
+from client.work.eligible import check_can_train
 from client.work.workbench import Workbench
 from dusss_core.errors import UserError
 from dusss_core.phases import Phase
@@ -113,13 +114,12 @@ def _keep(request: Judged, tensors: dict[str, Tensor], round: int) -> None:
 
 def _fine_tuned(request: Judged, bench: Workbench, student: dict[str, Tensor]) -> dict[str, Tensor] | None:
     """The final student after this site's own steps; None where the site does not train now, and why in its log."""
-    from dusss_core.training import can_train, on_labels_alone
+    from dusss_core.training import on_labels_alone
 
     config = request.training
     try:
         request.allowed.fine_tuning()
-        if reason := can_train(config, Phase.SEGMENT, bench.split("train")):
-            raise Declined(reason)
+        check_can_train(request, bench)
         note_unpaid_by(request)  # before it trains: it may be killed meanwhile
         plain = on_labels_alone(config) if _can_compare(bench) else None
         own = bench.fine_tuned(request, student, shared_by=2 if plain else 1)

@@ -152,6 +152,15 @@ def test_a_site_that_only_evaluates_is_not_made_to_train(site_file):
     assert "not fine-tuned here: this site does not train" in (site_file.parent / "state" / "log.txt").read_text()
 
 
+def test_fine_tuning_makes_no_step_on_fewer_labelled_pictures_than_the_site_allows(site_file):
+    """Of 16 pictures 8 are labelled, and a step has no more."""
+    limit(site_file, min_labelled_per_step=9)
+    reply = answer("evaluate", content({"kind": "finetune", "steps": 3}, what="test"), site_file)
+    assert declined(reply) is None and "test.dice" in reply["metrics"] and not told(reply)
+    assert not own_students(site_file)
+    assert "min_labelled_per_step" in (site_file.parent / "state" / "log.txt").read_text()
+
+
 @pytest.mark.parametrize("limits", [{"phases": ["pretrain"]}, {"max_learning_rate": 5e-4}])
 def test_a_message_that_calls_the_final_student_one_of_step_1_passes_no_limit_of_step_2(site_file, limits):
     """Whose learning rate is 1e-3, that of step 1 a tenth."""
