@@ -73,16 +73,20 @@ def figures(request: Judged, bench: Workbench, student: dict[str, Tensor], teste
 
 def _own(request: Judged, bench: Workbench, student: dict[str, Tensor]) -> tuple[dict[str, Tensor], int] | None:
     """This site's own student and its round, kept in any case."""
-    from dusss_core.training import student_after
+    from dusss_core.training import at_its_best, student_after
 
     config, state, kind = request.training, request.state, request.training.personal.kind
+    train, val = bench.split("train"), bench.split("val")
     if kind in ("fedrep", "finetune"):
         own, round = (student if kind == "fedrep" else _fine_tuned(request, bench, student)), request.round
-    else:
-        if bench.split("val").masked.any() and (chosen := state.personal()) is not None:
+    elif val.masked.any() and (chosen := state.personal()) is not None:
+        tensors, round = chosen
+        own = at_its_best(config, tensors, train, val, bench.device, bench.told)
+        if own is tensors:
             return chosen
+    else:
         private, round = state.newest(Phase.SEGMENT, before=10**9) or ({}, 0)
-        own = student_after(config, private, student, bench.split("train"), bench.device, bench.told)
+        own = student_after(config, private, student, train, bench.device, bench.told)
     if own is None:
         return None
     state.save_personal(round, own)

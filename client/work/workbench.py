@@ -314,6 +314,7 @@ class Workbench:
             self.site.site,
             train,
             student,
+            val=self.split("val"),
             most_steps=min(passes, limits.max_steps_per_round or passes) // shared_by,
             text_logits=None if plain else self._training_masks(request),
             text_share=float(judged.get(f"judge.{SHARE}", 1.0)),

@@ -21,6 +21,7 @@ from dusss_core.objectives.objective import Batch, Values
 from dusss_core.phases import Phase
 from dusss_core.records import Split
 from dusss_core.text.bank import TextBank
+from dusss_core.training.evaluation import at_its_best
 from dusss_core.training.personal import alone
 from dusss_core.training.segment import Segmenter
 from dusss_core.training.sharing import no_own_student
@@ -54,6 +55,7 @@ def fine_tuned(
     train: Split,
     student: Mapping[str, Tensor],
     *,
+    val: Split | None = None,
     most_steps: int | None = None,
     text_logits: np.ndarray | None = None,
     text_share: float = 1.0,
@@ -66,6 +68,8 @@ def fine_tuned(
 
     Args:
         student: a whole student's tensors (under FedBN with the site's own layers).
+        val: pictures by which it is decided under FedBN whether statistics stay as they were followed in these steps
+            (`at_its_best`); None: they are estimated anew.
         text_share: what text-guided masks weigh, as in the phase.
         text: features of the site's sentences, for a student that is given them.
         most_steps: what the site allows; None: no limit.
@@ -86,7 +90,9 @@ def fine_tuned(
     trainer.load_shared(dict(student))
     trainer.train_round(1)
     tuned = on_cpu(trainer.student.state_dict(), copies=True)
-    return with_own_statistics(config, Phase.SEGMENT, tuned, train, text, device)
+    if val is None:
+        return with_own_statistics(config, Phase.SEGMENT, tuned, train, text, device)
+    return at_its_best(config, tuned, train, val, device, text)
 
 
 def on_labels_alone(config: TrainingConfig) -> TrainingConfig | None:

@@ -119,11 +119,13 @@ class PersonalSegmenter(Segmenter):
         return {**figures, **_as_own(figures if self.config.personal.kind == "fedrep" else own)}
 
     def personal_student(self) -> dict[str, Tensor] | None:
-        """What is deployed at this site, whole, after `load_shared`; None before it has been trained, and where it is
-        no student beside the global one."""
+        """What is deployed at this site, whole, after `load_shared`, under FedBN with the statistics that it followed
+        in training (`at_its_best`); None before it has been trained, and where it is no student beside the global
+        one."""
         if self.own is None or not self.own.step:
             return None
-        return on_cpu(self.own.student.state_dict(), copies=True)
+        followed = self.own.followed() if self.config.local_norm else {}
+        return on_cpu({**self.own.student.state_dict(), **followed}, copies=True)
 
     def _withhold_gradients(self) -> None:
         """Also of FedRep's head while the rest is trained, and the other way round."""
@@ -139,8 +141,8 @@ class Beside(Segmenter):
     `Segmenter.private` it hands out by `private`, v itself as `student.NAME`, and takes back by `load_private`: else v
     begins anew in the next process. Where what is deployed is not v as it is, `student_after` says how it is made.
 
-    Where normalisation layers stay at the site (FedBN) their statistics are estimated anew before it is validated and
-    deployed, as those of the global student are.
+    Where normalisation layers stay at the site (FedBN) their statistics are estimated anew before it is validated, as
+    those of the global student are. Those that were followed in training are kept: the test takes the better of both.
     """
 
     def __init__(self, of: Segmenter, heir_of: Beside | None, prox_mu: float = 0.0):
@@ -155,6 +157,10 @@ class Beside(Segmenter):
             self.load_shared(self.of.model.state_dict())
         elif self.of.config.local_norm:  # as those of the global student
             estimate_statistics(self.of.config, self.phase, self.model, self.train, self.of.text, self.device)
+
+    @abstractmethod
+    def followed(self) -> Mapping[str, Tensor]:
+        """Buffers as they were after this one's last step."""
 
     @abstractmethod
     def begin(self, round: int) -> None:
@@ -197,15 +203,20 @@ class Ditto(Beside):
     def __init__(self, of: Segmenter, heir_of: Ditto | None):
         super().__init__(of, heir_of, prox_mu=of.config.personal.weight)
         self._figures: dict[str, float] = {}
+        self._followed: dict[str, Tensor] = {}
 
     def anchor(self) -> list[Tensor]:
         return [parameter.detach() for parameter in self.of.model.parameters() if parameter.requires_grad]
 
     def begin(self, round: int) -> None:
         self._figures = self.train_round(round)  # all of it: w is still what came
+        self._note_followed()
 
     def finish(self) -> dict[str, float]:
         return self._figures
+
+    def followed(self) -> Mapping[str, Tensor]:
+        return self._followed
 
     def private(self, *, copies: bool = True) -> dict[str, Tensor]:
         student = {f"{_STUDENT}{name}": value for name, value in self.model.state_dict().items()}
@@ -214,6 +225,11 @@ class Ditto(Beside):
     def load_private(self, tensors: dict[str, Tensor]) -> None:
         super().load_private(tensors)
         load_tensors(self.model, with_prefix(tensors, _STUDENT))
+        self._note_followed()
+
+    def _note_followed(self) -> None:
+        """Before `meet` puts estimated ones in their place."""
+        self._followed = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
 
 
 class Mixture(Beside):
@@ -250,6 +266,9 @@ class Mixture(Beside):
         else:
             self._mix(w)
         super().meet()
+
+    def followed(self) -> Mapping[str, Tensor]:
+        return {name: self.v[name] for name, _ in self.model.named_buffers()}
 
     def begin(self, round: int) -> None:
         if self.statistics_fixed(round):  # those that m is used with

@@ -151,6 +151,8 @@ def models_of(
     if teacher:
         notes.append(f"The teacher is that of the site's round {newest[1]}.")
     own = state.personal()
+    if own is not None and not finished:
+        own = _with_statistics(config, Phase.SEGMENT, own[0], site, data, device), own[1]
     return Models(
         student=student or at_site(Phase.SEGMENT),
         teacher=Network(config, teacher) if teacher else None,

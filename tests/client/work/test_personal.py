@@ -13,7 +13,7 @@ from dusss_core.files import digest_of_tensors, read_tensors
 from dusss_core.objectives import TABLE, objective_of, reads_sentences, with_objective
 from dusss_core.phases import Phase
 from dusss_core.student import read_student, students_in
-from dusss_core.training import fine_tuned, initial_shared, on_labels_alone
+from dusss_core.training import evaluation, fine_tuned, initial_shared, on_labels_alone
 from feddusss import wire
 from server.simulation.materialise import materialise
 from sites.config import PrivacyConfig, load_site
@@ -100,6 +100,35 @@ def test_of_two_fine_tuned_students_a_site_keeps_the_one_that_its_validation_pic
     (file,) = own_students(site_file)
     assert digest_of_tensors(read_tensors(file)[0]) == digests[better]
     assert f"kept: {better}" in (site_file.parent / "state" / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("better", ["followed", "estimated"])
+@pytest.mark.parametrize("kind", ["ditto", "apfl", "finetune"])
+def test_statistics_of_a_sites_own_student_are_those_that_its_validation_pictures_speak_for(
+    site_file, monkeypatch, kind, better
+):
+    """Of the ones that it followed in training and the ones that are estimated, as of the shared student."""
+    study = make_study(method={"preset": "supervised"}, personal={"kind": kind}, local_norm=True).training()
+    train = SiteData(load_site(site_file), study.image).split("train")
+    true = evaluation.evaluate_student
+
+    def estimated(student) -> bool:
+        fitted = training.with_own_statistics(study, Phase.SEGMENT, student, train)
+        return digest_of_tensors(fitted) == digest_of_tensors(student)
+
+    def scored(config, student, *args, **kwargs):
+        figures = true(config, student, *args, **kwargs)
+        return {**figures, "dice": 0.9 if estimated(student) == (better == "estimated") else 0.5}
+
+    monkeypatch.setattr(evaluation, "evaluate_student", scored)
+    # the last round is validated twice, as after a crash of the coordinator
+    for number, kind_of_message in enumerate(["train", "train", "evaluate", "evaluate", "test"], 1):
+        what = {"evaluate": {"what": "val"}, "test": {"what": "test"}}.get(kind_of_message, {})
+        asked = make_content(study=study, round=min(number, 3) if kind_of_message != "test" else 2, **what)
+        asked["arrays"] = wire.pack(initial_shared(study, Phase.SEGMENT))
+        assert declined(answer("train" if kind_of_message == "train" else "evaluate", asked, site_file)) is None
+    (file,) = (site_file.parent / "state" / "students").glob("*.personal.safetensors")
+    assert estimated(read_student(file)[1]) == (better == "estimated")
 
 
 def test_a_site_that_fine_tuned_without_a_budget_has_none_afterwards(site_file):
