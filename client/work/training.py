@@ -102,9 +102,13 @@ class Round:
             NotFinite: the loss is not finite.
             OutOfMemory: a batch does not fit.
         """
+        from dusss_core.models.batch_norm import LoneValue
+
         request, bench = self.request, self.bench
         try:
             figures = prefixed("train", self._trainer.train_round(request.round))
+        except LoneValue as error:  # of the study's settings, whose author must hear of it
+            raise Declined(f"{error.problem}: {error.remedy}", abstains=True) from None
         except (MemoryError, RuntimeError) as error:
             raise_full(error, f"{request.phase}.batch", request.phase.settings(request.training).batch, LEAST_BATCH)
             raise

@@ -8,6 +8,34 @@ from contextlib import contextmanager
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from dusss_core.errors import UserError
+
+_OF_TORCH = "Expected more than 1 value per channel when training"
+
+
+class LoneValue(UserError):
+    """A batch has one number per channel, which has no variance to be normalised with."""
+
+    code = "FD501"
+
+
+@contextmanager
+def lone_value_told() -> Iterator[None]:
+    """Inside, batch normalisation that is given one number per channel says so.
+
+    Raises:
+        LoneValue: in place of torch's ValueError.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith(_OF_TORCH):
+            raise
+        raise LoneValue(
+            "batch normalisation was given one picture, whose deepest feature map is a single pixel",
+            "take a larger segment.batch or image.size, or student.norm: group",
+        ) from None
+
 
 @contextmanager
 def untracked(network: nn.Module) -> Iterator[None]:

@@ -13,6 +13,7 @@ from dusss_core.augment import Geometry
 from dusss_core.build import build_student
 from dusss_core.config import MethodConfig, PersonalConfig, TrainingConfig
 from dusss_core.files import with_prefix
+from dusss_core.models.batch_norm import lone_value_told
 from dusss_core.models.weights import load_tensors, on_cpu
 from dusss_core.models.words import Words
 from dusss_core.objectives import objective_of, reads_sentences
@@ -158,7 +159,8 @@ class Segmenter(PhaseTrainer):
         return self.objective.batches(steps, draw)
 
     def losses(self, batch: Batch, draw: torch.Generator, share_done: float) -> tuple[Tensor, Values]:
-        return self.objective.losses(batch, draw, share_done)
+        with lone_value_told():  # methods take batches apart, each in its own way
+            return self.objective.losses(batch, draw, share_done)
 
     def pace(self, share_done: float) -> float:
         return 1.0 if len(self.labelled) else min(1.0, self.objective.unlabelled_weight(share_done))

@@ -43,3 +43,17 @@ def test_an_answer_is_not_changed_by_the_next_round(site_file, study):
     second["arrays"] = reply["arrays"]
     assert declined(answer("train", second, site_file)) is None
     assert reply["arrays"][wire.KEY].data == before
+
+
+@pytest.mark.parametrize("objective", ["bcp", "mean_teacher_mse"])
+def test_of_one_picture_with_a_deepest_map_of_one_pixel_the_study_hears_what_to_change(site_file, objective):
+    """A picture of 32 pixels is one on the last level of an encoder, and these methods show their networks parts of a
+    batch."""
+    forget()
+    small = {"method": {"objective": objective}, "student": {"encoder": "test_resnet"}, "segment__batch": 2}
+    study = make_study(**small).training()
+    content = make_content(study=study, round=2)
+    content["arrays"] = wire.pack(initial_shared(study, Phase.SEGMENT))
+    told = declined(answer("train", content, site_file))
+    assert "one picture" in told and "segment.batch or image.size, or student.norm: group" in told
+    forget()
