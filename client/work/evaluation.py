@@ -5,30 +5,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from flwr.app import RecordDict
 
-from client.declined import Declined
 from client.door.machine import raise_full
 from client.door.request import Judged
 from client.privacy.ledger import note_unpaid_by
-from client.state.store import student_path, write_log
 from client.work import personal
 from client.work.disclosure import open_figures
+from client.work.keeping import keep_finished_vlm, keep_fitted_student, keep_student
 from client.work.training import keep_vlm, load_shared, prefixed
 from client.work.workbench import Workbench
 from dusss_core.files import with_prefix
 from dusss_core.phases import Phase
 from feddusss import wire
 
-LEAST_TO_FIT = 2
-"""Pictures that normalisation layers need at least."""
 _OF_TRAINING = ("personal.", "pseudo.")
 """Figures that training records have a part in; with `local_norm` they are in the statistics of every model."""
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def plain(request: Judged, bench: Workbench, figures: Mapping[str, float]) -> RecordDict:
@@ -80,13 +73,13 @@ def _test(request: Judged, bench: Workbench) -> dict[str, float]:
     keeps_layers = config.local_norm or config.personal.own_head != "none"
     if student is not None and (local or not keeps_layers):
         student = at_its_best(config, {**student, **local}, train, bench.split("val"), device, bench.told)
-        _keep_student(request, student)
+        keep_student(request, student)
         scores = evaluate_student(config, student, test, device, bench.told, behind=True)
         found |= prefixed("test", scores)
         if config.personal.kind != "none":
             found |= personal.figures(request, bench, student, scores)
     elif student is not None and config.personal.own_head == "none":
-        _keep_fitted_student(request, student, bench)
+        keep_fitted_student(request, student, bench)
     hidden = (train.masked & ~train.labelled & train.has_text).nonzero()[0]
     newest = state.newest(Phase.SEGMENT, before=10**9) if len(hidden) else None
     if newest is not None and (teacher := with_prefix(newest[0], "objective.teacher.")):
@@ -96,7 +89,7 @@ def _test(request: Judged, bench: Workbench) -> dict[str, float]:
         vlm = bench.vlm(request)
         if config.local_norm and not state.local_layers(Phase.PRETRAIN, request.vlm_round):
             return found
-        _keep_vlm(request, vlm)
+        keep_finished_vlm(request, vlm)
         if test.has_text.any():
             logits = text_guided_masks(config, vlm, test, bench.text, device)
             found |= prefixed("text_mask", evaluate_logits(config, logits, test))
@@ -104,70 +97,3 @@ def _test(request: Judged, bench: Workbench) -> dict[str, float]:
             scores = evaluate_logits(config, masks[hidden], train.select(hidden))
             found |= {"pseudo.text_dice": scores.get("dice", math.nan)}
     return found
-
-
-def _keep_student(request: Judged, student: dict[str, Tensor]) -> None:
-    """Write this site's own student: a whole one, with the layers that stay here. It is never sent.
-
-    Raises:
-        UserError: disk full or no permission.
-    """
-    from dusss_core import student as finished
-
-    config, site = request.training, request.site
-    about = finished.About.of(
-        config,
-        layers="site" if config.local_norm else "shared",
-        site=site.site if config.local_norm or config.personal.own_head != "none" else None,
-        study_digest=request.study_digest,
-        round=request.round,
-    )
-    path = student_path(site.state_dir, config.study, request.run_key)
-    finished.write_student(path, about, finished.whole_student(config, student))
-    write_log(site.state_dir, f"the finished student is in {path}")
-
-
-def _keep_fitted_student(request: Judged, student: dict[str, Tensor], bench: Workbench) -> None:
-    """Write a student for a site that trained none of its normalisation layers (`local_norm`): with statistics of its
-    own pictures, whose masks are not looked at. Its figures are not measured here.
-
-    Raises:
-        UserError: disk full or no permission.
-    """
-    from dusss_core import student as finished
-
-    config, site = request.training, request.site
-    path = student_path(site.state_dir, config.study, request.run_key)
-    splits = (bench.split(name) for name in ("train", "val", "test"))
-    images = next((split.images for split in splits if len(split) >= LEAST_TO_FIT), ())
-    about = {"study_digest": request.study_digest, "round": request.round}
-    if finished.write_fitted(path, config, student, request.layers or {}, images, bench.device, **about):
-        write_log(site.state_dir, f"a student that is fitted to this site's pictures is in {path}")
-    else:
-        write_log(site.state_dir, "too few pictures to fit a student of this site's own to")
-
-
-def _keep_vlm(request: Judged, vlm: dict[str, Tensor]) -> None:
-    """Write the whole vision-language model beside this site's own student, where the site allows it to be built. It is
-    never sent.
-
-    Raises:
-        UserError: disk full or no permission.
-    """
-    from dusss_core import student as finished
-
-    config, site = request.training, request.site
-    try:
-        request.allowed.language()  # writing it reads its text encoder's settings
-    except Declined:
-        return
-    path = finished.vlm_path(student_path(site.state_dir, config.study, request.run_key))
-    finished.write_vlm(
-        path,
-        config,
-        vlm,
-        layers="site" if config.local_norm else "shared",
-        site=site.site if config.local_norm else None,
-        study_digest=request.study_digest,
-        round=request.vlm_round,
-    )

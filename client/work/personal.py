@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from client.declined import Declined
 from client.door.request import Judged
 from client.privacy.ledger import note_unpaid_by
-from client.state.store import student_path, write_log
+from client.state.store import write_log
 from client.work.eligible import check_can_train
+from client.work.keeping import keep_own_student
 from client.work.workbench import Workbench
 from dusss_core.errors import UserError
 from dusss_core.phases import Phase
@@ -62,7 +63,7 @@ def figures(request: Judged, bench: Workbench, student: dict[str, Tensor], teste
     tensors, round = own
     same = config.personal.kind == "fedrep"  # whose head the site's file has already
     if not same:
-        _keep(request, tensors, round)
+        keep_own_student(request, tensors, round)
     scores = (
         without_spread(tested) if same else evaluate_student(config, tensors, bench.split("test"), device, bench.told)
     )
@@ -91,29 +92,6 @@ def _own(request: Judged, bench: Workbench, student: dict[str, Tensor]) -> tuple
         return None
     state.save_personal(round, own)
     return own, round
-
-
-def _keep(request: Judged, tensors: dict[str, Tensor], round: int) -> None:
-    """Write it as a student that loads by itself, beside the one that all trained. The state goes when others need its
-    room; this file stays. It is never sent.
-
-    Raises:
-        UserError: disk full or no permission.
-    """
-    from dusss_core import student as finished
-
-    config, site = request.training, request.site
-    about = finished.About.of(
-        config,
-        layers="site",
-        site=site.site,
-        personal=config.personal.kind,
-        study_digest=request.study_digest,
-        round=round,
-    )
-    path = finished.personal_path(student_path(site.state_dir, config.study, request.run_key))
-    finished.write_student(path, about, finished.whole_student(config, tensors))
-    write_log(site.state_dir, f"this site's own student is in {path}")
 
 
 def _fine_tuned(request: Judged, bench: Workbench, student: dict[str, Tensor]) -> dict[str, Tensor] | None:
