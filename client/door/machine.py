@@ -67,8 +67,10 @@ def raise_full(error: Exception, setting: str, batch: int, least: int = 1) -> No
     """Say what was tried, if the error is that memory ran out.
 
     Raises:
-        OutOfMemory: it is.
+        OutOfMemory: it is; one that says what was tried already as it is.
     """
+    if isinstance(error, OutOfMemory):
+        raise error
     if (on := exhausted(error)) is not None:
         raise OutOfMemory(on, setting, batch, least) from error
 

@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from client.declined import Declined
+from client.door.machine import raise_full
 from client.door.request import Judged
 from client.privacy.ledger import note_unpaid_by
 from client.state.store import write_log
 from client.work.eligible import check_can_train
 from client.work.keeping import keep_own_student
 from client.work.workbench import Workbench
+from dusss_core.config import LEAST_BATCH
 from dusss_core.errors import UserError
 from dusss_core.phases import Phase
 
@@ -109,6 +111,9 @@ def _fine_tuned(request: Judged, bench: Workbench, student: dict[str, Tensor]) -
     except (Declined, UserError) as why:
         write_log(request.site.state_dir, f"the final student was not fine-tuned here: {why}")
         return None
+    except (MemoryError, RuntimeError) as error:
+        raise_full(error, f"{Phase.SEGMENT}.batch", config.segment.batch, LEAST_BATCH)
+        raise
 
 
 def _can_compare(bench: Workbench) -> bool:

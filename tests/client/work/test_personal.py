@@ -148,6 +148,15 @@ def test_fine_tuning_that_does_not_come_to_its_end_is_noted_as_well(site_file, m
     assert (site_file.parent / "state" / UNPAID).exists()
 
 
+def test_fine_tuning_that_memory_is_too_small_for_names_the_batch_that_it_trains_with(site_file, monkeypatch):
+    def full(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("client.work.workbench.Workbench.fine_tuned", full)
+    why = declined(answer("evaluate", content({"kind": "finetune", "steps": 2}, what="test"), site_file))
+    assert "segment.batch" in why and "eval_batch" not in why
+
+
 def test_a_site_that_was_tested_alone_has_trained_nothing(site_file):
     assert not told(answer("evaluate", content({"kind": "none"}, what="test"), site_file))
     assert not ledger_of(site_file).is_void()
