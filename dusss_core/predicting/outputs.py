@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 COLOURS = ((255, 64, 64), (64, 160, 255), (80, 220, 100), (255, 200, 40), (200, 90, 255), (64, 230, 230))
 """Of the outlines, by class; distinct for most who see colours otherwise, by lightness for all."""
 _SIXTEEN_BITS = 65535
+_PLACE = ("xyzt_units", "qform_code", "sform_code", "qoffset_x", "qoffset_y", "qoffset_z")
+_PLACE += ("quatern_b", "quatern_c", "quatern_d", "srow_x", "srow_y", "srow_z")
+"""Where a NIfTI volume lies, in its header: in two ways, of which each viewer reads the one that it prefers."""
 
 
 class Writer:
@@ -111,10 +114,12 @@ class Writer:
         for index, picture in enumerate(slices):
             for channel in range(channels):
                 data[(*self._volume.key(index), channel)] = self._volume.laid_back(picture[channel])
-        data = data[..., 0] if channels == 1 else data
         source = self._volume.image
+        data = data.reshape(source.shape) if channels == 1 else data
         image = nibabel.Nifti1Image(data, source.affine, dtype=kind)
-        image.header.set_xyzt_units(*source.header.get_xyzt_units())
+        image.header["pixdim"][:4] = source.header["pixdim"][:4]
+        for field in _PLACE:
+            image.header[field] = source.header[field]
 
         def write(path: Path) -> None:
             import gzip

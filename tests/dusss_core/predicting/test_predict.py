@@ -113,6 +113,34 @@ def test_the_mask_of_a_volume_lies_as_the_volume_does(model, tmp_path, codes):
     assert np.array_equal(probabilities > 0.5, np.asarray(mask.dataobj) > 0)
 
 
+@pytest.mark.parametrize("codes", [(1, 4), (1, 0), (0, 2), (0, 0)])
+def test_the_mask_of_a_volume_lies_as_the_volume_does_for_a_viewer_that_reads_either_of_its_places(
+    model, tmp_path, codes
+):
+    turned = nibabel.affines.from_matvec(nibabel.eulerangles.euler2mat(0.3, -0.2, 0.5) * [2, 3, 4], [10, 20, -30])
+    volume = nibabel.Nifti1Image(np.arange(36 * 40 * 3, dtype=np.int16).reshape(36, 40, 3), None)
+    volume.set_sform(np.diag([2.0, 3.0, 4.0, 1.0]), codes[1])
+    volume.set_qform(turned, codes[0])
+    nibabel.save(volume, tmp_path / "a.nii.gz")
+    assert run("predict", model, tmp_path / "a.nii.gz", "--out", tmp_path / "out", "--probabilities") == 0
+    source = nibabel.load(tmp_path / "a.nii.gz")
+    for name in ("a.nii.gz", "a_probabilities.nii.gz"):
+        written = nibabel.load(tmp_path / "out" / name)
+        assert np.array_equal(written.affine, source.affine)
+        for form in ("get_qform", "get_sform"):
+            (place, code), (expected, meant) = (getattr(one.header, form)(coded=True) for one in (written, source))
+            assert code == meant
+            assert code == 0 or np.array_equal(place, expected)
+
+
+@pytest.mark.parametrize("shape", [(36, 40), (36, 40, 1), (36, 40, 3, 1)])
+def test_the_mask_of_a_volume_has_its_dimensions(model, tmp_path, shape):
+    values = np.random.default_rng(0).integers(0, 900, shape).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(values, np.diag([2.0, 3.0, 4.0, 1.0])), tmp_path / "a.nii.gz")
+    assert run("predict", model, tmp_path / "a.nii.gz", "--out", tmp_path / "out") == 0
+    assert nibabel.load(tmp_path / "out/a.nii.gz").shape == shape
+
+
 def test_a_dicom_series_gets_one_segmentation_that_refers_to_every_slice(model, tmp_path):
     for number in (3, 1, 2):  # the files' names are in another order than the slices
         write_slice(tmp_path / f"in/ct/{9 - number}.dcm", picture(number, 40, 36).astype(np.uint16) * 4, number)
