@@ -26,7 +26,7 @@ from dusss_core.errors import UserError
 from dusss_core.files import private_folder, write_json
 from dusss_core.quota import no_room, room
 
-FORMAT = 2
+FORMAT = 3
 """Raised when the same inputs would give other arrays, so that older caches are not used."""
 KEPT_PACKS = 4
 THREADS = 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -10,6 +12,8 @@ from dusss_core.readers.raw import Raw, depth_window, known_values, percentile_w
 from dusss_core.readers.reference import Reference
 
 _LOSSY = {"JPEG", "WEBP"}
+_PHOTOMETRIC = 262
+"""The tag of a TIFF that says what its values mean; 0: 0 is white."""
 
 
 def read_photo(reference: Reference) -> Raw:
@@ -18,6 +22,7 @@ def read_photo(reference: Reference) -> Raw:
     - The orientation that a camera wrote into EXIF is applied, so that picture and mask lie alike.
     - An alpha channel is dropped; CMYK and other colour spaces become RGB.
     - 16-bit gray: see `depth_window`. Floating point: as it is when within [0, 1], else by percentiles.
+    - A TIFF that says that 0 is white is turned to black, whatever its depth.
     - TIFF files of several pages: `file.tif#2`, the first page otherwise.
     """
     try:
@@ -26,6 +31,7 @@ def read_photo(reference: Reference) -> Raw:
             lossy = file.format in _LOSSY
             if reference.index is not None:
                 _go_to_page(file, reference)
+            white_is_zero = _white_is_zero(file)
             picture = ImageOps.exif_transpose(file)
             picture.load()
     except Image.DecompressionBombError:
@@ -33,7 +39,8 @@ def read_photo(reference: Reference) -> Raw:
             f"{reference.file}: too large to be read whole",
             "cut it into pictures of at most 170 million pixels",
         ) from None
-    return raw_of_picture(picture, lossy)
+    raw = raw_of_picture(picture, lossy)
+    return _negative(raw) if white_is_zero else raw
 
 
 def raw_of_picture(picture: Image.Image, lossy: bool = False) -> Raw:
@@ -55,6 +62,17 @@ def raw_of_picture(picture: Image.Image, lossy: bool = False) -> Raw:
         return Raw(pixels, *depth_window(pixels), bits=16 if pixels.dtype.itemsize == 2 else 32)
     colours = np.asarray(picture.convert("RGB"))
     return Raw(colours, 0, 255, bits=8, lossy=lossy, alpha_alone=_alpha_alone(picture))
+
+
+def _white_is_zero(file: Image.Image) -> bool:
+    """Whether a picture must be turned to black: Pillow does it for 8 bits and less."""
+    return file.format == "TIFF" and file.mode[0] in "IF" and file.tag_v2.get(_PHOTOMETRIC) == 0
+
+
+def _negative(raw: Raw) -> Raw:
+    if raw.pixels.dtype == np.uint16:  # as Pillow turns fewer bits: those of a mask too
+        return replace(raw, pixels=np.uint16(raw.white) - raw.pixels)
+    return replace(raw, black=raw.white, white=raw.black)
 
 
 def raw_of_array(pixels: np.ndarray) -> Raw:

@@ -71,6 +71,19 @@ def test_16_bit_pictures_use_the_depth_that_holds_them(tmp_path, suffix, highest
     np.testing.assert_allclose(image[0], pixels / white, atol=1e-5)
 
 
+@pytest.mark.parametrize(("kind", "full"), [(np.uint16, 65535), (np.uint16, 4095), (np.float32, 1)])
+def test_a_tiff_that_says_that_0_is_white_looks_as_one_that_says_that_0_is_black(tmp_path, kind, full):
+    shown = (np.linspace(0, 1, 48 * 40).reshape(48, 40) * full).astype(kind)
+    plain = read_image(save(tmp_path / "a.tif", shown), 1)
+    negative = read_image(save(tmp_path / "b.tif", full - shown, tiffinfo={262: 0}), 1)
+    np.testing.assert_allclose(negative, plain, atol=1e-6)
+
+
+def test_a_deep_mask_in_a_tiff_that_says_that_0_is_white_marks_what_is_white(tmp_path):
+    stored = 65535 - mask(1).astype(np.uint16) * 257
+    assert np.array_equal(read_mask(save(tmp_path / "a.tif", stored, tiffinfo={262: 0})), mask(1) > 0)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("compression", [None, "tiff_lzw"])
 def test_a_tiff_is_turned_as_it_says_whether_or_not_it_is_compressed(tmp_path, orientation, compression):
