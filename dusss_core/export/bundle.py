@@ -158,6 +158,10 @@ def _part(module: nn.Module, source: str) -> Part:
     return {"_target_": f"torch.nn.{kind.__name__}", **plain}
 
 
+_IMPORTS = ("import glob", "import os", "import torch", "from PIL import Image", "from PIL import ImageOps")
+_IMPORTS += ("from safetensors.torch import load_file",)
+
+
 def _inference(student: Student, network: Part) -> Part:
     image = student.about.image
     size = [image.size, image.size]
@@ -175,13 +179,15 @@ def _inference(student: Student, network: Part) -> Part:
     }
     one = image.classes == 1
     scaled = {"_target_": "Resized", "keys": "image", "spatial_size": size, "mode": "bilinear", "align_corners": False}
+    # opened anew: a TIFF that is turned and that Pillow opens by its name comes out garbled
+    upright = "ImageOps.exif_transpose(Image.open(open(picture.filename, 'rb')))"
     before = [
         # PIL's reader of MONAI lays pictures on their side; MONAI's writer lays masks back
         {
             "_target_": "LoadImaged",
             "keys": "image",
             "reader": "PILReader",
-            "converter": f"$lambda picture: picture.convert('{mode}')",
+            "converter": f"$lambda picture: {upright}.convert('{mode}')",
             "ensure_channel_first": True,
         },
         {"_target_": "Transposed", "keys": "image", "indices": [0, 2, 1]},
@@ -215,7 +221,8 @@ def _inference(student: Student, network: Part) -> Part:
         },
     ]
     return {
-        "imports": ["$import glob", "$import os", "$import torch", "$from safetensors.torch import load_file"],
+        # MONAI knows one name of each
+        "imports": [f"${line}" for line in _IMPORTS],
         "bundle_root": ".",
         "dataset_dir": "$@bundle_root + '/pictures'",
         "output_dir": "$@bundle_root + '/masks'",

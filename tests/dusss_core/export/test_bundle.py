@@ -15,6 +15,7 @@ import dusss_core
 from dusss_core.errors import UserError
 from dusss_core.export import export
 from dusss_core.export.bundle import expressed
+from dusss_core.readers import read_image
 from tests.dusss_core.student.conftest import make_config, student_file  # noqa: F401
 from tests.sites.builders import picture, save
 
@@ -67,6 +68,21 @@ def test_an_encoder_of_timm_is_refused_by_name():
     student = Student(About.of(config, layers="shared"), dict(build_student(config).state_dict()), "cpu")
     with pytest.raises(UserError, match="test_resnet is an encoder of timm"):
         expressed(student)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+def test_the_bundle_sees_a_picture_turned_as_it_says(student_file, tmp_path, suffix):  # noqa: F811
+    from monai.bundle import ConfigParser
+
+    export(dusss_core.load(student_file(), "cpu"), "monai-bundle", tmp_path / "bundle")
+    exif = Image.Exif()
+    exif[274] = 6
+    path = save(tmp_path / f"pictures/a.{suffix}", picture(1, 32, 32), exif=exif)
+    parser = ConfigParser()
+    parser.read_config(tmp_path / "bundle/configs/inference.json")
+    parser.config["preprocessing"]["transforms"] = parser.config["preprocessing"]["transforms"][:3]
+    seen = parser.get_parsed_content("preprocessing")({"image": str(path)})["image"]
+    assert np.allclose(seen.numpy(), read_image(path, 1), atol=1e-6)
 
 
 @pytest.mark.slow
