@@ -72,7 +72,8 @@ class LimitsConfig(Strict):
     """Optimizer steps per round, at most, with those of a student of its own (`personal`). null: no limit."""
     max_private_epochs_per_round: float = Field(50, gt=0)
     """With `privacy.epsilon`: expected passes over the declared records per round, at most, so the study's
-    `privacy.steps_per_round` times `privacy.sample_rate`. A step counts as one record at least."""
+    `privacy.steps_per_round` times `privacy.sample_rate`, and times `privacy.views` where records have views. A step
+    counts as one record at least."""
     phases: list[Phase] = Field(default=list(Phase))
     """Phases that this site trains in. An empty list: the site only evaluates."""
     splits: list[SplitName] = Field(default=["train", "val", "test"])

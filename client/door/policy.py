@@ -161,7 +161,7 @@ def check_training(site: SiteConfig, request: Request) -> None:
     if phase.reads_sentences:
         check_language(site, request.training)
     if site.privacy.epsilon is not None:
-        _check_private_passes(site, request.training)
+        _check_private_passes(site, request)
         _check_private(site, request)
     check_hours(site)
 
@@ -190,20 +190,22 @@ def check_hours(site: SiteConfig) -> None:
         raise Declined(f"this site trains only between {hours} (limits.hours)")
 
 
-def _check_private_passes(site: SiteConfig, training: TrainingConfig) -> None:
+def _check_private_passes(site: SiteConfig, request: Request) -> None:
     """Refuse a private round that is long: it has steps of its own, which the phase's epochs do not bound.
 
     Raises:
         Declined: with the limit, what was asked, and what would fit.
     """
-    asked, most = training.privacy, site.limits.max_private_epochs_per_round
+    asked, most = request.training.privacy, site.limits.max_private_epochs_per_round
+    views = 1 if request.phase == Phase.PRETRAIN and asked.pretrain == "groups" else asked.views
     # noise is drawn in a step that draws no record too, so a rate near 0 makes no step free
-    passes = asked.steps_per_round * max(asked.sample_rate, 1 / site.privacy.records)
+    passes = asked.steps_per_round * max(asked.sample_rate * views, 1 / site.privacy.records)
     if round(passes, 6) > most:
+        each = f", {views} views a record," if views > 1 else ""
         raise Declined(
-            f"{asked.steps_per_round} steps of sample rate {asked.sample_rate:g} are {passes:g} passes over the "
+            f"{asked.steps_per_round} steps of sample rate {asked.sample_rate:g}{each} are {passes:g} passes over the "
             f"declared records in a private round; this site allows {most:g} (limits.max_private_epochs_per_round): "
-            "lower privacy.steps_per_round or privacy.sample_rate"
+            f"lower privacy.steps_per_round{', privacy.views' if views > 1 else ''} or privacy.sample_rate"
         )
 
 

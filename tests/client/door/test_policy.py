@@ -254,6 +254,23 @@ def test_a_private_round_makes_no_more_passes_than_the_site_allows(worked, priva
     assert asked(50, 1.0) is None and len(worked) == 2
 
 
+def test_the_views_of_a_record_count_as_passes_of_a_private_round(worked, private, site_file):
+    private.site(site_file)
+    limit(site_file, max_private_epochs_per_round=8)
+
+    def asked(phase="segment", **changed):
+        privacy = {"steps_per_round": 8, "sample_rate": 0.5, "noise_multiplier": 1e6, "views": 64, **changed}
+        study = make_study(method={"preset": "mean_teacher"}, privacy=privacy).training()
+        return declined(answer("train", make_content(study=study, phase=phase), site_file))
+
+    for phase in ("segment", "pretrain"):
+        assert "64 views" in str(asked(phase)) and "privacy.views" in asked(phase)
+    assert worked == []
+    assert asked(views=2) is None and len(worked) == 1
+    # groups have no views
+    assert "limits.max_private_epochs_per_round" not in str(asked("pretrain", pretrain="groups"))
+
+
 def test_every_other_field_of_a_message_is_held_to_its_form(worked, site_file):
     limit(site_file, **LIMITS)
     for field, values in {
