@@ -20,6 +20,9 @@ from dusss_core.tensorfile import chunks, raw
 
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp", re.ASCII)
 """What `write_atomically` calls the file that it fills; the number is that of its process."""
+DIGEST = "file_sha256"
+"""In the head of a file that is checked when it is read: SHA-256 of all its bytes, as they are with zeros here."""
+_ZEROS = b"0" * 64
 LOOKED_AT_S = 0.3
 """Whoever only looks whether a lock is held, as a page that follows a run, holds it for a moment; in seconds."""
 
@@ -166,23 +169,37 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None, over: Path | None = None
+    path: Path,
+    tensors: Mapping[str, Any],
+    metadata: Mapping[str, str] | None = None,
+    over: Path | None = None,
+    *,
+    checked: bool = False,
 ) -> None:
     """Write torch tensors to a safetensors file atomically. They are not copied.
 
     Args:
         metadata: goes into the header.
         over: as `write_atomically`.
+        checked: `read_tensors` notices every byte that has changed since.
 
     Raises:
         UserError: as `write_atomically`.
     """
+    told = {**(metadata or {}), **({DIGEST: _ZEROS.decode()} if checked else {})}
 
     def write(temporary: Path) -> None:
+        digest, at = hashlib.sha256(), 0
         with temporary.open("r+b" if temporary.exists() else "wb", buffering=0) as file:
-            for piece in chunks(tensors, metadata):
+            for piece in chunks(tensors, told):
+                if checked:
+                    at = at or bytes(piece).index(f'"{DIGEST}":"'.encode()) + len(DIGEST) + 4
+                    digest.update(piece)
                 _write_all(file, piece)
             file.truncate()
+            if checked:
+                file.seek(at)
+                _write_all(file, digest.hexdigest().encode())
 
     write_atomically(path, write, over, size=sum(tensor.nbytes for tensor in tensors.values()))
 
@@ -194,10 +211,14 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         The tensors by name, and the header's metadata.
 
     Raises:
-        UserError: the file is missing, may not be read or is not a whole safetensors file.
+        UserError: the file is missing, may not be read or is not a whole safetensors file; of one that was written
+            `checked` (older ones were not), a byte has changed since.
     """
     with _opened(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+        metadata = dict(file.metadata() or {})
+        if DIGEST in metadata and _digest_of_file(path, metadata[DIGEST]) != metadata[DIGEST]:
+            raise UserError(f"{path}: damaged: its bytes are not those that were written", "put back a whole copy")
+        return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -276,6 +297,17 @@ def _write_all(file: RawIOBase, piece: bytes | memoryview) -> None:
     rest = memoryview(piece)
     while len(rest):
         rest = rest[file.write(rest) :]
+
+
+def _digest_of_file(path: Path, told: str) -> str:
+    """What DIGEST of a file is, in which `told` stands."""
+    with Path(path).open("rb") as file:
+        length = file.read(8)
+        head = length + file.read(int.from_bytes(length, "little"))
+        digest = hashlib.sha256(head.replace(told.encode(), _ZEROS, 1))
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

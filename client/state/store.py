@@ -75,14 +75,18 @@ class SiteState:
         """The state of the newest round before round `before`, and that round; None if there is none.
 
         Usually the round just before; an older one if the site missed rounds.
+
+        Raises:
+            UserError: a file is damaged.
         """
         rounds = [round for round in self._rounds(phase) if round < before]
         if not rounds:
             return None
-        layers = self._path(f"{phase}-local", rounds[-1])
-        local = read_tensors(layers)[0] if layers.is_file() else {}
+        layers, others = self._path(f"{phase}-local", rounds[-1]), self._path(phase, rounds[-1])
+        before_it = "the site then goes on from its round before, or begins its teacher and moments anew"
+        local = _read(layers, f"move it and {others.name} away: {before_it}") if layers.is_file() else {}
         kept = {f"{_LOCAL}{name}": tensor for name, tensor in local.items()}
-        return {**kept, **read_tensors(self._path(phase, rounds[-1]))[0]}, rounds[-1]
+        return {**kept, **_read(others, f"move it away: {before_it}")}, rounds[-1]
 
     def newest_round(self, phase: Phase, before: int) -> int | None:
         """As `newest`, without reading it."""
@@ -99,19 +103,25 @@ class SiteState:
         """
         self._make_folder()
         if layers := with_prefix(tensors, _LOCAL):
-            write_tensors(self._path(f"{phase}-local", round), layers)
+            write_tensors(self._path(f"{phase}-local", round), layers, checked=True)
         others = {name: tensor for name, tensor in tensors.items() if not name.startswith(_LOCAL)}
         spare = self.folder / f"{phase}{_SPARE}"
-        write_tensors(self._path(phase, round), others, {"phase": phase, "round": str(round)}, over=spare)
+        about = {"phase": phase, "round": str(round)}
+        write_tensors(self._path(phase, round), others, about, over=spare, checked=True)
         self._drop_old(phase, round, spare)
         _drop_spares(self.folder, but=spare)
 
     def local_layers(self, phase: Phase, round: int) -> dict[str, Tensor]:
         """The local layers that belong to the global model of `round`: those after this site's newest round up to it,
-        or its first ones if it joined later; empty if there are none."""
+        or its first ones if it joined later; empty if there are none.
+
+        Raises:
+            UserError: the file is damaged.
+        """
         rounds = self._rounds(f"{phase}-local")
         chosen = [known for known in rounds if known <= round][-1:] or rounds[:1]
-        return read_tensors(self._path(f"{phase}-local", chosen[0]))[0] if chosen else {}
+        instead = "move it away: those of the round nearest to it are taken"
+        return _read(self._path(f"{phase}-local", chosen[0]), instead) if chosen else {}
 
     def offer_personal(self, round: int, student: dict[str, Tensor], score: float) -> None:
         """Keep the site's own student after `round` if none of an earlier round scored better; of equals the later.
@@ -129,7 +139,7 @@ class SiteState:
         if earlier and float(read_metadata(self._path(_PERSONAL, earlier[-1])).get("score", "-inf")) > score:
             return
         self._make_folder()
-        write_tensors(self._path(_PERSONAL, round), student, {"score": repr(score)})
+        write_tensors(self._path(_PERSONAL, round), student, {"score": repr(score)}, checked=True)
         for old in [known for known in earlier if known <= round - KEPT_ROUNDS][:-1]:
             self._path(_PERSONAL, old).unlink(missing_ok=True)
 
@@ -140,7 +150,8 @@ class SiteState:
             UserError: the file is damaged.
         """
         rounds = self._rounds(_PERSONAL)
-        return (read_tensors(self._path(_PERSONAL, rounds[-1]))[0], rounds[-1]) if rounds else None
+        instead = "move it away: that of an earlier round is taken, or none"
+        return (_read(self._path(_PERSONAL, rounds[-1]), instead), rounds[-1]) if rounds else None
 
     def save_personal(self, round: int, student: dict[str, Tensor]) -> None:
         """Keep the site's own student that belongs with the final model, that of `round`, in place of any other.
@@ -149,7 +160,7 @@ class SiteState:
             UserError: as `save`.
         """
         self._make_folder()
-        write_tensors(self._path(_PERSONAL, round), student)
+        write_tensors(self._path(_PERSONAL, round), student, checked=True)
         for other in self._rounds(_PERSONAL):
             if other != round:
                 self._path(_PERSONAL, other).unlink(missing_ok=True)
@@ -159,9 +170,13 @@ class SiteState:
         return next((path.stem.removeprefix("vlm-") for path in sorted(self.folder.glob("vlm-*.safetensors"))), "")
 
     def vlm(self, digest: str) -> dict[str, Tensor] | None:
-        """The vision-language model with that digest, if it is held."""
-        path = self.folder / f"vlm-{digest}.safetensors"
-        return read_tensors(path)[0] if path.is_file() else None
+        """The vision-language model with that digest, if it is held; a damaged one is as if it were not there, and the
+        coordinator, which hears that it is lacking, sends it anew."""
+        try:
+            tensors = read_tensors(self.folder / f"vlm-{digest}.safetensors")[0]
+        except UserError:
+            return None
+        return tensors if digest_of_tensors(tensors) == digest else None
 
     def save_vlm(self, digest: str, tensors: dict[str, Tensor]) -> None:
         """Keep a vision-language model in place of any other.
@@ -198,7 +213,8 @@ class SiteState:
         """
         kind = f"{phase}-lost"
         rounds = [round for round in self._rounds(kind) if round < before]
-        return read_tensors(self._path(kind, rounds[-1]))[0] if rounds else {}
+        instead = "move it away: what was lost until then is not made up for"
+        return _read(self._path(kind, rounds[-1]), instead) if rounds else {}
 
     def save_exchanged(
         self, phase: Phase, round: int, digest: str, reference: dict[str, Tensor], lost: dict[str, Tensor]
@@ -212,7 +228,7 @@ class SiteState:
         """
         self._make_folder()
         for kind, tensors in ((f"{phase}-lost", lost), (f"{phase}-reference", reference)):
-            write_tensors(self._path(kind, round), tensors, {"digest": digest})
+            write_tensors(self._path(kind, round), tensors, {"digest": digest}, checked=True)
             self._drop_old(kind, round)
 
     # How often the run has had a model evaluated here: it outlives the run's folder.
@@ -257,6 +273,21 @@ class SiteState:
             shutil.rmtree(old, ignore_errors=True)
         for run in others[-(KEPT_RUNS - 1) :]:
             _drop_spares(run)
+
+
+def _read(path: Path, instead: str) -> dict[str, Tensor]:
+    """Tensors of the site's own.
+
+    Args:
+        instead: what helps where they are damaged: nobody else has them.
+
+    Raises:
+        UserError: they are.
+    """
+    try:
+        return read_tensors(path)[0]
+    except UserError as error:
+        raise UserError(error.problem, instead, error.code) from None
 
 
 def _read_counts(path: Path) -> dict[str, int]:

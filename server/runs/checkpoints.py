@@ -133,7 +133,7 @@ class CheckpointStore:
             "ended": checkpoint.ended,
             "last_round": str(checkpoint.last_round),
         }
-        write_tensors(path, {**checkpoint.model, **server, **reference, **layers}, metadata)
+        write_tensors(path, {**checkpoint.model, **server, **reference, **layers}, metadata, checked=True)
 
     def _check_owner(self, path: Path, metadata: Mapping[str, str]) -> None:
         if metadata.get("run_key") != self._run_key or metadata.get("config_digest") != self._digest:

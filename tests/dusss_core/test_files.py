@@ -11,9 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from dusss_core.errors import UserError
 from dusss_core.files import (
+    DIGEST,
     clear_unfinished,
     close_to_others,
     make_private,
@@ -137,3 +139,26 @@ def test_a_private_folder_is_its_owners_alone_with_all_that_is_made_above_it(tmp
     made[1].chmod(0o755)
     assert close_to_others(made[1]) and stat.S_IMODE(made[1].stat().st_mode) == 0o700
     assert not close_to_others(made[1])
+
+
+def test_of_a_checked_file_every_changed_byte_is_noticed_and_others_are_read_as_before(tmp_path):
+    path, tensors, told = (
+        tmp_path / "state",
+        {"a": torch.arange(4.0), "b": torch.ones(2, dtype=torch.uint8)},
+        {"of": "x"},
+    )
+    write_tensors(path, tensors, told, checked=True)
+    whole = path.read_bytes()
+    found, about = read_tensors(path)
+    assert about["of"] == "x" and all(torch.equal(found[name], tensors[name]) for name in tensors)
+    named = range(whole.index(DIGEST.encode()), whole.index(DIGEST.encode()) + len(DIGEST))
+    for place in set(range(len(whole))) - set(named):  # without its name it is a file of an older release
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(UserError):
+            read_tensors(path)
+    write_tensors(path, tensors, told)
+    assert read_tensors(path)[1] == told
+    spare = tmp_path / "spare"
+    spare.write_bytes(b"x" * 10**5)
+    write_tensors(path, tensors, told, over=spare, checked=True)
+    assert path.read_bytes() == whole

@@ -16,6 +16,7 @@ import client.state.store
 from client.answer import answer
 from client.state.store import SiteState, locked
 from dusss_core import files
+from dusss_core.errors import UserError
 from dusss_core.phases import Phase
 from tests.client.conftest import declined, make_content
 
@@ -106,6 +107,41 @@ def test_layers_in_the_state_of_an_older_release_are_read(state):
     state.save(Phase.SEGMENT, 1, state_of(1, numbers=1))
     files.write_tensors(state.folder / "segment-000001.safetensors", {**state_of(1, numbers=1), **layers})
     assert same(state.newest(Phase.SEGMENT, before=2)[0], {**state_of(1, numbers=1), **layers})
+
+
+def change_a_number(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_state_in_which_a_byte_has_changed_is_not_read_and_its_remedy_helps(state):
+    for round in (1, 2):
+        state.save(Phase.SEGMENT, round, {**state_of(round, numbers=4), "local.norm.weight": torch.ones(3)})
+    newest, layers = (state.folder / f"segment-{kind}000002.safetensors" for kind in ("", "local-"))
+    change_a_number(layers)
+    with pytest.raises(UserError, match=rf"{layers.name}: damaged.*\n.*move it and {newest.name} away: .*round before"):
+        state.newest(Phase.SEGMENT, before=3)
+    with pytest.raises(UserError, match=rf"{layers.name}: damaged.*\n.*move it away"):
+        state.local_layers(Phase.SEGMENT, 2)
+    layers.unlink()
+    change_a_number(newest)
+    with pytest.raises(UserError, match=rf"{newest.name}: damaged.*\n.*move it away: .*round before"):
+        state.newest(Phase.SEGMENT, before=3)
+    newest.unlink()
+    assert state.newest(Phase.SEGMENT, before=3)[1] == 1
+    assert state.local_layers(Phase.SEGMENT, 2).keys() == {"norm.weight"}
+
+
+def test_a_damaged_vision_language_model_is_as_one_that_was_not_given(state):
+    model = {"weight": torch.ones(3)}
+    digest = files.digest_of_tensors(model)
+    state.save_vlm(digest, model)
+    assert same(state.vlm(digest), model)
+    change_a_number(state.folder / f"vlm-{digest}.safetensors")
+    assert state.vlm(digest) is None
+    state.save_vlm(digest, model)
+    assert same(state.vlm(digest), model)
 
 
 def student(value: float) -> dict:

@@ -258,8 +258,13 @@ def test_a_study_whose_output_nobody_reads_any_more_goes_on_to_its_end(fake, tmp
 @pytest.mark.parametrize(("name", "at"), [("segment-0002", 4), ("pretrain-0002", 2)])
 @pytest.mark.parametrize(
     "damage",
-    [lambda b: b[: len(b) // 2], lambda b: b.replace(b'"totals"', b'"totalz"')],
-    ids=["cut off", "a name changed"],
+    [
+        lambda b: b[: len(b) // 2],
+        lambda b: b.replace(b'"totals"', b'"totalz"'),
+        lambda b: b[:-3] + bytes([b[-3] ^ 0x40]) + b[-2:],
+        lambda b: b.replace(b'"bytes_up\\": ', b'"bytes_up\\":1', 1),
+    ],
+    ids=["cut off", "a name changed", "a number of a tensor changed", "a total changed"],
 )
 def test_a_damaged_checkpoint_is_told_by_name_and_its_remedy_leads_to_the_same_bytes(
     fake, quiet, tmp_path, whole, name, at, damage
