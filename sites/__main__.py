@@ -13,7 +13,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dusss_core.errors import UserError
 from feddusss import cli
@@ -129,15 +129,23 @@ def _check(arguments: argparse.Namespace) -> int:
     return cli.OK if report.fit else cli.USER_MUST_MEND
 
 
+COORDINATORS = ("federation", "data", "simulation", "deployment", "output")
+"""Sections of a study file that no hospital is sent, and that the coordinator's commands look into."""
+
+
 def _training(path: Path):
-    """The settings of a study file that reach a hospital."""
+    """The settings of a study file that reach a hospital.
+
+    Raises:
+        UserError: as `feddusss.configfile.load`, of all but what stands within COORDINATORS.
+    """
+    from pydantic import create_model
+
     from dusss_core.config import TrainingConfig
     from feddusss import configfile
 
-    values = configfile.read_yaml(path)
-    return configfile.parse(
-        TrainingConfig, {key: value for key, value in values.items() if key in TrainingConfig.model_fields}, str(path)
-    )
+    others = dict.fromkeys(COORDINATORS, (Any, None))
+    return configfile.load(create_model("StudyFile", __base__=TrainingConfig, **others), path)
 
 
 def _import(arguments: argparse.Namespace) -> None:

@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dusss_core.config import TrainingConfig
 from dusss_core.manifest import Record
-from sites.__main__ import main
+from server.study.config import StudyConfig
+from sites.__main__ import COORDINATORS, main
 from sites.check import Finding, Report, print_report, sentences
 from sites.check.report import counted
 from sites.config import load_site
@@ -159,6 +161,23 @@ def test_masks_that_are_all_inverted_are_a_warning(tmp_path, capsys):
     code, report = check(capsys, write_site(tmp_path, rows))
     assert code == 0
     assert [f["rows"] for f in report["findings"] if f["kind"] == "inverted_masks"] == [[2, 3, 4, 5]]
+
+
+def test_an_unknown_key_of_the_study_is_refused_with_the_nearest_name_and_what_is_the_coordinators_is_known(
+    tmp_path, capsys
+):
+    site, study = write_site(tmp_path, rows_of(tmp_path, 24, SPLITS)), tmp_path / "study.yaml"
+    for text, named in (
+        ("imge: {classes: 62}", "image"),
+        ("segment: {bach: 8}", "batch"),
+        ("fedration: {}", "federation"),
+    ):
+        study.write_text(f"{text}\n")
+        assert main(["check", str(site), "--study", str(study)]) == 2
+        assert f"did you mean '{named}'?" in capsys.readouterr().err
+    assert set(COORDINATORS) == StudyConfig.model_fields.keys() - TrainingConfig.model_fields.keys()
+    study.write_text("federation: {min_sites: 2}\nsimulation: {}\nimage: {classes: 1}\n")
+    assert main(["check", str(site), "--study", str(study)]) == 0
 
 
 def test_numbered_nuclei_are_an_error_and_so_many_classes_are_none_where_the_study_has_them(tmp_path, capsys):
