@@ -80,7 +80,11 @@ def _headline(run: Run) -> list[dict[str, str]]:
         ("Dice per picture", show_figure(number(overall.get("dice_mean"))), "mean over sites"),
         ("Dice, pooled", show_figure(number(overall.get("dice_pooled_mean"))), "all pixels of a site together"),
         ("Dice, worst site", show_figure(number(overall.get("dice_worst"))), worst_site(run)),
-        ("Dice, weighted", show_figure(number(overall.get("dice_weighted"))), "every picture counts the same"),
+        (
+            "Dice, weighted",
+            show_figure(number(overall.get("dice_weighted"))),
+            "by test pictures, as far as a site may count",
+        ),
         ("IoU, mean", show_figure(number(overall.get("iou_mean"))), "intersection over union"),
         ("HD95, mean", show_figure(hd95, 1), "pixels, smaller is better"),
         ("Dice, text masks", show_figure(number(text_mask.get("dice_mean"))), "pseudo-labels from sentences"),

@@ -63,8 +63,8 @@ def make_summary(
         **({"members": [dict(entry) for entry in members]} if len(members) > 1 else {}),
         "sites": inside,
         **({"external_test": outside} if outside else {}),
-        "global": overall(inside, weights_of_sites(sites, inside, study.federation.max_share)),
-        **({"personal": _personal(study, run_key, inside, sites)} if study.personal.kind != "none" else {}),
+        "global": overall_of(study, inside),
+        **({"personal": _personal(study, run_key, inside)} if study.personal.kind != "none" else {}),
         "text_mask": {
             "dice_mean": _mean_of(metrics, inside, "text_mask.dice"),
             **{site: metrics[site]["text_mask.dice"] for site in inside if "text_mask.dice" in metrics.get(site, {})},
@@ -92,18 +92,14 @@ def make_summary(
     }
 
 
-def weights_of_sites(
-    sites: Sequence[Site], scores: Mapping[str, Mapping[str, Any]], max_share: float | None
-) -> dict[str, float]:
-    """What each site with a test figure weighs: its test pictures, but no more than its declared size, and no more than
-    the largest share."""
-    known = {site.name: site for site in sites}
-    told = {
-        name: known[name].weight(score["n_test"] or 0)
-        for name, score in scores.items()
-        if score.get("dice") is not None
-    }
-    return dict(zip(told, capped(list(told.values()), max_share), strict=True))
+def overall_of(study: StudyConfig, sites: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
+    """As `overall`, each site with the weight that the study lets it have: its test pictures, but no more than its
+    declared size, and no more than the largest share."""
+    federation = study.federation
+    told = {name: score["n_test"] or 0 for name, score in sites.items() if score.get("dice") is not None}
+    sizes = federation.sizes or {}
+    held = [min(pictures, sizes.get(name, pictures)) for name, pictures in told.items()]
+    return overall(sites, dict(zip(told, capped(held, federation.max_share), strict=True)))
 
 
 def overall(
@@ -132,9 +128,7 @@ def overall(
     }
 
 
-def _personal(
-    study: StudyConfig, run_key: str, sites: Mapping[str, Mapping[str, Any]], known: Sequence[Site]
-) -> dict[str, Any]:
+def _personal(study: StudyConfig, run_key: str, sites: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The sites' own students: over sites as `overall`, and where each lies."""
     own = {
         name: {"n_test": site["n_test"], **{figure: site.get(f"personal_{figure}") for figure in _FIGURES}}
@@ -143,7 +137,7 @@ def _personal(
     file = "" if study.personal.kind == "fedrep" else ".personal"  # of FedRep a site has one student
     return {
         "kind": study.personal.kind,
-        **overall(own, weights_of_sites(known, own, study.federation.max_share)),
+        **overall_of(study, own),
         "val_dice_mean": _mean(site.get("personal_val_dice") for site in sites.values()),
         "files": {
             name: f"students/{study.study}-{run_key[:8]}{file}.safetensors"

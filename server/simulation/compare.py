@@ -18,7 +18,7 @@ from dusss_core.config import PAPER_BEYOND_METHOD, PRESETS
 from dusss_core.errors import UserError
 from dusss_core.files import read_tensors, write_json, write_tensors
 from feddusss import configfile
-from server.rounds.summary import figures_of_test, overall
+from server.rounds.summary import figures_of_test, overall_of
 from server.runs.events import Reporter
 from server.simulation.local import LocalSite, load_local, pool, told_on, train_locally, why_no_student
 from server.study.config import StudyConfig, study_digest
@@ -61,7 +61,7 @@ def compare(
     """
     folder = Path(out) / "compare" / method
     if method not in ALONE:
-        return _figures(federate(with_method(study, method), folder, method)["sites"])
+        return _figures(study, federate(with_method(study, method), folder, method)["sites"])
     path = folder / "result.json"
     digest = _digest(method, study, site_files)
     done = _read(path, digest)
@@ -77,7 +77,7 @@ def compare(
     across = (
         _tested_across(study, site_files, folder, done, lambda: write_json(path, done)) if method == "local" else {}
     )
-    return _figures(done["sites"]) | ({"across": across} if across else {})
+    return _figures(study, done["sites"]) | ({"across": across} if across else {})
 
 
 def why_not(method: str, study: StudyConfig, site_files: Sequence[Path]) -> str | None:
@@ -239,7 +239,7 @@ def scores_on_test(study: StudyConfig, student: dict, site: LocalSite) -> dict[s
     return {"n_test": int(scores["n"]), **figures_of_test(scores)}
 
 
-def _figures(sites: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _figures(study: StudyConfig, sites: dict[str, dict[str, Any]]) -> dict[str, Any]:
     of_training = ("n_labeled", "n_unlabeled", "n_records")
     kept = {
         name: {
@@ -249,7 +249,7 @@ def _figures(sites: dict[str, dict[str, Any]]) -> dict[str, Any]:
         }
         for name, site in sites.items()
     }
-    return {**overall(kept), "sites": kept}
+    return {**overall_of(study, kept), "sites": kept}
 
 
 def _read(path: Path, digest: str) -> dict[str, Any]:

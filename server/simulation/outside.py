@@ -13,7 +13,7 @@ from typing import Any
 
 from dusss_core.files import write_json
 from dusss_core.phases import Phase
-from server.rounds.summary import overall
+from server.rounds.summary import overall_of
 from server.runs.checkpoints import read_model
 from server.runs.events import Reporter
 from server.study.config import StudyConfig
@@ -41,7 +41,7 @@ def add_outside_figures(
         site.site: {**_figures(study, student, file), "privacy": _spent(site)}
         for file, site in sorted(private.items(), key=lambda pair: pair[1].site)
     }
-    outside = {"note": NOTE, "sites": sites, "global": overall(sites)}
+    outside = {"note": NOTE, "sites": sites, "global": overall_of(study, sites)}
     summary = {**summary, "outside": outside}
     write_json(folder / "summary.json", summary)
     for line in _lines(outside):

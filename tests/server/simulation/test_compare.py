@@ -221,6 +221,16 @@ def test_one_word_runs_another_method_on_the_same_sites(fake, quiet, tmp_path):
         assert not (tmp_path / "compare" / name / "sites").exists()
 
 
+def test_what_is_compared_is_weighed_as_the_federation_is(fake, quiet, tmp_path):
+    study = make_study(federation__sizes={"alder": 1, "birch": 100})
+    for name, result in results_of(tmp_path, study, quiet, "local,bcp").items():
+        dice = {site: figures["dice"] for site, figures in result["sites"].items()}
+        pictures = result["sites"]["birch"]["n_test"]
+        assert dice["alder"] != dice["birch"] and pictures > 1, name
+        weighted = (dice["alder"] + pictures * dice["birch"]) / (1 + pictures)
+        assert result["dice_weighted"] == pytest.approx(weighted), name
+
+
 def test_a_method_that_does_not_work_on_the_network_says_so_at_the_start_and_the_others_go_on(fake, tmp_path):
     told = Listener()
     study = make_study(student={"encoder": "test_resnet"}, method={"preset": "mean_teacher"})
