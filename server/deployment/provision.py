@@ -22,6 +22,7 @@ from server.deployment.kit import write_kit
 from server.deployment.templates import render
 from server.study.config import find_study, load_study
 from server.study.deployment import DeploymentConfig
+from server.study.federation import FederationConfig
 
 Say = Callable[[str], None]
 FLEET_CALLS = (
@@ -66,10 +67,22 @@ def provision(
     _write_start_files(folder, study.study, study_path, deployment, say, kits=kits)
     if kits:
         _write_kits(out, folder, study.study, deployment, added, say)
+    _say_others(study.federation, deployment.sites, say)
     for site in registry.load_registry(folder).sites:
         if site.name not in deployment.sites:
             say(f"{site.name}: no longer in the study file; it stays {site.status} until: server revoke {site.name}")
     return folder
+
+
+def _say_others(federation: FederationConfig, kits: Iterable[str], say: Say) -> None:
+    """Name the hospitals that get a kit and would take no part, and those that are waited for and get none."""
+    for key, sites in (("sites", federation.sites), ("sizes", federation.sizes)):
+        if sites is None:
+            continue
+        if refused := sorted(set(kits) - set(sites)):
+            say(f"warning: {', '.join(refused)}: not in federation.{key}, so takes no part, kit or not: add it there")
+        if missing := sorted(set(sites) - set(kits)):
+            say(f"warning: {', '.join(missing)}: in federation.{key} and not in deployment.sites, so there is no kit")
 
 
 def renew_certificate(folder: CoordinatorFolder, days: int, *, new_key: bool = False, say: Say = print) -> None:

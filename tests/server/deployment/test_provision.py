@@ -128,6 +128,18 @@ def test_again_keeps_keys_and_adds_sites(run, tmp_path):
     assert "server revoke alder" in said
 
 
+@pytest.mark.parametrize("key", ["sites", "sizes"])
+def test_sites_of_the_kits_that_are_not_those_of_the_federation_are_named(study, tmp_path, key):
+    path, said = study(sites=["alder", "birch"]), []
+    for named, warned in ((["alder", "cedar"], True), (["alder", "birch"], False)):
+        federation = {key: named if key == "sites" else dict.fromkeys(named, 10)}
+        path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "federation": federation}))
+        said.clear()
+        provision(path, tmp_path / "kits", say=said.append)
+        told = [text for text in said if f"federation.{key}" in text]
+        assert [text.split(":")[1].strip() for text in told] == (["birch", "cedar"] if warned else [])
+
+
 def test_new_hosts_give_a_new_certificate_under_the_same_authority(run):
     folder, _ = run()
     authority, key = folder.authority.certificate.read_bytes(), folder.server.key.read_bytes()
