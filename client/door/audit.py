@@ -7,18 +7,22 @@ the workers all write to it. Nothing of it is ever sent.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from client.state import chain
 from client.state.chain import HEAD, LOG, Verdict, verify
-from dusss_core.errors import UserError
+from dusss_core.errors import OPTION, UserError
 from dusss_core.files import make_private
 from dusss_core.outside import shown
 
 if TYPE_CHECKING:
     from sites.config import SiteConfig
+
+
+_HEAD = re.compile(r"[0-9a-f]{64}")
 
 
 class Unrecorded(UserError):
@@ -80,9 +84,14 @@ def print_log(site: SiteConfig, *, as_json: bool = False, last: int | None = Non
         0 if the chain is whole, 1 if it is broken.
 
     Raises:
-        UserError: there is no log, or it cannot be read.
+        UserError: there is no log, or it cannot be read; a head that is none, of which nothing follows.
     """
     path = site.state_dir / LOG
+    for head in heads:
+        if not _HEAD.fullmatch(head):
+            raise UserError(
+                f"--holds {shown(head, 80)}: no head of a log", "give one of 64 figures from 0 to f", OPTION
+            )
     verdict = verify(path)
     if verdict.broken is None and (lost := [head for head in heads if not chain.holds(path, head)]):
         verdict = Verdict(verdict.lines, verdict.last, verdict.lines + 1, f"is missing: no line has the hash {lost[0]}")

@@ -97,6 +97,14 @@ def test_a_log_that_was_begun_anew_is_found_by_a_head_that_a_person_brings(state
     assert head[:12] in capsys.readouterr().out.replace("\n", "")
 
 
+def test_a_head_that_is_none_accuses_nobody(state, site_file, capsys):
+    ask(site_file, "query")
+    for head in ("zz", "", "a" * 63, "G" * 64):
+        assert main(["audit", "--site", str(site_file), "--holds", head]) == 2
+        told = capsys.readouterr()
+        assert "no head of a log" in told.err and "who changed it" not in told.out
+
+
 def test_a_site_that_pays_for_what_leaves_sends_no_head(private, site_file):
     private.site(site_file)
     for kind in ("query", "train", "evaluate"):
