@@ -56,6 +56,13 @@ class Files(Output):
         ]
         write_text(self._metrics, "".join(f"{text}\n" for text in kept))
 
+    def damaged(self) -> int:
+        """Lines of metrics.jsonl that cannot be read, which `drop_after` drops; not the one that a crash cut off."""
+        if not self._metrics.is_file():
+            return 0
+        lines = self._metrics.read_bytes().split(b"\n")[:-1]
+        return sum(bool(line.strip()) for line in lines) - sum(1 for _ in metrics_lines(self._metrics))
+
     def finish(self, summary: Mapping[str, Any]) -> None:
         write_json(self._summary, summary)
 
@@ -69,7 +76,7 @@ class Outputs(Output):
         tell: told what a person should read.
     """
 
-    def __init__(self, files: Output, tell: Callable[[str], None] = lambda text: None):
+    def __init__(self, files: Files, tell: Callable[[str], None] = lambda text: None):
         self.tell = tell
         self._files = files
         self._more: dict[str, Output] = {}
@@ -94,6 +101,8 @@ class Outputs(Output):
         self._each("add", list(lines))
 
     def drop_after(self, phase: Phase, round: int) -> None:
+        if damaged := self._files.damaged():
+            self.tell(f"warning: metrics.jsonl: lines that cannot be read: {damaged}; what they told is lost")
         self._each("drop_after", phase, round)
 
     def finish(self, summary: Mapping[str, Any]) -> None:

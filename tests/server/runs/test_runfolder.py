@@ -27,6 +27,21 @@ def test_lines_of_rounds_that_are_trained_again_are_dropped_and_no_others(tmp_pa
     assert [(line["phase"], line["round"]) for line in lines] == done[:2]
 
 
+def test_a_line_of_figures_that_cannot_be_read_is_told_of_where_a_run_goes_on(tmp_path):
+    run, heard = open_run(tmp_path / "run", make_study()), []
+    run.outputs.tell = heard.append
+    run.outputs.add([{"phase": "pretrain", "round": round, "site": "alder"} for round in (1, 2, 3)])
+    path = run.folder / "metrics.jsonl"
+    run.outputs.drop_after(Phase.PRETRAIN, 3)
+    path.write_text(path.read_text() + '{"phase": "pret')  # what a crash cuts off is trained again
+    run.outputs.drop_after(Phase.PRETRAIN, 3)
+    assert heard == []
+    path.write_text(path.read_text().replace('"round": 2', '"round" 2'))
+    run.outputs.drop_after(Phase.PRETRAIN, 3)
+    assert [line["round"] for line in run.metrics()] == [1, 3]
+    assert len(heard) == 1 and "metrics.jsonl: lines that cannot be read: 1" in heard[0]
+
+
 def test_a_run_that_ended_before_its_first_round_makes_way_for_itself_and_for_no_other(tmp_path):
     first = open_run(tmp_path, make_study())
     (tmp_path / "log.txt").write_text("why it ended")
