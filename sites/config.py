@@ -187,9 +187,16 @@ class SiteConfig(Strict):
     """Secure aggregation. null: the site takes part in no study that asks for it."""
     device: str = Field("auto", pattern=DEVICE)
     """auto (a GPU where there is one), cpu, cuda, cuda:N or mps."""
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(None, ge=1, le=1024)
     """Processor cores that `python -m client` trains on. Processes that train side by side and each take all cores slow
     each other down many times. null: all of them."""
+
+    @field_validator("state_dir", mode="before")
+    @classmethod
+    def _a_folder_has_a_name(cls, folder: object) -> object:
+        if folder == "":
+            raise ValueError("an empty name would be the file's own folder, which others may look into: name another")
+        return folder
 
 
 def load_site(path: Path, overrides: Iterable[str] = ()) -> SiteConfig:

@@ -50,7 +50,7 @@ class ImageConfig(Strict):
 class TextConfig(Strict):
     """The text encoder and the wordings that augment a sentence."""
 
-    encoder: str = Field("minilm", max_length=LONGEST_PATH)
+    encoder: str = Field("minilm", min_length=1, max_length=LONGEST_PATH)
     """`minilm` (MiniLM-L6, from an installed package, checked by its sha256), or a BERT's local folder or hub name."""
     tuning: Literal["frozen", "lora", "full"] = "frozen"
     """frozen: each distinct sentence is encoded once and its token features are cached on the site's disk."""
@@ -70,9 +70,9 @@ class TextConfig(Strict):
 class VLMConfig(Strict):
     """The vision-language model of step 1."""
 
-    image_encoder: str = Field("resnet18", max_length=LONGEST_NAME)
+    image_encoder: str = Field("resnet18", min_length=1, max_length=LONGEST_NAME)
     """A timm model name that supports `features_only`."""
-    weights: str | None = Field(None, max_length=LONGEST_PATH)
+    weights: str | None = Field(None, min_length=1, max_length=LONGEST_PATH)
     """Public weights for the image encoder: the path of a safetensors file, or `imagenet` for those of
     tf_efficientnet_lite0 (from an installed package, checked by its sha256)."""
     patch_stride: Literal[4, 8, 16, 32] = 16
@@ -110,7 +110,7 @@ class StudentConfig(Strict):
     """unet: the paper's. small_unet: that of most published semi-supervised methods, 1.8 million parameters whatever
     `width` says, with dropout on the way down. early_fusion, lvit and vilt can be given a sentence beside the picture,
     by objectives that do so; it speaks of the whole picture, so it does not fit a tile (`image.mode: tile`)."""
-    encoder: str | None = Field(None, max_length=LONGEST_NAME)
+    encoder: str | None = Field(None, min_length=1, max_length=LONGEST_NAME)
     """None: `network`. A timm model by name that supports `features_only`: it is the way down, with a decoder
     of its own on the way up; such as tf_efficientnet_lite0 with `weights: imagenet`."""
     width: int = Field(64, ge=4)
@@ -125,7 +125,7 @@ class StudentConfig(Strict):
     """Logit of the foreground that the head starts from, everywhere. null: as the layer is initialised, near one half
     (paper). AdamW moves a number by about the learning rate a step, so such a student may call too much foreground
     after a short training. There start near the share of foreground: -2 for an eighth."""
-    weights: str | None = Field(None, max_length=LONGEST_PATH)
+    weights: str | None = Field(None, min_length=1, max_length=LONGEST_PATH)
     """Public weights to start from: the path of a safetensors file, the student of a run on public or synthetic
     pictures; or `imagenet` for the encoder tf_efficientnet_lite0 (as `vlm.weights`). Or `vlm`: the encoder starts from
     the image tower of step 1, which is then trained for that if for nothing else; what lies deeper than the tower's

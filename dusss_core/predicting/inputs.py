@@ -50,6 +50,8 @@ def find_jobs(paths: Iterable[Path | str], out: Path) -> list[Job]:
     named: list[tuple[Path, Path]] = []  # the folder that the output's name counts from, and the file
     single: list[Job] = []
     for path in paths:
+        if not str(path):
+            raise UserError("an empty name among the pictures", "name a file or a folder; this one is .")
         reference = parse_reference(str(path))
         if reference.index is not None:
             part = str(path).rpartition("#")[2]

@@ -201,6 +201,8 @@ def test_numbered_nuclei_are_an_error_and_so_many_classes_are_none_where_the_stu
             "unknown key 'data.manifets'\n  -> did you mean 'manifest'?",
         ),
         ("site: a\ndata: {manifest: m.csv}\n", "'state_dir' is missing"),
+        ("site: a\ndata: {manifest: m.csv}\nstate_dir: ''\n", "'state_dir': an empty name"),
+        ("site: a\ndata: {manifest: m.csv}\nstate_dir: s\nthreads: 100000\n", "'threads': "),
         ("site: a/b\ndata: {manifest: m.csv}\nstate_dir: s\n", "'site': "),
         ("site: a\ndata: {manifest: m.csv, label_fraction: 2}\nstate_dir: s\n", "'data.label_fraction': "),
         (

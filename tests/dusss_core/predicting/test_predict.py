@@ -369,8 +369,8 @@ def test_a_file_whose_tags_are_damaged_does_not_keep_others_from_being_done(mode
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
-    [(["missing.png"], "no such file"), (["."], "no picture"), (["a.xyz"], "no reader")],
-    ids=["missing", "empty folder", "unknown format"],
+    [(["missing.png"], "no such file"), ([""], "an empty name"), (["."], "no picture"), (["a.xyz"], "no reader")],
+    ids=["missing", "no name", "empty folder", "unknown format"],
 )
 def test_what_a_user_can_mend_ends_with_code_2(model, tmp_path, monkeypatch, capsys, arguments, told):
     (tmp_path / "empty").mkdir()
