@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import TextIO
 
 from dusss_core.errors import DISK, OPTION, UserError, told
@@ -33,6 +34,7 @@ def run(
     if (mistyped := unknown_command(parser, argv)) is not None:
         return complain(mistyped)
     arguments = parser.parse_args(argv)
+    _at_home(arguments)
     try:
         return main(arguments) or OK
     except UserError as error:
@@ -54,6 +56,23 @@ def run(
             file=sys.stderr,
         )
         return FAILED
+
+
+def _at_home(arguments: argparse.Namespace) -> None:
+    """Take ~ for the home folder in every path, also where the shell leaves it as it is: in --out=~/run."""
+    for name, value in vars(arguments).items():
+        if isinstance(value, Path):
+            setattr(arguments, name, at_home(value))
+        elif isinstance(value, list):
+            setattr(arguments, name, [at_home(one) if isinstance(one, Path) else one for one in value])
+
+
+def at_home(path: Path) -> Path:
+    """The path with the home folder in place of a ~ at its start; as it is, where nobody has that name."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
 
 
 def discard(stream: TextIO) -> None:
@@ -102,6 +121,11 @@ def of_bad_input(error: Exception) -> UserError | None:
         )
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return UserError(f"{shown(error.filename, 100)}: longer than a path may be", "check the path")
+    if isinstance(error, ValueError) and "embedded null" in str(error):
+        return UserError("a path holds a character of code 0", "check the paths that were given, in files too")
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        place = f"{shown(error.filename)}: " if error.filename else ""
+        return UserError(f"{place}too many files are open", "allow more: ulimit -n 4096; the file itself may be well")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         place = f"{shown(error.filename)}: " if error.filename else ""
         return UserError(f"{place}{error.strerror}", "free disk space; a run then goes on with --resume", DISK)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import errno
 import io
 import math
 import re
@@ -205,6 +206,8 @@ def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
         line = error.object[: error.start].count(b"\n") + 1
         raise UserError(f"{path}, row {line}: not UTF-8 text", "save it as 'CSV UTF-8'") from None
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise  # it says nothing of this file
         raise UserError(
             f"{path}: could not be read: {error.strerror or error}", "check the path and the permissions"
         ) from None

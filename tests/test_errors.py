@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import errno
 import re
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from dusss_core import errors
 from dusss_core.commandline import add_debug, run
 from dusss_core.errors import CODES, NotFinite, UserError, code_of, told
+from dusss_core.manifest import read_manifest
 from feddusss import configfile
 from feddusss.command.dispatch import main as feddusss_main
 from server.__main__ import main
@@ -160,3 +162,33 @@ def test_a_full_disk_is_the_users_to_mend_whoever_meets_it_and_an_interruption_s
     assert raises(OSError(5, "Input/output error")) == 1
     assert raises(KeyboardInterrupt()) == 130 and capsys.readouterr().err.endswith("interrupted\n")
     assert raises(KeyboardInterrupt("go on")) == 130 and capsys.readouterr().err == "interrupted: go on\n"
+
+
+def test_too_many_open_files_and_a_path_with_a_zero_are_told_as_that(tmp_path, monkeypatch, capsys):
+    parser = argparse.ArgumentParser()
+    add_debug(parser)
+    manifest = tmp_path / "manifest.csv"
+    manifest.write_text("id,image\na,b\n")
+
+    def full(*args, **kwargs):
+        raise OSError(errno.EMFILE, "Too many open files", str(manifest))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_text", full)
+        assert run(lambda arguments: read_manifest(manifest), parser, []) == 2
+    told = capsys.readouterr().err
+    assert "too many files are open" in told and "ulimit -n" in told and "permissions" not in told
+    assert run(lambda arguments: Path("a\0b").stat(), parser, []) == 2
+    assert "a character of code 0" in capsys.readouterr().err
+
+
+def test_a_tilde_that_the_shell_leaves_is_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/of/nobody")
+    parser = argparse.ArgumentParser()
+    add_debug(parser)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--at", type=Path, nargs="*")
+    seen = []
+    assert run(seen.append, parser, ["--out=~/run", "--at", "~/a", "b~", "~no-such-account/c"]) == 0
+    assert seen[0].out == Path("/home/of/nobody/run")
+    assert seen[0].at == [Path("/home/of/nobody/a"), Path("b~"), Path("~no-such-account/c")]

@@ -33,7 +33,7 @@ def load_encoder_weights(encoder: nn.Module, name: str, weights: str, section: s
     Raises:
         UserError: weights that are missing, or of another network.
     """
-    tensors = _imagenet(name, section) if weights == IMAGENET else read_tensors(weights)[0]
+    tensors = _imagenet(name, section) if weights == IMAGENET else read_tensors(Path(weights).expanduser())[0]
     own = encoder.state_dict()
     fitting = {key: value for key, value in _for_its_channels(tensors, own).items() if _fits(value, own.get(key))}
     if len(fitting) < 0.5 * len(own):
@@ -50,7 +50,7 @@ def load_student_weights(student: nn.Module, path: str) -> None:
     Raises:
         UserError: a file that is missing, or another student's.
     """
-    tensors, _ = read_tensors(path)
+    tensors, _ = read_tensors(Path(path).expanduser())
     wanted = {name: tuple(value.shape) for name, value in student.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in tensors.items()}
     if found != wanted:

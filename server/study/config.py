@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import model_validator
 
+from dusss_core.commandline import at_home
 from dusss_core.config import VLM, Strict, TrainingConfig
 from dusss_core.errors import UserError
 from dusss_core.objectives import misfit
@@ -112,7 +113,7 @@ def load_study(path_or_preset: str | Path, overrides: Iterable[str] = ()) -> Stu
 
 def find_study(path_or_preset: str | Path) -> Path:
     """The path of a study file: as given, or among the installed presets (`demo`, `demo.yaml`, `configs/demo.yaml`)."""
-    path = Path(path_or_preset)
+    path = at_home(Path(path_or_preset))
     if path.is_file():
         return path.resolve()
     folder = Path(str(resources.files("configs")))

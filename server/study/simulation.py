@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
+from dusss_core.commandline import at_home
 from dusss_core.config import DEVICE, Strict
 from sites.partition import PartitionConfig
 from sites.synth.config import SynthConfig
@@ -33,6 +34,11 @@ class SourceConfig(Strict):
     """kind: lvit: column -> regular expression on the picture's name; its first group is the column's value."""
     text_column: str | None = None
     """kind: manifest: use this column as the sentence instead of `text`."""
+
+    @field_validator("path", "columns")
+    @classmethod
+    def _at_home(cls, path: Path | None) -> Path | None:
+        return path and at_home(path)
 
     @model_validator(mode="after")
     def _path_where_needed(self) -> SourceConfig:
@@ -86,7 +92,7 @@ class SimulationConfig(Strict):
     device: Device | list[Device] = "auto"
     """Device of every simulated site; of a list each site has one, in turn. auto: a GPU where there is one, and where
     there are several, each site has one, in turn. With `workers` the GPUs work side by side."""
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(None, ge=1, le=1024)
     """Threads of torch, in each worker; null: as torch chooses."""
     workers: int = Field(1, ge=1)
     """Sites that work at a time, each in a process of its own; with 1 they take turns in this process. Changes no bit

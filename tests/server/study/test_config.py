@@ -62,6 +62,9 @@ def test_an_unknown_preset_names_the_known_ones(tmp_path, monkeypatch):
             "pretrain: {uncertainty: {log_sigma_min: 1, log_sigma_max: -1}}",
             r"'pretrain\.uncertainty': log_sigma_min: 1 is above log_sigma_max: -1",
         ),
+        ("vlm: {text: {encoder: ''}}", r"'vlm\.text\.encoder': .*at least 1"),
+        ("student: {encoder: ''}", r"'student\.encoder': .*at least 1"),
+        ("simulation: {threads: 100000}", r"'simulation\.threads': .*1024"),
         ("personal: dito", r"'personal\.kind': .*\n  -> did you mean 'ditto'\?"),
     ],
 )
@@ -70,6 +73,15 @@ def test_a_mistake_is_told_with_file_and_key(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as told:
         load_study(path)
     assert str(path) in str(told.value)
+
+
+def test_a_tilde_is_the_home_folder_in_paths_of_a_study_and_of_set(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    data = "simulation: {data: {kind: manifest, path: ~/m.csv}}"
+    path = write(tmp_path, data)
+    assert load_study(f"~/{path.name}").simulation.data.path == tmp_path / "m.csv"
+    assert load_study(path, ["simulation.data.path=~/n.csv"]).simulation.data.path == tmp_path / "n.csv"
+    assert load_study(path, ["simulation.data.path=~nobody-here/n.csv"]).simulation.data.path.parts[0][0] == "~"
 
 
 @pytest.mark.parametrize("name", TABLE)
