@@ -129,23 +129,23 @@ def _check(arguments: argparse.Namespace) -> int:
     return cli.OK if report.fit else cli.USER_MUST_MEND
 
 
-COORDINATORS = ("federation", "data", "simulation", "deployment", "output")
-"""Sections of a study file that no hospital is sent, and that the coordinator's commands look into."""
-
-
 def _training(path: Path):
-    """The settings of a study file that reach a hospital.
+    """The settings of a study file that reach a hospital; into the coordinator's sections nobody looks here.
 
     Raises:
-        UserError: as `feddusss.configfile.load`, of all but what stands within COORDINATORS.
+        UserError: as `feddusss.configfile.load`.
     """
-    from pydantic import create_model
-
     from dusss_core.config import TrainingConfig
     from feddusss import configfile
 
-    others = dict.fromkeys(COORDINATORS, (Any, None))
-    return configfile.load(create_model("StudyFile", __base__=TrainingConfig, **others), path)
+    class StudyFile(TrainingConfig):
+        federation: Any = None
+        data: Any = None
+        simulation: Any = None
+        deployment: Any = None
+        output: Any = None
+
+    return configfile.load(StudyFile, path)
 
 
 def _import(arguments: argparse.Namespace) -> None:

@@ -70,8 +70,8 @@ def test_every_kind_of_file_that_a_command_reads_has_a_page():
         for path in (ROOT / room).rglob("*.py"):
             text = path.read_text("utf-8")
             read |= set(re.findall(r"configfile\.(?:load|parse)\(\s*(\w+)", text))
-    # TrainingConfig is the part of a study that `check --study` reads
-    assert read == {kind.schema.__name__ for kind in KINDS.values()} | {"TrainingConfig"}
+    # StudyFile is a study of which `check --study` reads a part, TrainingConfig
+    assert read == {kind.schema.__name__ for kind in KINDS.values()} | {"StudyFile"}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
