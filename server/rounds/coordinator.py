@@ -354,6 +354,8 @@ class Coordinator:
             self._say(f"warning: {missing}")
         self._run.outputs.finish(summary)
         self._reporter.on_evaluated(*evaluation_figures(replies, summary))
+        if alone := [name for name, site in summary.get("external_test", {}).items() if site["dice"] is not None]:
+            self._say(f"tested alone, so in neither mean nor worst: {', '.join(alone)}")
         if (own := summary.get("personal", {})).get("dice_mean") is not None:
             told = f"mean Dice {own['dice_mean']:.4f}, worst {own['dice_worst']:.4f}"
             self._say(f"students of the sites' own ({own['kind']}): {told}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import math
 import os
@@ -25,7 +26,7 @@ from server.deployment.watching import state_of_run
 from server.rounds.coordinator import RoundFailed
 from server.rounds.enough import check_enough
 from server.rounds.replies import LOST, Reply
-from server.runs.events import Reporter
+from server.runs.events import PlainReporter, Reporter
 from server.runs.runfolder import open_run
 from server.simulation.simulate import evaluate, simulate
 from tests.server.conftest import HOSPITALS, finals, make_study
@@ -164,9 +165,11 @@ def test_a_site_that_is_away_may_come_back_so_the_round_can_be_tried_again():
 
 def test_a_site_without_training_pictures_is_an_external_test(fake, quiet, tmp_path):
     only_test = [*HOSPITALS, {"name": "cedar", "train": 0, "val": 0, "test": 5}]
-    summary = simulate(make_study(only_test), tmp_path, reporter=quiet)
+    summary = simulate(make_study(only_test), tmp_path, reporter=PlainReporter(heard := io.StringIO()))
     assert set(summary["sites"]) == {"alder", "birch"}
     assert summary["external_test"]["cedar"]["n_test"] == 5
+    told = heard.getvalue()
+    assert "test cedar: Dice" in told and "tested alone, so in neither mean nor worst: cedar\n" in told
     assert {line["site"] for line in lines_of(tmp_path)} == {"alder", "birch", "*"}
 
 
