@@ -24,7 +24,7 @@ from client.privacy import paid
 from client.privacy.ledger import LedgerError
 from client.secure.part import Part
 from client.state.store import write_log
-from client.work import eligible, evaluation, observe, query, training, workbench
+from client.work import evaluation, observe, query, training, workbench
 from dusss_core.errors import NotFinite, UserError
 from dusss_core.quota import NoRoom
 from sites.config import SiteConfig, load_site
@@ -88,7 +88,7 @@ def _worked(request: Judged) -> tuple[RecordDict, Mapping[str, Any]]:
     if request.step is not None:
         part = Part(request)
         reply = part.answer(
-            check=lambda: eligible.check_can_train(request, bench),
+            check=lambda: training.check_can_train(request, bench),
             train=lambda: way.train(training.Round(request, bench)),
         )
         return reply, part.about()

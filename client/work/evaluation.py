@@ -13,7 +13,7 @@ from client.door.request import Judged
 from client.privacy.ledger import note_unpaid_by
 from client.work import personal
 from client.work.disclosure import open_figures
-from client.work.keeping import keep_finished_vlm, keep_fitted_student, keep_student
+from client.work.keeping import keep_finished_vlm, keep_fitted_student, keep_student, offer_own_student
 from client.work.training import keep_vlm, load_shared, prefixed
 from client.work.workbench import Workbench
 from dusss_core.files import with_prefix
@@ -56,7 +56,7 @@ def _validate(request: Judged, bench: Workbench) -> dict[str, float]:
     trainer, round = bench.trainer(request)
     load_shared(trainer, request, round)
     found = trainer.validate()
-    personal.offer(request, trainer, found)
+    offer_own_student(request, trainer, found)
     if round:
         bench.trainer_at = (request.run_key, request.phase, round)
     return prefixed("val", found)

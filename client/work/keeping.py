@@ -1,10 +1,12 @@
-"""Finished models as files at the site, each of which loads by itself. They are never sent.
+"""What a site keeps of models for itself, and never sends: finished ones, as files that each load by themselves, and in
+the run's state the best so far of its own.
 
-The state of a run goes when others need its room; these files stay.
+The state of a run goes when others need its room; the files stay.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +14,15 @@ from client.declined import Declined
 from client.door.request import Judged
 from client.state.store import student_path, write_log
 from client.work.workbench import Workbench
+from dusss_core.phases import Phase
 
 LEAST_TO_FIT = 2
 """Pictures that normalisation layers need at least."""
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from dusss_core.training.trainer import PhaseTrainer
 
 
 def keep_student(request: Judged, student: dict[str, Tensor]) -> None:
@@ -34,6 +39,22 @@ def keep_student(request: Judged, student: dict[str, Tensor]) -> None:
         header["site"] = request.site.site
     finished.write_student(path, finished.About.of(config, **header), finished.whole_student(config, student))
     write_log(request.site.state_dir, f"the finished student is in {path}")
+
+
+def offer_own_student(request: Judged, trainer: PhaseTrainer, figures: Mapping[str, float]) -> None:
+    """Keep this site's student of the round before, which has just been validated, if it is the best so far.
+
+    Args:
+        figures: of `trainer.validate`.
+
+    Raises:
+        UserError: the disk is full, or does not allow writing.
+    """
+    if request.phase != Phase.SEGMENT or not request.training.personal.beside or "personal_dice" not in figures:
+        return
+    student = trainer.personal_student()
+    if student is not None:
+        request.state.offer_personal(request.round - 1, student, figures["personal_dice"])
 
 
 def keep_own_student(request: Judged, student: dict[str, Tensor], round: int) -> None:

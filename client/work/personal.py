@@ -15,8 +15,8 @@ from client.door.machine import raise_full
 from client.door.request import Judged
 from client.privacy.ledger import note_unpaid_by
 from client.state.store import write_log
-from client.work.eligible import check_can_train
 from client.work.keeping import keep_own_student
+from client.work.training import check_can_train
 from client.work.workbench import Workbench
 from dusss_core.config import LEAST_BATCH
 from dusss_core.errors import UserError
@@ -24,24 +24,6 @@ from dusss_core.phases import Phase
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from dusss_core.training.trainer import PhaseTrainer
-
-
-def offer(request: Judged, trainer: PhaseTrainer, figures: Mapping[str, float]) -> None:
-    """Keep this site's student of the round before, which has just been validated, if it is the best so far.
-
-    Args:
-        figures: of `trainer.validate`.
-
-    Raises:
-        UserError: the disk is full, or does not allow writing.
-    """
-    if request.phase != Phase.SEGMENT or not request.training.personal.beside or "personal_dice" not in figures:
-        return
-    student = trainer.personal_student()
-    if student is not None:
-        request.state.offer_personal(request.round - 1, student, figures["personal_dice"])
 
 
 def figures(request: Judged, bench: Workbench, student: dict[str, Tensor], tested: Mapping[str, float]) -> dict:

@@ -12,12 +12,12 @@ from client.declined import Declined
 from client.door.machine import raise_full
 from client.door.request import Judged
 from client.privacy.ledger import note_unpaid_by
-from client.work import personal
 from client.work.disclosure import open_figures
-from client.work.eligible import check_can_train
+from client.work.keeping import offer_own_student
 from client.work.workbench import Workbench
 from dusss_core.config import LEAST_BATCH
-from dusss_core.sampling import steps_per_epoch
+from dusss_core.phases import Phase
+from dusss_core.sampling import labelled_per_step, steps_per_epoch
 from feddusss import compression, wire
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Round:
             raise_full(error, "runtime.eval_batch", self.bench.eval_batch(self.request.phase))
             raise
         if self.request.training.personal.beside:
-            personal.offer(self.request, self._trainer, figures)
+            offer_own_student(self.request, self._trainer, figures)
         return prefixed("val", figures)
 
     def train(self) -> tuple[dict[str, Tensor], dict[str, float]]:
@@ -144,6 +144,44 @@ class Round:
         exchanged = request.phase, request.round, request.model_digest, request.model, lost
         request.writes.append(request.disk.submit(request.state.save_exchanged, *exchanged))
         return update
+
+
+def check_can_train(request: Judged, bench: Workbench) -> None:
+    """Refuse a phase for which the site lacks the data.
+
+    Raises:
+        Declined: with what is missing.
+    """
+    from dusss_core.training import can_train
+
+    if reason := can_train(request.training, request.phase, bench.split("train")):
+        raise Declined(reason, abstains=True)
+    least = request.site.limits.min_labelled_per_step
+    if request.site.privacy.epsilon is None and 0 < _labelled_per_step(request, bench) < least:
+        # how many there are is left out, since it tells the number of pictures
+        raise Declined(
+            f"fewer labelled pictures per step than this site allows ({least}, limits.min_labelled_per_step)",
+            abstains=True,
+        )
+
+
+def _labelled_per_step(request: Judged, bench: Workbench) -> int:
+    """Labelled pictures of a step, each counted once; 0 where none is trained on."""
+    phase, config, train = request.phase, request.training, bench.split("train")
+    if phase.reads_sentences and not config.method.grounding_supervision:
+        return 0
+    usable, settings = phase.usable(train), phase.settings(config)
+    labelled = int((usable & train.labelled).sum())
+    other = int(usable.sum()) - labelled
+    if phase == Phase.SEGMENT:
+        from dusss_core.objectives import objective_of
+
+        kind = objective_of(config)
+        # with fewer others than these, as where only those with a sentence teach, a step has more labelled ones
+        drawn = kind.labelled_per_step(settings, labelled, 0 if kind.learns_from(config) == "none" else other)
+    else:
+        drawn = labelled_per_step(labelled, other, settings.batch, settings.labelled_share)
+    return min(drawn, bench.data.counts["n_labelled"])
 
 
 def keep_vlm(request: Judged) -> None:
