@@ -18,7 +18,7 @@ from client.state.store import write_log
 from client.work.keeping import keep_own_student
 from client.work.training import check_can_train
 from client.work.workbench import Workbench
-from dusss_core.config import LEAST_BATCH
+from dusss_core.config import LEAST_BATCH, TrainingConfig
 from dusss_core.errors import UserError
 from dusss_core.phases import Phase
 
@@ -89,7 +89,7 @@ def _fine_tuned(request: Judged, bench: Workbench, student: dict[str, Tensor]) -
         note_unpaid_by(request)  # before it trains: it may be killed meanwhile
         plain = on_labels_alone(config) if _can_compare(bench) else None
         own = bench.fine_tuned(request, student, shared_by=2 if plain else 1)
-        return own if plain is None else _better(request, bench, own, bench.fine_tuned(request, student, plain, 2))
+        return own if plain is None else _better(request, bench, own, student, plain)
     except (Declined, UserError) as why:
         write_log(request.site.state_dir, f"the final student was not fine-tuned here: {why}")
         return None
@@ -102,18 +102,30 @@ def _can_compare(bench: Workbench) -> bool:
     return bool(bench.split("train").labelled.any() and bench.split("val").masked.any())
 
 
-def _better(request: Judged, bench: Workbench, own: dict[str, Tensor], plain: dict[str, Tensor]) -> dict[str, Tensor]:
+def _better(
+    request: Judged, bench: Workbench, own: dict[str, Tensor], student: dict[str, Tensor], plain: TrainingConfig
+) -> dict[str, Tensor]:
     """Of the method's student and that of labels alone the one that this site's validation pictures speak for; the
-    method's of equals. Which it is stays at the site."""
+    method's of equals, and where labels alone give none. Which it is stays at the site.
+
+    Args:
+        plain: settings of the latter, which is made here from the final student.
+    """
     from dusss_core.training import evaluate_student
 
+    log = request.site.state_dir
+    try:
+        other = bench.fine_tuned(request, student, plain, 2)
+    except UserError as why:
+        write_log(log, f"fine-tuned with the method alone: on labels alone it gave no student: {why}")
+        return own
     config, val = request.training, bench.split("val")
     dice, dice_plain = (
-        evaluate_student(config, one, val, bench.device, bench.told, distances=False)["dice"] for one in (own, plain)
+        evaluate_student(config, one, val, bench.device, bench.told, distances=False)["dice"] for one in (own, other)
     )
     write_log(
-        request.site.state_dir,
+        log,
         f"fine-tuned with the method: Dice {dice:.3f} on validation pictures; on labels alone: {dice_plain:.3f}; kept: "
         + ("labels alone" if dice_plain > dice else "the method's"),
     )
-    return plain if dice_plain > dice else own
+    return other if dice_plain > dice else own

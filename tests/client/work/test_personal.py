@@ -6,9 +6,10 @@ import pytest
 
 from client.answer import answer
 from client.privacy.ledger import UNPAID, Ledger
-from client.work.workbench import forget
+from client.work.workbench import Workbench, forget
 from dusss_core import training
 from dusss_core.config import TrainingConfig
+from dusss_core.errors import NotFinite
 from dusss_core.files import digest_of_tensors, read_tensors
 from dusss_core.objectives import TABLE, objective_of, reads_sentences, with_objective
 from dusss_core.phases import Phase
@@ -100,6 +101,28 @@ def test_of_two_fine_tuned_students_a_site_keeps_the_one_that_its_validation_pic
     (file,) = own_students(site_file)
     assert digest_of_tensors(read_tensors(file)[0]) == digests[better]
     assert f"kept: {better}" in (site_file.parent / "state" / "log.txt").read_text()
+
+
+def test_where_labels_alone_give_no_student_a_site_keeps_the_methods(site_file, monkeypatch):
+    study = make_study(personal={"kind": "finetune", "labels_too": True}, student__norm="group").training()
+    asked = content(study.personal.model_dump(), what="test")
+    asked["config"]["training"] = study.model_copy(
+        update={"method": make_study(method={"preset": "mean_teacher"}).training().method}
+    ).model_dump_json()
+    true = Workbench.fine_tuned
+
+    def diverging(self, request, student, plain=None, shared_by=1):
+        if plain is not None:
+            raise NotFinite("the loss is not finite", "lower the learning rate")
+        return true(self, request, student, plain, shared_by)
+
+    monkeypatch.setattr(Workbench, "fine_tuned", diverging)
+    reply = answer("evaluate", asked, site_file)
+    assert declined(reply) is None and "personal.dice" in told(reply) and len(own_students(site_file)) == 1
+    assert (
+        "on labels alone it gave no student: the loss is not finite"
+        in (site_file.parent / "state" / "log.txt").read_text()
+    )
 
 
 @pytest.mark.parametrize("better", ["followed", "estimated"])
