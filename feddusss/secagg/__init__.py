@@ -6,7 +6,9 @@ reveals shares only for a set of survivors that a quorum signed.
 
     fixedpoint   numbers as integers modulo 2^64
     records      what travels, and what is signed
-    sharing      Shamir shares of secrets, sealed for their holders
+    curve        numbers and points of P-256
+    sharing      shares of secrets that their holders can check, sealed for them
+    complaints   a holder's proof that a share is wrong
     masking      key agreement, and masks from key streams
     member       a site's part
     convener     the coordinator's part
