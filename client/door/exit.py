@@ -61,7 +61,7 @@ def decline(site: SiteConfig | None, kind: str, why: Declined) -> RecordDict:
     reason, head = str(why), ""
     accused = {"accuses": why.accuses} if why.accuses else {}
     proved = {"complaints": why.complaints} if why.complaints else {}
-    noted = {name: content.decode() for name, content in proved.items()}
+    noted = {"complaints": why.complaints.decode()} if why.complaints else {}
     if site is not None:
         write_log(site.state_dir, f"{kind}: declined: {reason}")
         try:

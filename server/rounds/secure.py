@@ -23,17 +23,7 @@ from feddusss import standing, wire
 from feddusss.secagg.convener import Convener
 from feddusss.secagg.fixedpoint import FRACTION_BITS, OutOfRange, decode
 from feddusss.secagg.member import default_threshold
-from feddusss.secagg.records import (
-    Advert,
-    Dealing,
-    Occasion,
-    Record,
-    Refused,
-    Revealed,
-    Vote,
-    dump,
-    parse,
-)
+from feddusss.secagg.records import Advert, Dealing, Occasion, Record, Refused, Revealed, Vote, dump, parse
 from feddusss.wire import is_statistic
 from server.rounds.accusations import judge, proofs
 from server.rounds.aggregation import SiteModel
